@@ -1,0 +1,48 @@
+"""What can go wrong, as values: what happened, where, and the next step. One class for each exit code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class QspecError(Exception):
+    """A failure that the user can act on; the command line prints it without a traceback.
+
+    what:  one sentence, no trailing period needed.
+    where: the file, tensor, line or module concerned.
+    hint:  the next step.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.hint:
+            lines.append(f"  next:  {self.hint}")
+        return "\n".join(lines)
+
+
+class InputError(QspecError):
+    """An input is missing, corrupt or of the wrong kind (exit 3)."""
+
+
+class MachineError(QspecError):
+    """The machine failed: out of memory, disk full, no such device (exit 3)."""
+
+
+class NumericsError(QspecError):
+    """A number that cannot be right: NaN, Inf, a matrix that stays singular, a function that changed (exit 3)."""
+
+
+class UsageError(QspecError):
+    """The command line was not understood (exit 2)."""
+
+    exit_code: ClassVar[int] = 2

@@ -1,0 +1,116 @@
+"""Number formats, granularities and schemes, as frozen values. No torch: the front end reads these too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """A storage format for one number.
+
+    name: as written in a recipe. bits: storage bits a value. kind: "int" (two's complement, qmin < 0), "uint" or "float".
+    qmin, qmax: the smallest and largest code (for floats: the largest magnitude, with its sign).
+    """
+
+    name: str
+    kind: Literal["int", "uint", "float"]
+    bits: int
+    qmin: float
+    qmax: float
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _int(bits: int) -> NumberFormat:
+    return NumberFormat(f"int{bits}", "int", bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+NUMBER_FORMATS: dict[str, NumberFormat] = {
+    f.name: f
+    for f in (
+        *(_int(bits) for bits in range(2, 9)),
+        NumberFormat("uint4", "uint", 4, 0, 15),
+        NumberFormat("fp8_e4m3", "float", 8, -448, 448),
+        NumberFormat("nvfp4", "float", 4, -6, 6),
+        NumberFormat("mxfp4", "float", 4, -6, 6),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """Which values share one scale.
+
+    kind "tensor": all. "channel": one output channel (a row of W [out, in]). "token": one row of X [tokens, in].
+    "group": `size` consecutive input channels of one row. "block": rows x cols tiles of W.
+    """
+
+    kind: Literal["tensor", "channel", "token", "group", "block"]
+    size: int = 0
+    rows: int = 0
+
+    def __str__(self) -> str:
+        if self.kind == "group":
+            return f"per group {self.size}"
+        if self.kind == "block":
+            return f"per block {self.rows}x{self.size}"
+        return f"per {self.kind}"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How the range is cut before rounding: "none", a fixed "ratio" of the largest magnitude, or searched by "mse"."""
+
+    kind: Literal["none", "ratio", "mse"] = "none"
+    ratio: float = 1.0
+
+    def __str__(self) -> str:
+        return f"clip {self.ratio:g}" if self.kind == "ratio" else f"clip {self.kind}"
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """How one operand is stored: number format, granularity, symmetric or not, and clip."""
+
+    number: NumberFormat
+    granularity: Granularity
+    symmetric: bool = True
+    clip: Clip = Clip()
+
+    def __str__(self) -> str:
+        text = f"{self.number} {self.granularity} {'symmetric' if self.symmetric else 'asymmetric'}"
+        return text if self.clip.kind == "none" else f"{text} {self.clip}"
+
+    def group(self, columns: int) -> int:
+        """Number of consecutive input channels that share a scale, for a row of `columns` values."""
+        return self.granularity.size if self.granularity.kind == "group" else columns
+
+    def scale_bits(self) -> int:
+        """Bits of one stored weight scale: float16 for groups, where they cost; float32 otherwise."""
+        return 16 if self.granularity.kind == "group" else 32
+
+    def stored_bits(self, rows: int, columns: int) -> int:
+        """True bits of a [rows, columns] weight: codes, scales and zero points.
+
+        int4 group 128 is 4 + 16/128 = 4.125 bits a weight; asymmetric adds a zero point of the format's own width.
+        """
+        groups = 1 if self.granularity.kind == "tensor" else rows * (columns // self.group(columns))
+        zeros = 0 if self.symmetric else groups * self.number.bits
+        return rows * columns * self.number.bits + groups * self.scale_bits() + zeros
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A named pair of operand formats; `activations` None means 16-bit activations (W4A16)."""
+
+    name: str
+    weights: TensorFormat
+    activations: TensorFormat | None = None
+
+    @property
+    def label(self) -> str:
+        """The field's shorthand: W4A4, W8A8, W4A16."""
+        return f"W{self.weights.number.bits}A{self.activations.number.bits if self.activations else 16}"

@@ -1,0 +1,165 @@
+"""The resolved recipe: what a `.qs` file means, as frozen values with the spans they came from.
+
+Plain dataclasses with `annotated_types` constraints, not pydantic models: importing pydantic alone costs more than the
+0.2 s that `qspec check` may take. pydantic reads these same classes (`TypeAdapter`) where its import does not hurt: the
+JSON schema and the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from qspec.diagnostics import Span
+from qspec.formats import Scheme
+from qspec.language.selectors import Selector
+
+
+class Fact(str, Enum):
+    """What holds for a module between two passes; a pass requires, establishes and clears facts."""
+
+    FLOAT_WEIGHTS = "float_weights"  # the weights are not codes yet
+    PLAIN_INPUT = "plain_input"  # nothing is computed online on the module's input
+    CODES = "codes"  # the weights are quantized
+
+
+INITIAL_FACTS = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT})
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of every pass in `qspec.passes`: its fields are its parameters, its class variables its contract.
+
+    A subclass is a frozen dataclass in a file of the pass's name; it adds `rewrite`, which the compiler calls.
+    """
+
+    requires: ClassVar[frozenset[Fact]] = frozenset()
+    establishes: ClassVar[frozenset[Fact]] = frozenset()
+    clears: ClassVar[frozenset[Fact]] = frozenset()
+    quantizes: ClassVar[bool] = False  # turns weights into codes
+    transform: ClassVar[Literal["none", "rotate", "rotate_permute_rotate"]] = "none"  # left online on the input
+
+    def rewrite(self, block: Any, uses: Any) -> None:
+        """Rewrites the selected linears of one block; see `qspec.passes.base.Block`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    id: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
+class NamedText:
+    """A text data set by name, such as wikitext2."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class FileText:
+    """A local text file, or the field of a JSON-lines file. Relative paths start at the recipe's folder."""
+
+    path: str
+    field: str | None = None
+
+
+TextSource = NamedText | FileText
+
+
+@dataclass(frozen=True)
+class MaskDistribution:
+    """Share of tokens masked: "uniform" draws t ~ U(low, high) per sample; "fixed" is low = high; "none" is clean text."""
+
+    kind: Literal["uniform", "fixed", "none"] = "uniform"
+    low: Annotated[float, Ge(0), Le(1)] = 0.0
+    high: Annotated[float, Ge(0), Le(1)] = 1.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    text: TextSource = NamedText("wikitext2")
+    samples: Annotated[int, Ge(1), Le(65536)] = 128
+    length: Annotated[int, Ge(8), Le(131072)] = 2048
+    mask: MaskDistribution = MaskDistribution()
+    seed: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`layers SELECTOR use SCHEME` or `layers SELECTOR keep` (scheme None)."""
+
+    selector: Selector
+    scheme: Scheme | None
+    text: str  # the statement in canonical form
+    span: Span = field(compare=False)
+
+
+@dataclass(frozen=True)
+class PassUse:
+    """`apply NAME(params) on SELECTOR`."""
+
+    name: str
+    params: Pass
+    selector: Selector
+    text: str
+    span: Span = field(compare=False)
+
+
+@dataclass(frozen=True)
+class NelboRequest:
+    text: TextSource = NamedText("wikitext2")
+    samples: Annotated[int, Ge(1), Le(65536)] = 64
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """One task with the sampler settings of the paper; limit None means every item."""
+
+    name: str
+    shots: Annotated[int, Ge(0), Le(64)] = 0
+    length: Annotated[int, Gt(0), Le(8192)] = 256
+    steps: Annotated[int, Gt(0), Le(8192)] = 256
+    block: Annotated[int, Gt(0), Le(8192)] = 32
+    limit: Annotated[int, Gt(0)] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    nelbo: tuple[NelboRequest, ...] = ()
+    tasks: tuple[TaskRequest, ...] = ()
+
+
+TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
+REGIMES: Mapping[str, tuple[int, int]] = {  # name -> tokens a forward pass carries, from and to
+    "block_decode": (4, 64),
+    "full_sequence": (300, 8000),
+}
+
+
+@dataclass(frozen=True)
+class Emit:
+    targets: tuple[str, ...] = ("sm_90",)
+    regimes: tuple[str, ...] = ("full_sequence",)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A whole recipe, resolved: parameters set, bases flattened, defaults filled in."""
+
+    name: str
+    family: str
+    model: ModelRef
+    calibrate: Calibration
+    schemes: Mapping[str, Scheme]
+    rules: tuple[Rule, ...]
+    passes: tuple[PassUse, ...]
+    evaluate: Evaluation
+    emit: Emit
+    source: str = field(compare=False, default="")  # path of the recipe
+    text: str = field(compare=False, default="")  # its flattened, canonical text

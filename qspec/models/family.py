@@ -1,0 +1,120 @@
+"""Families of diffusion LLMs as data: config keys -> shape, roles -> tensor names. No torch.
+
+A family is one small file beside this one. Everything else (our decoder, the checkpoint reader, the plan) reads the
+`Family` value, so nothing dispatches on names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a module is for: `blocks[3].attention.q`, `blocks[3].mlp.experts[5].down`, `head`, `embedding`.
+
+    block, expert: indices or None. part: "attention.q", "mlp.down", "mlp.experts.down", "head", "embedding".
+    """
+
+    part: str
+    block: int | None = None
+    expert: int | None = None
+
+    def __str__(self) -> str:
+        part = self.part if self.expert is None else self.part.replace("experts", f"experts[{self.expert}]")
+        return part if self.block is None else f"blocks[{self.block}].{part}"
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Everything our decoder needs to know, read from a config.json.
+
+    width d, heads, kv_heads, head_width; ffn width; vocab: rows of the embedding (LLaDA's embedding_size can exceed its
+    vocab_size). shift: logits at position i predict token i + 1 (Dream). Token ids are those of the tokenizer.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    ffn: int
+    vocab: int
+    max_length: int
+    norm_eps: float
+    rope_theta: float
+    qkv_bias: bool
+    bias: bool
+    tied: bool
+    shift: bool
+    mask_token: int
+    eos_token: int
+    pad_token: int
+
+
+@dataclass(frozen=True)
+class ModuleEntry:
+    """One quantizable module: a linear W [out, in], the embedding [vocab, width] or the head [vocab, width].
+
+    module: its name in the checkpoint, without `.weight`. site: the name of the input that it reads; the linears of one
+    site (q, k, v; gate, up) see the same activations. Empty for the embedding.
+    """
+
+    role: Role
+    module: str
+    out_features: int
+    in_features: int
+    bias: bool
+    site: str
+
+    @property
+    def weights(self) -> int:
+        return self.out_features * self.in_features
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family: how to recognise its config, read its shape and name its tensors.
+
+    blocks: prefix of the list of blocks. parts: part of a block -> module name below `blocks.N`; linears and norms.
+    globals: embedding, final_norm, head -> module name.
+    """
+
+    name: str
+    recognises: Callable[[Mapping[str, Any]], bool]
+    shape: Callable[[Mapping[str, Any]], DecoderShape]
+    blocks: str
+    parts: Mapping[str, str]
+    globals: Mapping[str, str]
+
+    def module(self, role: Role) -> str:
+        """The checkpoint's name for a role, without `.weight`."""
+        if role.block is None:
+            return self.globals[role.part]
+        return f"{self.blocks}.{role.block}.{self.parts[role.part]}"
+
+    def modules(self, shape: DecoderShape) -> tuple[ModuleEntry, ...]:
+        """Every quantizable module in forward order: embedding, blocks, head."""
+        d, kv, f = shape.width, shape.kv_heads * shape.head_width, shape.ffn
+        q = shape.heads * shape.head_width
+        linears = (  # part, out, in, bias, site
+            ("attention.q", q, d, shape.qkv_bias, "attention.input"),
+            ("attention.k", kv, d, shape.qkv_bias, "attention.input"),
+            ("attention.v", kv, d, shape.qkv_bias, "attention.input"),
+            ("attention.o", d, q, shape.bias, "attention.mixed"),
+            ("mlp.gate", f, d, shape.bias, "mlp.input"),
+            ("mlp.up", f, d, shape.bias, "mlp.input"),
+            ("mlp.down", d, f, shape.bias, "mlp.gated"),
+        )
+        entries = [self._entry(Role("embedding"), shape.vocab, d, False, "")]
+        for block in range(shape.layers):
+            for part, rows, columns, bias, site in linears:
+                entries.append(self._entry(Role(part, block), rows, columns, bias, f"blocks[{block}].{site}"))
+        if not shape.tied:
+            entries.append(self._entry(Role("head"), shape.vocab, d, False, "head.input"))
+        return tuple(entries)
+
+    def _entry(self, role: Role, rows: int, columns: int, bias: bool, site: str) -> ModuleEntry:
+        return ModuleEntry(role, self.module(role), rows, columns, bias, site)
