@@ -95,6 +95,23 @@ class Family:
             return self.globals[role.part]
         return f"{self.blocks}.{role.block}.{self.parts[role.part]}"
 
+    def norms(self, shape: DecoderShape) -> tuple[Role, ...]:
+        """Every normalisation, each a vector of `width` weights, in forward order."""
+        parts = [part for part in self.parts if part.endswith(".norm")]
+        in_blocks = [Role(part, block) for block in range(shape.layers) for part in parts]
+        return (*in_blocks, Role("final_norm"))
+
+    def tensors(self, shape: DecoderShape) -> dict[str, tuple[int, ...]]:
+        """The whole checkpoint: tensor name -> shape."""
+        table: dict[str, tuple[int, ...]] = {}
+        for entry in self.modules(shape):
+            table[f"{entry.module}.weight"] = (entry.out_features, entry.in_features)
+            if entry.bias:
+                table[f"{entry.module}.bias"] = (entry.out_features,)
+        for role in self.norms(shape):
+            table[f"{self.module(role)}.weight"] = (shape.width,)
+        return table
+
     def modules(self, shape: DecoderShape) -> tuple[ModuleEntry, ...]:
         """Every quantizable module in forward order: embedding, blocks, head."""
         d, kv, f = shape.width, shape.kv_heads * shape.head_width, shape.ffn

@@ -1,0 +1,260 @@
+"""Our decoder: one bidirectional transformer for every dense family, built from (Family, DecoderShape).
+
+Its submodules carry the checkpoint's own names, so `state_dict()` is the published layout. One block, for x [b, t, d]:
+
+    h = RMSNorm(x);  q, k, v = h Wq^T, h Wk^T, h Wv^T;  x <- x + softmax(rope(q) rope(k)^T / sqrt(head width)) v Wo^T
+    h = RMSNorm(x);  x <- x + (silu(h Wg^T) * (h Wu^T)) Wd^T
+
+There is no causal mask: every token sees every real token (LLaDA, arXiv 2502.09992). Norms and rotary positions
+(arXiv 2104.09864, halves rotated as one) are computed in float32, or in float64 where the model is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qspec.errors import InputError
+from qspec.models.family import DecoderShape, Family, Role
+
+
+class DecoderOutput(NamedTuple):
+    """logits [b, t, vocab], in the model's dtype."""
+
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What every block of one forward pass shares.
+
+    cos, sin: float32 [1 or b, 1, t, head width]. mask: bool [b, 1, 1, t], True where a key is real; None when all are.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+
+
+class RMSNorm(nn.Module):
+    """y = weight * x / sqrt(mean(x^2) + eps) over the last axis, the quotient rounded to x's dtype first (arXiv 1910.07467)."""
+
+    def __init__(
+        self, width: int, eps: float, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = _wide(x)
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+class DecoderBlock(nn.Module):
+    """One transformer block; its linears and norms are reached by part: "attention.q", "mlp.norm", "mlp.down"."""
+
+    def __init__(self, family: Family, shape: DecoderShape) -> None:
+        super().__init__()
+        self.paths = dict(family.parts)
+        self.heads, self.kv_heads, self.head_width = shape.heads, shape.kv_heads, shape.head_width
+
+    def part(self, name: str) -> nn.Module:
+        return self.get_submodule(self.paths[name])
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Puts another module in a part's place, under the same checkpoint name."""
+        _attach(self, self.paths[name], module)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        x = x + self.attention(self.part("attention.norm")(x), context)
+        return x + self.mlp(self.part("mlp.norm")(x))
+
+    def attention(self, h: Tensor, context: AttentionContext) -> Tensor:
+        """h [b, t, d], normed -> [b, t, d]."""
+        q, k, v = project([self.part(f"attention.{name}") for name in "qkv"], h)
+        q = rotate(self._heads(q, self.heads), context)
+        k = rotate(self._heads(k, self.kv_heads), context)
+        mixed = functional.scaled_dot_product_attention(
+            q, k, self._heads(v, self.kv_heads), attn_mask=context.mask, enable_gqa=self.heads != self.kv_heads
+        )
+        mixed = mixed.transpose(1, 2).reshape(h.shape[0], h.shape[1], -1)  # [b, t, heads * head width]
+        return cast(Tensor, self.part("attention.o")(mixed))
+
+    def mlp(self, h: Tensor) -> Tensor:
+        """h [b, t, d], normed -> [b, t, d]."""
+        gate, up = project([self.part("mlp.gate"), self.part("mlp.up")], h)
+        return cast(Tensor, self.part("mlp.down")(functional.silu(gate) * up))
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.head_width)).transpose(1, 2)  # [b, heads, t, head width]
+
+
+class Decoder(nn.Module):
+    """A whole model. Weights are torch's default initialisation until they are loaded or trained."""
+
+    def __init__(
+        self,
+        family: Family,
+        shape: DecoderShape,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.family, self.shape = family, shape
+        blocks = nn.ModuleList(DecoderBlock(family, shape) for _ in range(shape.layers))
+        _attach(self, family.blocks, blocks)
+        for entry in family.modules(shape):
+            if entry.role.part == "embedding":
+                module: nn.Module = nn.Embedding(entry.out_features, entry.in_features, device=device, dtype=dtype)
+            else:
+                module = nn.Linear(
+                    entry.in_features, entry.out_features, bias=entry.bias, device=device, dtype=dtype
+                )
+            _attach(self, entry.module, module)
+        for role in family.norms(shape):
+            _attach(self, family.module(role), RMSNorm(shape.width, shape.norm_eps, device=device, dtype=dtype))
+
+    @property
+    def blocks(self) -> list[DecoderBlock]:
+        return list(cast(nn.ModuleList, self.get_submodule(self.family.blocks)))  # type: ignore[arg-type]
+
+    @property
+    def embedding(self) -> nn.Module:
+        return self.module(Role("embedding"))
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.module(Role("final_norm"))
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The LM head; None where it is tied to the embedding."""
+        return None if self.shape.tied else self.module(Role("head"))
+
+    def module(self, role: Role) -> nn.Module:
+        """The module of a role, whether a block's part or a global one."""
+        return self.get_submodule(self.family.module(role))
+
+    def replace(self, role: Role, module: nn.Module) -> None:
+        """Puts another module in a role's place, under the same checkpoint name."""
+        _attach(self, self.family.module(role), module)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """ids [b, t] -> x [b, t, d]."""
+        return cast(Tensor, self.embedding(input_ids))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """x [..., d] after the last block -> logits [..., vocab]."""
+        x = self.final_norm(x)
+        head = self.head
+        if head is None:
+            return functional.linear(x, cast(Tensor, self.embedding.weight))
+        return cast(Tensor, head(x))
+
+    def context(
+        self, ids_or_shape: Tensor | Sequence[int], attention_mask: Tensor | None = None
+    ) -> AttentionContext:
+        """Rotary tables and padding mask for ids [b, t], or for a shape (b, t) on the embedding's device.
+
+        attention_mask: [b, t], nonzero = real. Positions count real tokens only, so that a padded row computes what the
+        row alone would, wherever its padding stands. Errors: InputError for a mask of another shape or a row without tokens.
+        """
+        if isinstance(ids_or_shape, Tensor):
+            (batch, length), device = ids_or_shape.shape, ids_or_shape.device
+        else:
+            (batch, length), device = ids_or_shape, cast(Tensor, self.embedding.weight).device
+        positions = torch.arange(length, device=device).unsqueeze(0)
+        if attention_mask is None:
+            return AttentionContext(*self._rotary(positions), None)
+        real = _padding(attention_mask, batch, length).to(device)
+        if bool(real.all()):
+            return AttentionContext(*self._rotary(positions), None)
+        positions = (real.cumsum(-1) - 1).clamp(min=0)
+        return AttentionContext(*self._rotary(positions), real[:, None, None, :])
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """ids [b, t] -> x [b, t, d] after the last block, before the final norm: `finish` turns any slice into logits."""
+        context = self.context(input_ids, attention_mask)
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x, context)
+        return x
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> DecoderOutput:
+        return DecoderOutput(self.finish(self.hidden(input_ids, attention_mask)))
+
+    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of position * theta^(-2i / head width) for positions [b, t]; both halves hold the same angles."""
+        half = torch.arange(0, self.shape.head_width, 2, device=positions.device, dtype=torch.float32)
+        frequencies = 1.0 / (self.shape.rope_theta ** (half / self.shape.head_width))
+        angles = positions.unsqueeze(-1).float() * frequencies  # [b, t, head width / 2]
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, context: AttentionContext) -> Tensor:
+    """Rotary positions of x [b, heads, t, head width]: x cos + (-x2, x1) sin with x = (x1, x2), in float32."""
+    wide = _wide(x)
+    first, second = wide.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (wide * context.cos + turned * context.sin).to(x.dtype)
+
+
+def project(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """Each linear's output for one shared input.
+
+    A quantized linear transforms and quantizes its input (`prepare`) before it multiplies; linears whose transform and
+    activation format agree share one prepared input.
+    """
+    outputs: list[Tensor] = []
+    prepared: list[tuple[nn.Module, object]] = []
+    for linear in linears:
+        if not hasattr(linear, "prepare"):
+            outputs.append(linear(x))
+            continue
+        ready = next((value for other, value in prepared if _same_input(other, linear)), None)
+        if ready is None:
+            ready = linear.prepare(x)
+            prepared.append((linear, ready))
+        outputs.append(linear.multiply(ready))  # type: ignore[operator]
+    return outputs
+
+
+def _same_input(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two quantized linears prepare their input identically: the same row kernel and the same transform."""
+    return one.kernels.row == other.kernels.row and one.transform is other.transform  # type: ignore[union-attr]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _padding(attention_mask: Tensor, batch: int, length: int) -> Tensor:
+    if tuple(attention_mask.shape) != (batch, length):
+        raise InputError(
+            f"attention_mask has shape {list(attention_mask.shape)}, the ids [{batch}, {length}]",
+            hint="give one value for each token: 1 for a real token, 0 for padding",
+        )
+    real = attention_mask != 0
+    if not bool(real.any(-1).all()):
+        raise InputError("attention_mask marks every token of a row as padding", hint="drop the empty row")
+    return real
+
+
+def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Sets root.path = module, making plain containers on the way."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        child = root._modules.get(parent)
+        if child is None:
+            child = nn.Module()
+            root.add_module(parent, child)
+        root = child
+    root.add_module(name, module)
