@@ -1,19 +1,22 @@
 """Our decoder: one bidirectional transformer for every dense family, built from (Family, DecoderShape).
 
-Its submodules carry the checkpoint's own names, so `state_dict()` is the published layout. One block, for x [b, t, d]:
+Its submodules carry the checkpoint's own names, so `state_dict()` is the published layout. One block, for
+x [b, t, d]:
 
-    h = RMSNorm(x);  q, k, v = h Wq^T, h Wk^T, h Wv^T;  x <- x + softmax(rope(q) rope(k)^T / sqrt(head width)) v Wo^T
-    h = RMSNorm(x);  x <- x + (silu(h Wg^T) * (h Wu^T)) Wd^T
+    h = RMSNorm(x)    q, k, v = h Wq^T, h Wk^T, h Wv^T
+    x <- x + softmax(rope(q) rope(k)^T / sqrt(head width)) v Wo^T
+    h = RMSNorm(x)    x <- x + (silu(h Wg^T) * (h Wu^T)) Wd^T
 
-There is no causal mask: every token sees every real token (LLaDA, arXiv 2502.09992). Norms and rotary positions
-(arXiv 2104.09864, halves rotated as one) are computed in float32, or in float64 where the model is float64.
+There is no causal mask: every token sees every real token (LLaDA, arXiv 2502.09992). Norms and rotary
+positions (arXiv 2104.09864, first half of a head paired with its second) are computed in float32, or in
+float64 where the model is float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,10 @@ from torch.nn import functional
 
 from qspec.errors import InputError
 from qspec.models.family import DecoderShape, Family, Role
+
+if TYPE_CHECKING:
+    from qspec.catalog import LayerKernels
+    from qspec.transforms import InputTransform
 
 
 class DecoderOutput(NamedTuple):
@@ -33,7 +40,8 @@ class DecoderOutput(NamedTuple):
 class AttentionContext:
     """What every block of one forward pass shares.
 
-    cos, sin: float32 [1 or b, 1, t, head width]. mask: bool [b, 1, 1, t], True where a key is real; None when all are.
+    cos, sin: float32 [1 or b, 1, t, head width]. mask: bool [b, 1, 1, t], True where a key is real; None when
+    all are.
     """
 
     cos: Tensor
@@ -42,10 +50,17 @@ class AttentionContext:
 
 
 class RMSNorm(nn.Module):
-    """y = weight * x / sqrt(mean(x^2) + eps) over the last axis, the quotient rounded to x's dtype first (arXiv 1910.07467)."""
+    """y = weight * x / sqrt(mean(x^2) + eps) over the last axis (arXiv 1910.07467).
+
+    The quotient is computed wide and rounded to x's dtype before the weight multiplies it, as LLaDA has it.
+    """
 
     def __init__(
-        self, width: int, eps: float, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        width: int,
+        eps: float,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.eps = eps
@@ -58,7 +73,7 @@ class RMSNorm(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """One transformer block; its linears and norms are reached by part: "attention.q", "mlp.norm", "mlp.down"."""
+    """One transformer block; its linears and norms are reached by part: "attention.q", "mlp.norm"."""
 
     def __init__(self, family: Family, shape: DecoderShape) -> None:
         super().__init__()
@@ -81,8 +96,9 @@ class DecoderBlock(nn.Module):
         q, k, v = project([self.part(f"attention.{name}") for name in "qkv"], h)
         q = rotate(self._heads(q, self.heads), context)
         k = rotate(self._heads(k, self.kv_heads), context)
+        v = self._heads(v, self.kv_heads)
         mixed = functional.scaled_dot_product_attention(
-            q, k, self._heads(v, self.kv_heads), attn_mask=context.mask, enable_gqa=self.heads != self.kv_heads
+            q, k, v, attn_mask=context.mask, enable_gqa=self.heads != self.kv_heads
         )
         mixed = mixed.transpose(1, 2).reshape(h.shape[0], h.shape[1], -1)  # [b, t, heads * head width]
         return cast(Tensor, self.part("attention.o")(mixed))
@@ -93,7 +109,7 @@ class DecoderBlock(nn.Module):
         return cast(Tensor, self.part("mlp.down")(functional.silu(gate) * up))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.head_width)).transpose(1, 2)  # [b, heads, t, head width]
+        return x.view(*x.shape[:-1], heads, self.head_width).transpose(1, 2)  # [b, heads, t, head width]
 
 
 class Decoder(nn.Module):
@@ -111,15 +127,14 @@ class Decoder(nn.Module):
         blocks = nn.ModuleList(DecoderBlock(family, shape) for _ in range(shape.layers))
         _attach(self, family.blocks, blocks)
         for entry in family.modules(shape):
+            rows, columns = entry.out_features, entry.in_features
             if entry.role.part == "embedding":
-                module: nn.Module = nn.Embedding(entry.out_features, entry.in_features, device=device, dtype=dtype)
+                module: nn.Module = nn.Embedding(rows, columns, device=device, dtype=dtype)
             else:
-                module = nn.Linear(
-                    entry.in_features, entry.out_features, bias=entry.bias, device=device, dtype=dtype
-                )
+                module = nn.Linear(columns, rows, bias=entry.bias, device=device, dtype=dtype)
             _attach(self, entry.module, module)
         for role in family.norms(shape):
-            _attach(self, family.module(role), RMSNorm(shape.width, shape.norm_eps, device=device, dtype=dtype))
+            _attach(self, family.module(role), RMSNorm(shape.width, shape.norm_eps, device, dtype))
 
     @property
     def blocks(self) -> list[DecoderBlock]:
@@ -163,8 +178,9 @@ class Decoder(nn.Module):
     ) -> AttentionContext:
         """Rotary tables and padding mask for ids [b, t], or for a shape (b, t) on the embedding's device.
 
-        attention_mask: [b, t], nonzero = real. Positions count real tokens only, so that a padded row computes what the
-        row alone would, wherever its padding stands. Errors: InputError for a mask of another shape or a row without tokens.
+        attention_mask: [b, t], nonzero = real. Positions count real tokens only, so that a padded row
+        computes what the row alone would, wherever its padding stands. Errors: InputError for a mask of
+        another shape or a row without tokens.
         """
         if isinstance(ids_or_shape, Tensor):
             (batch, length), device = ids_or_shape.shape, ids_or_shape.device
@@ -174,13 +190,13 @@ class Decoder(nn.Module):
         if attention_mask is None:
             return AttentionContext(*self._rotary(positions), None)
         real = _padding(attention_mask, batch, length).to(device)
-        if bool(real.all()):
+        if not real.is_meta and bool(real.all()):
             return AttentionContext(*self._rotary(positions), None)
         positions = (real.cumsum(-1) - 1).clamp(min=0)
         return AttentionContext(*self._rotary(positions), real[:, None, None, :])
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """ids [b, t] -> x [b, t, d] after the last block, before the final norm: `finish` turns any slice into logits."""
+        """ids [b, t] -> x [b, t, d] after the last block; `finish` turns any slice of it into logits."""
         context = self.context(input_ids, attention_mask)
         x = self.embed(input_ids)
         for block in self.blocks:
@@ -191,45 +207,53 @@ class Decoder(nn.Module):
         return DecoderOutput(self.finish(self.hidden(input_ids, attention_mask)))
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of position * theta^(-2i / head width) for positions [b, t]; both halves hold the same angles."""
+        """cos and sin of position * theta^(-2i / head width), i < head width / 2, for positions [b, t]."""
         half = torch.arange(0, self.shape.head_width, 2, device=positions.device, dtype=torch.float32)
         frequencies = 1.0 / (self.shape.rope_theta ** (half / self.shape.head_width))
         angles = positions.unsqueeze(-1).float() * frequencies  # [b, t, head width / 2]
-        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # both halves of a head turn alike
         return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, context: AttentionContext) -> Tensor:
-    """Rotary positions of x [b, heads, t, head width]: x cos + (-x2, x1) sin with x = (x1, x2), in float32."""
+    """Rotary positions of x [b, heads, t, head width]: x cos + (-x2, x1) sin with x = (x1, x2)."""
     wide = _wide(x)
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (wide * context.cos + turned * context.sin).to(x.dtype)
 
 
-def project(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """Each linear's output for one shared input.
+class QuantizedLinear(Protocol):
+    """A linear that transforms and quantizes its input (`prepare`) before it multiplies."""
 
-    A quantized linear transforms and quantizes its input (`prepare`) before it multiplies; linears whose transform and
-    activation format agree share one prepared input.
-    """
+    kernels: LayerKernels
+    transform: InputTransform | None
+
+    def prepare(self, x: Tensor) -> object: ...
+
+    def multiply(self, prepared: object) -> Tensor: ...
+
+
+def project(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """Each linear's output for one shared input; quantized linears that prepare it alike prepare it once."""
     outputs: list[Tensor] = []
-    prepared: list[tuple[nn.Module, object]] = []
+    prepared: list[tuple[QuantizedLinear, object]] = []
     for linear in linears:
         if not hasattr(linear, "prepare"):
             outputs.append(linear(x))
             continue
-        ready = next((value for other, value in prepared if _same_input(other, linear)), None)
+        quantized = cast(QuantizedLinear, linear)
+        ready = next((value for other, value in prepared if _same_input(other, quantized)), None)
         if ready is None:
-            ready = linear.prepare(x)
-            prepared.append((linear, ready))
-        outputs.append(linear.multiply(ready))  # type: ignore[operator]
+            ready = quantized.prepare(x)
+            prepared.append((quantized, ready))
+        outputs.append(quantized.multiply(ready))
     return outputs
 
 
-def _same_input(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two quantized linears prepare their input identically: the same row kernel and the same transform."""
-    return one.kernels.row == other.kernels.row and one.transform is other.transform  # type: ignore[union-attr]
+def _same_input(one: QuantizedLinear, other: QuantizedLinear) -> bool:
+    """Whether two quantized linears prepare their input identically: one row kernel, one transform."""
+    return one.kernels.row == other.kernels.row and one.transform is other.transform
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -243,7 +267,7 @@ def _padding(attention_mask: Tensor, batch: int, length: int) -> Tensor:
             hint="give one value for each token: 1 for a real token, 0 for padding",
         )
     real = attention_mask != 0
-    if not bool(real.any(-1).all()):
+    if not real.is_meta and not bool(real.any(-1).all()):
         raise InputError("attention_mask marks every token of a row as padding", hint="drop the empty row")
     return real
 

@@ -1,7 +1,7 @@
 """Families of diffusion LLMs as data: config keys -> shape, roles -> tensor names. No torch.
 
-A family is one small file beside this one. Everything else (our decoder, the checkpoint reader, the plan) reads the
-`Family` value, so nothing dispatches on names.
+A family is one small file beside this one. Everything else (our decoder, the checkpoint reader, the plan)
+reads the `Family` value, so nothing dispatches on names.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Role:
 class DecoderShape:
     """Everything our decoder needs to know, read from a config.json.
 
-    width d, heads, kv_heads, head_width; ffn width; vocab: rows of the embedding (LLaDA's embedding_size can exceed its
-    vocab_size). shift: logits at position i predict token i + 1 (Dream). Token ids are those of the tokenizer.
+    width d, heads, kv_heads, head_width; ffn width; vocab: rows of the embedding (LLaDA's embedding_size can
+    exceed its vocab_size). shift: logits at position i predict token i + 1 (Dream).
     """
 
     layers: int
@@ -58,8 +58,8 @@ class DecoderShape:
 class ModuleEntry:
     """One quantizable module: a linear W [out, in], the embedding [vocab, width] or the head [vocab, width].
 
-    module: its name in the checkpoint, without `.weight`. site: the name of the input that it reads; the linears of one
-    site (q, k, v; gate, up) see the same activations. Empty for the embedding.
+    module: its name in the checkpoint, without `.weight`. site: the name of the input that it reads; the
+    linears of one site (q, k, v; gate, up) see the same activations. Empty for the embedding.
     """
 
     role: Role
@@ -78,13 +78,13 @@ class ModuleEntry:
 class Family:
     """A family: how to recognise its config, read its shape and name its tensors.
 
-    blocks: prefix of the list of blocks. parts: part of a block -> module name below `blocks.N`; linears and norms.
-    globals: embedding, final_norm, head -> module name.
+    blocks: prefix of the list of blocks. parts: part of a block -> module name below `blocks.N`; linears and
+    norms. globals: embedding, final_norm, head -> module name.
     """
 
     name: str
     recognises: Callable[[Mapping[str, Any]], bool]
-    shape: Callable[[Mapping[str, Any]], DecoderShape]
+    shape: Callable[[Mapping[str, Any]], DecoderShape]  # raises InputError naming the key
     blocks: str
     parts: Mapping[str, str]
     globals: Mapping[str, str]

@@ -1,6 +1,7 @@
-"""LLaDA-8B Base, Instruct and 1.5 (arXiv 2502.09992): full attention, no shift, RMSNorm, untied head, no biases.
+"""LLaDA-8B Base, Instruct and 1.5 (arXiv 2502.09992): full attention, no shift, RMSNorm, untied head.
 
-`ff_out` names two things in this layout: a block's down-projection and, at top level, the LM head. `ff_proj` is the gate.
+`ff_out` names two things in this layout: a block's down-projection and, at top level, the LM head. `ff_proj` is
+the gate.
 """
 
 from __future__ import annotations
@@ -9,32 +10,66 @@ from collections.abc import Mapping
 from typing import Any
 
 from qspec.models.family import DecoderShape, Family
+from qspec.models.fields import bad, expect, flag, integer, real
+
+# Larger than any published model of this layout by far; a config beyond them is corrupt or hostile.
+MAX_LAYERS, MAX_HEADS = 1024, 4096
+MAX_WIDTH, MAX_FFN = 1 << 17, 1 << 20
+MAX_VOCAB, MAX_LENGTH = 1 << 24, 1 << 24
 
 
 def _recognises(config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") == "llada" and config.get("block_type") == "llama"
+    """By architecture; without one, by model_type and no experts (LLaDA-MoE shares the type)."""
+    architectures = config.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        return "LLaDAModelLM" in architectures
+    return config.get("model_type") == "llada" and "num_experts" not in config
+
+
+def _check_variant(config: Mapping[str, Any]) -> None:
+    """The layout has switches that no published checkpoint uses and our decoder does not compute."""
+    expect(config, "block_type", "llama")
+    expect(config, "block_group_size", 1)
+    expect(config, "activation_type", "silu")
+    expect(config, "layer_norm_type", "rms")
+    expect(config, "rope", True)
+    for switch in ("alibi", "attention_layer_norm", "input_emb_norm", "multi_query_attention", "scale_logits"):
+        expect(config, switch, False)
+    expect(config, "layer_norm_with_affine", True)
+    if flag(config, "bias_for_layer_norm", default=flag(config, "include_bias")):
+        raise bad("bias_for_layer_norm", "is true (by default as include_bias); norms with a bias are not supported")
 
 
 def _shape(config: Mapping[str, Any]) -> DecoderShape:
-    heads = config["n_heads"]
+    _check_variant(config)
+    width = integer(config, "d_model", 1, MAX_WIDTH)
+    heads = integer(config, "n_heads", 1, MAX_HEADS)
+    kv_heads = integer(config, "n_kv_heads", 1, heads, default=heads)
+    if width % heads or (width // heads) % 2:
+        raise bad("n_heads", f"is {heads}; d_model {width} does not divide into heads of even width")
+    if heads % kv_heads:
+        raise bad("n_kv_heads", f"is {kv_heads}; it must divide n_heads {heads}")
+    words = integer(config, "vocab_size", 1, MAX_VOCAB)
+    vocab = integer(config, "embedding_size", words, MAX_VOCAB, default=words)
+    bias = flag(config, "include_bias")
     return DecoderShape(
-        layers=config["n_layers"],
-        width=config["d_model"],
+        layers=integer(config, "n_layers", 1, MAX_LAYERS),
+        width=width,
         heads=heads,
-        kv_heads=config.get("n_kv_heads") or heads,
-        head_width=config["d_model"] // heads,
-        ffn=config["mlp_hidden_size"],
-        vocab=config.get("embedding_size") or config["vocab_size"],
-        max_length=config["max_sequence_length"],
-        norm_eps=config.get("rms_norm_eps", 1e-5),
-        rope_theta=config["rope_theta"],
-        qkv_bias=bool(config.get("include_qkv_bias")) or bool(config.get("include_bias")),
-        bias=bool(config.get("include_bias")),
-        tied=bool(config.get("weight_tying")),
+        kv_heads=kv_heads,
+        head_width=width // heads,
+        ffn=integer(config, "mlp_hidden_size", 1, MAX_FFN),
+        vocab=vocab,
+        max_length=integer(config, "max_sequence_length", 1, MAX_LENGTH),
+        norm_eps=real(config, "rms_norm_eps", 0, 1, default=1e-5),
+        rope_theta=real(config, "rope_theta", 1, 1e12),
+        qkv_bias=flag(config, "include_qkv_bias") or bias,
+        bias=bias,
+        tied=flag(config, "weight_tying"),
         shift=False,
-        mask_token=config["mask_token_id"],
-        eos_token=config["eos_token_id"],
-        pad_token=config["pad_token_id"],
+        mask_token=integer(config, "mask_token_id", 0, vocab - 1),
+        eos_token=integer(config, "eos_token_id", 0, vocab - 1),
+        pad_token=integer(config, "pad_token_id", 0, vocab - 1),
     )
 
 

@@ -1,0 +1,75 @@
+"""Typed reads of a config.json: each returns a value that is present, of its type and in its range. No torch.
+
+A config may come from anywhere, so a shape is never built from a value that was not looked at. Every failure is an
+InputError that names the key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from qspec.errors import InputError
+
+Config = Mapping[str, Any]
+
+
+def integer(config: Config, key: str, low: int, high: int, default: int | None = None) -> int:
+    """config[key] as an integer in [low, high]; `default` where the key is absent or null."""
+    value = _present(config, key, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise bad(key, f"must be an integer, not {_shown(value)}")
+    if not low <= value <= high:
+        raise bad(key, f"is {_shown(value)}; it must lie in {low}..{high}")
+    return value
+
+
+def real(config: Config, key: str, low: float, high: float, default: float | None = None) -> float:
+    """config[key] as a finite number in (low, high); `default` where the key is absent or null."""
+    value = _present(config, key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise bad(key, f"must be a number, not {_shown(value)}")
+    if not low < value < high or not math.isfinite(value):
+        raise bad(key, f"is {_shown(value)}; it must lie between {low:g} and {high:g}")
+    return float(value)
+
+
+def flag(config: Config, key: str, default: bool = False) -> bool:
+    """config[key] as true or false; `default` where the key is absent or null."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise bad(key, f"must be true or false, not {_shown(value)}")
+    return value
+
+
+def expect(config: Config, key: str, *allowed: object) -> None:
+    """Refuses a key that asks for something our decoder does not compute; absent or null is allowed."""
+    value = config.get(key)
+    if value is not None and not any(value is item or value == item for item in allowed):
+        names = " or ".join(_shown(item) for item in allowed)
+        raise bad(key, f"is {_shown(value)}; only {names} is supported")
+
+
+def bad(key: str, problem: str) -> InputError:
+    """The error for one key."""
+    return InputError(f"config.json: {key} {problem}", where=f"config.json: {key}")
+
+
+def _present(config: Config, key: str, default: object) -> object:
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise InputError(
+            f"config.json: {key} is missing",
+            where=f"config.json: {key}",
+            hint="use the config.json that was published with the checkpoint",
+        )
+    return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
