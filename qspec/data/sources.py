@@ -1,0 +1,203 @@
+"""Where texts and tasks come from: a stand-in's own files, files below $QSPEC_DATA, or files a recipe names.
+
+A checkpoint folder with `standin.json` answers every named text and task with its own data and sampler lengths,
+and each such replacement is recorded, so that nobody takes a stand-in's score for the benchmark's. Otherwise a
+name resolves below the folder that the environment variable QSPEC_DATA names:
+
+    wikitext-2/{train or valid}.txt to calibrate, test.txt held out     wiki-c4/c4_demo.jsonl {text}
+    gsm8k/{train,test}.jsonl {question, answer}     mmlu/{dev,test}/*.csv question,A,B,C,D,answer
+    multiple-choice/*.jsonl {question, choices, answer from 0}      hellaswag-1000/hellaswag.jsonl
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qspec.data.benchmarks import RUNS_CODE, TASKS, TEXTS, Split
+from qspec.data.files import Row, list_field, read_documents, read_lines, read_rows, text_field
+from qspec.data.items import Choice, NotMeasured, TaskData, TaskItem, TextData, spread
+from qspec.errors import InputError
+from qspec.language.spec import Calibration, Evaluation, FileText, TaskRequest, TextSource
+
+STANDIN_FILE = "standin.json"
+STANDIN_ITEMS = 48  # items of a stand-in's task unless the recipe sets a limit
+STANDIN_DRAWS = 4
+DATA_VARIABLE = "QSPEC_DATA"
+_SPLIT_TITLES: Mapping[Split, str] = {"calibration": "calibration", "heldout": "held-out"}
+
+
+@dataclass(frozen=True)
+class StandinTask:
+    title: str
+    file: str
+    length: int
+    steps: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Standin:
+    """What standin.json says."""
+
+    name: str
+    folder: Path
+    texts: Mapping[str, str]
+    tasks: Mapping[str, StandinTask]
+
+
+@dataclass
+class DataSources:
+    """Resolves the texts and tasks of one recipe for one checkpoint.
+
+    checkpoint: the model's folder; None where there is none. recipe_folder: where relative paths start.
+    replacements: one sentence for every name that the stand-in answered, in the order of use.
+    Errors: InputError for a name that is unknown, data that are missing and files that cannot be read.
+    """
+
+    checkpoint: Path | None
+    recipe_folder: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    replacements: list[str] = field(default_factory=list, init=False)
+    standin: Standin | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.standin = read_standin(self.checkpoint) if self.checkpoint else None
+
+    def check(self, calibrate: Calibration, evaluate: Evaluation) -> None:
+        """Reads everything that the recipe names, so that a missing file is known before hours of work."""
+        self.calibration(calibrate.text)
+        for request in evaluate.nelbo:
+            self.heldout(request.text)
+        for task in evaluate.tasks:
+            self.task(task)
+
+    def calibration(self, source: TextSource) -> TextData:
+        """The text that statistics are taken from."""
+        return self._text(source, "calibration")
+
+    def heldout(self, source: TextSource) -> TextData:
+        """The text that the NELBO is measured on: another split of a named text, the whole file of a file."""
+        return self._text(source, "heldout")
+
+    def task(self, request: TaskRequest) -> TaskData | NotMeasured:
+        """The task's items with prompts written out, spread evenly over the file where there is a limit."""
+        if request.name not in TASKS and request.name not in RUNS_CODE:
+            _unknown("task", request.name, (*TASKS, *RUNS_CODE))
+        if self.standin:
+            return self._standin_task(self.standin, request)
+        if request.name in RUNS_CODE:
+            return NotMeasured(request.name, "its score needs model-written code to be run; qspec does not")
+        return TASKS[request.name](self._data_folder(request.name), request)
+
+    def _text(self, source: TextSource, split: Split) -> TextData:
+        if isinstance(source, FileText):
+            path = self.recipe_folder / source.path
+            return TextData(f'file "{source.path}"', path, read_documents(path, source.field))
+        if source.name not in TEXTS:
+            _unknown("text", source.name, TEXTS)
+        if self.standin is None:
+            return TEXTS[source.name](self._data_folder(source.name), split)
+        title = f"{self.standin.name}'s own {_SPLIT_TITLES[split]} text"
+        self._record(f"text {source.name}: {title}")
+        path = _inside(self.standin.folder, self.standin.texts[split])
+        return TextData(title, path, read_documents(path, "text"))
+
+    def _standin_task(self, standin: Standin, request: TaskRequest) -> TaskData | NotMeasured:
+        entry = standin.tasks.get(request.name)
+        if entry is None:
+            return NotMeasured(request.name, f"{standin.name} has no task of its own in its place")
+        lengths = f"length {entry.length}, steps {entry.steps}, block {entry.block}"
+        self._record(f'task {request.name}: {standin.name}\'s own "{entry.title}" ({lengths})')
+        path = _inside(standin.folder, entry.file)
+        rows = [_standin_item(row, path, line) for line, row in read_rows(path)]
+        if not rows:
+            raise InputError("the task file is empty", where=str(path))
+        items = spread(rows, request.limit or STANDIN_ITEMS)
+        return TaskData(
+            name=request.name,
+            title=f"{entry.title} ({standin.name})",
+            scorings=("exact", "choices") if all(item.choices for item in items) else ("exact",),
+            items=items,
+            length=entry.length,
+            steps=entry.steps,
+            block=entry.block,
+            draws=STANDIN_DRAWS,
+        )
+
+    def _record(self, sentence: str) -> None:
+        if sentence not in self.replacements:
+            self.replacements.append(sentence)
+
+    def _data_folder(self, name: str) -> Path:
+        folder = self.environment.get(DATA_VARIABLE)
+        if not folder:
+            raise InputError(
+                f'the data for "{name}" are not on this machine',
+                hint=f"set the environment variable {DATA_VARIABLE} to the folder that holds them, "
+                'or let the recipe name a file: file("text.jsonl", field = "text")',
+            )
+        if not Path(folder).is_dir():
+            raise InputError(f"{DATA_VARIABLE} does not name a folder", where=folder)
+        return Path(folder)
+
+
+def read_standin(folder: Path) -> Standin | None:
+    """The description of a stand-in checkpoint; None where the folder holds a real one."""
+    path = folder / STANDIN_FILE
+    if not path.is_file():
+        return None
+    text = "".join(line for _, line in read_lines(path))
+    try:
+        data = json.loads(text)
+        texts = {split: _text_of(data["texts"], split) for split in ("calibration", "heldout")}
+        tasks = {str(name): _standin_task_entry(entry) for name, entry in data["tasks"].items()}
+        return Standin(_text_of(data, "name"), folder, texts, tasks)
+    except KeyError as error:
+        raise InputError(f"the stand-in's description lacks {error}", where=str(path)) from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"the stand-in's description is not understood: {error}", where=str(path)) from None
+
+
+def _standin_task_entry(entry: Row) -> StandinTask:
+    sizes = [entry[key] for key in ("length", "steps", "block")]
+    if any(type(size) is not int or size < 1 for size in sizes):
+        raise ValueError(f"length, steps and block must be positive whole numbers, not {sizes}")
+    return StandinTask(_text_of(entry, "title"), _text_of(entry, "file"), *sizes)
+
+
+def _text_of(row: Mapping[str, Any], key: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise TypeError(f'"{key}" must be text')
+    return value
+
+
+def _standin_item(row: Row, path: Path, line: int) -> TaskItem:
+    prompt, answer = (text_field(row, name, path, line) for name in ("prompt", "answer"))
+    if "choices" not in row:
+        return TaskItem(prompt, answer)
+    options = list_field(row, "choices", path, line)
+    if answer not in options:
+        raise InputError("the answer is not among the choices", where=f"{path}:{line}")
+    choices = tuple(Choice(prompt, option) for option in options)
+    return TaskItem(prompt, answer, choices, options.index(answer))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f'"{name}" points out of the checkpoint\'s folder', where=str(folder / STANDIN_FILE))
+    return path
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f'did you mean "{close[0]}"?' if close else f"known: {', '.join(names)}"
+    raise InputError(f'unknown {kind} "{name}"', hint=hint)
