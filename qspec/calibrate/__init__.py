@@ -1,0 +1,1 @@
+"""Calibration for diffusion LLMs: text, masking, and the stream of activations through the blocks."""

@@ -1,0 +1,64 @@
+"""Calibration tokens: windows of text, masked as the model will see it while it denoises."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from qspec.errors import InputError
+
+if TYPE_CHECKING:
+    from qspec.language.spec import Calibration, MaskDistribution
+
+
+class Encodes(Protocol):
+    """What calibration needs of a tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """ids: int64 [samples, length], masked. ratio: float32 [samples], the share t that each sample's mask was drawn with."""
+
+    ids: Tensor
+    ratio: Tensor
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the exact tokens, for the manifest and the lock."""
+        return hashlib.sha256(self.ids.to(torch.int64).numpy().tobytes()).hexdigest()
+
+
+def calibration_tokens(
+    texts: Sequence[str], tokenizer: Encodes, wanted: Calibration, length: int, mask_token: int
+) -> CalibrationTokens:
+    """Windows of `length` tokens at random offsets of the joined text, each masked at a share t of its own.
+
+    t ~ U(low, high) per sample; every token is replaced by the mask token with probability t, independently: the
+    forward process of a masked diffusion LLM (arXiv 2502.09992, eq. 2). All draws come from the recipe's seed.
+    Raises InputError where the text is shorter than one window.
+    """
+    stream = torch.tensor([i for text in texts for i in tokenizer.encode(text, add_special_tokens=False)])
+    if stream.numel() < length:
+        raise InputError(
+            f"the calibration text has {stream.numel()} tokens, fewer than one sample of {length}",
+            hint="give more text, or a smaller `length` in the calibrate block",
+        )
+    generator = torch.Generator().manual_seed(wanted.seed)
+    starts = torch.randint(stream.numel() - length + 1, (wanted.samples,), generator=generator)
+    ids = torch.stack([stream[start : start + length] for start in starts.tolist()])
+    ratio = _ratios(wanted.mask, wanted.samples, generator)
+    masked = torch.rand(ids.shape, generator=generator) < ratio[:, None]
+    return CalibrationTokens(ids.masked_fill(masked, mask_token), ratio)
+
+
+def _ratios(mask: MaskDistribution, samples: int, generator: torch.Generator) -> Tensor:
+    if mask.kind == "none":
+        return torch.zeros(samples)
+    return mask.low + (mask.high - mask.low) * torch.rand(samples, generator=generator)

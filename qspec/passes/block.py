@@ -1,0 +1,237 @@
+"""What a pass rewrites: the linears of one block, their inputs on the calibration data, and the sites that they share."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qspec import numerics
+from qspec.calibrate.stream import Stream
+from qspec.errors import InputError
+from qspec.formats import Scheme
+from qspec.models.family import DecoderShape, ModuleEntry
+from qspec.transforms import InputTransform
+
+if TYPE_CHECKING:
+    from qspec.models.decoder import DecoderBlock
+
+# What produces the input of a site, and so can absorb its scale: a norm's gain or the rows of a linear.
+PRODUCERS = {
+    "attention.input": "attention.norm",
+    "attention.mixed": "attention.v",
+    "mlp.input": "mlp.norm",
+    "mlp.gated": "mlp.up",
+}
+TOP_ROWS_SHARE = 4  # one in four sampled rows is among those with the largest peak, the rest are drawn at random
+
+
+class Linear(nn.Module):
+    """One linear while it is compiled: float32 weight [out, in] until `quantized` is set.
+
+    `transform` is what its input goes through online; `weight` already holds the inverse.
+    """
+
+    def __init__(self, entry: ModuleEntry, scheme: Scheme | None, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.entry = entry
+        self.scheme = scheme
+        self.weight = weight.float()
+        self.bias = None if bias is None else bias.float()
+        self.transform: InputTransform | None = None
+        self.quantized: numerics.Quantized | None = None
+        self.observe: Callable[[Tensor], None] | None = None
+
+    @property
+    def formats(self) -> Scheme:
+        """The scheme of a linear that has one; passes are only called with those."""
+        assert self.scheme is not None
+        return self.scheme
+
+    def absorb(self, transform: InputTransform) -> None:
+        """x W^T --> T(x) (W T^-1)^T."""
+        self.weight = transform.absorb(self.weight)
+        self.transform = transform
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out], with the rounding that has been decided so far."""
+        if self.observe is not None:
+            self.observe(x.reshape(-1, x.shape[-1]))
+        y = F.linear(self.rounded_input(x), self.rounded_weight(), self.bias)
+        return y.to(x.dtype)
+
+    def rounded_input(self, x: Tensor) -> Tensor:
+        """T(x), rounded to the scheme's activations once the weights are codes; float32."""
+        x = x.float() if self.transform is None else self.transform.apply(x)
+        if self.quantized is None or self.formats.activations is None:
+            return x
+        rows = x.reshape(-1, x.shape[-1])
+        return numerics.quantize_activations(rows, self.formats.activations).dequantize().reshape(x.shape)
+
+    def rounded_weight(self) -> Tensor:
+        return self.weight if self.quantized is None else self.quantized.dequantize()
+
+
+@dataclass(frozen=True)
+class Site:
+    """An input and every linear that reads it. name: "attention.input", without the block."""
+
+    name: str
+    linears: tuple[Linear, ...]
+
+    def by_transform(self, uses: Sequence[Linear]) -> list[list[Linear]]:
+        """The selected linears, grouped by the online transform that they share."""
+        groups: dict[int, list[Linear]] = {}
+        for linear in self.linears:
+            if linear in uses:
+                groups.setdefault(id(linear.transform), []).append(linear)
+        return list(groups.values())
+
+
+class Block:
+    """One block under compilation. Passes read its inputs and rewrite its linears and norms in place."""
+
+    def __init__(
+        self,
+        index: int,
+        shape: DecoderShape,
+        module: DecoderBlock,
+        schemes: dict[str, tuple[ModuleEntry, Scheme | None]],
+        stream: Stream,
+        seed: int,
+    ) -> None:
+        """schemes: part -> (entry, scheme or None), in forward order. The block's linears are replaced by `Linear`s."""
+        self.index = index
+        self.shape = shape
+        self.module = module
+        self.stream = stream
+        self.seed = seed
+        self.linears: dict[str, Linear] = {}
+        for part, (entry, scheme) in schemes.items():
+            old = module.part(part)
+            bias = None if old.bias is None else old.bias.detach()
+            self.linears[part] = Linear(entry, scheme, old.weight.detach(), bias)
+            module.replace(part, self.linears[part])
+        self._peaks: dict[str, Tensor] = {}
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random numbers that depend on the recipe's seed, the block and `name` alone: resuming changes nothing."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{self.index}/{name}".encode()))
+
+    def sites(self, uses: Iterable[Linear] | None = None) -> list[Site]:
+        """The sites of this block in forward order; with `uses`, those that any of these linears read."""
+        groups: dict[str, list[Linear]] = {}
+        for linear in self.linears.values():
+            groups.setdefault(linear.entry.site.split(".", 1)[1], []).append(linear)
+        sites = [Site(name, tuple(linears)) for name, linears in groups.items()]
+        if uses is None:
+            return sites
+        wanted = set(uses)
+        return [site for site in sites if wanted.intersection(site.linears)]
+
+    def visit_inputs(self, observers: dict[str, Callable[[Tensor], None]]) -> None:
+        """Runs the calibration data through the block once; each site's observer gets its inputs [tokens, in]."""
+        watched = [(site.linears[0], observers[site.name]) for site in self.sites() if site.name in observers]
+        for linear, observer in watched:
+            linear.observe = observer
+        try:
+            for _ in self.stream.outputs(self.module):
+                pass
+        finally:
+            for linear, _ in watched:
+                linear.observe = None
+
+    def peaks(self, site: str) -> Tensor:
+        """max |X_j| over all calibration tokens, float32 [in]."""
+        if site not in self._peaks:
+            self._peaks = self._measure_peaks()
+        return self._peaks[site]
+
+    def _measure_peaks(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def watch(name: str) -> Callable[[Tensor], None]:
+            def observe(x: Tensor) -> None:
+                peak = x.float().abs().amax(0)
+                found[name] = torch.maximum(found[name], peak) if name in found else peak
+
+            return observe
+
+        self.visit_inputs({site.name: watch(site.name) for site in self.sites()})
+        return found
+
+    def sample_inputs(self, site: str, rows: int) -> Tensor:
+        """float32 [rows, in]: inputs at random tokens, and those of the tokens with the largest peaks."""
+        generator = self.generator(f"sample/{site}")
+        top = rows // TOP_ROWS_SHARE
+        drawn_each = -(-(rows - top) // len(self.stream))
+        drawn: list[Tensor] = []
+        largest: list[Tensor] = []
+
+        def observe(x: Tensor) -> None:
+            x = x.float()
+            drawn.append(x[torch.randperm(x.shape[0], generator=generator)[:drawn_each].to(x.device)])
+            pool = torch.cat([*largest, x])
+            best = pool.abs().amax(1).topk(min(top, pool.shape[0])).indices
+            largest[:] = [pool[best]]
+
+        self.visit_inputs({site: observe})
+        return torch.cat([*drawn, *largest])[-rows:]
+
+    def hessian(self, site: str, transform: InputTransform | None) -> Tensor:
+        """H = 2 X^T X / n of the site's inputs after the transform, float32 [in, in]."""
+        total: list[Tensor] = []
+        count = 0
+
+        def observe(x: Tensor) -> None:
+            nonlocal count
+            x = x.float() if transform is None else transform.apply(x)
+            count += x.shape[0]
+            product = x.T @ x
+            total[:] = [product if not total else total[0] + product]
+
+        self.visit_inputs({site: observe})
+        return total[0] * (2.0 / count)
+
+    def rescale_input(self, site: str, scale: Tensor) -> None:
+        """x, W --> x / s, W s for every linear of the site; 1 / s goes into what produces x.
+
+        scale: float32 [in]. Where several query heads read one value head, they share its scale (the largest of theirs).
+        Raises InputError if the producer, or a reader, is quantized already.
+        """
+        producer = PRODUCERS[site]
+        readers = next(s for s in self.sites() if s.name == site).linears
+        touched = [*readers, *([self.linears[producer]] if producer in self.linears else [])]
+        for linear in touched:
+            if linear.quantized is not None:
+                raise InputError(
+                    f"smoothing {site} rescales {linear.entry.role}, which is quantized already",
+                    where=f"block {self.index}",
+                    hint="put the smoothing pass before every quantizing pass",
+                )
+        rows = scale
+        if site == "attention.mixed":
+            shared = scale.reshape(self.shape.kv_heads, -1, self.shape.head_width).amax(1)
+            rows = shared.reshape(-1)
+            repeats = self.shape.heads // self.shape.kv_heads
+            scale = shared.repeat_interleave(repeats, 0).reshape(-1)
+        for linear in readers:
+            linear.weight = linear.weight * scale
+        if producer in self.linears:
+            source = self.linears[producer]
+            source.weight = source.weight / rows[:, None]
+            source.bias = None if source.bias is None else source.bias / rows
+        else:
+            norm = self.module.part(producer)
+            norm.weight = nn.Parameter(norm.weight.detach().float() / rows, requires_grad=False)
+        if site in self._peaks:
+            self._peaks[site] = self._peaks[site] / scale
+
+    def forget_statistics(self) -> None:
+        """To be called once weights were rounded: inputs further on have changed."""
+        self._peaks.clear()

@@ -1,0 +1,108 @@
+"""DuQuant (arXiv 2406.01721): block rotation, zigzag permutation, block rotation, on the input of each linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Le
+
+from qspec.language.spec import Fact, Pass
+from qspec.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor
+
+    from qspec import transforms
+    from qspec.passes.block import Block, Linear
+else:
+    torch = LazyModule("torch")
+    transforms = LazyModule("qspec.transforms")
+
+SAMPLE_ROWS = 256  # tokens that the greedy search looks at
+
+
+@dataclass(frozen=True)
+class RotateDuquant(Pass):
+    """x W^T --> T(x) (W T^-1)^T,  T(x) = (x R1)[zigzag] R2  (arXiv 2406.01721, sections 3.2-3.3).
+
+    R1 and R2 are block diagonal, one orthogonal [block, block] matrix shared by all blocks of an input, found greedily:
+    each step swaps the channel of the largest outlier to index 0 and multiplies by an orthogonal matrix whose first row
+    is uniform, so that the outlier spreads over its block; the product of the first n steps is kept, n being the step
+    at which the sample's rounding noise is lowest. The zigzag permutation deals channels, sorted by magnitude, over the
+    blocks like cards, back and forth, so that every block gets the same share of large ones.
+
+    Where we differ: the paper keeps the step with the lowest single peak. A token's rounding noise grows with the square
+    of its own largest value, so we keep the step with the lowest mean square of the tokens' peaks, over rows drawn from
+    the whole calibration set (the seed paper's code fitted on one averaged sequence).
+
+    Parameters: block, channels in a rotation; steps, greedy steps tried.
+    """
+
+    block: Annotated[int, Ge(16), Le(1024)] = 128
+    steps: Annotated[int, Ge(1), Le(4096)] = 256
+
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT})
+    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
+    transform: ClassVar[Literal["none", "rotate", "rotate_permute_rotate"]] = "rotate_permute_rotate"
+
+    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
+        """Finds one transform for each input that selected linears read, and multiplies its inverse into their weights."""
+        for site in block.sites(uses):
+            x = block.sample_inputs(site.name, SAMPLE_ROWS)
+            transform = self.fit(x, block.generator(site.name))
+            for linear in site.linears:
+                if linear in uses:
+                    linear.absorb(transform)
+
+    def fit(self, x: Tensor, generator: Generator) -> transforms.InputTransform:
+        """The transform for a sample x [rows, in] of an input."""
+        first = self._greedy_rotation(x, generator)
+        x = transforms.block_rotate(x, first.float())
+        order = zigzag(x.abs().amax(0), self.block)
+        second = self._greedy_rotation(x[:, order], generator)
+        return transforms.InputTransform((first, second), order.to(torch.int32))
+
+    def _greedy_rotation(self, x: Tensor, generator: Generator) -> Tensor:
+        """float16 [block, block], the best prefix product of the greedy steps."""
+        rows = x.shape[0]
+        x = x.reshape(-1, self.block)
+        product = best = torch.eye(self.block, device=x.device)
+        lowest = _noise(x, rows)
+        for _ in range(self.steps):
+            step = spreading_rotation(self.block, int(x.abs().amax(0).argmax()), generator).to(x)
+            x, product = x @ step, product @ step
+            noise = _noise(x, rows)
+            if noise < lowest:
+                lowest, best = noise, product
+        return best.half()
+
+
+def spreading_rotation(size: int, channel: int, generator: Generator) -> Tensor:
+    """Orthogonal float32 [size, size] whose row `channel` is uniform, +-1/sqrt(size), and whose rest is random.
+
+    A random orthogonal matrix that leaves e_0 alone, times the Householder reflection that takes e_0 to the uniform
+    vector, with rows 0 and `channel` swapped.
+    """
+    random = torch.randn(size - 1, size - 1, generator=generator)
+    inner = torch.eye(size)
+    inner[1:, 1:] = torch.linalg.qr(random).Q
+    uniform = torch.full((size,), size**-0.5)
+    normal = uniform - torch.eye(size)[0]
+    reflect = torch.eye(size) - 2 * torch.outer(normal, normal) / normal.dot(normal)
+    swap = torch.arange(size)
+    swap[0], swap[channel] = channel, 0
+    return (inner @ reflect)[swap]
+
+
+def zigzag(peaks: Tensor, block: int) -> Tensor:
+    """Order of channels, int64 [in]: sorted by peak, dealt to the blocks 0, 1, .., n-1, n-1, .., 1, 0, 0, 1, ..."""
+    blocks = peaks.numel() // block
+    ranked = peaks.argsort(descending=True, stable=True).reshape(block, blocks).clone()
+    ranked[1::2] = ranked[1::2].flip(1)
+    return ranked.T.reshape(-1)
+
+
+def _noise(x: Tensor, rows: int) -> float:
+    return float(x.reshape(rows, -1).abs().amax(1).square().mean())

@@ -1,0 +1,199 @@
+"""The plan: what will happen to every module, decided from the recipe and config.json alone. No torch, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from qspec.catalog import GemmKernel, LayerKernels, RowKernel, kernels_for
+from qspec.formats import Scheme
+from qspec.language.spec import REGIMES, Fact, INITIAL_FACTS, PassUse, Rule, Spec
+from qspec.models.family import DecoderShape, Family, ModuleEntry
+
+FLOAT_BITS = 16  # a module that is kept; and every module before compilation
+NORM_BITS = 32  # norm gains stay in float32: smoothing folds scales into them
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """One module's fate. rule: the statement that decided (None: no rule matched). passes: those that touch it, in order."""
+
+    entry: ModuleEntry
+    rule: Rule | None
+    scheme: Scheme | None
+    passes: tuple[PassUse, ...]
+    kernels: LayerKernels | None
+
+    @property
+    def stored_bits(self) -> int:
+        """Codes, scales and zero points, or 16-bit floats; without bias and online transform."""
+        if self.scheme is None:
+            return self.entry.weights * FLOAT_BITS
+        return self.scheme.weights.stored_bits(self.entry.out_features, self.entry.in_features)
+
+    @property
+    def bits(self) -> float:
+        return self.stored_bits / self.entry.weights
+
+    @property
+    def kernel(self) -> str:
+        """Names of the kernels that will run it, the row kernel first; "bf16" where it is kept."""
+        if self.kernels is None:
+            return "bf16"
+        row = [self.kernels.row.name] if self.kernels.row else []
+        return " + ".join([*row, self.kernels.gemm.name])
+
+
+@dataclass(frozen=True)
+class RuleUse:
+    """How many modules a rule matches, and how many it decides (later rules win)."""
+
+    rule: Rule
+    matched: int
+    decides: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Frozen decisions for every module of a model of this shape."""
+
+    spec: Spec
+    family: str
+    shape: DecoderShape
+    modules: tuple[ModulePlan, ...]
+    rules: tuple[RuleUse, ...]
+
+    def block(self, index: int) -> tuple[ModulePlan, ...]:
+        """The linears of one block in forward order."""
+        return tuple(m for m in self.modules if m.entry.role.block == index)
+
+    def module(self, role: str) -> ModulePlan | None:
+        return next((m for m in self.modules if str(m.entry.role) == role), None)
+
+    def kernels(self) -> tuple[RowKernel | GemmKernel, ...]:
+        """Every distinct kernel that some layer will run, sorted by name."""
+        found: dict[str, RowKernel | GemmKernel] = {}
+        for module in self.modules:
+            if module.kernels is not None:
+                for kernel in (module.kernels.row, module.kernels.gemm):
+                    if kernel is not None:
+                        found[kernel.name] = kernel
+        return tuple(found[name] for name in sorted(found))
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of the linears in the blocks; embedding and head are not among them."""
+        return sum(m.entry.weights for m in self._blocks())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """True bits of a block weight: codes, scales, zero points and online transforms, kept linears at 16."""
+        bits = sum(m.stored_bits for m in self._blocks()) + self._transform_bits()
+        return bits / self.block_weights
+
+    @property
+    def bytes_before(self) -> int:
+        """The whole model in 16 bits."""
+        weights = sum(m.entry.weights + self._bias(m) for m in self.modules)
+        return (weights + self._norm_gains()) * FLOAT_BITS // 8
+
+    @property
+    def bytes_after(self) -> int:
+        """The tensors of the artifact."""
+        bits = sum(m.stored_bits for m in self.modules) + self._transform_bits()
+        bits += sum(self._bias(m) * (FLOAT_BITS if m.scheme is None else 32) for m in self.modules)
+        return (bits + self._norm_gains() * NORM_BITS) // 8
+
+    def compile_memory(self) -> int:
+        """Bytes that compilation needs at its peak, beside the program itself: an estimate.
+
+        One block in float32 three times over (original, rewritten, rounded), the widest Hessian with its factors in
+        float64, the calibration stream at a block's input and output, the embedding and the head.
+        """
+        calibrate = self.spec.calibrate
+        length = min(calibrate.length, self.shape.max_length)
+        block = self.block_weights // self.shape.layers * 4 * 3
+        hessian = max(m.entry.in_features for m in self._blocks()) ** 2 * 8 * 4
+        stream = calibrate.samples * length * self.shape.width * 4 * 2
+        return block + hessian + stream + 2 * self.shape.vocab * self.shape.width * 4
+
+    def compile_operations(self) -> int:
+        """Floating-point operations of calibration and passes: an estimate.
+
+        One forward pass of the block for each statistic that a pass collects, one to hand the stream on, Hessians.
+        """
+        calibrate = self.spec.calibrate
+        tokens = calibrate.samples * min(calibrate.length, self.shape.max_length)
+        forwards = 1 + sum(1 if not use.params.quantizes else 4 for use in self.spec.passes)
+        hessians = sum(m.entry.in_features**2 for m in self._blocks() if m.scheme is not None)
+        return 2 * tokens * (self.block_weights * forwards + hessians)
+
+    def notes(self) -> tuple[str, ...]:
+        """What the declared targets and regimes mean for these layers."""
+        labels = {m.scheme.label for m in self.modules if m.scheme}
+        notes = []
+        if "W4A4" in labels:
+            for target in self.spec.emit.targets:
+                if target in ("sm_90", "sm_100", "sm_120"):
+                    notes.append(f"{target} has no int4 tensor cores: W4A4 is 4-bit storage with int8 arithmetic")
+                if target in ("sm_80", "sm_89"):
+                    notes.append(f"{target}: W4A4 runs as int8 arithmetic; Triton has no native int4 mma")
+        for regime in self.spec.emit.regimes:
+            low, high = REGIMES[regime]
+            gain = "weight bytes decide" if regime == "block_decode" else "arithmetic decides"
+            notes.append(f"{regime} carries {low}-{high} tokens a forward pass: {gain}")
+            if regime == "full_sequence" and "W4A16" in labels:
+                notes.append("W4A16 saves memory but no time at full_sequence")
+        return tuple(notes)
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable form that `qspec plan --json` prints."""
+        return {
+            "recipe": self.spec.name,
+            "family": self.family,
+            "block_weights": self.block_weights,
+            "bits_per_weight": self.bits_per_weight,
+            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "compile": {"memory_bytes": self.compile_memory(), "operations": self.compile_operations()},
+            "rules": [{"text": r.rule.text, "matched": r.matched, "decides": r.decides} for r in self.rules],
+            "passes": [
+                {"text": use.text, "modules": sum(use in m.passes for m in self.modules)} for use in self.spec.passes
+            ],
+            "modules": [
+                {
+                    "role": str(m.entry.role),
+                    "module": m.entry.module,
+                    "scheme": m.scheme.name if m.scheme else None,
+                    "bits": m.bits,
+                    "kernel": m.kernel,
+                }
+                for m in self.modules
+            ],
+            "kernels": [kernel.name for kernel in self.kernels()],
+            "notes": list(self.notes()),
+        }
+
+    def _blocks(self) -> Iterable[ModulePlan]:
+        return (m for m in self.modules if m.entry.role.block is not None)
+
+    def _transform_bits(self) -> int:
+        """Rotations in float16 and permutations in int32, one for each input that is transformed."""
+        rows = {m.entry.site: m for m in self.modules if m.kernels and m.kernels.row}
+        bits = 0
+        for m in rows.values():
+            assert m.kernels is not None
+            assert m.kernels.row is not None
+            row = m.kernels.row
+            if row.transform == "rotate":
+                bits += row.rotation_block**2 * 16
+            elif row.transform == "rotate_permute_rotate":
+                bits += 2 * row.rotation_block**2 * 16 + m.entry.in_features * 32
+        return bits
+
+    def _norm_gains(self) -> int:
+        return (2 * self.shape.layers + 1) * self.shape.width
+
+    @staticmethod
+    def _bias(module: ModulePlan) -> int:
+        return module.entry.out_features if module.entry.bias else 0
