@@ -1,0 +1,200 @@
+"""The kernels that exist, as frozen values: which formats they take, and what they are called. No torch.
+
+A layer runs one GEMM kernel and, before it, a row kernel where its input needs work (an online transform,
+quantization, or both). The plan asks `kernels_for` which ones a scheme needs; the code generator renders those values
+and nothing else. Every field is checked on construction, so that a name or a rendered line holds nothing but integers
+and words from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from qspec.errors import InputError
+from qspec.formats import Scheme, TensorFormat
+
+Transform = Literal["none", "rotate", "rotate_permute_rotate"]
+
+TRANSFORMS: tuple[str, ...] = get_args(Transform)
+GROUPS = (32, 64, 128, 256, 512, 1024)  # input channels that may share a scale
+ROTATION_BLOCKS = (16, 32, 64, 128)  # one [block, block] matrix fits in shared memory
+PACK_BLOCKS = (128, 64, 32)  # input channels whose 4-bit codes are packed together
+CLIP_RANGE = (0.01, 1.0)
+MAX_COLUMNS = 32768  # the int32 sum of K products of 8-bit differences: 255 * 255 * K < 2^31
+
+SUPPORTED = (
+    "kernels exist for int4 and int8 weights, per channel or per group of "
+    f"{', '.join(map(str, GROUPS))}, and for activations in 16 bits, or int4 and int8 per token or per group"
+)
+
+
+class NoKernel(InputError):  # noqa: N818 - read as a statement: `except NoKernel`
+    """No kernel exists for a format; the message says which part is missing, the hint what is supported."""
+
+    def __init__(self, reason: str, *, where: str | None = None) -> None:
+        super().__init__(reason, where=where, hint=SUPPORTED)
+
+
+@dataclass(frozen=True)
+class RowKernel:
+    """One pass over the rows of X [tokens, K]: the online transform, then dynamic quantization.
+
+    transform, rotation_block: as `qspec.transforms` (block 0 with "none").
+    bits: 4 or 8 (int8 codes out), or 16: transform only, floats out.
+    group: input channels that share a scale; None is per token. clip: factor on the range before rounding.
+    """
+
+    transform: Transform
+    rotation_block: int
+    bits: int
+    group: int | None
+    symmetric: bool
+    clip: float
+
+    def __post_init__(self) -> None:
+        _require(self.transform in TRANSFORMS, f"there is no transform {self.transform!r}")
+        if self.transform == "none":
+            _require(self.rotation_block == 0, "a rotation block without a rotation")
+        else:
+            _check_choice(self.rotation_block, ROTATION_BLOCKS, "a rotation block")
+        _require(type(self.symmetric) is bool, "symmetric is neither true nor false")
+        if self.bits == 16:
+            _require(self.transform != "none", "16-bit activations without a transform need no row kernel")
+            plain = self.group is None and self.symmetric and self.clip == 1.0
+            _require(plain, "16-bit activations have no scales")
+            return
+        _check_bits(self.bits, "activations")
+        _check_group(self.group, "activations")
+        _require(isinstance(self.clip, float), "an activation clip is a number")
+        low, high = CLIP_RANGE
+        _require(low <= self.clip <= high, f"an activation clip of {self.clip} is not in {low} .. {high}")
+
+    @property
+    def name(self) -> str:
+        """Such as row_rotate_permute_rotate128_int4_token_sym, row_none_int8_group64_asym_clip0p9."""
+        block = str(self.rotation_block) if self.rotation_block else ""
+        if self.bits == 16:
+            return f"row_{self.transform}{block}_float"
+        share = "token" if self.group is None else f"group{self.group}"
+        clip = "" if self.clip == 1.0 else f"_clip{repr(self.clip).replace('.', 'p')}"
+        return f"row_{self.transform}{block}_int{self.bits}_{share}_{_symmetry(self.symmetric)}{clip}"
+
+
+@dataclass(frozen=True)
+class GemmKernel:
+    """Y [tokens, N] = X W^T for packed W; activation_bits 16 means that X is floating (W4A16)."""
+
+    weight_bits: int
+    weight_group: int | None
+    weight_symmetric: bool
+    activation_bits: int
+    activation_group: int | None
+    activation_symmetric: bool
+
+    def __post_init__(self) -> None:
+        _check_bits(self.weight_bits, "weights")
+        _check_group(self.weight_group, "weights")
+        _require(type(self.weight_symmetric) is bool, "symmetric is neither true nor false")
+        _require(type(self.activation_symmetric) is bool, "symmetric is neither true nor false")
+        if self.activation_bits == 16:
+            plain = self.activation_group is None and self.activation_symmetric
+            _require(plain, "16-bit activations have no scales")
+        else:
+            _check_bits(self.activation_bits, "activations")
+            _check_group(self.activation_group, "activations")
+
+    @property
+    def name(self) -> str:
+        """Such as gemm_w4g128_sym_a4, gemm_w8_asym_a8g64_asym; activations are symmetric unless it says otherwise."""
+        weights = f"w{self.weight_bits}{_group(self.weight_group)}_{_symmetry(self.weight_symmetric)}"
+        activations = f"a{self.activation_bits}{_group(self.activation_group)}"
+        return f"gemm_{weights}_{activations}{'' if self.activation_symmetric else '_asym'}"
+
+
+@dataclass(frozen=True)
+class LayerKernels:
+    """What one quantized linear launches; row is None when its input is used as it comes."""
+
+    row: RowKernel | None
+    gemm: GemmKernel
+
+    def check(self, in_features: int, where: str | None = None) -> None:
+        """Raises NoKernel if these kernels cannot run on `in_features` input channels."""
+        pack_block(in_features, where)
+        if in_features > MAX_COLUMNS:
+            raise NoKernel(f"{in_features} input channels are more than {MAX_COLUMNS}", where=where)
+        sizes = {
+            "weight group": self.gemm.weight_group,
+            "activation group": self.gemm.activation_group,
+            "rotation block": self.row.rotation_block if self.row else None,
+        }
+        for what, size in sizes.items():
+            if size and in_features % size:
+                raise NoKernel(f"{in_features} input channels do not divide by a {what} of {size}", where=where)
+
+
+def kernels_for(scheme: Scheme, transform: str = "none", rotation_block: int = 0) -> LayerKernels:
+    """The kernels of a linear with this scheme whose input goes through `transform`. Raises NoKernel."""
+    _require(transform in TRANSFORMS, f"there is no transform {transform!r}")
+    online = cast(Transform, transform)
+    weight_group = _integer_format(scheme.weights, "weights", "channel")
+    weights, activations = scheme.weights, scheme.activations
+    if activations is None:
+        row = None if online == "none" else RowKernel(online, rotation_block, 16, None, True, 1.0)
+        gemm = GemmKernel(weights.number.bits, weight_group, weights.symmetric, 16, None, True)
+        return LayerKernels(row, gemm)
+    group = _integer_format(activations, "activations", "token")
+    _require(activations.clip.kind != "mse", "dynamic activations take a clip ratio, not a searched clip")
+    clip = float(activations.clip.ratio) if activations.clip.kind == "ratio" else 1.0
+    bits = activations.number.bits
+    return LayerKernels(
+        RowKernel(online, rotation_block, bits, group, activations.symmetric, clip),
+        GemmKernel(weights.number.bits, weight_group, weights.symmetric, bits, group, activations.symmetric),
+    )
+
+
+def pack_block(in_features: int, where: str | None = None) -> int:
+    """Input channels whose 4-bit codes are packed together: 128, or 64 or 32 where 128 does not divide K."""
+    for block in PACK_BLOCKS:
+        if in_features > 0 and in_features % block == 0:
+            return block
+    raise NoKernel(f"{in_features} input channels are not a multiple of {PACK_BLOCKS[-1]}", where=where)
+
+
+def _integer_format(fmt: TensorFormat, operand: str, whole: Literal["channel", "token"]) -> int | None:
+    """Checks number format and granularity of one operand; returns its group, None for one scale a row."""
+    _require(fmt.number.kind == "int", f"{operand} in {fmt.number} have no kernel")
+    _check_bits(fmt.number.bits, operand)
+    kind = fmt.granularity.kind
+    _require(kind in (whole, "group"), f"{operand} {fmt.granularity} have no kernel")
+    group = fmt.granularity.size if kind == "group" else None
+    _check_group(group, operand)
+    return group
+
+
+def _check_bits(bits: int, operand: str) -> None:
+    _require(type(bits) is int and bits in (4, 8), f"{operand} in {bits} bits have no kernel")
+
+
+def _check_group(group: int | None, operand: str) -> None:
+    if group is not None:
+        _check_choice(group, GROUPS, f"{operand} with a group")
+
+
+def _check_choice(value: int, choices: tuple[int, ...], what: str) -> None:
+    listed = ", ".join(map(str, choices))
+    _require(type(value) is int and value in choices, f"{what} of {value} has no kernel; there are {listed}")
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise NoKernel(otherwise)
+
+
+def _symmetry(symmetric: bool) -> str:
+    return "sym" if symmetric else "asym"
+
+
+def _group(group: int | None) -> str:
+    return "" if group is None else f"g{group}"
