@@ -16,7 +16,7 @@ MAX_CONFIG_BYTES = 1 << 20
 def read_config(folder: Path | str) -> tuple[Family, DecoderShape, dict[str, Any]]:
     """Family, shape and raw keys of `folder`/config.json.
 
-    Errors: InputError, naming the file, for a folder or file that is absent, not JSON, or describes no known model.
+    Errors: InputError, naming the file, where it is absent, not JSON, or describes no known model.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
@@ -24,7 +24,8 @@ def read_config(folder: Path | str) -> tuple[Family, DecoderShape, dict[str, Any
         family = family_of(config)
         return family, family.shape(config), config
     except InputError as error:
-        raise InputError(error.what, where=f"{folder}/{error.where or 'config.json'}", hint=error.hint) from error
+        where = f"{folder}/{error.where or 'config.json'}"
+        raise InputError(error.what, where=where, hint=error.hint) from error
 
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:
@@ -39,12 +40,17 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
         raise InputError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
     if len(raw) > limit:
         raise InputError(f"{path.name} is larger than {limit} bytes", where=str(path))
+    return parse_json(raw, path, path.name)
+
+
+def parse_json(raw: bytes, path: Path, part: str) -> dict[str, Any]:
+    """The JSON object in bytes from `path`; `part` names them. Errors: InputError naming the file."""
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} is not valid JSON: {_reason(error)}", where=str(path)) from error
+        raise InputError(f"{part} is not valid JSON: {_reason(error)}", where=str(path)) from error
     if not isinstance(value, dict):
-        raise InputError(f"{path.name} must hold a JSON object", where=str(path))
+        raise InputError(f"{part} must hold a JSON object", where=str(path))
     return value
 
 

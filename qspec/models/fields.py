@@ -1,7 +1,7 @@
 """Typed reads of a config.json: each returns a value that is present, of its type and in its range. No torch.
 
-A config may come from anywhere, so a shape is never built from a value that was not looked at. Every failure is an
-InputError that names the key.
+A config may come from anywhere, so a shape is never built from a value that was not looked at. Every failure
+is an InputError that names the key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LLaDA-8B Base, Instruct and 1.5 (arXiv 2502.09992): full attention, no shift, RMSNorm, untied head.
 
-`ff_out` names two things in this layout: a block's down-projection and, at top level, the LM head. `ff_proj` is
-the gate.
+`ff_out` names two things in this layout: a block's down-projection and, at top level, the LM head. `ff_proj`
+is the gate.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from qspec.models.fields import bad, expect, flag, integer, real
 MAX_LAYERS, MAX_HEADS = 1024, 4096
 MAX_WIDTH, MAX_FFN = 1 << 17, 1 << 20
 MAX_VOCAB, MAX_LENGTH = 1 << 24, 1 << 24
+
+UNSUPPORTED = ("alibi", "attention_layer_norm", "input_emb_norm", "multi_query_attention", "scale_logits")
 
 
 def _recognises(config: Mapping[str, Any]) -> bool:
@@ -33,11 +35,11 @@ def _check_variant(config: Mapping[str, Any]) -> None:
     expect(config, "activation_type", "silu")
     expect(config, "layer_norm_type", "rms")
     expect(config, "rope", True)
-    for switch in ("alibi", "attention_layer_norm", "input_emb_norm", "multi_query_attention", "scale_logits"):
+    for switch in UNSUPPORTED:
         expect(config, switch, False)
     expect(config, "layer_norm_with_affine", True)
     if flag(config, "bias_for_layer_norm", default=flag(config, "include_bias")):
-        raise bad("bias_for_layer_norm", "is true (by default as include_bias); norms with a bias are not supported")
+        raise bad("bias_for_layer_norm", "is true, or absent beside include_bias; norms have no bias here")
 
 
 def _shape(config: Mapping[str, Any]) -> DecoderShape:

@@ -14,13 +14,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for famil
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family whose layout a config.json describes. Errors: InputError where none or several recognise it."""
+    """The family whose layout a config.json describes; InputError where none or several recognise it."""
     found = [family for family in FAMILIES.values() if family.recognises(config)]
     if len(found) == 1:
         return found[0]
     names = ", ".join(family.name for family in (found or FAMILIES.values()))
     if found:
-        raise InputError(f"config.json fits several model families: {names}", where="config.json: architectures")
+        what = f"config.json fits several model families: {names}"
+        raise InputError(what, where="config.json: architectures")
     raise InputError(
         f"no model family recognises this config (architectures {_shown(config.get('architectures'))}, "
         f"model_type {_shown(config.get('model_type'))})",

@@ -1,0 +1,152 @@
+"""Reads a published checkpoint by its original tensor names, safetensors only, names and shapes checked first.
+
+`Checkpoint.open` compares the headers with the layout that config.json asks for; weights then stream tensor
+by tensor or block by block, each checked for NaN and Inf, so that memory holds only what the caller keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from qspec.errors import InputError, MachineError
+from qspec.models.config import read_config
+from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.family import DecoderShape, Family
+from qspec.models.shards import StoredTensor, tensor_table
+
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder whose every tensor has the name, shape and kind that its config.json asks for."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    family: Family
+    shape: DecoderShape
+    tensors: Mapping[str, StoredTensor]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Checkpoint:
+        """Reads config.json and the headers. Errors: InputError naming file and tensor."""
+        folder = Path(folder)
+        family, shape, config = read_config(folder)
+        tensors = tensor_table(folder)
+        check_layout(folder, family.tensors(shape), tensors)
+        return cls(folder, config, family, shape, tensors)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the weights are stored in."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+        return DTYPES[max(sizes, key=lambda name: sizes[name])]
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor on the CPU, in its stored dtype or another; InputError where it holds NaN or Inf."""
+        stored = self.tensors[name]
+        try:
+            with safe_open(stored.file, framework="pt") as file:
+                value = cast(Tensor, file.get_tensor(name))
+        except (SafetensorError, OSError) as error:
+            what = f"{stored.file.name}: tensor {name} cannot be read: {error}"
+            raise InputError(what, where=stored.where, hint="copy or download the file again") from error
+        _check_finite(value, stored, "holds NaN or Inf", "the checkpoint is corrupt; download the file again")
+        if dtype is None or dtype == value.dtype:
+            return value
+        value = value.to(dtype)
+        _check_finite(value, stored, f"does not fit {dtype}", "load it in bfloat16 or float32")
+        return value
+
+    def block(self, index: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The tensors of one block, named as `DecoderBlock.state_dict()` names them."""
+        prefix = f"{self.family.blocks}.{index}."
+        names = [name for name in self.tensors if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.tensor(name, dtype) for name in names}
+
+    def globals(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The tensors outside the blocks: embedding, final norm and, unless tied, the head; by full name."""
+        prefix = f"{self.family.blocks}."
+        return {name: self.tensor(name, dtype) for name in self.tensors if not name.startswith(prefix)}
+
+    def load_block(
+        self, index: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> DecoderBlock:
+        """One block with its weights, without the rest of the model."""
+        dtype = dtype or self.dtype
+        one = replace(self.shape, layers=1)
+        block = Decoder(self.family, one, device="meta", dtype=dtype).blocks[0]
+        weights = {name: tensor.to(device) for name, tensor in self.block(index, dtype).items()}
+        block.load_state_dict(weights, assign=True)
+        return block.eval()
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:
+        """The whole model, one tensor in flight at a time. Errors: MachineError where it does not fit."""
+        dtype = dtype or self.dtype
+        decoder = Decoder(self.family, self.shape, device="meta", dtype=dtype)
+        try:
+            for name in self.tensors:
+                value = self.tensor(name, dtype).to(device)
+                decoder.load_state_dict({name: value}, strict=False, assign=True)
+        except torch.OutOfMemoryError as error:
+            size = sum(t.bytes for t in self.tensors.values()) / 2**30
+            what = f"the model ({size:.1f} GiB as stored) does not fit the memory of {device}"
+            raise MachineError(
+                what, where=str(self.folder), hint="free memory or use another device"
+            ) from error
+        return decoder.eval()
+
+
+def load_decoder(
+    folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Decoder:
+    """The unquantized model of a checkpoint folder, ready to run; dtype None keeps the stored one."""
+    return Checkpoint.open(folder).load(device, dtype)
+
+
+def check_layout(
+    folder: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]
+) -> None:
+    """Stored names, shapes and dtypes against the layout. Errors: InputError naming file and tensor."""
+    missing = [name for name in expected if name not in found]
+    if missing:
+        what = f"the checkpoint lacks tensor {missing[0]}{_others(missing)}"
+        hint = "config.json and weights are of different models, or a file was left behind"
+        raise InputError(what, where=f"{folder}: {missing[0]}", hint=hint)
+    unexpected = [name for name in found if name not in expected]
+    if unexpected:
+        first = found[unexpected[0]]
+        what = (
+            f"{first.file.name} holds tensor {first.name}, which the model does not have{_others(unexpected)}"
+        )
+        raise InputError(what, where=first.where, hint="config.json and weights are of different models")
+    for name, shape in expected.items():
+        tensor = found[name]
+        if tensor.shape != shape:
+            what = f"{tensor.file.name}: tensor {name} is {list(tensor.shape)}, not {list(shape)}"
+            hint = "config.json and weights are of different models"
+            raise InputError(what, where=tensor.where, hint=hint)
+        if tensor.dtype not in DTYPES:
+            what = (
+                f"{tensor.file.name}: tensor {name} is stored as {tensor.dtype}, not as F16, BF16, F32 or F64"
+            )
+            raise InputError(what, where=tensor.where, hint="use the unquantized checkpoint")
+
+
+def _others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _check_finite(value: Tensor, stored: StoredTensor, problem: str, hint: str) -> None:
+    low, high = value.aminmax()  # NaN reaches both; nothing of the tensor's size is allocated
+    if not bool(low.isfinite() & high.isfinite()):
+        raise InputError(f"{stored.file.name}: tensor {stored.name} {problem}", where=stored.where, hint=hint)
