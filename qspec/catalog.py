@@ -1,9 +1,9 @@
 """The kernels that exist, as frozen values: which formats they take, and what they are called. No torch.
 
 A layer runs one GEMM kernel and, before it, a row kernel where its input needs work (an online transform,
-quantization, or both). The plan asks `kernels_for` which ones a scheme needs; the code generator renders those
-values and nothing else. Every field is checked on construction, so that a name or a rendered line holds nothing but
-integers and words from here.
+quantization, or both). The plan asks `kernels_for` which ones a scheme needs; the generator renders those values
+and nothing else. Every field is checked on construction, so that a name or a rendered line holds only integers and
+words from here.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class GemmKernel:
 
     @property
     def name(self) -> str:
-        """Such as gemm_w4g128_sym_a4, gemm_w8_asym_a8g64_asym; activations are symmetric unless it says so."""
+        """Such as gemm_w4g128_sym_a4, gemm_w8_asym_a8g64_asym; activations are symmetric unless marked."""
         weights = f"w{self.weight_bits}{_group(self.weight_group)}_{_symmetry(self.weight_symmetric)}"
         activations = f"a{self.activation_bits}{_group(self.activation_group)}"
         return f"gemm_{weights}_{activations}{'' if self.activation_symmetric else '_asym'}"

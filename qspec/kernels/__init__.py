@@ -1,0 +1,1 @@
+"""The kernel layer: packing, code generation from templates, the CPU reference, and the quantized linear."""
