@@ -1,9 +1,9 @@
 """The kernels that exist, as frozen values: which formats they take, and what they are called. No torch.
 
 A layer runs one GEMM kernel and, before it, a row kernel where its input needs work (an online transform,
-quantization, or both). The plan asks `kernels_for` which ones a scheme needs; the generator renders those values
-and nothing else. Every field is checked on construction, so that a name or a rendered line holds only integers and
-words from here.
+quantization, or both). The plan asks `kernels_for` which ones a scheme needs; the generator renders
+those values and nothing else. Every field is checked on construction, so that a name or a rendered
+line holds only integers and words from here.
 """
 
 from __future__ import annotations

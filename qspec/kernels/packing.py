@@ -3,8 +3,9 @@
 Codes, W [N, K] (N output, K input channels):
 
     8 bits   int8 [N, K], as they are
-    4 bits   uint8 [N, K/2]; along K in blocks of P = 128 codes (64 or 32 where 128 does not divide K); byte j of
-             a block holds code j (first half) in its low nibble, code j + P/2 (second half) in its high nibble
+    4 bits   uint8 [N, K/2]; along K in blocks of P = 128 codes (64 or 32 where 128 does not divide K);
+             byte j of a block holds code j (first half) in its low nibble and code j + P/2 (second
+             half) in its high nibble
 
                  bit     7   6   5   4   3   2   1   0            one block, P = 128, H = P/2 = 64
                        +---------------+---------------+
@@ -17,9 +18,10 @@ Codes, W [N, K] (N output, K input channels):
              so that `byte << 4` and `byte & 0xF0`, read as int8, are two contiguous operands of 16 times the
              codes, without a shuffle; the 1/16 goes into the scale.
 
-Scales are [groups, N] (groups = 1 per channel): a kernel reads one group of many channels at once. They are float16
-for groups, float32 per channel. Zero points have the width of the codes: int8 [groups, N], or at 4 bits uint8
-[groups, ceil(N/2)] with channel 2i in the low and channel 2i + 1 in the high nibble of byte i. Biases are float32 [N].
+Scales are [groups, N] (groups = 1 per channel): a kernel reads one group of many channels at once.
+They are float16 for groups, float32 per channel. Zero points have the width of the codes: int8
+[groups, N], or at 4 bits uint8 [groups, ceil(N/2)] with channel 2i in the low and channel 2i + 1 in
+the high nibble of byte i. Biases are float32 [N].
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def unpack(packed: Tensor, block: int) -> Tensor:
 
 
 def pack_zeros(zeros: Tensor) -> Tensor:
-    """4-bit zero points int8 [groups, N] -> uint8 [groups, ceil(N/2)]; for odd N the last high nibble is 0."""
+    """4-bit zero points int8 [groups, N] -> uint8 [groups, ceil(N/2)]; an odd N leaves a nibble of 0."""
     pairs = torch.nn.functional.pad(zeros, (0, zeros.shape[1] % NIBBLES)).to(torch.uint8)
     return (pairs[:, 0::2] & 0xF) | (pairs[:, 1::2] << 4)
 
