@@ -1,8 +1,8 @@
 """Where texts and tasks come from: a stand-in's own files, files below $QSPEC_DATA, or files a recipe names.
 
-A checkpoint folder with `standin.json` answers every named text and task with its own data and sampler lengths,
-and each such replacement is recorded, so that nobody takes a stand-in's score for the benchmark's. Otherwise a
-name resolves below the folder that the environment variable QSPEC_DATA names:
+A checkpoint folder with `standin.json` answers every named text and task with its own data and sampler
+lengths, and each such replacement is recorded, so that nobody takes a stand-in's score for the benchmark's.
+Otherwise a name resolves below the folder that the environment variable QSPEC_DATA names:
 
     wikitext-2/{train or valid}.txt to calibrate, test.txt held out     wiki-c4/c4_demo.jsonl {text}
     gsm8k/{train,test}.jsonl {question, answer}     mmlu/{dev,test}/*.csv question,A,B,C,D,answer

@@ -1,0 +1,125 @@
+"""Masked rows through a model: padded batches, and log-probabilities only where they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qspec.errors import NumericsError
+from qspec.models.family import DecoderShape
+
+HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
+BATCH_TOKENS = 8192  # tokens of one forward pass
+
+
+Progress = Callable[[int, int], None]  # parts done, parts in all
+
+
+def silent(_done: int, _total: int) -> None:
+    """Shows no progress."""
+
+
+class Denoiser(Protocol):
+    """What evaluation needs of a model: `Decoder` is one."""
+
+    @property
+    def shape(self) -> DecoderShape: ...
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor: ...
+    def finish(self, x: Tensor) -> Tensor: ...
+
+
+class Tokenizer(Protocol):
+    """What evaluation needs of a tokenizer: transformers' fast tokenizers have it."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
+
+
+@dataclass(frozen=True)
+class MaskedRow:
+    """One input: tokens int64 [t], unmasked, and masked bool [t], where the model sees the mask token."""
+
+    tokens: Tensor
+    masked: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """rows: indices into the list that was batched. ids, masked, real: [b, t]; ids holds mask tokens
+    where masked.
+    """
+
+    rows: tuple[int, ...]
+    ids: Tensor
+    targets: Tensor
+    masked: Tensor
+    real: Tensor
+
+    @property
+    def row_of(self) -> Tensor:
+        """For every masked position, in order, the place of its row in the batch; int64 [positions]."""
+        return self.masked.nonzero()[:, 0]
+
+
+def batches(
+    rows: Sequence[MaskedRow], shape: DecoderShape, device: torch.device, tokens: int = BATCH_TOKENS
+) -> Iterator[Batch]:
+    """Rows of like length together, padded at the right, at most `tokens` a batch (one row at least)."""
+    order = sorted(range(len(rows)), key=lambda index: (-rows[index].tokens.numel(), index))
+    while order:
+        size = max(1, tokens // rows[order[0]].tokens.numel())
+        chosen, order = order[:size], order[size:]
+        yield _padded(chosen, rows, shape, device)
+
+
+def _padded(
+    chosen: Sequence[int], rows: Sequence[MaskedRow], shape: DecoderShape, device: torch.device
+) -> Batch:
+    length = max(rows[index].tokens.numel() for index in chosen)
+    targets = torch.full((len(chosen), length), shape.pad_token, dtype=torch.int64)
+    masked = torch.zeros(len(chosen), length, dtype=torch.bool)
+    real = torch.zeros(len(chosen), length, dtype=torch.int64)
+    for place, index in enumerate(chosen):
+        size = rows[index].tokens.numel()
+        targets[place, :size] = rows[index].tokens
+        masked[place, :size] = rows[index].masked
+        real[place, :size] = 1
+    targets, masked, real = targets.to(device), masked.to(device), real.to(device)
+    return Batch(tuple(chosen), targets.masked_fill(masked, shape.mask_token), targets, masked, real)
+
+
+def hidden_at_masks(model: Denoiser, batch: Batch) -> Tensor:
+    """Hidden states that predict the masked positions, [positions, d].
+
+    A shifted model (Dream) predicts position i from i - 1, and the first from itself.
+    """
+    hidden = model.hidden(batch.ids, batch.real)
+    row, position = batch.masked.nonzero(as_tuple=True)
+    if model.shape.shift:
+        position = (position - 1).clamp(min=0)
+    return hidden[row, position]
+
+
+def log_probabilities(model: Denoiser, hidden: Tensor) -> Tensor:
+    """log softmax of the logits in float32, [positions, vocab]; NumericsError where they are not finite."""
+    logits = model.finish(hidden).float()
+    if not bool(torch.isfinite(logits).all()):
+        raise NumericsError("the model's logits are NaN or Inf", hint="the quantized weights cannot be right")
+    return torch.log_softmax(logits, dim=-1)
+
+
+def slices(positions: int, vocab: int) -> Iterator[slice]:
+    """Consecutive parts of the masked positions, so few at a time that their logits fit into memory."""
+    size = max(1, HEAD_VALUES // vocab)
+    return (slice(start, start + size) for start in range(0, positions, size))
+
+
+def device_of(model: object) -> torch.device:
+    """Where a model's first parameter lies; the CPU for a model without any."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    first = next(parameters, None)
+    return torch.device("cpu") if first is None else first.device

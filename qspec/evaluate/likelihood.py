@@ -1,0 +1,162 @@
+"""Monte Carlo likelihood of a continuation (LLaDA, arXiv 2502.09992, eq. 6), for tasks with choices.
+
+    log p(y | context)  ~  - mean over draws of  L'/l * sum over the l masked of L' target tokens of  -log
+    p(y_i | rest)
+
+Within a group of B = 8 draws l is stratified, l_b = ((round(k + b L'/B) - 1) mod L') + 1 with one k ~
+U{1..L'}. The draws are fixed in advance by the seed, the same for every model. The choice with the largest
+log p, not divided by its length, wins.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qspec.data import Choice, TaskData, TaskItem
+from qspec.errors import InputError
+from qspec.evaluate.forward import (
+    Denoiser,
+    MaskedRow,
+    Progress,
+    Tokenizer,
+    batches,
+    device_of,
+    hidden_at_masks,
+    log_probabilities,
+    silent,
+)
+from qspec.evaluate.results import Metric, accuracy
+
+GROUP = 8
+
+
+@dataclass(frozen=True)
+class RatedChoice:
+    """A choice as tokens, with the weight L'/l of every draw. rows: what the model is given, one for
+    each draw.
+    """
+
+    rows: tuple[MaskedRow, ...]
+    weights: tuple[float, ...]
+
+
+def masked_counts(length: int, draws: int, generator: torch.Generator) -> list[int]:
+    """How many of `length` targets each draw masks, stratified in groups of eight."""
+    counts: list[int] = []
+    while len(counts) < draws:
+        size = min(GROUP, draws - len(counts))
+        k = int(torch.randint(1, length + 1, (), generator=generator))
+        counts.extend((round(k + b * length / size) - 1) % length + 1 for b in range(size))
+    return counts
+
+
+def encode_choice(choice: Choice, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[int]]:
+    """(context, target) tokens. The text is encoded whole and split after the context's tokens, as lm-eval
+    does.
+
+    A context that is too long loses its beginning. Errors: InputError where the target alone is too long or
+    is empty.
+    """
+    context = tokenizer.encode(choice.context, add_special_tokens=False)
+    whole = tokenizer.encode(choice.context + choice.text, add_special_tokens=False)
+    target = whole[len(context) :]
+    if whole[: len(context)] != context:  # the tokenizer merged across the border
+        target = tokenizer.encode(choice.text, add_special_tokens=False)
+    if not 0 < len(target) < longest:
+        raise InputError(
+            f"a choice has {len(target)} tokens; the model takes 1 to {longest - 1}", where=choice.text[:80]
+        )
+    return context[max(0, len(context) + len(target) - longest) :], target
+
+
+def rate(choice: Choice, tokenizer: Tokenizer, longest: int, draws: int, seed: int) -> RatedChoice:
+    """The rows of one choice. The seed is mixed with its text, so that the draws depend on neither order
+    nor limit.
+    """
+    context, target = encode_choice(choice, tokenizer, longest)
+    mixed = zlib.crc32(f"{seed}/{choice.context}/{choice.text}".encode())
+    generator = torch.Generator().manual_seed(mixed)
+    tokens = torch.tensor(context + target, dtype=torch.int64)
+    rows, weights = [], []
+    for count in masked_counts(len(target), draws, generator):
+        masked = torch.zeros(tokens.numel(), dtype=torch.bool)
+        masked[len(context) + torch.randperm(len(target), generator=generator)[:count]] = True
+        rows.append(MaskedRow(tokens, masked))
+        weights.append(len(target) / count)
+    return RatedChoice(tuple(rows), tuple(weights))
+
+
+def measure_choices(
+    baseline: Denoiser,
+    quantized: Denoiser,
+    tokenizer: Tokenizer,
+    task: TaskData,
+    seed: int,
+    progress: Progress = silent,
+) -> Metric:
+    """Share of items whose right choice gets the largest likelihood, of both models on the same rows."""
+    longest = baseline.shape.max_length
+    rated = [
+        rate(choice, tokenizer, longest, task.draws, seed) for item in task.items for choice in item.choices
+    ]
+    before = log_likelihoods(baseline, rated, progress)
+    after = log_likelihoods(quantized, rated, progress)
+    return accuracy(
+        task.name, task.title, "choice_accuracy", _right(task.items, before), _right(task.items, after)
+    )
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: Denoiser,
+    rated: Sequence[RatedChoice],
+    progress: Progress = silent,
+) -> list[float]:
+    """log p of every choice under one model, in nats.
+
+    Rows in which the model sees the same input (one-token choices after one context) share one forward pass.
+    """
+    rows = [row for choice in rated for row in choice.rows]
+    readers = _same_input(rows, model.shape.mask_token)
+    forwards = [rows[indices[0]] for indices in readers]
+    sums = torch.zeros(len(rows), dtype=torch.float64)
+    done = 0
+    for batch in batches(forwards, model.shape, device_of(model)):
+        hidden, place = hidden_at_masks(model, batch), batch.row_of
+        for index, forward in enumerate(batch.rows):
+            p = log_probabilities(model, hidden[place == index]).cpu()
+            for row in readers[forward]:
+                targets = rows[row].tokens[rows[row].masked].unsqueeze(1)
+                sums[row] = p.gather(1, targets).double().sum()
+        done += len(batch.rows)
+        progress(done, len(forwards))
+    return _averaged(rated, sums.tolist())
+
+
+def _same_input(rows: Sequence[MaskedRow], mask_token: int) -> list[list[int]]:
+    """Indices of rows, grouped by what the model sees."""
+    groups: dict[tuple[bytes, bytes], list[int]] = {}
+    for index, row in enumerate(rows):
+        seen = row.tokens.masked_fill(row.masked, mask_token)
+        groups.setdefault((seen.numpy().tobytes(), row.masked.numpy().tobytes()), []).append(index)
+    return list(groups.values())
+
+
+def _averaged(rated: Sequence[RatedChoice], sums: Sequence[float]) -> list[float]:
+    """The mean over each choice's draws of L'/l times the sum of log p at its masked targets."""
+    left = iter(sums)
+    return [sum(weight * next(left) for weight in choice.weights) / len(choice.weights) for choice in rated]
+
+
+def _right(items: Sequence[TaskItem], scores: Sequence[float]) -> list[bool]:
+    """Whether the largest score of each item belongs to its right choice; the first of equals counts."""
+    left = iter(scores)
+    out = []
+    for item in items:
+        own = [next(left) for _ in item.choices]
+        out.append(own.index(max(own)) == item.right)
+    return out

@@ -1,0 +1,168 @@
+"""Masked NELBO per token, and how far the quantized model's predictions are from the unquantized one's.
+
+For a sample x of L tokens, of which a random set of l is masked, l uniform on 1..L (arXiv 2502.09992, eq.
+6; it has the same expectation as eq. 4, which masks at a share t ~ U(0, 1) and weighs by 1 / t, and a lower
+variance):
+
+    -log p(x) / L  <=  E_l [ 1/l * sum over the l masked i of  -log p(x_i | x masked) ]
+
+in nats a token. The draws are fixed in advance by the seed and stratified: sample s and draw d take l = 1 +
+floor(f L) with f = (d + (rank of s + u) / samples) / draws, one u for all; so the shares l / L cover (0, 1]
+evenly within every sample and over all of them. Every model is given the same masked rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qspec.data import TextData, spread
+from qspec.errors import InputError
+from qspec.evaluate.forward import (
+    Batch,
+    Denoiser,
+    MaskedRow,
+    Progress,
+    Tokenizer,
+    batches,
+    device_of,
+    hidden_at_masks,
+    log_probabilities,
+    silent,
+    slices,
+)
+from qspec.evaluate.results import KlBucket, Metric, nelbo
+
+DRAWS = 4
+WINDOW = 1024  # tokens of one sample at most
+SHORTEST = 8  # a window of fewer tokens is left out
+BUCKETS = 5
+
+
+@dataclass(frozen=True)
+class NelboResult:
+    metric: Metric
+    kl: tuple[KlBucket, ...]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the masked positions of every row, float64 [rows]."""
+
+    baseline: Tensor  # -log p of the true token
+    quantized: Tensor
+    kl: Tensor
+    masked: Tensor
+
+
+def windows(text: TextData, tokenizer: Tokenizer, samples: int, length: int) -> list[Tensor]:
+    """At most `samples` windows int64 [<= length], spread evenly over the text; no window spans two
+    documents.
+
+    Errors: InputError where the text has no window of 8 tokens.
+    """
+    found: list[Tensor] = []
+    for document in text.documents:
+        tokens = torch.tensor(tokenizer.encode(document, add_special_tokens=False), dtype=torch.int64)
+        parts = (tokens[start : start + length] for start in range(0, tokens.numel(), length))
+        found.extend(part for part in parts if part.numel() >= SHORTEST)
+    if not found:
+        raise InputError(f"the text has no passage of {SHORTEST} tokens", where=str(text.path))
+    return list(spread(found, samples))
+
+
+def masked_rows(samples: Sequence[Tensor], draws: int, seed: int) -> list[MaskedRow]:
+    """`draws` rows for every sample, in order, masked as the module's docstring says."""
+    generator = torch.Generator().manual_seed(seed)
+    rank = torch.randperm(len(samples), generator=generator).double()
+    offset = torch.rand((), generator=generator, dtype=torch.float64)
+    rows = []
+    for place, tokens in enumerate(samples):
+        for draw in range(draws):
+            share = (draw + (rank[place] + offset) / len(samples)) / draws
+            count = min(tokens.numel(), 1 + int(share * tokens.numel()))
+            masked = torch.zeros(tokens.numel(), dtype=torch.bool)
+            masked[torch.randperm(tokens.numel(), generator=generator)[:count]] = True
+            rows.append(MaskedRow(tokens, masked))
+    return rows
+
+
+def measure_nelbo(
+    baseline: Denoiser,
+    quantized: Denoiser,
+    tokenizer: Tokenizer,
+    text: TextData,
+    name: str,
+    samples: int,
+    seed: int,
+    progress: Progress = silent,
+) -> NelboResult:
+    """NELBO of both models on the same masked rows, and KL(quantized || unquantized) by mask ratio.
+
+    name: the text's name in the recipe.
+    """
+    shape = baseline.shape
+    passages = windows(text, tokenizer, samples, min(WINDOW, shape.max_length))
+    rows = masked_rows(passages, DRAWS, seed)
+    sums = _score(baseline, quantized, rows, progress)
+    lengths = [float(passage.numel()) for passage in passages]
+    metric = nelbo(
+        name, text.title, _per_sample(sums.baseline, sums), _per_sample(sums.quantized, sums), lengths
+    )
+    return NelboResult(metric, _buckets(name, rows, sums))
+
+
+@torch.no_grad()
+def _score(
+    baseline: Denoiser, quantized: Denoiser, rows: Sequence[MaskedRow], progress: Progress
+) -> _Sums:
+    sums = _Sums(*(torch.zeros(len(rows), dtype=torch.float64) for _ in range(4)))
+    shape, done = baseline.shape, 0
+    for batch in batches(rows, shape, device_of(baseline)):
+        _add(sums, batch, baseline, quantized)
+        done += len(batch.rows)
+        progress(done, len(rows))
+    return sums
+
+
+def _add(sums: _Sums, batch: Batch, baseline: Denoiser, quantized: Denoiser) -> None:
+    before, after = hidden_at_masks(baseline, batch), hidden_at_masks(quantized, batch)
+    targets, place = batch.targets[batch.masked], batch.row_of
+    rows = torch.tensor(batch.rows)
+    for part in slices(targets.numel(), baseline.shape.vocab):
+        p, q = log_probabilities(baseline, before[part]), log_probabilities(quantized, after[part])
+        found = targets[part].unsqueeze(1)
+        index = rows[place[part].cpu()]
+        kl = (q.exp() * (q - p)).sum(-1)
+        for total, values in (
+            (sums.baseline, -p.gather(1, found)[:, 0]),
+            (sums.quantized, -q.gather(1, found)[:, 0]),
+            (sums.kl, kl),
+            (sums.masked, torch.ones_like(kl)),
+        ):
+            total.index_add_(0, index, values.double().cpu())
+
+
+def _per_sample(summed: Tensor, sums: _Sums) -> list[float]:
+    """The mean over a sample's draws of 1/l sum -log p, float [samples]."""
+    means: list[float] = (summed / sums.masked).reshape(-1, DRAWS).mean(1).tolist()
+    return means
+
+
+def _buckets(text: str, rows: Sequence[MaskedRow], sums: _Sums) -> tuple[KlBucket, ...]:
+    """The KL of all masked positions of rows whose mask ratio falls into each fifth of (0, 1]; empty
+    ones are left out.
+    """
+    ratios = torch.tensor([row.masked.double().mean().item() for row in rows])
+    bucket = (ratios * BUCKETS - 1e-6).floor().clamp(0, BUCKETS - 1).long()
+    found = []
+    for index in range(BUCKETS):
+        chosen = bucket == index
+        positions = int(sums.masked[chosen].sum())
+        if positions:
+            kl = float(sums.kl[chosen].sum()) / positions
+            found.append(KlBucket(text, index / BUCKETS, (index + 1) / BUCKETS, kl, positions))
+    return tuple(found)
