@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qspec.catalog import GemmKernel, LayerKernels, RowKernel
@@ -28,6 +28,7 @@ FORMAT = 1
 MANIFEST = "qspec.json"
 INDEX = "model.safetensors.index.json"
 REPORT_SEAL = "report/SHA256SUMS"
+HIDDEN = (".progress.json", ".lock")  # the workspace's own; a kill right after publishing may leave them behind
 
 
 class _Record(BaseModel):
@@ -151,7 +152,7 @@ def verify(folder: Path) -> Manifest:
         _verify_files(folder, sums)
         listed |= {REPORT_SEAL, *sums}
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    if strange := sorted(present - listed):
+    if strange := sorted(present - listed - set(HIDDEN)):
         raise InputError(
             "a file does not belong to the artifact",
             where=str(folder / strange[0]),
@@ -214,9 +215,9 @@ class Workspace:
             )
         with machine_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / ".lock").open("w")
+            self._lock = (self.folder / HIDDEN[1]).open("w")
             self._take_lock()
-        self._progress_file = self.folder / ".progress.json"
+        self._progress_file = self.folder / HIDDEN[0]
         self._progress = self._read_progress(key)
 
     def _take_lock(self) -> None:
@@ -239,7 +240,7 @@ class Workspace:
 
     def _empty(self) -> None:
         for path in self.folder.iterdir():
-            if path.name == ".lock":
+            if path.name == HIDDEN[1]:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -260,6 +261,10 @@ class Workspace:
         sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in plain.items()}
         self._progress["shards"][shard] = {"sha256": digest, "tensors": sizes, **extra}
         write_whole(self._progress_file, json.dumps(self._progress))
+
+    def read_shard(self, shard: str) -> dict[str, Tensor]:
+        """The tensors of a shard that is written."""
+        return load_file(self.folder / shard)
 
     def write(self, name: str, content: bytes | str) -> None:
         write_whole(self.folder / name, content)
@@ -289,13 +294,13 @@ class Workspace:
         with machine_errors(self.out):
             for cache in list(self.folder.rglob("__pycache__")):
                 shutil.rmtree(cache)
-            self._progress_file.unlink(missing_ok=True)
-            (self.folder / ".lock").unlink()
             old = self.out.with_name(self.out.name + ".old")
             shutil.rmtree(old, ignore_errors=True)
             if self.out.exists():
                 self.out.replace(old)
             self.folder.replace(self.out)
+            for name in HIDDEN:
+                (self.out / name).unlink(missing_ok=True)
             sync_folder(self.out.parent)
             shutil.rmtree(old, ignore_errors=True)
         self.close()

@@ -1,0 +1,45 @@
+"""`qspec compile RECIPE`: the main job."""
+
+from __future__ import annotations
+
+import argparse
+
+from qspec.cli.options import add_settings, settings_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="checkpoint folder or hub id, instead of the recipe's")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: build/<recipe>/)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_settings(parser)
+    parser.add_argument("--locked", action="store_true", help="refuse anything but what NAME.lock says")
+    parser.add_argument("--no-eval", action="store_true", help="leave evaluation and report out")
+    parser.add_argument("--download", action="store_true", help="fetch a missing checkpoint from the hub")
+    parser.add_argument("--no-standin", action="store_true", help="a missing checkpoint is an error")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def run(args: argparse.Namespace) -> int:
+    from qspec.cli.terminal import Terminal
+    from qspec.compiler import compile as compile_recipe
+    from qspec.progress import Quiet
+
+    progress = Quiet() if args.quiet else Terminal()
+    artifact = compile_recipe(
+        args.recipe,
+        args.model,
+        args.out,
+        args.device,
+        settings=settings_of(args),
+        locked=args.locked,
+        evaluate=not args.no_eval,
+        download=args.download,
+        standin=not args.no_standin,
+        progress=progress,
+    )
+    if not args.quiet:
+        from qspec.cli.summary import print_summary
+
+        print_summary(artifact)
+    return 0

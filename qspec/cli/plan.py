@@ -1,0 +1,83 @@
+"""`qspec plan RECIPE`: every decision, from config.json alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from qspec.cli.options import add_settings, settings_of
+from qspec.cli.planned import planned
+from qspec.plan import Plan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="folder with a config.json, instead of the recipe's model")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    plan, notice = planned(Path(args.recipe), args.model, settings_of(args))
+    if args.json:
+        print(json.dumps(plan.as_json(), indent=1))
+        return 0
+    print(render(plan, notice))
+    return 0
+
+
+def render(plan: Plan, notice: str | None) -> str:
+    """The plan as plain text."""
+    shape = plan.shape
+    lines = [
+        *([notice, ""] if notice else []),
+        f"{plan.spec.name}: {plan.family}, {shape.layers} blocks, width {shape.width}, ffn {shape.ffn}",
+        f"  block weights    {plan.block_weights / 1e9:.2f} B ({plan.block_weights:,})",
+        f"  bits per weight  {plan.bits_per_weight:.3f}  (codes, scales, zero points, online transforms; kept ones at 16)",
+        f"  model bytes      {_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
+        f"  compile needs    about {_size(plan.compile_memory())} of memory, "
+        f"{plan.compile_operations() / 1e12:.1f} TFLOP",
+        "",
+        "rules, later ones win              matched  decides",
+    ]
+    lines += [f"  {r.rule.text:<50} {r.matched:>6} {r.decides:>8}" for r in plan.rules]
+    lines += ["", "passes, in order                                    modules"]
+    lines += [f"  {u.text:<50} {sum(u in m.passes for m in plan.modules):>6}" for u in plan.spec.passes]
+    lines += ["", "layers"]
+    lines += _layers(plan)
+    if plan.notes():
+        lines += ["", "notes", *(f"  {note}" for note in plan.notes())]
+    return "\n".join(lines)
+
+
+def _layers(plan: Plan) -> list[str]:
+    """One line for all blocks in which a part has the same fate."""
+    groups: dict[tuple[str, str, float, str], list[int | None]] = {}
+    for m in plan.modules:
+        key = (m.entry.role.part, m.scheme.name if m.scheme else "keep", m.bits, m.kernel)
+        groups.setdefault(key, []).append(m.entry.role.block)
+    lines = []
+    for (part, scheme, bits, kernel), blocks in groups.items():
+        numbers = [b for b in blocks if b is not None]
+        role = f"blocks[{_ranges(numbers)}].{part}" if numbers else part
+        lines.append(f"  {role:<32} {scheme:<8} {bits:>6.3f} bits  {kernel}")
+    return lines
+
+
+def _ranges(numbers: list[int]) -> str:
+    """0..28, 30 for 0, 1, .., 28, 30."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}..{r[-1]}" for r in runs)
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count / 1024:.1f} KiB"

@@ -1,0 +1,29 @@
+"""A recipe's plan, for the commands that need no weights: plan, why, kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qspec import passes, resources
+from qspec.errors import InputError
+from qspec.language import load_recipe
+from qspec.models.config import read_config
+from qspec.models.locate import checkpoint_locate
+from qspec.plan import Plan, make_plan
+
+
+def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> tuple[Plan, str | None]:
+    """The plan, and a notice where the stand-in's config had to serve.
+
+    The config comes from `model`, else from the recipe's model in the local cache, else from the bundled stand-in.
+    """
+    spec = load_recipe(recipe, passes.available(), settings).spec
+    folder = checkpoint_locate(model or spec.model.id, None if model else spec.model.revision, weights=False)
+    notice = None
+    if folder is None:
+        if model:
+            raise InputError(f"there is no config.json of {model!r} on this machine", hint="give a folder")
+        folder = resources.standin(spec.family)
+        notice = f"{spec.model.id} is not on this machine: planning for the bundled stand-in {folder.name} instead"
+    family, shape, _ = read_config(folder)
+    return make_plan(spec, family, shape), notice

@@ -1,0 +1,71 @@
+"""Progress on a terminal: a live bar with the block, the pass and the time left; plain lines where there is no TTY."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from qspec.progress import Quiet
+
+T = TypeVar("T")
+
+
+class Terminal(Quiet):
+    """Shows phases and blocks on stderr, so that stdout stays for results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bars: Bars | None = None
+        self._step = ""
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def step(self, text: str) -> None:
+        self._step = text
+
+    @contextmanager
+    def phase(self, title: str) -> Iterator[None]:
+        if not self.console.is_terminal:
+            self.note(f"{title} ...")
+        with super().phase(title):
+            yield
+        self.note(f"{title}: {self.seconds[title]:.1f} s")
+
+    def blocks(self, blocks: Sequence[T]) -> Iterator[T]:
+        if not self.console.is_terminal:
+            yield from self._plain(blocks)
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("block"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[step]}  {task.fields[memory]}"),
+        )
+        with Bars(*columns, console=self.console, transient=True) as bars:
+            task = bars.add_task("blocks", total=len(blocks), step="", memory="")
+            for block in blocks:
+                yield block
+                bars.update(task, advance=1, step=self._step, memory=_memory())
+
+    def _plain(self, blocks: Sequence[T]) -> Iterator[T]:
+        for index, block in enumerate(blocks):
+            yield block
+            self.note(f"  block {index + 1}/{len(blocks)} done, {_memory()}")
+
+
+def _memory() -> str:
+    """Peak resident memory of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"peak {peak / 2**30:.1f} GiB"

@@ -1,0 +1,49 @@
+"""`qspec why RECIPE ROLE`: which line decided what."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qspec.cli.options import add_settings, settings_of
+from qspec.cli.planned import planned
+from qspec.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
+    parser.add_argument("role", metavar="ROLE", help="one module, such as blocks[31].mlp.down")
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="folder with a config.json, instead of the recipe's model")
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import difflib
+
+    plan, notice = planned(Path(args.recipe), args.model, settings_of(args))
+    module = plan.module(args.role)
+    if module is None:
+        roles = [str(m.entry.role) for m in plan.modules]
+        close = difflib.get_close_matches(args.role, roles, n=1)
+        raise InputError(
+            f"no module has the role {args.role!r}",
+            where=f"{plan.family}, {plan.shape.layers} blocks",
+            hint=f"did you mean {close[0]}?" if close else "qspec plan lists every role",
+        )
+    if notice:
+        print(notice)
+    print(f"{args.role} is {module.entry.module} [{module.entry.out_features}, {module.entry.in_features}]")
+    matching = [rule for rule in plan.rules_for(module)]
+    for rule in matching:
+        decided = "decides" if rule is module.rule else "overruled"
+        print(f"  {decided:<10} {plan.spec.locate(rule.span)}  {rule.text}")
+    if not matching:
+        print("  no rule matches it: it is kept in 16 bits")
+    for use in module.passes:
+        print(f"  {'pass':<10} {plan.spec.locate(use.span)}  {use.text}")
+    scheme = module.scheme
+    if scheme:
+        print(f"  weights     {scheme.weights}")
+        print(f"  activations {scheme.activations or '16 bits'}")
+    print(f"  {module.bits:.3f} bits per weight, runs {module.kernel}")
+    return 0

@@ -1,0 +1,187 @@
+"""The compiler: one function, each stage a named call.
+
+recipe.qs --parse, resolve--> Spec --(+ config.json)--> Plan --calibrate, passes, pack--> artifact --measure--> report
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qspec import __version__, passes
+from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, Workspace, seal_report
+from qspec.calibrate.tokens import CalibrationTokens, calibration_tokens
+from qspec.data import DataSources
+from qspec.errors import InputError
+from qspec.kernels import generate
+from qspec.language import load_recipe
+from qspec.language.spec import Spec
+from qspec.lock import TOKENIZER_FILES, Lock, checkpoint_hashes, lock_path
+from qspec.models.checkpoint import Checkpoint
+from qspec.origin import Origin, find_checkpoint
+from qspec.plan import Plan, make_plan
+from qspec.progress import Progress, Quiet
+from qspec.quantize import quantize_blocks
+from qspec.runtime import find_device, load_tokenizer
+
+COPIED = ("generation_config.json", *TOKENIZER_FILES, "vocab.json", "merges.txt", "added_tokens.json")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled model on disk. report: the report's data, None where evaluation was left out."""
+
+    path: Path
+    manifest: Manifest
+    plan: Plan
+    report: Mapping[str, Any] | None
+
+
+def compile(  # the public name: qspec.compile
+    recipe: str | Path,
+    model: str | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    *,
+    settings: Mapping[str, str] | None = None,
+    locked: bool = False,
+    evaluate: bool = True,
+    download: bool = False,
+    standin: bool = True,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compiles a recipe into an artifact with its report; what `qspec compile` does.
+
+    model: checkpoint folder or hub id instead of the recipe's. out: default build/<recipe>/. settings: values of the
+    recipe's parameters. Raises RecipeError for a recipe with errors; InputError, MachineError or NumericsError where
+    an input or the machine failed. Killed or failed, the same call goes on after the last finished block.
+    """
+    recipe, progress = Path(recipe), progress or Quiet()
+    spec = load_recipe(recipe, passes.available(), settings or {}).spec
+    target = find_device(device)
+    origin = find_checkpoint(spec, model, download=download, standin=standin and not locked)
+    if origin.notice:
+        progress.note(origin.notice)
+    checkpoint = Checkpoint.open(origin.folder)
+    plan = make_plan(spec, checkpoint.family, checkpoint.shape)
+    sources = DataSources(origin.folder, recipe.parent)
+    tokens = _tokens(spec, plan, origin, sources)
+    lock = _lock(spec, origin, tokens, target)
+    if locked:
+        Lock.read(lock_path(recipe)).require(lock, lock_path(recipe))
+    workspace = Workspace(Path(out) if out else Path("build") / spec.name, _key(lock))
+    try:
+        with progress.phase("quantize"):
+            records = quantize_blocks(plan, checkpoint, tokens.ids, workspace, target, progress)
+        _write_beside(workspace, spec, recipe, checkpoint, lock)
+        manifest = _write_manifest(workspace, plan, origin, sources, tokens, lock, records)
+        report = None
+        if evaluate:
+            report = _evaluate(workspace.folder, origin, spec, sources, target, progress)
+            seal_report(workspace.folder)
+        return Artifact(workspace.publish(), manifest, plan, report)
+    finally:
+        workspace.close()
+
+
+def _tokens(spec: Spec, plan: Plan, origin: Origin, sources: DataSources) -> CalibrationTokens:
+    """The calibration tokens; every text and task that the recipe names is looked for here, before any long work."""
+    sources.check(spec.calibrate, spec.evaluate)
+    length = spec.calibrate.length
+    if length > plan.shape.max_length:
+        if not origin.standin:
+            raise InputError(
+                f"calibration length {length} exceeds the model's {plan.shape.max_length} tokens",
+                where=spec.source,
+                hint="lower `length` in the calibrate block",
+            )
+        length = plan.shape.max_length
+        sources.replacements.append(f"calibration length {spec.calibrate.length}: {length}, the most that {origin.id} takes")
+    text = sources.calibration(spec.calibrate.text)
+    tokenizer = load_tokenizer(origin.folder)
+    return calibration_tokens(text.documents, tokenizer, spec.calibrate, length, plan.shape.mask_token)
+
+
+def _lock(spec: Spec, origin: Origin, tokens: CalibrationTokens, device: torch.device) -> Lock:
+    return Lock.of(
+        model=origin.id,
+        revision=origin.revision,
+        files=checkpoint_hashes(origin.folder),
+        recipe=hashlib.sha256(spec.text.encode()).hexdigest(),
+        calibration=tokens.sha256,
+        seed=spec.calibrate.seed,
+        device=device,
+    )
+
+
+def _key(lock: Lock) -> str:
+    """What the shards of an interrupted run must agree in to be used again: everything that the lock holds."""
+    return hashlib.sha256(lock.text().encode()).hexdigest()
+
+
+def _write_beside(workspace: Workspace, spec: Spec, recipe: Path, checkpoint: Checkpoint, lock: Lock) -> None:
+    """Config, tokenizer, recipe and lock."""
+    config = {**checkpoint.config, "quantization_config": {"quant_method": "qspec", "manifest": "qspec.json"}}
+    workspace.write("config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for name in COPIED:
+        if (checkpoint.folder / name).is_file():
+            workspace.write(name, (checkpoint.folder / name).read_bytes())
+    workspace.write("recipe.qs", spec.text)
+    workspace.write("recipe.lock", lock.text())
+
+
+def _write_manifest(
+    workspace: Workspace,
+    plan: Plan,
+    origin: Origin,
+    sources: DataSources,
+    tokens: CalibrationTokens,
+    lock: Lock,
+    records: tuple[ModuleRecord, ...],
+) -> Manifest:
+    """Generates the kernels and seals everything that is there."""
+    table = generate.write(workspace.folder / "kernels", plan.kernels())
+    hashes = workspace.hashes()
+    manifest = Manifest(
+        format=1,
+        qspec=__version__,
+        name=plan.spec.name,
+        recipe=plan.spec.text,
+        model=ModelRecord(
+            id=origin.id,
+            revision=origin.revision,
+            family=plan.family,
+            standin=origin.standin,
+            replacements=tuple(sources.replacements),
+            files=lock.content["model"]["files"],
+        ),
+        calibration=CalibrationRecord(
+            tokens_sha256=tokens.sha256,
+            samples=tokens.ids.shape[0],
+            length=tokens.ids.shape[1],
+            seed=plan.spec.calibrate.seed,
+        ),
+        modules=records,
+        kernels=tuple(
+            KernelRecord(name=name, file=f"kernels/{file}", sha256=hashes[f"kernels/{file}"])
+            for name, file in table.items()
+        ),
+        bits_per_weight=plan.bits_per_weight,
+        bytes_before=plan.bytes_before,
+        bytes_after=plan.bytes_after,
+        files=hashes,
+    ).sealed()
+    workspace.write("qspec.json", manifest.model_dump_json(indent=1) + "\n")
+    return manifest
+
+
+def _evaluate(
+    folder: Path, origin: Origin, spec: Spec, sources: DataSources, device: torch.device, progress: Progress
+) -> Mapping[str, Any]:
+    raise NotImplementedError

@@ -1,0 +1,115 @@
+"""The lock: exactly which checkpoint, tokenizer, calibration tokens, packages and kind of machine made an artifact."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qspec.errors import InputError
+from qspec.files import sha256
+
+FORMAT = 1
+PACKAGES = ("qspec", "torch", "triton", "transformers", "safetensors", "numpy")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Lock:
+    """content: plain JSON values, compared key by key."""
+
+    content: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        model: str,
+        revision: str,
+        files: dict[str, str],
+        recipe: str,
+        calibration: str,
+        seed: int,
+        device: torch.device,
+    ) -> Lock:
+        """The lock of this machine and these inputs. files: name -> sha256 of the checkpoint's files."""
+        return cls(
+            {
+                "qspec_lock": FORMAT,
+                "recipe": recipe,
+                "model": {"id": model, "revision": revision, "files": files},
+                "calibration": {"tokens_sha256": calibration, "seed": seed},
+                "packages": {name: _version(name) for name in PACKAGES},
+                "machine": machine_kind(device),
+            }
+        )
+
+    def text(self) -> str:
+        return json.dumps(self.content, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Lock:
+        """Raises InputError where the file is absent or not a lock."""
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError("there is no lock file", where=str(path), hint=f"make it: qspec lock {path.stem}.qs") from None
+        except ValueError as error:
+            raise InputError(f"not a lock file: {error}", where=str(path)) from None
+        if not isinstance(content, dict) or content.get("qspec_lock") != FORMAT:
+            raise InputError(f"not a lock file of format {FORMAT}", where=str(path), hint="make it again: qspec lock")
+        return cls(content)
+
+    def require(self, actual: Lock, where: Path) -> None:
+        """Raises InputError that names every key in which `actual` differs from this lock."""
+        differences = list(_differences("", self.content, actual.content))
+        if differences:
+            raise InputError(
+                "the lock does not hold: " + "; ".join(differences),
+                where=str(where),
+                hint="compile without --locked, or make the lock again: qspec lock",
+            )
+
+
+def machine_kind(device: torch.device) -> str:
+    """What bit-identical results depend on: the GPU's name, or the CPU's architecture and vector instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def checkpoint_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file that a compile reads from a checkpoint folder."""
+    names = [p.name for p in folder.iterdir() if p.is_file() and p.suffix in (".safetensors", ".json")]
+    return {name: sha256(folder / name) for name in sorted(names)}
+
+
+def lock_path(recipe: Path) -> Path:
+    """NAME.lock beside NAME.qs."""
+    return recipe.with_suffix(".lock")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return "absent"
+
+
+def _differences(where: str, locked: Any, actual: Any) -> list[str]:
+    if isinstance(locked, dict) and isinstance(actual, dict):
+        found = []
+        for key in sorted({*locked, *actual}):
+            found += _differences(f"{where}.{key}" if where else key, locked.get(key), actual.get(key))
+        return found
+    return [] if locked == actual else [f"{where} is {_short(actual)}, locked {_short(locked)}"]
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."

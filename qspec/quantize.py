@@ -1,0 +1,239 @@
+"""From plan and checkpoint to shards: every block is calibrated, rewritten, packed and written, one after another.
+
+Peak memory is one block in float32, its copies, and the calibration stream, whatever the depth of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from qspec.artifact import ModuleRecord, Workspace, kernel_fields
+from qspec.calibrate.stream import Stream
+from qspec.errors import NumericsError
+from qspec.kernels.linear import QuantLinear
+from qspec.kernels.packing import PackedLinear
+from qspec.models.checkpoint import Checkpoint
+from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.passes.block import Block, Linear
+from qspec.plan import ModulePlan, Plan
+from qspec.progress import Progress
+from qspec.runtime import default_dtype, fill_block, install_block, place_outer
+
+PRESERVED = 1e-4  # largest relative change of a block's output that a function-preserving pass may make
+BATCH_TOKENS = 4096  # calibration tokens in one forward pass
+
+
+def shard_names(layers: int) -> list[str]:
+    """One shard for each block, one for embedding, final norm and head."""
+    return [f"model-{i + 1:05d}-of-{layers + 1:05d}.safetensors" for i in range(layers + 1)]
+
+
+def quantize_blocks(
+    plan: Plan, checkpoint: Checkpoint, ids: Tensor, workspace: Workspace, device: torch.device, progress: Progress
+) -> tuple[ModuleRecord, ...]:
+    """Writes every shard; returns a record for each module, in the plan's order.
+
+    ids: int64 [samples, length], masked calibration tokens. Shards that a killed run finished are read, not made again.
+    Raises NumericsError where a number cannot be right, MachineError where the disk is full.
+    """
+    decoder = Decoder(checkpoint.family, checkpoint.shape, device="meta")
+    shards = shard_names(plan.shape.layers)
+    outer = checkpoint.globals()
+    place_outer(decoder, outer, device, default_dtype(device))
+    batch = max(1, BATCH_TOKENS // ids.shape[1])
+    stream = Stream.start(decoder, ids.to(device), batch)
+    by_role: dict[str, ModuleRecord] = {}
+    for index, module in enumerate(progress.blocks(decoder.blocks)):
+        records, stream = _one_block(plan, checkpoint, index, module, stream, workspace, shards[index], device, progress)
+        by_role.update({record.role: record for record in records})
+        module.to_empty(device="meta")
+    if workspace.finished(shards[-1]) is None:
+        workspace.write_shard(shards[-1], {name: _stored_outer(name, t) for name, t in outer.items()}, {})
+    workspace.write_index(shards)
+    return tuple(by_role.get(str(m.entry.role)) or record_of(m) for m in plan.modules)
+
+
+def _stored_outer(name: str, tensor: Tensor) -> Tensor:
+    """Norm gains are kept in float32 everywhere in an artifact, embedding and head in bfloat16."""
+    return tensor.float() if tensor.ndim == 1 else tensor.to(torch.bfloat16)
+
+
+def _one_block(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    index: int,
+    module: DecoderBlock,
+    stream: Stream,
+    workspace: Workspace,
+    shard: str,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[list[ModuleRecord], Stream]:
+    done = workspace.finished(shard)
+    if done is None:
+        tensors = {name: t.to(device) for name, t in checkpoint.block(index).items()}
+        fill_block(module, tensors)
+        packed, records = compile_block(plan, index, module, stream, progress)
+        tensors = artifact_tensors(module, f"{checkpoint.family.blocks}.{index}", packed, records)
+        workspace.write_shard(shard, tensors, {"modules": [r.model_dump(mode="json") for r in records]})
+    else:
+        records = [ModuleRecord.model_validate(r) for r in done["modules"]]
+        progress.note(f"block {index}: taken from the interrupted run")
+    install_block(module, records, workspace.read_shard(shard), device, default_dtype(device), None)
+    return records, stream.through(module)
+
+
+def compile_block(
+    plan: Plan, index: int, module: DecoderBlock, stream: Stream, progress: Progress
+) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
+    """Runs the recipe's passes over one float block. Returns packed linears by part, and the records.
+
+    After every pass that must preserve the function, the block's output is compared; a pass that changed it stops the
+    compile with a NumericsError.
+    """
+    plans = {m.entry.role.part: m for m in plan.block(index)}
+    schemes = {part: (m.entry, m.scheme) for part, m in plans.items()}
+    block = Block(index, plan.shape, module, schemes, stream, plan.spec.calibrate.seed)
+    for use in plan.spec.passes:
+        uses = tuple(linear for part, linear in block.linears.items() if use in plans[part].passes)
+        if not uses:
+            continue
+        progress.step(f"{use.name} ({len(uses)} linears)")
+        if use.params.quantizes:
+            use.params.rewrite(block, uses)
+            block.forget_statistics()
+        else:
+            with _preserved(block, use.name):
+                use.params.rewrite(block, uses)
+    return _packed(block, plans)
+
+
+class _preserved:
+    """Checks on one calibration batch that a pass left the block's function alone."""
+
+    def __init__(self, block: Block, name: str) -> None:
+        self.block, self.name = block, name
+
+    def _output(self) -> Tensor:
+        return next(self.block.stream.outputs(self.block.module)).float()
+
+    def __enter__(self) -> None:
+        self.before = self._output()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            return
+        change = float((self._output() - self.before).norm() / self.before.norm())
+        limit = PRESERVED if self.block.stream.batches[0].dtype == torch.float32 else 100 * PRESERVED
+        if not change < limit:
+            raise NumericsError(
+                f"{self.name} changed the function of block {self.block.index} by {change:.1e} (limit {limit:.0e})",
+                hint="this is a fault in the pass, or the weights hold values that float32 cannot carry",
+            )
+
+
+def _packed(
+    block: Block, plans: Mapping[str, ModulePlan]
+) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
+    quality = _quality(block)
+    owners: dict[int, str] = {}
+    packed: dict[str, PackedLinear] = {}
+    records = []
+    for part, linear in block.linears.items():
+        record = record_of(plans[part])
+        if linear.quantized is not None:
+            packed[part] = PackedLinear.from_quantized(
+                linear.quantized, linear.bias, linear.transform, linear.formats
+            )
+            sqnr, weight_sqnr = quality[part]
+            update: dict[str, object] = {"sqnr_db": sqnr, "weight_sqnr_db": weight_sqnr}
+            if linear.transform is not None:
+                update["transform"] = owners.setdefault(id(linear.transform), linear.entry.module)
+            record = record.model_copy(update=update)
+        records.append(record)
+    return packed, records
+
+
+def record_of(module: ModulePlan) -> ModuleRecord:
+    """The record of a module as planned."""
+    entry, kernels = module.entry, module.kernels
+    return ModuleRecord(
+        role=str(entry.role),
+        module=entry.module,
+        scheme=module.scheme.name if module.scheme else None,
+        label=module.scheme.label if module.scheme else "W16A16",
+        bits=module.bits,
+        in_features=entry.in_features,
+        out_features=entry.out_features,
+        bias=entry.bias,
+        rule=module.rule.text if module.rule else None,
+        passes=tuple(use.name for use in module.passes),
+        row=kernel_fields(kernels.row) if kernels else None,
+        gemm=kernel_fields(kernels.gemm) if kernels else None,
+    )
+
+
+def _quality(block: Block) -> dict[str, tuple[float, float]]:
+    """part -> (output SQNR in dB on one calibration batch, weight SQNR in dB), for the quantized linears.
+
+    Output: ||x W^T||^2 / ||x W^T - y||^2 with x as the block saw it and y computed from rounded inputs and weights.
+    """
+    found: dict[str, tuple[float, float]] = {}
+
+    def watch(part: str, linear: Linear) -> None:
+        def observe(x: Tensor) -> None:
+            if part in found:
+                return
+            inputs = x.float() if linear.transform is None else linear.transform.apply(x)
+            exact = inputs @ linear.weight.T
+            rounded = linear.rounded_input(x) @ linear.rounded_weight().T
+            found[part] = (sqnr_db(exact, rounded), sqnr_db(linear.weight, linear.rounded_weight()))
+
+        linear.observe = observe
+
+    quantized = {part: linear for part, linear in block.linears.items() if linear.quantized is not None}
+    for part, linear in quantized.items():
+        watch(part, linear)
+    next(block.stream.outputs(block.module))
+    for linear in quantized.values():
+        linear.observe = None
+    return found
+
+
+def sqnr_db(exact: Tensor, rounded: Tensor) -> float:
+    """Signal to quantization noise, 10 log10(||x||^2 / ||x - x^||^2); 200 where nothing was lost."""
+    noise = float((exact - rounded).double().square().sum())
+    signal = float(exact.double().square().sum())
+    if noise == 0 or signal == 0:
+        return 200.0
+    return float(10 * torch.log10(torch.tensor(signal / noise, dtype=torch.float64)))
+
+
+def artifact_tensors(
+    module: DecoderBlock, prefix: str, packed: Mapping[str, PackedLinear], records: list[ModuleRecord]
+) -> dict[str, Tensor]:
+    """Every tensor of a finished block under its checkpoint name: packed linears, kept linears, norms."""
+    by_module = {record.module: record for record in records}
+    tensors: dict[str, Tensor] = {}
+    for part, path in module.paths.items():
+        name = f"{prefix}.{path}"
+        if part in packed:
+            owner = by_module[name].transform in (None, name)
+            tensors.update(
+                {f"{name}.{k}": t for k, t in packed[part].tensors().items() if owner or not k.startswith("transform")}
+            )
+            continue
+        kept = module.part(part)
+        dtype = torch.bfloat16 if isinstance(kept, Linear) else torch.float32
+        tensors[f"{name}.weight"] = kept.weight.detach().to(dtype)
+        if getattr(kept, "bias", None) is not None:
+            tensors[f"{name}.bias"] = kept.bias.detach().to(dtype)
+    return tensors
+
+
+def quant_linears(decoder: Decoder) -> Iterator[tuple[str, QuantLinear]]:
+    """(name, module) of every quantized linear of a model."""
+    return ((n, m) for n, m in decoder.named_modules() if isinstance(m, QuantLinear))

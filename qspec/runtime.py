@@ -1,0 +1,168 @@
+"""Loads models: an artifact (verified first), or an unquantized checkpoint folder of a known family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qspec.artifact import MANIFEST, ModuleRecord, verify
+from qspec.errors import InputError, MachineError
+from qspec.kernels.linear import QuantLinear
+from qspec.kernels.packing import PackedLinear
+from qspec.models.checkpoint import load_decoder
+from qspec.models.config import read_config
+from qspec.models.decoder import Decoder, DecoderBlock
+
+
+def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Decoder, Any]:
+    """(model, tokenizer) of an artifact, or of an unquantized checkpoint folder.
+
+    model(input_ids, attention_mask=None).logits is [batch, tokens, vocab]. device: "auto", "cpu" or "cuda"; dtype: of
+    activations and kept weights, float32 on a CPU and bfloat16 on a GPU unless given.
+    Raises InputError, naming the file, where anything of an artifact was changed; MachineError without such a device.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError("no such folder", where=str(folder), hint="give an artifact or a checkpoint folder")
+    target = find_device(device)
+    dtype = dtype or default_dtype(target)
+    if (folder / MANIFEST).is_file():
+        model = load_artifact(folder, target, dtype)
+    else:
+        model = load_decoder(folder, target, dtype)
+    return model.eval(), load_tokenizer(folder)
+
+
+def find_device(name: str) -> torch.device:
+    """"auto" takes the GPU where there is one."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"unknown device {name!r}", hint="auto, cpu or cuda")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MachineError("no CUDA GPU is usable here", hint="use --device cpu, or check the driver with nvidia-smi")
+    return torch.device(name)
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """float32 on a CPU, bfloat16 on a GPU."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def execution(device: torch.device) -> str:
+    """Which path computes the quantized linears, as reports say it."""
+    if device.type == "cuda":
+        return f"generated Triton kernels on {torch.cuda.get_device_name(device)}"
+    return "CPU reference (the kernels' integer arithmetic, without a GPU)"
+
+
+def load_artifact(folder: Path, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """The model of an artifact, after every hash was checked."""
+    manifest = verify(folder)
+    family, shape, _ = read_config(folder)
+    decoder = Decoder(family, shape, device="meta")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(name for name in manifest.files if name.endswith(".safetensors")):
+        tensors.update(load_file(folder / shard))
+    blocks: dict[int, list[ModuleRecord]] = {}
+    for record in manifest.modules:
+        if record.role.startswith("blocks["):
+            blocks.setdefault(int(record.role[7 : record.role.index("]")]), []).append(record)
+    for index, block in enumerate(decoder.blocks):
+        prefix = f"{family.blocks}.{index}."
+        own = {name: t for name, t in tensors.items() if name.startswith(prefix)}
+        install_block(block, blocks[index], own, device, dtype, folder / "kernels")
+    outer = {name: t for name, t in tensors.items() if not name.startswith(f"{family.blocks}.")}
+    place_outer(decoder, outer, device, dtype)
+    return decoder
+
+
+def place_outer(decoder: Decoder, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    """Puts embedding, final norm and head in place; norm gains stay in float32."""
+    placed = {name: t.to(device, _kept_dtype(t, dtype)) for name, t in tensors.items()}
+    decoder.load_state_dict(placed, strict=False, assign=True)
+    decoder.requires_grad_(False)
+
+
+def fill_block(block: DecoderBlock, tensors: Mapping[str, Tensor]) -> None:
+    """Float weights of one block, named below the block."""
+    block.load_state_dict(dict(tensors), strict=True, assign=True)
+    block.requires_grad_(False)
+
+
+def install_block(
+    block: DecoderBlock,
+    records: Iterable[ModuleRecord],
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: Path | None,
+) -> None:
+    """Gives one block its packed linears, kept linears and norms from an artifact's tensors (full names).
+
+    kernels: the artifact's folder of generated kernels; None renders them anew.
+    """
+    by_module = {record.module: record for record in records}
+    transforms: dict[str, Any] = {}
+    prefix = _common_prefix(by_module, block)
+    for part, path in block.paths.items():
+        name = f"{prefix}{path}"
+        record = by_module.get(name)
+        own = {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")}
+        if record is None or record.kernels is None:
+            block.replace(part, _kept(block.part(part), own, device, dtype, name))
+            continue
+        if record.transform not in (None, name):
+            own.update(_transform_tensors(tensors, record.transform))
+        packed = PackedLinear.from_tensors(
+            record.kernels, record.out_features, record.in_features, own, where=name, bias=record.bias
+        )
+        if record.transform is not None:
+            packed = packed.with_transform(transforms.setdefault(record.transform, packed.transform))
+        block.replace(part, QuantLinear(packed, kernels).to(device))
+
+
+def _common_prefix(by_module: Mapping[str, ModuleRecord], block: DecoderBlock) -> str:
+    name = next(iter(by_module))
+    path = next(p for p in block.paths.values() if name.endswith(f".{p}"))
+    return name[: -len(path)]
+
+
+def _transform_tensors(tensors: Mapping[str, Tensor], owner: str | None) -> dict[str, Tensor]:
+    start = f"{owner}.transform"
+    return {key[len(f"{owner}.") :]: t for key, t in tensors.items() if key.startswith(start)}
+
+
+def _kept(
+    module: nn.Module, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype, where: str
+) -> nn.Module:
+    """A norm or a linear that stays in floating point."""
+    if "weight" not in tensors:
+        raise InputError("a tensor of the artifact is missing", where=f"{where}.weight", hint="compile again")
+    placed = {key: t.to(device, _kept_dtype(t, dtype)) for key, t in tensors.items()}
+    if module.weight.shape != placed["weight"].shape:
+        raise InputError("a tensor of the artifact has another shape than the model", where=f"{where}.weight")
+    module.load_state_dict(placed, strict=True, assign=True)
+    return module.requires_grad_(False)
+
+
+def _kept_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Vectors (norm gains, biases of kept linears) keep float32 where they have it."""
+    return torch.float32 if tensor.ndim == 1 and tensor.dtype == torch.float32 else dtype
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer beside a checkpoint, from tokenizer.json; no remote code."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError("tokenizer.json is missing", where=str(folder), hint="copy it from the original model")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise InputError(f"the tokenizer cannot be read: {error}", where=str(folder / "tokenizer.json")) from error
