@@ -33,7 +33,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(line number, object) for every line of a JSON-lines file that is not blank."""
     for number, line in read_lines(path):
         if line.strip():
-            yield number, _parsed(line, path, number)
+            yield number, _parsed(line.strip(), path, number)
 
 
 def _parsed(line: str, path: Path, number: int) -> Row:

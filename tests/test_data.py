@@ -1,0 +1,362 @@
+"""Texts and tasks: which file answers a name, and what a bad file says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qspec.data import DataSources, NotMeasured, TaskData, read_documents, read_rows, spread
+from qspec.errors import InputError
+from qspec.language.spec import Calibration, Evaluation, FileText, NamedText, NelboRequest, TaskRequest
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def rows(*objects: object) -> list[str]:
+    return [json.dumps(one) for one in objects]
+
+
+@pytest.fixture
+def standin(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny-llada"
+    task = {"length": 40, "steps": 20, "block": 10}
+    description = {
+        "name": "tiny-llada",
+        "family": "llada",
+        "texts": {"calibration": "data/c.jsonl", "heldout": "data/h.jsonl"},
+        "tasks": {
+            "mmlu": {"title": "recall", "file": "data/recall.jsonl", "length": 8, "steps": 8, "block": 8},
+            "gsm8k": {"title": "arithmetic", "file": "data/sums.jsonl", **task},
+        },
+    }
+    write(folder / "standin.json", json.dumps(description))
+    write(folder / "data/c.jsonl", *rows({"text": "to calibrate"}, {"text": "more"}))
+    write(folder / "data/h.jsonl", *rows({"text": "held out"}))
+    sums = ({"prompt": f"{i}+1=", "answer": f"{i + 1}"} for i in range(100))
+    write(folder / "data/sums.jsonl", *rows(*sums))
+    recall = {"prompt": "capital? ", "answer": "b", "choices": ["a", "b", "c"]}
+    write(folder / "data/recall.jsonl", *rows(recall))
+    return folder
+
+
+@pytest.fixture
+def benchmarks(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    write(folder / "wikitext-2/valid.txt", "valid words")
+    write(folder / "wikitext-2/test.txt", "test words")
+    write(folder / "wiki-c4/c4_demo.jsonl", *rows(*({"text": f"document {i}"} for i in range(20))))
+    write(folder / "gsm8k/train.jsonl", *rows({"question": "1+1?", "answer": "add\n#### 2"}))
+    write(folder / "gsm8k/test.jsonl", *rows({"question": "2+2?", "answer": "add\n#### 4"}))
+    write(folder / "mmlu/dev/birds_dev.csv", '"Which, flies?",ant,bee,cow,dog,B')
+    birds = ("Which swims?,ant,bee,cod,dog,C", "Which barks?,ant,bee,cod,dog,D")
+    write(folder / "mmlu/test/birds_test.csv", *birds)
+    item = {"question": "Ann beat Bo because _ was strong.", "choices": ["Ann", "Bo"], "answer": 0}
+    write(folder / "multiple-choice/winogrande-test.jsonl", *rows(item))
+    piqa = {"question": "How?", "choices": ["so", "thus"], "answer": 1}
+    write(folder / "multiple-choice/piqa-test.jsonl", *rows(piqa))
+    return folder
+
+
+def real(folder: Path) -> DataSources:
+    return DataSources(None, folder, {"QSPEC_DATA": str(folder)})
+
+
+def test_the_standin_answers_every_name_and_says_so(standin: Path) -> None:
+    sources = DataSources(standin, standin, {})
+    assert sources.calibration(NamedText("wikitext2")).documents == ("to calibrate", "more")
+    assert sources.heldout(NamedText("wikitext2")).documents == ("held out",)
+    task = sources.task(TaskRequest("gsm8k", length=256, steps=256, block=32))
+    assert isinstance(task, TaskData)
+    assert (task.length, task.steps, task.block) == (40, 20, 10)
+    assert len(task.items) == 48
+    sources.task(TaskRequest("gsm8k"))
+    assert sources.replacements == [
+        "text wikitext2: tiny-llada's own calibration text",
+        "text wikitext2: tiny-llada's own held-out text",
+        'task gsm8k: tiny-llada\'s own "arithmetic" (length 40, steps 20, block 10)',
+    ]
+
+
+def test_a_limit_is_spread_over_the_standins_file(standin: Path) -> None:
+    task = DataSources(standin, standin, {}).task(TaskRequest("gsm8k", limit=4))
+    assert isinstance(task, TaskData)
+    assert [item.answer for item in task.items] == ["1", "26", "51", "76"]
+
+
+def test_a_standins_choices_are_rated_beside_the_exact_match(standin: Path) -> None:
+    sources = DataSources(standin, standin, {})
+    recall, sums = (sources.task(TaskRequest(name)) for name in ("mmlu", "gsm8k"))
+    assert isinstance(recall, TaskData)
+    assert isinstance(sums, TaskData)
+    assert recall.scorings == ("exact", "choices")
+    assert sums.scorings == ("exact",)
+    assert recall.items[0].right == 1
+    assert [choice.context + choice.text for choice in recall.items[0].choices] == [
+        "capital? a",
+        "capital? b",
+        "capital? c",
+    ]
+
+
+def test_a_task_that_the_standin_lacks_is_listed(standin: Path) -> None:
+    missing = DataSources(standin, standin, {}).task(TaskRequest("humaneval"))
+    assert str(missing) == "not measured: humaneval: tiny-llada has no task of its own in its place"
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+def test_tasks_that_run_model_written_code_are_listed(benchmarks: Path, name: str) -> None:
+    found = real(benchmarks).task(TaskRequest(name))
+    assert isinstance(found, NotMeasured)
+    assert str(found).startswith(f"not measured: {name}: ")
+
+
+def test_calibration_and_held_out_text_are_different(benchmarks: Path) -> None:
+    sources = real(benchmarks)
+    assert sources.calibration(NamedText("wikitext2")).documents == ("valid words\n",)
+    assert sources.heldout(NamedText("wikitext2")).documents == ("test words\n",)
+    write(benchmarks / "wikitext-2/train.txt", "train words")
+    assert sources.calibration(NamedText("wikitext2")).title == "WikiText-2 train"
+    one, other = sources.calibration(NamedText("c4")).documents, sources.heldout(NamedText("c4")).documents
+    assert (len(one), len(other)) == (18, 2)
+    assert not set(one) & set(other)
+    assert sources.replacements == []
+
+
+def test_gsm8k_prompts(benchmarks: Path) -> None:
+    task = real(benchmarks).task(TaskRequest("gsm8k", shots=1))
+    assert isinstance(task, TaskData)
+    assert task.items[0].prompt == "Question: 1+1?\nAnswer: add\n#### 2\n\nQuestion: 2+2?\nAnswer:"
+    assert (task.length, task.steps, task.block) == (256, 256, 32)
+    assert task.scorings == ("number",)
+
+
+def test_mmlu_prompts(benchmarks: Path) -> None:
+    task = real(benchmarks).task(TaskRequest("mmlu", shots=1))
+    assert isinstance(task, TaskData)
+    assert task.items[1].prompt == (
+        "The following are multiple choice questions (with answers) about birds.\n\n"
+        "Which, flies?\nA. ant\nB. bee\nC. cow\nD. dog\nAnswer: B\n\n"
+        "Which barks?\nA. ant\nB. bee\nC. cod\nD. dog\nAnswer:"
+    )
+    assert [choice.text for choice in task.items[1].choices] == [" A", " B", " C", " D"]
+    assert [item.right for item in task.items] == [2, 3]
+    assert task.draws == 1
+
+
+def test_winogrande_rates_the_rest_of_the_sentence(benchmarks: Path) -> None:
+    task = real(benchmarks).task(TaskRequest("winogrande"))
+    assert isinstance(task, TaskData)
+    assert [(choice.context, choice.text) for choice in task.items[0].choices] == [
+        ("Ann beat Bo because Ann", " was strong."),
+        ("Ann beat Bo because Bo", " was strong."),
+    ]
+    assert (task.items[0].right, task.items[0].answer) == (0, "Ann")
+
+
+def test_examples_that_a_task_does_not_take_are_an_error(benchmarks: Path) -> None:
+    with pytest.raises(InputError, match='"piqa" is measured without examples'):
+        real(benchmarks).task(TaskRequest("piqa", shots=2))
+
+
+def test_data_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        DataSources(None, tmp_path, {}).calibration(NamedText("wikitext2"))
+    assert caught.value.hint is not None
+    assert "QSPEC_DATA" in caught.value.hint
+    with pytest.raises(InputError, match="QSPEC_DATA does not name a folder"):
+        DataSources(None, tmp_path, {"QSPEC_DATA": str(tmp_path / "no")}).task(TaskRequest("gsm8k"))
+    with pytest.raises(InputError) as missing:
+        DataSources(None, tmp_path, {"QSPEC_DATA": str(tmp_path)}).task(TaskRequest("gsm8k"))
+    assert missing.value.where == str(tmp_path / "gsm8k/test.jsonl")
+
+
+def test_unknown_names_suggest_the_nearest(standin: Path) -> None:
+    for sources in (DataSources(standin, standin, {}), DataSources(None, standin, {})):
+        with pytest.raises(InputError) as text:
+            sources.heldout(NamedText("wikitxt2"))
+        with pytest.raises(InputError) as task:
+            sources.task(TaskRequest("gsm8"))
+        assert (text.value.what, text.value.hint) == ('unknown text "wikitxt2"', 'did you mean "wikitext2"?')
+        assert (task.value.what, task.value.hint) == ('unknown task "gsm8"', 'did you mean "gsm8k"?')
+
+
+def test_check_reads_everything_that_a_recipe_names(standin: Path, tmp_path: Path) -> None:
+    sources = DataSources(standin, tmp_path, {})
+    calibrate = Calibration(text=NamedText("wikitext2"))
+    sources.check(calibrate, Evaluation((NelboRequest(),), (TaskRequest("gsm8k"), TaskRequest("mmlu"))))
+    assert len(sources.replacements) == 4
+    with pytest.raises(InputError, match=r"cannot be read"):
+        sources.check(calibrate, Evaluation((NelboRequest(FileText("gone.txt")),)))
+
+
+def test_files_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    write(tmp_path / "my" / "text.txt", "one", "two")
+    lines = rows({"body": "first"}, {"body": "  "}, {"body": "second"})
+    write(tmp_path / "my" / "rows.jsonl", *lines[:2], "", lines[2])
+    sources = DataSources(None, tmp_path, {})
+    assert sources.calibration(FileText("my/text.txt")).documents == ("one\ntwo\n",)
+    assert sources.heldout(FileText("my/rows.jsonl", "body")).documents == ("first", "second")
+    assert sources.heldout(FileText("my/rows.jsonl", "body")).title == 'file "my/rows.jsonl"'
+
+
+BAD_ROWS = {
+    "not JSON": ('{"text": oops}', "not valid JSON: Expecting value"),
+    "cut": ('{"text": "a', "not valid JSON: Unterminated string"),
+    "list": ('["a"]', "a line must hold one JSON object"),
+    "other field": ('{"body": "a"}', 'no field "text"'),
+    "number": ('{"text": 3}', 'field "text" must be text, not int'),
+    "deep": ("[" * 100_000, "nested too deeply"),
+    "digits": ('{"text": ' + "9" * 5000 + "}", "a number too long"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_names_file_and_line(tmp_path: Path, name: str) -> None:
+    line, message = BAD_ROWS[name]
+    path = write(tmp_path / "x.jsonl", '{"text": "fine"}', "", line)
+    with pytest.raises(InputError) as caught:
+        read_documents(path, "text")
+    assert message in caught.value.what
+    assert caught.value.where == f"{path}:3"
+
+
+def test_a_missing_field_lists_those_that_are_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", '{"body": "a", "id": 1}')
+    with pytest.raises(InputError) as caught:
+        read_documents(path, "text")
+    assert caught.value.hint == 'the line has "body", "id"'
+
+
+def test_binary_and_foreign_encodings_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    for content, message in ((b"fine\n\x00\x01", "binary data"), (b"fine\n\xff\xfe", "not UTF-8 text")):
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            read_documents(path)
+        assert message in caught.value.what
+        assert caught.value.where == f"{path}:2"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
+    assert list(read_rows(path)) == [(1, {"text": "a"})]
+
+
+@pytest.mark.parametrize("content", ["", " \n\n\t\n"])
+def test_an_empty_file(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path / "x.txt", content)
+    with pytest.raises(InputError, match="empty"):
+        read_documents(path)
+    with pytest.raises(InputError, match="empty"):
+        read_documents(path, "text")
+
+
+def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "gone.txt"):
+        with pytest.raises(InputError) as caught:
+            read_documents(path)
+        assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("recall.jsonl", '{"prompt": "p", "answer": "z", "choices": ["a", "b"]}', "not among the choices"),
+        ("recall.jsonl", '{"prompt": "p", "answer": "a", "choices": ["a"]}', "at least two texts"),
+        ("recall.jsonl", '{"prompt": "p"}', 'no field "answer"'),
+    ],
+)
+def test_a_bad_standin_row(standin: Path, file: str, line: str, message: str) -> None:
+    path = write(standin / "data" / file, line)
+    with pytest.raises(InputError) as caught:
+        DataSources(standin, standin, {}).task(TaskRequest("mmlu"))
+    assert message in caught.value.what
+    assert caught.value.where == f"{path}:1"
+
+
+def test_an_empty_task_file(standin: Path, benchmarks: Path) -> None:
+    write(standin / "data/recall.jsonl")
+    write(benchmarks / "gsm8k/test.jsonl")
+    with pytest.raises(InputError, match="the task file is empty"):
+        DataSources(standin, standin, {}).task(TaskRequest("mmlu"))
+    with pytest.raises(InputError, match="the task file is empty"):
+        real(benchmarks).task(TaskRequest("gsm8k"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"texts": {"calibration": "a"}}, "lacks 'heldout'"),
+        ({"name": 3}, '"name" must be text'),
+        ({"tasks": {"mmlu": {"title": "t", "file": "f", "length": 0, "steps": 8, "block": 8}}}, "positive"),
+        ({"tasks": 3}, "not understood"),
+    ],
+)
+def test_a_damaged_description(standin: Path, change: dict[str, object], message: str) -> None:
+    path = standin / "standin.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError) as caught:
+        DataSources(standin, standin, {})
+    assert message in caught.value.what
+    assert caught.value.where == str(path)
+
+
+def test_a_description_cannot_point_out_of_its_folder(standin: Path) -> None:
+    path = standin / "standin.json"
+    path.write_text(path.read_text().replace("data/c.jsonl", "../secret.jsonl"))
+    with pytest.raises(InputError, match="points out of the checkpoint's folder"):
+        DataSources(standin, standin, {}).calibration(NamedText("wikitext2"))
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "message"),
+    [
+        ("Which?,a,b,c,A", 2, "a row must be question,A,B,C,D,answer letter"),
+        ("Which?,a,b,c,d,E", 2, "a row must be question,A,B,C,D,answer letter"),
+        ('Which?,"a"x,b,c,d,A', 2, "not valid CSV"),
+    ],
+)
+def test_a_bad_mmlu_row(benchmarks: Path, line: str, where: int, message: str) -> None:
+    path = write(benchmarks / "mmlu/test/birds_test.csv", "Which swims?,ant,bee,cod,dog,C", line)
+    with pytest.raises(InputError) as caught:
+        real(benchmarks).task(TaskRequest("mmlu"))
+    assert message in caught.value.what
+    assert caught.value.where == f"{path}:{where}"
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "line", "message"),
+    [
+        ("piqa", "piqa", {"question": "q", "choices": ["a", "b"], "answer": 2}, "a number from 0 to 1"),
+        ("piqa", "piqa", {"question": "q", "choices": ["a", "b"], "answer": True}, "a number from 0 to 1"),
+        ("winogrande", "winogrande", {"question": "no blank", "choices": ["a", "b"], "answer": 0}, 'no "_"'),
+    ],
+)
+def test_a_bad_choice_row(
+    benchmarks: Path, task: str, file: str, line: dict[str, object], message: str
+) -> None:
+    path = write(benchmarks / f"multiple-choice/{file}-test.jsonl", *rows(line))
+    with pytest.raises(InputError) as caught:
+        real(benchmarks).task(TaskRequest(task))
+    assert message in caught.value.what
+    assert caught.value.where == f"{path}:1"
+
+
+def test_spread() -> None:
+    assert spread("abcdefghij", 3) == ("a", "d", "g")
+    assert spread("abc", 3) == spread("abc", 9) == spread("abc", None) == ("a", "b", "c")
+
+
+def test_no_torch() -> None:
+    code = "import sys, qspec.data; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "False False\n"
