@@ -1,4 +1,4 @@
-"""Reads a published checkpoint by its original tensor names, safetensors only, names and shapes checked first.
+"""Reads a published checkpoint by its original tensor names: safetensors, names and shapes checked first.
 
 `Checkpoint.open` compares the headers with the layout that config.json asks for; weights then stream tensor
 by tensor or block by block, each checked for NaN and Inf, so that memory holds only what the caller keeps.

@@ -69,7 +69,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = _wide(x)
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
+        return (self.weight * scaled.to(x.dtype)).to(x.dtype)  # a float32 gain does not widen a bf16 model
 
 
 class DecoderBlock(nn.Module):
@@ -141,6 +141,10 @@ class Decoder(nn.Module):
         return list(cast(nn.ModuleList, self.get_submodule(self.family.blocks)))  # type: ignore[arg-type]
 
     @property
+    def device(self) -> torch.device:
+        return cast(Tensor, self.final_norm.weight).device
+
+    @property
     def embedding(self) -> nn.Module:
         return self.module(Role("embedding"))
 
@@ -176,7 +180,7 @@ class Decoder(nn.Module):
     def context(
         self, ids_or_shape: Tensor | Sequence[int], attention_mask: Tensor | None = None
     ) -> AttentionContext:
-        """Rotary tables and padding mask for ids [b, t], or for a shape (b, t) on the embedding's device.
+        """Rotary tables and padding mask for ids [b, t], or for a shape (b, t) on the model's device.
 
         attention_mask: [b, t], nonzero = real. Positions count real tokens only, so that a padded row
         computes what the row alone would, wherever its padding stands. Errors: InputError for a mask of
@@ -185,7 +189,7 @@ class Decoder(nn.Module):
         if isinstance(ids_or_shape, Tensor):
             (batch, length), device = ids_or_shape.shape, ids_or_shape.device
         else:
-            (batch, length), device = ids_or_shape, cast(Tensor, self.embedding.weight).device
+            (batch, length), device = ids_or_shape, self.device
         positions = torch.arange(length, device=device).unsqueeze(0)
         if attention_mask is None:
             return AttentionContext(*self._rotary(positions), None)
