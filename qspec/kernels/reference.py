@@ -1,0 +1,150 @@
+"""The CPU path: the integers, and the float32 operations in the order, of the generated kernels.
+
+With qA [M, K] and qW [N, K] the codes, zA and zW the zero points (0 if symmetric), and K cut into
+steps of the smaller group (one step of K where neither operand is grouped):
+
+    t    = sum over the step of (qA - zA)(qW - zW)     exact integer, rounded once to float32
+    t    = t * sA[m, step]                             if activations are grouped
+    t    = t * sW[n, step]                             if weights are grouped
+    acc  = acc + t                                     in the order of the steps, from 0
+    acc  = acc * sA[m]                                 if activations have one scale a token
+    acc  = acc * sW[n]                                 if weights have one scale a channel
+    y    = acc + b[n], rounded to the dtype of x
+
+No operation is fused, so that the kernels' outputs are the same bits. With 16-bit activations
+(W4A16, W8A16) the weights are dequantized to float32 and multiplied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qspec import numerics
+from qspec.catalog import GemmKernel, RowKernel
+from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
+from qspec.kernels.packing import PackedLinear
+from qspec.transforms import InputTransform
+
+EXACT = 2**24  # float32 holds every integer up to here
+
+
+@dataclass(frozen=True)
+class PreparedInput:
+    """A linear's input after the row kernel, shared by every linear that prepares it alike.
+
+    values: int8 codes [M, K], or floats where activations stay in 16 bits.
+    scale: float32 [groups, M] or None. zero: int8 [groups, M] or None.
+    shape, dtype: of the input, so that the output gets the same.
+    """
+
+    values: Tensor
+    scale: Tensor | None
+    zero: Tensor | None
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class ReferenceWeight:
+    """A packed weight made ready for float32 matrix products, once.
+
+    values: float32 [N, K]: q - z, or the dequantized weights where activations stay in 16 bits.
+    """
+
+    kernel: GemmKernel
+    values: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, packed: PackedLinear) -> ReferenceWeight:
+        kernel = packed.kernels.gemm
+        zero = packed.unpacked_zeros()
+        scale = packed.scale.float()
+        ones = torch.ones_like(scale)
+        applied = scale if kernel.activation_bits == 16 else ones
+        values = numerics.dequantize(packed.unpacked_codes(), applied.T, None if zero is None else zero.T)
+        return cls(kernel, values, scale, packed.bias)
+
+
+def activation_format(row: RowKernel) -> TensorFormat:
+    """The row kernel's quantization as the definition in `qspec.numerics` takes it."""
+    granularity = Granularity("token") if row.group is None else Granularity("group", row.group)
+    return TensorFormat(NUMBER_FORMATS[f"int{row.bits}"], granularity, row.symmetric, Clip("ratio", row.clip))
+
+
+def prepare(row: RowKernel | None, transform: InputTransform | None, x: Tensor) -> PreparedInput:
+    """x [..., K] transformed and quantized, as `row` says. Raises NumericsError on NaN and Inf."""
+    rows = x.reshape(-1, x.shape[-1])
+    if row is None:
+        return PreparedInput(rows, None, None, x.shape, x.dtype)
+    if transform is not None:
+        rows = transform.apply(rows)
+    if row.bits == 16:
+        return PreparedInput(rows.to(x.dtype), None, None, x.shape, x.dtype)
+    quantized = numerics.quantize_activations(rows, activation_format(row))
+    zero = None if quantized.zero is None else quantized.zero.T
+    return PreparedInput(quantized.codes, quantized.scale.T, zero, x.shape, x.dtype)
+
+
+def multiply(weight: ReferenceWeight, prepared: PreparedInput) -> Tensor:
+    """Y [..., N] in the input's dtype, by the formula of this module's docstring."""
+    if prepared.scale is None:
+        y = prepared.values.float() @ weight.values.T
+    else:
+        y = _integer(weight, prepared.values, prepared.scale, prepared.zero)
+    if weight.bias is not None:
+        y += weight.bias
+    return y.to(prepared.dtype).reshape(*prepared.shape[:-1], weight.values.shape[0])
+
+
+def _integer(weight: ReferenceWeight, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    kernel, columns = weight.kernel, codes.shape[1]
+    step = min(kernel.activation_group or columns, kernel.weight_group or columns)
+    a = _centred(codes, zero)
+    acc = torch.zeros(codes.shape[0], weight.values.shape[0], device=codes.device)
+    for start in range(0, columns, step):
+        part = slice(start, start + step)
+        t = _exact_product(a[:, part], weight.values[:, part], _largest(kernel))
+        if kernel.activation_group:
+            t *= scale[start // kernel.activation_group].unsqueeze(1)
+        if kernel.weight_group:
+            t *= weight.scale[start // kernel.weight_group]
+        acc += t
+    if not kernel.activation_group:
+        acc *= scale[0].unsqueeze(1)
+    if not kernel.weight_group:
+        acc *= weight.scale[0]
+    return acc
+
+
+def _centred(codes: Tensor, zero: Tensor | None) -> Tensor:
+    """q - z as float32 [M, K]."""
+    if zero is None:
+        return codes.float()
+    ones = torch.ones(zero.shape[::-1], device=codes.device)
+    return numerics.dequantize(codes, ones, zero.T)
+
+
+def _largest(kernel: GemmKernel) -> int:
+    """The largest |(qA - zA)(qW - zW)|."""
+    a_bits = kernel.activation_bits - int(kernel.activation_symmetric)
+    w_bits = kernel.weight_bits - int(kernel.weight_symmetric)
+    return 1 << (a_bits + w_bits)
+
+
+def _exact_product(a: Tensor, w: Tensor, largest: int) -> Tensor:
+    """a w^T of integers held in float32, each sum exact and then rounded once to float32.
+
+    float32 sums are exact while they stay within 2^24; longer ones are cut and the pieces added in float64.
+    """
+    chunk = EXACT // largest
+    if a.shape[1] <= chunk:
+        return a @ w.T
+    total = torch.zeros(a.shape[0], w.shape[0], dtype=torch.float64, device=a.device)
+    for start in range(0, a.shape[1], chunk):
+        total += a[:, start : start + chunk] @ w[:, start : start + chunk].T
+    return total.float()
