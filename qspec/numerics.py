@@ -13,6 +13,7 @@ code is computed from them, and a slice of zeros gets scale 1. Divisions are IEE
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -131,3 +132,10 @@ def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
     if not bool(torch.isfinite(stored).all()):
         raise NumericsError("a scale is NaN, Inf or too large for its stored dtype")
     return torch.where(stored > 0, stored, torch.ones_like(stored))
+
+
+def sqnr_db(exact: Tensor, rounded: Tensor) -> float:
+    """Signal to quantization noise, 10 log10(||x||^2 / ||x - x^||^2), summed in float64; 200 where nothing was lost."""
+    noise = float((exact.double() - rounded.double()).square().sum())
+    signal = float(exact.double().square().sum())
+    return 200.0 if noise == 0 or signal == 0 else 10 * math.log10(signal / noise)

@@ -18,6 +18,7 @@ from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.passes.block import Block, Linear
+from qspec.numerics import sqnr_db
 from qspec.plan import ModulePlan, Plan
 from qspec.progress import Progress
 from qspec.runtime import default_dtype, fill_block, install_block, place_outer
@@ -201,15 +202,6 @@ def _quality(block: Block) -> dict[str, tuple[float, float]]:
     for linear in quantized.values():
         linear.observe = None
     return found
-
-
-def sqnr_db(exact: Tensor, rounded: Tensor) -> float:
-    """Signal to quantization noise, 10 log10(||x||^2 / ||x - x^||^2); 200 where nothing was lost."""
-    noise = float((exact - rounded).double().square().sum())
-    signal = float(exact.double().square().sum())
-    if noise == 0 or signal == 0:
-        return 200.0
-    return float(10 * torch.log10(torch.tensor(signal / noise, dtype=torch.float64)))
 
 
 def artifact_tensors(
