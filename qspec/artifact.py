@@ -112,16 +112,21 @@ class Manifest(_Record):
         """The manifest with the hash of its own content."""
         return self.model_copy(update={"digest": self._own_digest()})
 
+    def text(self) -> str:
+        """The one spelling of a manifest: qspec.json holds exactly this."""
+        return self.model_dump_json(indent=1) + "\n"
+
     def _own_digest(self) -> str:
         content = self.model_dump(mode="json", exclude={"digest"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return _digest(json.dumps(content, sort_keys=True))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Raises InputError where qspec.json is absent, is not a manifest or was changed."""
         path = folder / MANIFEST
         try:
-            manifest = cls.model_validate_json(path.read_bytes())
+            raw = path.read_bytes()
+            manifest = cls.model_validate_json(raw)
         except FileNotFoundError:
             raise InputError(
                 "not a qspec artifact: there is no qspec.json", where=str(folder), hint="compile a recipe first"
@@ -133,7 +138,7 @@ class Manifest(_Record):
                 where=f"{path} at {'.'.join(map(str, first['loc'])) or 'top level'}",
                 hint="compile the recipe again",
             ) from None
-        if manifest.digest != manifest._own_digest():
+        if manifest.digest != manifest._own_digest() or raw != manifest.text().encode():
             raise _changed(path)
         return manifest
 
@@ -162,25 +167,38 @@ def verify(folder: Path) -> Manifest:
 
 
 def seal_report(folder: Path) -> None:
-    """Writes the hashes of the report's files; the manifest leaves them out because timings differ from run to run."""
+    """Writes the hashes of the report's files; the manifest leaves them out because timings differ from run to run.
+
+    One line a file, as sha256sum writes them; the last line is the hash of the lines above it.
+    """
     files = sorted(p for p in (folder / "report").rglob("*") if p.is_file() and p != folder / REPORT_SEAL)
-    lines = [f"{sha256(p)}  {p.relative_to(folder)}\n" for p in files]
-    write_whole(folder / REPORT_SEAL, "".join(lines))
+    lines = "".join(f"{sha256(p)}  {p.relative_to(folder)}\n" for p in files)
+    write_whole(folder / REPORT_SEAL, f"{lines}{_digest(lines)}  {REPORT_SEAL}\n")
 
 
 def _read_sums(path: Path) -> dict[str, str]:
+    """name -> sha256 of the report's files; raises InputError where the seal itself was changed."""
+    text = path.read_bytes().decode(errors="replace")
+    lines = text.split("\n")
+    above = "".join(f"{line}\n" for line in lines[:-2])
+    if text != f"{above}{_digest(above)}  {REPORT_SEAL}\n":
+        raise _changed(path)
     sums = {}
-    for line in path.read_text(errors="replace").splitlines():
+    for line in lines[:-2]:
         digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name or ".." in Path(name).parts or Path(name).is_absolute():
+        if ".." in Path(name).parts or Path(name).is_absolute():
             raise _changed(path)
         sums[name] = digest
     return sums
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _verify_files(folder: Path, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
-        path = folder / name
+        path = inside(folder, name)
         if not path.is_file():
             raise InputError(
                 "a file of the artifact is missing", where=str(path), hint="compile the recipe again"
@@ -224,6 +242,7 @@ class Workspace:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock.close()
             raise InputError(
                 "another compile is writing here", where=str(self.out), hint="wait for it, or choose another --out"
             ) from None

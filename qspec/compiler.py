@@ -177,7 +177,7 @@ def _write_manifest(
         bytes_after=plan.bytes_after,
         files=hashes,
     ).sealed()
-    workspace.write("qspec.json", manifest.model_dump_json(indent=1) + "\n")
+    workspace.write("qspec.json", manifest.text())
     return manifest
 
 

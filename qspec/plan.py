@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qspec.catalog import GemmKernel, LayerKernels, RowKernel, kernels_for
+from qspec.errors import InputError
 from qspec.formats import Scheme
-from qspec.language.spec import REGIMES, Fact, INITIAL_FACTS, PassUse, Rule, Spec
+from qspec.language.decide import decide
+from qspec.language.spec import INITIAL_FACTS, REGIMES, Fact, PassUse, Rule, Spec
 from qspec.models.family import DecoderShape, Family, ModuleEntry
 
 FLOAT_BITS = 16  # a module that is kept; and every module before compilation
@@ -80,6 +82,11 @@ class Plan:
                     if kernel is not None:
                         found[kernel.name] = kernel
         return tuple(found[name] for name in sorted(found))
+
+    def rules_for(self, module: ModulePlan) -> tuple[Rule, ...]:
+        """Every rule that matches a module, in the recipe's order; the last one decides."""
+        layers = self.shape.layers
+        return tuple(rule for rule in self.spec.rules if rule.selector.matches(module.entry, layers))
 
     @property
     def block_weights(self) -> int:
@@ -197,3 +204,64 @@ class Plan:
     @staticmethod
     def _bias(module: ModulePlan) -> int:
         return module.entry.out_features if module.entry.bias else 0
+
+
+def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
+    """Decides every module. Raises RecipeError, with the lines concerned, where the recipe does not fit this model."""
+    if family.name != spec.family:
+        raise InputError(
+            f"the recipe is for the family {spec.family}, the checkpoint is {family.name}",
+            where=spec.source,
+            hint=f"change `family` in the recipe, or give a {spec.family} checkpoint",
+        )
+    entries = family.modules(shape)
+    decided = decide(spec, entries, shape.layers)
+    modules = tuple(_module_plan(spec, entry, decided.rule(entry), shape.layers) for entry in entries)
+    uses = tuple(RuleUse(rule, decided.matched(rule), decided.decides(rule)) for rule in spec.rules)
+    plan = Plan(spec, family.name, shape, modules, uses)
+    verify(plan)
+    return plan
+
+
+def _module_plan(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
+    scheme = rule.scheme if rule else None
+    if scheme is None:
+        return ModulePlan(entry, rule, None, (), None)
+    uses = tuple(use for use in spec.passes if use.selector.matches(entry, layers))
+    rotating = [use.params for use in uses if use.params.transform != "none"]
+    transform = rotating[-1].transform if rotating else "none"
+    kernels = kernels_for(scheme, transform, getattr(rotating[-1], "block", 0) if rotating else 0)
+    kernels.check(entry.in_features, str(entry.role))
+    return ModulePlan(entry, rule, scheme, uses, kernels)
+
+
+def verify(plan: Plan) -> None:
+    """Walks every module through its passes by their facts: what each requires must hold when its turn comes.
+
+    The recipe's own order was checked when it was read; this is the compiler's check of its plan, for every module of
+    the real model. Raises InputError naming the module and the statement.
+    """
+    for module in plan.modules:
+        if module.scheme is None:
+            continue
+        facts = INITIAL_FACTS
+        for use in module.passes:
+            if missing := use.params.requires - facts:
+                raise InputError(
+                    f"{use.name} needs {', '.join(sorted(missing))} on {module.entry.role}, which no longer holds",
+                    where=use.text,
+                    hint="move it before the pass that took that away",
+                )
+            facts = (facts - use.params.clears) | use.params.establishes
+        if Fact.CODES not in facts:
+            raise InputError(
+                f"no pass quantizes {module.entry.role}, which the recipe gives the scheme {module.scheme.name}",
+                where=plan.spec.source,
+                hint="add `apply rtn() on` it, or gptq",
+            )
+        if module.entry.role.block is None:
+            raise InputError(
+                f"{module.entry.role} can only be kept: no kernel computes it in {module.scheme.label}",
+                where=module.rule.text if module.rule else plan.spec.source,
+                hint=f"write `layers {module.entry.role} keep`",
+            )
