@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qspec.errors import NumericsError
 from qspec.models.family import DecoderShape
+from qspec.models.sampler import Denoiser
 
 HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
 BATCH_TOKENS = 8192  # tokens of one forward pass
@@ -21,15 +22,6 @@ Progress = Callable[[int, int], None]  # parts done, parts in all
 
 def silent(_done: int, _total: int) -> None:
     """Shows no progress."""
-
-
-class Denoiser(Protocol):
-    """What evaluation needs of a model: `Decoder` is one."""
-
-    @property
-    def shape(self) -> DecoderShape: ...
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor: ...
-    def finish(self, x: Tensor) -> Tensor: ...
 
 
 class Tokenizer(Protocol):
@@ -116,10 +108,3 @@ def slices(positions: int, vocab: int) -> Iterator[slice]:
     """Consecutive parts of the masked positions, so few at a time that their logits fit into memory."""
     size = max(1, HEAD_VALUES // vocab)
     return (slice(start, start + size) for start in range(0, positions, size))
-
-
-def device_of(model: object) -> torch.device:
-    """Where a model's first parameter lies; the CPU for a model without any."""
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    first = next(parameters, None)
-    return torch.device("cpu") if first is None else first.device

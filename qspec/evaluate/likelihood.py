@@ -19,17 +19,16 @@ import torch
 from qspec.data import Choice, TaskData, TaskItem
 from qspec.errors import InputError
 from qspec.evaluate.forward import (
-    Denoiser,
     MaskedRow,
     Progress,
     Tokenizer,
     batches,
-    device_of,
     hidden_at_masks,
     log_probabilities,
     silent,
 )
 from qspec.evaluate.results import Metric, accuracy
+from qspec.models.sampler import Denoiser
 
 GROUP = 8
 
@@ -125,7 +124,7 @@ def log_likelihoods(
     forwards = [rows[indices[0]] for indices in readers]
     sums = torch.zeros(len(rows), dtype=torch.float64)
     done = 0
-    for batch in batches(forwards, model.shape, device_of(model)):
+    for batch in batches(forwards, model.shape, model.device):
         hidden, place = hidden_at_masks(model, batch), batch.row_of
         for index, forward in enumerate(batch.rows):
             p = log_probabilities(model, hidden[place == index]).cpu()

@@ -23,18 +23,17 @@ from qspec.data import TextData, spread
 from qspec.errors import InputError
 from qspec.evaluate.forward import (
     Batch,
-    Denoiser,
     MaskedRow,
     Progress,
     Tokenizer,
     batches,
-    device_of,
     hidden_at_masks,
     log_probabilities,
     silent,
     slices,
 )
 from qspec.evaluate.results import KlBucket, Metric, nelbo
+from qspec.models.sampler import Denoiser
 
 DRAWS = 4
 WINDOW = 1024  # tokens of one sample at most
@@ -116,12 +115,10 @@ def measure_nelbo(
 
 
 @torch.no_grad()
-def _score(
-    baseline: Denoiser, quantized: Denoiser, rows: Sequence[MaskedRow], progress: Progress
-) -> _Sums:
+def _score(baseline: Denoiser, quantized: Denoiser, rows: Sequence[MaskedRow], progress: Progress) -> _Sums:
     sums = _Sums(*(torch.zeros(len(rows), dtype=torch.float64) for _ in range(4)))
     shape, done = baseline.shape, 0
-    for batch in batches(rows, shape, device_of(baseline)):
+    for batch in batches(rows, shape, baseline.device):
         _add(sums, batch, baseline, quantized)
         done += len(batch.rows)
         progress(done, len(rows))

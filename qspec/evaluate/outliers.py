@@ -11,9 +11,9 @@ the largest |x_j| of channel j over all tokens:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -24,12 +24,13 @@ from qspec.transforms import InputTransform
 
 OUTLIER_RATIO = 5.0
 TOP_CHANNELS = 4
-PICTURE_TOKENS = 40
-PICTURE_CHANNELS = 128
+PICTURED_TOKENS = 96
+PICTURE_ROWS = 32
+PICTURE_COLUMNS = 128
 MASSIVE_SITES = ("mlp.gated",)
 
 Kind = Literal["none", "normal", "massive"]
-Matrix = tuple[tuple[float, ...], ...]
+Stage = Literal["before", "after"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Picture:
     """
 
     site: str
-    stage: Literal["before", "after"]
-    magnitudes: Matrix
+    stage: Stage
+    magnitudes: tuple[tuple[float, ...], ...]
     token_step: int
     channel_step: int
 
@@ -84,21 +85,6 @@ class OutlierReport:
     before: tuple[SiteOutliers, ...]
     after: tuple[SiteOutliers, ...]
     pictures: tuple[Picture, ...]
-
-
-@dataclass
-class SiteInputs:
-    """Collects what one site sees: x [tokens, channels] as often as it comes."""
-
-    chunks: list[Tensor] = field(default_factory=list)
-
-    def add(self, x: Tensor) -> None:
-        self.chunks.append(x.detach().reshape(-1, x.shape[-1]).abs().float().cpu())
-
-    @property
-    def magnitudes(self) -> Tensor:
-        """|x|, float32 [tokens, channels]."""
-        return torch.cat(self.chunks)
 
 
 def describe(site: str, magnitudes: Tensor) -> SiteOutliers:
@@ -129,51 +115,60 @@ def _kind(site: str, ratio: float) -> Kind:
     return "massive" if site.endswith(MASSIVE_SITES) else "normal"
 
 
-def picture(site: str, stage: Literal["before", "after"], magnitudes: Tensor) -> Picture:
-    """|x| of the first tokens, largest of each cell, so small that it can be drawn."""
-    rows = magnitudes[: PICTURE_TOKENS * max(1, min(magnitudes.shape[0], 128) // PICTURE_TOKENS)]
-    token_step = -(-rows.shape[0] // PICTURE_TOKENS)
-    channel_step = -(-rows.shape[1] // PICTURE_CHANNELS)
+def picture(site: str, stage: Stage, magnitudes: Tensor) -> Picture:
+    """|x| of the first tokens, the largest of each cell, so small that it can be drawn."""
+    rows = magnitudes[:PICTURED_TOKENS]
+    token_step = -(-rows.shape[0] // PICTURE_ROWS)
+    channel_step = -(-rows.shape[1] // PICTURE_COLUMNS)
     pooled = nn.functional.max_pool2d(rows[None], (token_step, channel_step), ceil_mode=True)[0]
     values = tuple(tuple(float(f"{value:.3g}") for value in row) for row in pooled.tolist())
     return Picture(site, stage, values, token_step, channel_step)
 
 
-def collect(decoder: Decoder, ids: Sequence[Tensor]) -> dict[str, Tensor]:
-    """|x| [tokens, channels] of every site of a decoder, for masked ids [b, t]; transforms of quantized
-    linears applied.
+def collect(decoder: Decoder, ids: Tensor, stage: Stage) -> dict[str, tuple[SiteOutliers, Picture]]:
+    """Table row and picture of every site of a decoder, for masked ids [b, t]; online transforms applied.
 
-    One linear stands for its site: those of one site see the same input, and the same transform if they
-    have one.
+    One linear stands for its site: those of one site see the same input, and the same transform if any.
     """
-    inputs: dict[str, SiteInputs] = {}
-    with torch.no_grad(), _watched(decoder, inputs):
-        for batch in ids:
-            decoder.hidden(batch)
-    return {site: seen.magnitudes for site, seen in inputs.items()}
+    found: dict[str, tuple[SiteOutliers, Picture]] = {}
+    with torch.no_grad(), _watched(decoder, stage, found):
+        decoder.hidden(ids.to(decoder.device))
+    return found
 
 
-def compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> OutlierReport:
-    """Both tables, and pictures of the sites with the largest ratio of either kind."""
-    table = tuple(describe(site, x) for site, x in before.items())
-    pictures = []
+def compare(baseline: Decoder, quantized: Decoder, ids: Tensor) -> OutlierReport:
+    """Both tables for masked calibration tokens ids [b, t]; pictures of the largest outlier of each kind."""
+    before, after = collect(baseline, ids, "before"), collect(quantized, ids, "after")
+    pictures: list[Picture] = []
     for kind in ("normal", "massive"):
-        sites = [row for row in table if row.kind == kind and row.site in after]
-        if sites:
-            site = max(sites, key=lambda row: row.ratio).site
-            pictures += [picture(site, "before", before[site]), picture(site, "after", after[site])]
-    return OutlierReport(table, tuple(describe(site, x) for site, x in after.items()), tuple(pictures))
+        rows = [row for row, _ in before.values() if row.kind == kind]
+        if rows:
+            site = max(rows, key=lambda row: row.ratio).site
+            pictures += [before[site][1], after[site][1]]
+    tables = [tuple(row for row, _ in views.values()) for views in (before, after)]
+    return OutlierReport(tables[0], tables[1], tuple(pictures))
 
 
 @contextmanager
-def _watched(decoder: Decoder, inputs: dict[str, SiteInputs]) -> Iterator[None]:
-    """While it lasts, every site's input goes into `inputs`."""
+def _watched(
+    decoder: Decoder, stage: Stage, found: dict[str, tuple[SiteOutliers, Picture]]
+) -> Iterator[None]:
+    """While it lasts, what every site sees is described in `found`."""
+
+    def observer(site: str) -> Callable[[Tensor], None]:
+        def observe(x: Tensor) -> None:
+            magnitudes = x.detach().reshape(-1, x.shape[-1]).abs().float()
+            found[site] = describe(site, magnitudes), picture(site, stage, magnitudes)
+
+        return observe
+
     undo: list[Callable[[], None]] = []
+    watched: set[str] = set()
     try:
         for entry in decoder.family.modules(decoder.shape):
-            if entry.role.block is not None and entry.site not in inputs:
-                inputs[entry.site] = SiteInputs()
-                undo.append(_watch(decoder.module(entry.role), inputs[entry.site].add))
+            if entry.role.block is not None and entry.site not in watched:
+                watched.add(entry.site)
+                undo.append(_watch(decoder.module(entry.role), observer(entry.site)))
         yield
     finally:
         for restore in undo:

@@ -74,7 +74,7 @@ class Flips:
     commit_flips[s]: share of the positions that the unquantized model commits in the s-th of equal parts of
     its steps and the quantized model does not commit at that same step (None where nothing was committed).
     token_flips: share of positions whose final token differs. Both count positions up to the first end of
-    text of either model.
+    text of the unquantized model.
     """
 
     task: str
@@ -86,8 +86,9 @@ class Flips:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything one evaluation found. timings: seconds by part. replacements: what a stand-in's own
-    data stood in for.
+    """Everything that one evaluation found.
+
+    not_measured: sentences. replacements: what a stand-in's own data stood in for. timings: seconds by part.
     """
 
     metrics: tuple[Metric, ...]

@@ -1,0 +1,93 @@
+"""Measures an artifact again: finds the checkpoint that it was compiled from, loads both, and runs its
+own recipe.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from qspec import passes, resources, runtime
+from qspec.artifact import Manifest, ModelRecord
+from qspec.data import DataSources
+from qspec.errors import InputError
+from qspec.evaluate.measure import measure, measure_outliers
+from qspec.evaluate.outliers import OutlierReport
+from qspec.evaluate.results import Measurements
+from qspec.language import load_recipe
+from qspec.lock import checkpoint_hashes
+from qspec.models.locate import checkpoint_locate
+from qspec.progress import Progress, Quiet
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """execution: which path computed the quantized layers. seconds: of the whole evaluation."""
+
+    manifest: Manifest
+    measurements: Measurements
+    outliers: OutlierReport
+    execution: str
+    seconds: float
+
+
+def evaluate_artifact(
+    folder: Path,
+    model: str | None = None,
+    device: str = "auto",
+    files: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluated:
+    """Everything that the artifact's recipe asks for, measured anew with the seed that it was compiled with.
+
+    model: the unquantized checkpoint. files: where the recipe's relative paths start; None is the current
+    folder. Errors: InputError for a changed artifact, a checkpoint that is not here or another one, and
+    missing data.
+    """
+    start, progress = time.perf_counter(), progress or Quiet()
+    manifest = Manifest.read(folder)
+    spec = load_recipe(folder / "recipe.qs", passes.available(), {}).spec
+    original = find_baseline(manifest.model, model)
+    sources = DataSources(original, files or Path())
+    sources.check(spec.calibrate, spec.evaluate)
+    with progress.phase("load"):
+        quantized, tokenizer = runtime.load(folder, device)
+        baseline, _ = runtime.load(original, device)
+    with progress.phase("evaluate"):
+        seed = manifest.calibration.seed
+        measurements = measure(baseline, quantized, tokenizer, spec.evaluate, sources, seed, progress)
+        outliers = measure_outliers(baseline, quantized, tokenizer, spec.calibrate, sources)
+    execution = runtime.execution(quantized.device)
+    return Evaluated(manifest, measurements, outliers, execution, time.perf_counter() - start)
+
+
+def find_baseline(record: ModelRecord, model: str | None) -> Path:
+    """The folder of the checkpoint that was compiled; its files must have the hashes in the manifest."""
+    folder = _located(record, model)
+    if folder is None:
+        raise InputError(
+            f"the unquantized model {model or record.id} is not on this machine",
+            hint="give it: qspec eval ARTIFACT --model FOLDER",
+        )
+    found = checkpoint_hashes(folder)
+    for name, digest in record.files.items():
+        if found.get(name) != digest:
+            raise InputError(
+                f"this is not the checkpoint that the artifact was compiled from: {name} is "
+                + ("another file" if name in found else "missing"),
+                where=str(folder),
+                hint="give the original: qspec eval ARTIFACT --model FOLDER",
+            )
+    return folder
+
+
+def _located(record: ModelRecord, model: str | None) -> Path | None:
+    if model is not None:
+        return checkpoint_locate(model)
+    bundled = resources.standin(record.family)
+    if record.standin and bundled.name == record.id:
+        return bundled if bundled.is_dir() else None
+    if Path(record.id).is_absolute() and not Path(record.id).is_dir():
+        return None
+    return checkpoint_locate(record.id, record.revision)

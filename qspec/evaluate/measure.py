@@ -1,0 +1,128 @@
+"""One evaluation, as a function of two models, a request and data: nothing is read from an artifact here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from qspec.calibrate.tokens import calibration_tokens
+from qspec.data import DataSources, NotMeasured, TaskData
+from qspec.evaluate import outliers
+from qspec.evaluate.forward import Progress as Parts
+from qspec.evaluate.forward import Tokenizer
+from qspec.evaluate.likelihood import measure_choices
+from qspec.evaluate.nelbo import measure_nelbo
+from qspec.evaluate.outliers import OutlierReport
+from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample
+from qspec.evaluate.tasks import measure_task
+from qspec.language.spec import Calibration, Evaluation, FileText, NelboRequest, TextSource
+from qspec.models.decoder import Decoder
+from qspec.models.sampler import Denoiser
+from qspec.progress import Progress, Quiet
+
+OUTLIER_SAMPLES = 4
+OUTLIER_LENGTH = 512
+
+
+def measure(
+    baseline: Denoiser,
+    quantized: Denoiser,
+    tokenizer: Tokenizer,
+    evaluation: Evaluation,
+    sources: DataSources,
+    seed: int,
+    progress: Progress | None = None,
+) -> Measurements:
+    """Everything that a recipe's `evaluate` block asks for, of both models, with equal seeds.
+
+    Errors: InputError for data that cannot be read, NumericsError where logits are not finite.
+    """
+    run = _Run(baseline, quantized, tokenizer, seed, progress or Quiet())
+    for request in evaluation.nelbo:
+        run.nelbo(request, sources)
+    not_measured = []
+    for wanted in evaluation.tasks:
+        task = sources.task(wanted)
+        if isinstance(task, NotMeasured):
+            not_measured.append(str(task))
+        else:
+            run.task(task)
+    return Measurements(
+        metrics=tuple(run.metrics),
+        kl=tuple(run.kl),
+        flips=tuple(run.flips),
+        samples=tuple(run.samples),
+        not_measured=tuple(not_measured),
+        replacements=tuple(sources.replacements),
+        seed=seed,
+        timings=run.timings,
+    )
+
+
+def measure_outliers(
+    baseline: Decoder,
+    quantized: Decoder,
+    tokenizer: Tokenizer,
+    calibrate: Calibration,
+    sources: DataSources,
+) -> OutlierReport:
+    """Outliers before and after on a few masked calibration sequences, drawn with the recipe's own seed."""
+    shape = baseline.shape
+    wanted = replace(calibrate, samples=min(calibrate.samples, OUTLIER_SAMPLES))
+    length = min(calibrate.length, shape.max_length, OUTLIER_LENGTH)
+    text = sources.calibration(calibrate.text)
+    tokens = calibration_tokens(text.documents, tokenizer, wanted, length, shape.mask_token)
+    return outliers.compare(baseline, quantized, tokens.ids)
+
+
+@dataclass
+class _Run:
+    """Two models being measured, and what was found so far."""
+
+    baseline: Denoiser
+    quantized: Denoiser
+    tokenizer: Tokenizer
+    seed: int
+    progress: Progress
+    metrics: list[Metric] = field(default_factory=list)
+    kl: list[KlBucket] = field(default_factory=list)
+    flips: list[Flips] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def nelbo(self, request: NelboRequest, sources: DataSources) -> None:
+        name = text_name(request.text)
+        with self._part(f"nelbo on {name}") as parts:
+            text = sources.heldout(request.text)
+            found = measure_nelbo(
+                self.baseline, self.quantized, self.tokenizer, text, name, request.samples, self.seed, parts
+            )
+        self.metrics.append(found.metric)
+        self.kl.extend(found.kl)
+
+    def task(self, task: TaskData) -> None:
+        models = (self.baseline, self.quantized, self.tokenizer, task)
+        for scoring in task.scorings:
+            if scoring == "choices":
+                with self._part(f"{task.name}, choices") as parts:
+                    self.metrics.append(measure_choices(*models, self.seed, parts))
+                continue
+            with self._part(task.name) as parts:
+                found = measure_task(*models, scoring, self.seed, parts)
+            self.metrics.append(found.metric)
+            self.flips.append(found.flips)
+            self.samples.extend(found.samples)
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[Parts]:
+        """Times one part and turns its counts into steps of the progress."""
+        start = time.perf_counter()
+        yield lambda done, total: self.progress.step(f"{name}: {done} of {total}")
+        self.timings[name] = time.perf_counter() - start
+
+
+def text_name(source: TextSource) -> str:
+    """A text as metrics name it."""
+    return source.path if isinstance(source, FileText) else source.name

@@ -1,0 +1,192 @@
+"""Tasks that are solved by denoising text: exact match of both models, and how their trajectories part.
+
+Both models get the same prompts in the same batches, the same sampler settings and the same seed. A text
+ends at the first end-of-text token or where a stop string begins; it is stripped and compared with the
+stripped reference ("exact"), or the number after its last `####` (the last number of all where there is
+none) with the reference's ("number").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+import torch
+from torch import Tensor
+
+from qspec.data import Scoring, TaskData, TaskItem
+from qspec.errors import InputError, UsageError
+from qspec.evaluate.forward import BATCH_TOKENS, Progress, Tokenizer, silent
+from qspec.evaluate.results import Flips, Metric, Sample, accuracy
+from qspec.models.sampler import Denoiser, SamplerSettings, SampleStep, left_padded, sample, until
+
+SAMPLES_KEPT = 8  # texts of one task in the report
+PROMPT_KEPT = 1200  # characters of a prompt's end in the report
+FLIP_PARTS = 32  # points of the curve of commit flips, at most
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What one model wrote. tokens, commit_step: int64 [items, length]; the step at which each position
+    was committed.
+    """
+
+    tokens: Tensor
+    commit_step: Tensor
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    metric: Metric
+    flips: Flips
+    samples: tuple[Sample, ...]
+
+
+def measure_task(
+    baseline: Denoiser,
+    quantized: Denoiser,
+    tokenizer: Tokenizer,
+    task: TaskData,
+    scoring: Scoring,
+    seed: int,
+    progress: Progress = silent,
+) -> TaskResult:
+    """Exact match of both models on a task; scoring is "exact" or "number".
+
+    Errors: InputError for sampler lengths that do not divide and for prompts that do not fit the model.
+    """
+    settings = _settings(task, seed)
+    prompts = [tokenizer.encode(item.prompt, add_special_tokens=False) for item in task.items]
+    total = 2 * len(prompts)
+    before = denoise(baseline, prompts, settings, lambda done, _: progress(done, total))
+    after = denoise(quantized, prompts, settings, lambda done, _: progress(len(prompts) + done, total))
+    texts = [_texts(tokenizer, run, baseline.shape.eos_token, task.stop) for run in (before, after)]
+    right = [
+        [is_right(text, item.answer, scoring) for text, item in zip(own, task.items, strict=True)]
+        for own in texts
+    ]
+    return TaskResult(
+        metric=accuracy(task.name, task.title, "exact_match", right[0], right[1]),
+        flips=compare(task.name, before, after, settings.steps, baseline.shape.eos_token),
+        samples=tuple(_kept(task, texts, right)),
+    )
+
+
+def denoise(
+    model: Denoiser, prompts: Sequence[Sequence[int]], settings: SamplerSettings, progress: Progress = silent
+) -> Trajectory:
+    """Continues every prompt; prompts of like length share a batch, padded on the left."""
+    tokens = torch.zeros(len(prompts), settings.length, dtype=torch.int64)
+    commit_step = torch.zeros_like(tokens)
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    done = 0
+    for chosen in _batches(order, [len(prompt) + settings.length for prompt in prompts]):
+        ids, mask = left_padded([prompts[index] for index in chosen], model.shape.pad_token)
+        steps = torch.zeros(len(chosen), settings.length, dtype=torch.int64)
+
+        def record(step: SampleStep, steps: Tensor = steps) -> None:
+            steps.scatter_(1, step.positions.cpu(), step.index)
+
+        written = sample(model, ids, mask, settings, record)[:, ids.shape[1] :].cpu()
+        tokens[chosen], commit_step[chosen] = written, steps
+        done += len(chosen)
+        progress(done, len(prompts))
+    return Trajectory(tokens, commit_step)
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Consecutive parts of `order`, longest first, of at most BATCH_TOKENS tokens with padding (one row
+    at least).
+    """
+    start = 0
+    while start < len(order):
+        size = max(1, BATCH_TOKENS // lengths[order[start]])
+        yield list(order[start : start + size])
+        start += size
+
+
+def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, eos: int) -> Flips:
+    """Commit flips along the steps and token flips, at the positions up to the unquantized model's first
+    end of text.
+    """
+    counted = _through_end(baseline.tokens, eos)
+    moved = (baseline.commit_step != quantized.commit_step)[counted].double()
+    part = baseline.commit_step[counted] * min(FLIP_PARTS, steps) // steps
+    curve = []
+    for index in range(min(FLIP_PARTS, steps)):
+        chosen = moved[part == index]
+        curve.append(float(chosen.mean()) if chosen.numel() else None)
+    return Flips(
+        task=task,
+        commit_flips=tuple(curve),
+        mean=float(moved.mean()),
+        token_flips=float((baseline.tokens != quantized.tokens)[counted].double().mean()),
+        positions=int(counted.sum()),
+    )
+
+
+def _through_end(tokens: Tensor, eos: int) -> Tensor:
+    """bool [items, length]: positions up to and including each row's first end of text."""
+    ends = (tokens == eos).long()
+    return ends.cumsum(1) - ends == 0
+
+
+def is_right(text: str, reference: str, scoring: Scoring) -> bool:
+    """Whether a generated text answers like the reference."""
+    if scoring == "exact":
+        return text.strip() == reference.strip()
+    found = last_number(text)
+    return found is not None and found == last_number(reference)
+
+
+def last_number(text: str) -> Decimal | None:
+    """The first number after the last ####; without ####, the last number of the text; None without a
+    number.
+    """
+    _, mark, tail = text.rpartition("####")
+    numbers = _NUMBER.findall(tail if mark else text)
+    if not numbers:
+        return None
+    return Decimal((numbers[0] if mark else numbers[-1]).replace(",", ""))
+
+
+def _settings(task: TaskData, seed: int) -> SamplerSettings:
+    try:
+        return SamplerSettings(task.length, task.steps, task.block, seed=seed)
+    except UsageError as error:  # here the numbers come from a recipe or a stand-in, not from a command line
+        raise InputError(error.what, where=f"task {task.name}", hint=error.hint) from error
+
+
+def _texts(tokenizer: Tokenizer, run: Trajectory, eos: int, stop: Sequence[str]) -> list[str]:
+    rows: list[list[int]] = run.tokens.tolist()
+    return [cut(tokenizer.decode(until(row, eos), skip_special_tokens=True), stop) for row in rows]
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop strings."""
+    for mark in stop:
+        text = text.split(mark, 1)[0]
+    return text
+
+
+def _kept(task: TaskData, texts: Sequence[list[str]], right: Sequence[list[bool]]) -> Iterator[Sample]:
+    """The samples for the report: items on which the models disagree come first, then items in order."""
+    order = sorted(range(len(task.items)), key=lambda index: (right[0][index] == right[1][index], index))
+    for index in order[:SAMPLES_KEPT]:
+        item = task.items[index]
+        yield Sample(
+            task.name,
+            _end_of_prompt(item),
+            item.answer,
+            texts[0][index],
+            texts[1][index],
+            right[0][index],
+            right[1][index],
+        )
+
+
+def _end_of_prompt(item: TaskItem) -> str:
+    return item.prompt if len(item.prompt) <= PROMPT_KEPT else "…" + item.prompt[-PROMPT_KEPT:]
