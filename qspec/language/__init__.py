@@ -1,0 +1,80 @@
+"""The recipe language: text in, a resolved `Spec` or diagnostics out. No torch.
+
+    read, cut in pieces, parse  -->  syntax tree  --merge bases-->  statements  --resolve-->  Spec  --verify-->  Layout
+
+`load_recipe` is the entry for everybody. Passes and families come from the caller: the language knows neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qspec.diagnostics import Diagnostic, RecipeError, Source, errors, in_order
+from qspec.errors import InputError
+from qspec.language.layers import outline_problems
+from qspec.language.merge import Merged, merge, merge_file
+from qspec.language.printer import spec_text
+from qspec.language.resolve import Resolver
+from qspec.language.spec import Pass, Spec
+
+if TYPE_CHECKING:
+    from qspec.models.family import Family
+
+Settings = Mapping[str, str] | Iterable[tuple[str, str]]
+
+__all__ = ["LoadedRecipe", "RecipeError", "load_recipe", "load_source"]
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe without errors: its meaning, the warnings, and the texts that they point into."""
+
+    spec: Spec
+    warnings: tuple[Diagnostic, ...]
+    sources: Mapping[str, Source]
+
+
+def load_recipe(
+    path: str | Path,
+    passes: Mapping[str, type[Pass]],
+    settings: Settings = (),
+    families: Mapping[str, Family] | None = None,
+) -> LoadedRecipe:
+    """Reads, parses and resolves a recipe with its bases.
+
+    passes: name in `apply` -> class (`qspec.passes.available()`). settings: values for params, as --set gives them.
+    families: name -> family (`qspec.models.registry.FAMILIES`); with them, roles and the order of passes are checked too.
+
+    Raises RecipeError with every diagnostic (exit 1), InputError where the file cannot be read (exit 3).
+    """
+    try:
+        merged = merge_file(path)
+    except OSError as error:
+        what = f"the recipe cannot be read: {error.strerror or error}"
+        raise InputError(what, where=str(path), hint="check the path; a recipe is a `.qs` file") from None
+    return _resolved(merged, passes, dict(settings), families or {})
+
+
+def load_source(
+    source: Source,
+    passes: Mapping[str, type[Pass]],
+    settings: Settings = (),
+    families: Mapping[str, Family] | None = None,
+) -> LoadedRecipe:
+    """As `load_recipe`, for a text that is already here."""
+    return _resolved(merge(source), passes, dict(settings), families or {})
+
+
+def _resolved(
+    merged: Merged, passes: Mapping[str, type[Pass]], settings: Mapping[str, str], families: Mapping[str, Family]
+) -> LoadedRecipe:
+    spec = Resolver(merged, passes, settings, families).spec()
+    if spec is not None and spec.family in families:
+        merged.problems += outline_problems(spec, families[spec.family])
+    found = in_order(merged.problems, merged.sources)
+    if spec is None or errors(found):
+        raise RecipeError(found, merged.sources)
+    return LoadedRecipe(replace(spec, text=spec_text(spec)), found, merged.sources)

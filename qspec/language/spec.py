@@ -54,6 +54,12 @@ class ModelRef:
     revision: str = "main"
 
 
+TEXTS = ("c4", "wikitext2")
+TASKS = (
+    "arc_challenge", "arc_easy", "gsm8k", "hellaswag", "humaneval", "mbpp", "mmlu", "openbookqa", "piqa", "winogrande",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class NamedText:
     """A text data set by name, such as wikitext2."""

@@ -6,7 +6,7 @@ reads the `Family` value, so nothing dispatches on names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,5 +133,21 @@ class Family:
             entries.append(self._entry(Role("head"), shape.vocab, d, False, "head.input"))
         return tuple(entries)
 
+    def outline(self, blocks: Iterable[int]) -> tuple[ModuleEntry, ...]:
+        """The modules of these blocks, with embedding and head, of a model that is not known yet: all sizes are 0."""
+        embedding, *linears, head = self.modules(_SIZELESS)
+        inner = [
+            self._entry(Role(e.role.part, b), 0, 0, False, e.site.replace("blocks[0]", f"blocks[{b}]"))
+            for b in blocks
+            for e in linears
+        ]
+        return (embedding, *inner, head)
+
     def _entry(self, role: Role, rows: int, columns: int, bias: bool, site: str) -> ModuleEntry:
         return ModuleEntry(role, self.module(role), rows, columns, bias, site)
+
+
+_SIZELESS = DecoderShape(
+    layers=1, width=0, heads=0, kv_heads=0, head_width=0, ffn=0, vocab=0, max_length=0, norm_eps=0.0, rope_theta=0.0,
+    qkv_bias=False, bias=False, tied=False, shift=False, mask_token=0, eos_token=0, pad_token=0,
+)  # fmt: skip

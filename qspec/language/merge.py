@@ -1,0 +1,209 @@
+"""A recipe with its bases, flattened: one set of statements, later files over earlier ones.
+
+    recipe, calibrate, emit   setting by setting
+    scheme                    the whole scheme of that name
+    nelbo, task               by text and by task name
+    param                     by name
+    layers                    the base's rules first: later rules win
+    apply                     all of the base's, or all of the recipe's own: their order is one thought
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span, quote
+from qspec.language import syntax as s
+from qspec.language.parser import parse, read
+
+VERSION = 1
+MAX_BASES = 8
+
+
+@dataclass
+class Merged:
+    """All statements that count, by what they are about. `partial`: some could not be parsed."""
+
+    path: str
+    name: s.Word | None = None
+    settings: dict[str, dict[str, s.Node]] = field(default_factory=dict)  # block -> keyword -> node
+    blocks: dict[str, s.Block] = field(default_factory=dict)
+    schemes: dict[str, s.Block] = field(default_factory=dict)
+    params: dict[str, s.Param] = field(default_factory=dict)
+    nelbo: dict[str, s.Nelbo] = field(default_factory=dict)
+    tasks: dict[str, s.Block] = field(default_factory=dict)
+    layers: list[s.Layers] = field(default_factory=list)
+    applies: list[s.Apply] = field(default_factory=list)
+    sources: dict[str, Source] = field(default_factory=dict)
+    problems: list[Diagnostic] = field(default_factory=list)
+    partial: bool = False
+
+    def report(
+        self, code: str, message: str, span: Span, hint: str, edits: tuple[Edit, ...] = (), notes: tuple[Note, ...] = ()
+    ) -> None:
+        """Records an error."""
+        self.problems.append(Diagnostic(code, message, span, hint, edits=edits, notes=notes))
+
+    def warn(self, code: str, message: str, span: Span, hint: str, edits: tuple[Edit, ...] = ()) -> None:
+        """Records a warning."""
+        self.problems.append(Diagnostic(code, message, span, hint, "warning", edits))
+
+
+def merge_file(path: str | Path) -> Merged:
+    """Reads the recipe and its bases. Raises OSError where the recipe itself cannot be read."""
+    source, problems = read(path)
+    return merge(source, tuple(problems))
+
+
+def merge(source: Source, problems: tuple[Diagnostic, ...] = ()) -> Merged:
+    """Flattens an already read source; its bases are looked up beside it."""
+    merged = Merged(source.path)
+    _add(merged, source, problems, (Path(source.path).resolve(),))
+    return merged
+
+
+def _add(merged: Merged, source: Source, problems: tuple[Diagnostic, ...], chain: tuple[Path, ...]) -> None:
+    merged.sources[source.path] = source
+    merged.problems += problems
+    if problems:
+        merged.partial = True
+        return
+    file, found = parse(source)
+    merged.problems += found
+    merged.partial |= bool(found)
+    _check_version(merged, file, source)
+    one = _One(merged)
+    for item in file.items:
+        if isinstance(item.node, s.Extends):
+            _extend(merged, item.node, source, chain, one)
+    for item in file.items:
+        one.add(item.node)
+    one.finish()
+
+
+def _check_version(merged: Merged, file: s.File, source: Source) -> None:
+    nodes = [item.node for item in file.items]
+    versions = [node for node in nodes if isinstance(node, s.Version)]
+    if not versions:
+        if not merged.partial:
+            start = Span(0, 0, source.path)
+            message = "the recipe does not say which version of the language it is written in"
+            merged.report("QS008", message, start, f"start the file with `qspec {VERSION}`",
+                          (Edit(start, f"qspec {VERSION}\n\n"),))  # fmt: skip
+        return
+    number = versions[0].number
+    if number.value != VERSION or not isinstance(number.value, int):
+        message = f"version {quote(number.text)} of the language is not known"
+        merged.report("QS008", message, number.span, f"write `qspec {VERSION}`, or install a newer qspec",
+                      (Edit(number.span, str(VERSION)),))  # fmt: skip
+    if nodes[0] is not versions[0] and not merged.partial:
+        merged.report("QS008", "the version is not the first statement", versions[0].span, "move it to the first line")
+
+
+def _extend(merged: Merged, node: s.Extends, source: Source, chain: tuple[Path, ...], one: _One) -> None:
+    if one.first("extends", node.span, "`extends`"):
+        return
+    wrong = _base_problem(node.path.value)
+    target = Path(source.path).parent / node.path.value
+    if not wrong and target.resolve() in chain:
+        wrong = "it extends itself"
+    if not wrong and len(chain) > MAX_BASES:
+        wrong = f"it is more than {MAX_BASES} files deep"
+    if wrong:
+        message = f"{quote(node.path.value)} cannot be extended: {wrong}"
+        merged.report("QS013", message, node.path.span, "name a `.qs` file by a path relative to this one")
+        merged.partial = True
+        return
+    try:
+        base, problems = read(target)
+    except OSError as error:
+        message = f"{quote(node.path.value)} cannot be read: {error.strerror or 'it is not a file'}"
+        hint = f"the path starts at the folder of {quote(Path(source.path).name)}; check its spelling"
+        merged.report("QS013", message, node.path.span, hint)
+        merged.partial = True
+        return
+    if base.path not in merged.sources:
+        _add(merged, base, tuple(problems), (*chain, target.resolve()))
+
+
+def _base_problem(path: str) -> str | None:
+    if not path.endswith(".qs"):
+        return "it is not a `.qs` file"
+    if PurePosixPath(path).is_absolute() or Path(path).is_absolute() or "\\" in path:
+        return "it is not a relative path with `/`"
+    return None
+
+
+class _One:
+    """Adds the statements of one file to what its bases gave."""
+
+    def __init__(self, merged: Merged) -> None:
+        self.merged = merged
+        self.seen: dict[str, Span] = {}
+        self.applies: list[s.Apply] = []
+
+    def first(self, key: str, span: Span, what: str) -> bool:
+        """Reports the second one of a kind in this file; returns whether it was."""
+        before = self.seen.setdefault(key, span)
+        if before is span:
+            return False
+        hint = "keep one of the two"
+        self.merged.report("QS011", f"{what} is given twice", span, hint, notes=(Note(before, "first here"),))
+        return True
+
+    def add(self, node: s.Node) -> None:
+        match node:
+            case s.Version():
+                self.first("version", node.span, "the version")
+            case s.Param():
+                if not self.first(f"param {node.name.name}", node.name.span, f"param {quote(node.name.name)}"):
+                    self.merged.params[node.name.name] = node
+            case s.Layers():
+                self.merged.layers.append(node)
+            case s.Apply():
+                self.applies.append(node)
+            case s.Block():
+                self._add_block(node)
+
+    def finish(self) -> None:
+        if self.applies:
+            self.merged.applies = self.applies
+
+    def _add_block(self, block: s.Block) -> None:
+        if block.kind == "scheme":
+            assert block.name is not None
+            if not self.first(f"scheme {block.name.name}", block.name.span, f"scheme {quote(block.name.name)}"):
+                self._settings(block, f"scheme {block.name.name}")
+                self.merged.schemes[block.name.name] = block
+            return
+        if self.first(block.kind, block.head, f"the block `{block.kind}`"):
+            return
+        self.merged.blocks[block.kind] = block
+        if block.kind == "recipe":
+            self.merged.name = block.name
+        if block.kind == "evaluate":
+            for item in block.items:
+                self._add_request(item.node)
+        else:
+            self.merged.settings.setdefault(block.kind, {}).update(self._settings(block, block.kind))
+
+    def _settings(self, block: s.Block, where: str) -> Mapping[str, s.Node]:
+        settings: dict[str, s.Node] = {}
+        for item in block.items:
+            key = getattr(item.node, "key", None)
+            if isinstance(key, s.Word) and not self.first(f"{where}/{key.name}", key.span, f"`{key.name}`"):
+                settings[key.name] = item.node
+        return settings
+
+    def _add_request(self, node: s.Node) -> None:
+        match node:
+            case s.Nelbo():
+                text = str(getattr(node.source, "value", node.source))
+                if not self.first(f"nelbo {text}", node.span, "this `nelbo`"):
+                    self.merged.nelbo[text] = node
+            case s.Block(kind="task", name=s.Word() as name):
+                if not self.first(f"task {name.name}", name.span, f"task {quote(name.name)}"):
+                    self._settings(node, f"task {name.name}")
+                    self.merged.tasks[name.name] = node

@@ -1,0 +1,291 @@
+"""Text -> syntax tree, with as many independent diagnostics as there are independent mistakes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lark import Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+
+from qspec.diagnostics import Diagnostic, Edit, Source, Span, closest, listed, quote
+from qspec.language import grammar
+from qspec.language.build import Builder
+from qspec.language.pieces import BLOCK_KINDS, LINE_KINDS, TOP, Braces, Piece, as_comments, cut
+from qspec.language.syntax import Block, File, Item, Node, SelectorNode
+
+MAX_BYTES = 1 << 20
+MAX_STATEMENTS = 4096
+MAX_PROBLEMS = 50
+# characters that make a text look unlike what it says: bidirectional controls
+_DECEITFUL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+SETTINGS = {  # block -> its keywords
+    "recipe": ("family", "model"),
+    "calibrate": ("text", "samples", "length", "mask", "seed"),
+    "scheme": ("weights", "activations"),
+    "evaluate": ("nelbo", "task"),
+    "task": ("shots", "length", "steps", "block", "limit"),
+    "emit": ("kernels", "regime"),
+}
+
+
+def decode(data: bytes, path: str) -> tuple[Source, list[Diagnostic]]:
+    """Bytes -> source; not UTF-8, binary, deceitful or larger than 1 MiB is a diagnostic (and an empty source)."""
+    nothing = Source(path, "")
+    if len(data) > MAX_BYTES:
+        message = f"the file has {len(data)} bytes; a recipe has at most {MAX_BYTES}"
+        return nothing, [Diagnostic("QS002", message, Span(0, 0, path), "check that this is a recipe; split it with `extends`")]
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        message = f"the file is not UTF-8 text (byte {error.start})"
+        return nothing, [Diagnostic("QS001", message, Span(0, 0, path), "save it as UTF-8; a recipe is plain text")]
+    for offset, char in enumerate(text):
+        if (char < " " and char not in "\n\t") or char == "\x7f" or char in _DECEITFUL:
+            message = f"the file holds the control character U+{ord(char):04X}"
+            span = Span(offset, offset + 1, path)
+            return Source(path, text), [Diagnostic("QS001", message, span, "remove it; a recipe is plain text")]
+    return Source(path, text), []
+
+
+def read(path: str | Path) -> tuple[Source, list[Diagnostic]]:
+    """Reads a recipe; raises OSError where the file cannot be read."""
+    with Path(path).open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    return decode(data, str(path))
+
+
+def parse(source: Source) -> tuple[File, tuple[Diagnostic, ...]]:
+    """The syntax tree of everything that could be understood, and what could not."""
+    return _Parser(source).run()
+
+
+def parse_selector(text: str) -> SelectorNode:
+    """A selector by itself, such as an argument of `qspec why`. Raises ValueError with one sentence."""
+    try:
+        tree = grammar.parser().parse(text, start="selector")
+    except UnexpectedInput as error:
+        raise ValueError(f"{quote(text)} is not a selector: {_describe(error, text)[0]}") from None
+    node = Builder("", 0).selector(tree)
+    return node
+
+
+@lru_cache(maxsize=4096)
+def _tree(start: str, code: str) -> Tree[Token]:
+    tree: Tree[Token] = grammar.parser().parse(code, start=start)
+    return tree
+
+
+class _Parser:
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.path = source.path
+        self.problems: list[Diagnostic] = []
+        self.statements = 0
+
+    def run(self) -> tuple[File, tuple[Diagnostic, ...]]:
+        pieces = cut(self.source)
+        self.problems += pieces.problems
+        items: list[Item] = []
+        for piece in pieces.items:
+            items += self._statement(piece)
+            if len(self.problems) > MAX_PROBLEMS or self.statements > MAX_STATEMENTS:
+                break
+        if self.statements > MAX_STATEMENTS:
+            span = Span(len(self.source.text), len(self.source.text), self.path)
+            message = f"the recipe has more than {MAX_STATEMENTS} statements"
+            self._report("QS002", message, span, "write selectors that cover more layers with one rule")
+        file = File(self.path, tuple(items), tuple(pieces.comments), as_comments(pieces.closing))
+        return file, tuple(self.problems)
+
+    def _report(self, code: str, message: str, span: Span, hint: str, edits: tuple[Edit, ...] = ()) -> None:
+        self.problems.append(Diagnostic(code, message, span, hint, edits=edits))
+
+    # --- statements ---
+
+    def _statement(self, piece: Piece | Braces) -> list[Item]:
+        self.statements += 1
+        head = piece.head if isinstance(piece, Braces) else piece
+        word = self._word(head)
+        if word in BLOCK_KINDS:
+            return self._block_statement(piece, word)
+        if word not in LINE_KINDS:
+            if not head.broken:
+                self._unknown_statement(head, word)
+            return []
+        if isinstance(piece, Braces):
+            span = Span(piece.open, piece.open + 1, self.path)
+            self._report("QS005", f"`{word}` takes no block", span, "remove the `{`, or start the block on its own line")
+            return []
+        node = self._parse(LINE_KINDS[word], head, None)
+        return [Item(node, head.comments())] if isinstance(node, Node) else []
+
+    def _block_statement(self, piece: Piece | Braces, kind: str) -> list[Item]:
+        if isinstance(piece, Piece):
+            self._parse(f"{kind}_head", piece, None)
+            if not piece.broken and not self._reported_in(piece):
+                span = Span(piece.end - 1, piece.end, self.path)
+                self._report("QS005", f"`{kind}` needs a block", span, "open it with `{` at the end of this line")
+            return []
+        if kind in ("calibrate", "evaluate", "emit"):
+            self._parse(f"{kind}_head", piece.head, None)
+            return [self._block(kind, None, piece, self._items(kind, piece.items))]
+        name = self._parse(f"{kind}_head", piece.head, None)
+        items = self._items(kind, piece.items)
+        return [self._block(kind, name, piece, items)] if name is not None else []
+
+    def _block(self, kind: str, name: Any, braces: Braces, items: tuple[Item, ...]) -> Item:
+        head = Span(braces.head.start, braces.head.end, self.path)
+        span = Span(braces.head.start, braces.close + 1, self.path)
+        node = Block(span, kind, head, name, items, braces.opening, as_comments(braces.closing))
+        return Item(node, braces.head.comments())
+
+    def _items(self, kind: str, pieces: list[Piece | Braces]) -> tuple[Item, ...]:
+        items: list[Item] = []
+        for piece in pieces:
+            self.statements += 1
+            if isinstance(piece, Braces):
+                items += self._inner_block(kind, piece)
+            else:
+                items += self._settings(kind, piece)
+        return tuple(items)
+
+    def _settings(self, kind: str, piece: Piece) -> list[Item]:
+        """The settings on one line: the first has the comments before, the last the comment after."""
+        nodes = self._parse(f"{kind}_body", piece, kind)
+        if not isinstance(nodes, list) or not nodes:
+            return []
+        comments = piece.comments()
+        items = [Item(node) for node in nodes]
+        items[-1] = Item(nodes[-1], type(comments)(after=comments.after))
+        after = comments.after if len(nodes) == 1 else None
+        items[0] = Item(nodes[0], type(comments)(comments.before, after, comments.blank, comments.gaps))
+        return items
+
+    def _inner_block(self, kind: str, braces: Braces) -> list[Item]:
+        """`task NAME { ... }`, perhaps after other settings on the same line."""
+        if braces.head.broken:
+            return []
+        if kind != "evaluate":
+            span = Span(braces.open, braces.open + 1, self.path)
+            self._report("QS005", f"`{kind}` has no blocks inside", span, "remove this block, or close the outer one before it")
+            return []
+        items = self._settings(kind, braces.head)
+        last = items[-1].node if items else None
+        inner = self._items("task", braces.items)
+        if not isinstance(last, Block) or last.kind != "task":
+            if items:
+                span = Span(braces.open, braces.open + 1, self.path)
+                self._report("QS005", "only `task` has a block here", span, "write `task NAME { ... }`")
+            return items
+        span = Span(last.span.start, braces.close + 1, self.path)
+        block = Block(span, "task", last.head, last.name, inner, braces.opening, as_comments(braces.closing))
+        comments = items[-1].comments
+        after = braces.head.after or comments.after
+        return [*items[:-1], Item(block, type(comments)(comments.before, after, comments.blank, comments.gaps))]
+
+    # --- one piece ---
+
+    def _word(self, piece: Piece) -> str:
+        code = self.source.text[piece.start : min(piece.end, piece.start + 80)]
+        word = code.split(maxsplit=1)[0] if code.strip() else ""
+        for i, char in enumerate(word):
+            if not (char.isalnum() or char == "_"):
+                return word[:i]
+        return word
+
+    def _parse(self, start: str, piece: Piece, block: str | None) -> Any:
+        """What the builder makes of the piece, or None after a report."""
+        if piece.broken:
+            return None
+        code = self.source.text[piece.start : piece.end]
+        try:
+            tree = _tree(start, code)
+        except UnexpectedInput as error:
+            self._syntax_error(error, piece, block)
+            return None
+        builder = Builder(self.path, piece.start)
+        node = builder.build(tree)
+        self.problems += builder.problems
+        return None if builder.problems else node
+
+    def _reported_in(self, piece: Piece) -> bool:
+        return any(piece.start <= d.span.start <= piece.end for d in self.problems)
+
+    def _unknown_statement(self, piece: Piece, word: str) -> None:
+        span = Span(piece.start, max(piece.start + 1, piece.start + len(word)), self.path)
+        if not word:
+            shown = quote(self.source.text[piece.start : piece.start + 1] or "{")
+            self._report("QS006", f"a statement cannot start with {shown}", span, "start it with a word such as `layers`")
+            return
+        guess = closest(word, TOP)
+        owner = next((kind for kind, keys in SETTINGS.items() if word in keys), None)
+        if guess:
+            hint, edits = f"did you mean `{guess}`?", (Edit(span, guess),)
+        elif owner:
+            hint, edits = f"`{word}` is a setting: move it into the `{owner}` block", ()
+        else:
+            hint, edits = f"a statement is one of {listed(sorted(TOP))}", ()
+        self._report("QS006", f"there is no statement {quote(word)}", span, hint, edits)
+
+    def _syntax_error(self, error: UnexpectedInput, piece: Piece, block: str | None) -> None:
+        code = self.source.text[piece.start : piece.end]
+        message, hint, (start, end), guess = _describe(error, code, block)
+        code_name = "QS007" if block and message.startswith("`") and "is not a setting" in message else "QS005"
+        span = Span(piece.start + start, piece.start + end, self.path)
+        self._report(code_name, message, span, hint, (Edit(span, guess),) if guess else ())
+
+
+_SHOWN = {
+    "NAME": "a name",
+    "NUMBER": "a number",
+    "STRING": "a string in quotes",
+    "REFERENCE": "a `$param`",
+    "SIZE": "a size such as `128x128`",
+    "$END": "the end of the line",
+}
+
+
+def _shown(terminal: str) -> str:
+    """A terminal as a user would write it."""
+    if terminal in _SHOWN:
+        return _SHOWN[terminal]
+    pattern = grammar.parser().get_terminal(terminal).pattern.value
+    return f"`{pattern}`"
+
+
+def _describe(
+    error: UnexpectedInput, code: str, block: str | None = None
+) -> tuple[str, str, tuple[int, int], str | None]:
+    """Message, hint, range in the piece, and the word that was probably meant."""
+    if isinstance(error, UnexpectedToken):
+        found, start = str(error.token), error.token.start_pos or 0
+        expected = set(error.accepts or error.expected)
+        if error.token.type == "$END":
+            found, start = "", max(0, len(code) - 1)
+        end = start + max(1, len(found))
+    else:
+        assert isinstance(error, UnexpectedCharacters)
+        start = error.pos_in_stream
+        found, end, expected = code[start : start + 1], start + 1, set(error.allowed or ())
+    names = sorted((_shown(t) for t in expected if t not in ("COMMENT", "WHITESPACE")), key=lambda n: (n[0] != "`", n))
+    words = [n.strip("`") for n in names if n.startswith("`") and n[1].isalpha()]
+    guess = closest(found, words) if found else None
+    keys = SETTINGS.get(block or "", ())
+    if found[:1].isalpha() and keys and set(keys) <= set(words) and (guess is None or guess in keys):
+        hint = f"did you mean `{guess}`?" if guess else _belongs(found, block, keys)
+        return f"{quote(found)} is not a setting of `{block}`", hint, (start, end), guess
+    what = f"found {quote(found)}" if found else "the line ends"
+    wanted = names if len(names) <= 6 else [*names[:6], "…"]
+    choice = wanted[0] if len(wanted) == 1 else f"{', '.join(wanted[:-1])} or {wanted[-1]}"
+    hint = f"did you mean `{guess}`?" if guess else f"write {choice} here"
+    return f"{what} where {choice} was expected", hint, (start, end), guess
+
+
+def _belongs(word: str, block: str | None, keys: tuple[str, ...]) -> str:
+    owner = next((kind for kind, names in SETTINGS.items() if word in names), None)
+    if owner:
+        return f"`{word}` belongs into `{owner}`; `{block}` has {listed(keys, 'and')}"
+    return f"`{block}` has {listed(keys, 'and')}"

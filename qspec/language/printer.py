@@ -1,0 +1,74 @@
+"""Spec -> recipe text: flattened, every default written out, canonical. It resolves to an equal Spec."""
+
+from __future__ import annotations
+
+from qspec.formats import Clip, Granularity, TensorFormat
+from qspec.language.formatter import format_source
+from qspec.language.spec import Calibration, FileText, MaskDistribution, Spec, TaskRequest, TextSource
+
+
+def spec_text(spec: Spec) -> str:
+    """The recipe in full."""
+    calibrate = _calibrate(spec.calibrate)
+    lines = [
+        "qspec 1",
+        f"recipe {spec.name} {{",
+        f"family {spec.family}",
+        f'model "{spec.model.id}" revision "{spec.model.revision}"',
+        "}",
+        "calibrate {",
+        *calibrate,
+        "}",
+    ]
+    for scheme in spec.schemes.values():
+        lines += [f"scheme {scheme.name} {{", f"weights {_operand(scheme.weights)}"]
+        lines += [f"activations {_operand(scheme.activations) if scheme.activations else 'none'}", "}"]
+    lines += [rule.text for rule in spec.rules]
+    lines += [use.text for use in spec.passes]
+    lines += ["evaluate {"]
+    lines += [f"nelbo on {_text(n.text)} samples {n.samples}" for n in spec.evaluate.nelbo]
+    lines += [_task(task) for task in spec.evaluate.tasks]
+    lines += ["}", "emit {", f"kernels triton for {', '.join(spec.emit.targets)}"]
+    lines += [f"regime {', '.join(spec.emit.regimes)}", "}"]
+    return format_source("\n".join(lines) + "\n")
+
+
+def _calibrate(c: Calibration) -> list[str]:
+    numbers = [f"samples {c.samples}", f"length {c.length}"]
+    return [f"text {_text(c.text)}", *numbers, f"mask {_mask(c.mask)}", f"seed {c.seed}"]
+
+
+def _text(source: TextSource) -> str:
+    if isinstance(source, FileText):
+        name = f', field = "{source.field}"' if source.field else ""
+        return f'file("{source.path}"{name})'
+    return f'"{source.name}"'
+
+
+def _mask(mask: MaskDistribution) -> str:
+    match mask.kind:
+        case "none":
+            return "none"
+        case "fixed":
+            return f"fixed({mask.low!r})"
+    return f"uniform({mask.low!r}, {mask.high!r})"
+
+
+def _operand(f: TensorFormat) -> str:
+    symmetry = "symmetric" if f.symmetric else "asymmetric"
+    return f"{f.number} {_grain(f.granularity)} {symmetry} {_clip(f.clip)}"
+
+
+def _grain(g: Granularity) -> str:
+    return str(g)
+
+
+def _clip(clip: Clip) -> str:
+    return f"clip {clip.ratio!r}" if clip.kind == "ratio" else f"clip {clip.kind}"
+
+
+def _task(task: TaskRequest) -> str:
+    limit = f" limit {task.limit}" if task.limit is not None else ""
+    return (
+        f"task {task.name} {{ shots {task.shots} length {task.length} steps {task.steps} block {task.block}{limit} }}"
+    )

@@ -1,0 +1,344 @@
+"""Merged statements -> Spec: names looked up, values typed and checked, defaults filled in.
+
+Every statement is resolved whatever happened to the others, so that one run reports all mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from qspec.diagnostics import Edit, Note, Span, closest, errors, quote
+from qspec.language import convert, patterns
+from qspec.language import syntax as s
+from qspec.language.formatter import statement
+from qspec.language.merge import Merged
+from qspec.language.params import Params
+from qspec.language.schemes import SchemeReader
+from qspec.language.selectors import Selector
+from qspec.language.spec import (
+    REGIMES,
+    TARGETS,
+    TASKS,
+    TEXTS,
+    Calibration,
+    Emit,
+    Evaluation,
+    FileText,
+    MaskDistribution,
+    ModelRef,
+    NamedText,
+    NelboRequest,
+    Pass,
+    PassUse,
+    Rule,
+    Spec,
+    TaskRequest,
+    TextSource,
+)
+
+T = TypeVar("T")
+BACK_ENDS = ("triton",)
+
+
+class Resolver:
+    """Resolves one recipe; `spec()` is None where there were errors."""
+
+    def __init__(
+        self, merged: Merged, passes: Mapping[str, type[Pass]], settings: Mapping[str, str], families: Mapping[str, Any]
+    ) -> None:
+        self.merged = merged
+        self.report = merged.report
+        self.passes = passes
+        self.families = families
+        self.params = Params(merged, settings)
+        self.schemes = SchemeReader(merged, self.params)
+
+    def spec(self) -> Spec | None:
+        """Everything, in the order of the file."""
+        family, model = self._recipe()
+        calibrate = self._calibration()
+        schemes = self.schemes.all()
+        rules = tuple(r for node in self.merged.layers if (r := self._rule(node)))
+        uses = tuple(u for node in self.merged.applies if (u := self._use(node)))
+        evaluate, emit = self._evaluation(), self._emit()
+        self._check_used(rules)
+        self.params.check_used()
+        if errors(self.merged.problems):
+            return None
+        assert self.merged.name is not None
+        return Spec(
+            name=self.merged.name.name,
+            family=family,
+            model=model,
+            calibrate=calibrate,
+            schemes=schemes,
+            rules=rules,
+            passes=uses,
+            evaluate=evaluate,
+            emit=emit,
+            source=self.merged.path,
+        )
+
+    # --- values ---
+
+    def _field(self, cls: type, name: str, node: Any, what: str) -> Any:
+        """The value of `node` for a field, or None after a report."""
+        plain = self.params.plain(node)
+        if plain is None:
+            return None
+        try:
+            return convert.convert(cls, name, plain)
+        except convert.Refusal as refusal:
+            code = "QS016" if refusal.kind == "type" else "QS017"
+            self._refuse(code, what, node, plain, refusal)
+            return None
+
+    def _refuse(self, code: str, what: str, node: s.Node, plain: convert.Plain, refusal: convert.Refusal) -> None:
+        edits = (Edit(node.span, refusal.guess),) if refusal.guess else ()
+        message = f"{what}: {convert.shown(plain)} {refusal.why}"
+        self.report(code, message, node.span, refusal.hint, edits, self.params.notes(node))
+
+    def _settings(self, cls: type[T], nodes: Mapping[str, s.Node], block: str, **given: Any) -> T:
+        """An instance of `cls` from simple settings; a bad one keeps its default, after a report."""
+        values = dict(given)
+        for key, node in nodes.items():
+            if isinstance(node, s.Setting) and key in convert.names(cls):
+                value = self._field(cls, key, node.value, f"`{key}` of `{block}`")
+                if value is not None:
+                    values[key] = value
+        return cls(**values)
+
+    def _string(self, node: Any, what: str) -> str | None:
+        plain = self.params.plain(node)
+        if plain is None:
+            return None
+        if not isinstance(plain, s.Text):
+            self.report("QS016", f"{what}: {convert.shown(plain)} is not a string", node.span, "write it in quotes",
+                        notes=self.params.notes(node))  # fmt: skip
+            return None
+        if not plain.value.strip():
+            self.report("QS017", f"{what} is an empty string", node.span, "write what it is to be")
+            return None
+        return plain.value
+
+    def _end(self) -> Span:
+        """Where something is missing: the head of `recipe`, else the file's start."""
+        block = self.merged.blocks.get("recipe")
+        return block.head if block else Span(0, 0, self.merged.path)
+
+    # --- recipe, calibrate, evaluate, emit ---
+
+    def _recipe(self) -> tuple[str, ModelRef]:
+        nodes = self.merged.settings.get("recipe", {})
+        if "recipe" not in self.merged.blocks:
+            self._missing("the recipe has no block `recipe`", "add `recipe NAME { family llada  model \"...\" }`")
+        else:
+            for key, example in (("family", "family llada"), ("model", 'model "GSAI-ML/LLaDA-8B-Instruct"')):
+                if key not in nodes:
+                    self._missing(f"`recipe` does not say its `{key}`", f"add a line such as `{example}`")
+        return self._family(nodes.get("family")), self._model(nodes.get("model"))
+
+    def _missing(self, message: str, hint: str) -> None:
+        if not self.merged.partial:
+            self.report("QS012", message, self._end(), hint)
+
+    def _family(self, node: Any) -> str:
+        if node is None:
+            return ""
+        name: str = node.value.name
+        if self.families and name not in self.families:
+            self._unknown("QS020", "family", node.value, self.families)
+        return name
+
+    def _unknown(self, code: str, kind: str, word: s.Word | s.Text, known: Any, plural: str | None = None) -> None:
+        """There is no such thing; did you mean another?"""
+        name = word.name if isinstance(word, s.Word) else word.value
+        guess = closest(name, known)
+        written = f'"{guess}"' if isinstance(word, s.Text) else guess
+        hint = f"did you mean `{guess}`?" if guess else f"known {plural or kind + 's'}: {', '.join(sorted(known)) or 'none'}"
+        edits = (Edit(word.span, str(written)),) if guess else ()
+        self.report(code, f"there is no {kind} {quote(name)}", word.span, hint, edits)
+
+    def _model(self, node: Any) -> ModelRef:
+        if not isinstance(node, s.Model):
+            return ModelRef("")
+        name = self._string(node.id, "`model`") or ""
+        revision = self._string(node.revision, "`revision`") if node.revision else None
+        return ModelRef(name, revision) if revision else ModelRef(name)
+
+    def _text(self, node: s.Words) -> TextSource:
+        match node:
+            case s.Rollouts():
+                hint = 'calibrate on a text for now: `text "wikitext2"`'
+                self.report("QS010", "`rollouts(...)` is reserved and not available yet", node.span, hint)
+                return NamedText("")
+            case s.FileSource():
+                path = self._string(node.path, "the path of `file`") or ""
+                name = self._string(node.field_, "`field` of `file`") if node.field_ else None
+                return FileText(path, name)
+        name = self._string(node, "`text`")
+        plain = self.params.plain(node)
+        if name is not None and isinstance(plain, s.Text) and name not in TEXTS:
+            self._unknown("QS027", "text", replace(plain, span=node.span), TEXTS)
+        return NamedText(name or "")
+
+    def _calibration(self) -> Calibration:
+        nodes = self.merged.settings.get("calibrate", {})
+        given: dict[str, Any] = {}
+        text, mask = nodes.get("text"), nodes.get("mask")
+        if isinstance(text, s.TextSetting):
+            given["text"] = self._text(text.source)
+        if isinstance(mask, s.Mask):
+            given["mask"] = self._mask(mask)
+        return self._settings(Calibration, nodes, "calibrate", **given)
+
+    def _mask(self, node: s.Mask) -> MaskDistribution:
+        if node.kind == "none":
+            return MaskDistribution("none", 0.0, 0.0)
+        keys = ("low", "high") if node.kind == "uniform" else ("low",)
+        values = [self._field(MaskDistribution, k, n, "`mask`") for k, n in zip(keys, node.numbers, strict=True)]
+        if None in values:
+            return MaskDistribution()
+        low, high = values[0], values[-1]
+        if low > high:
+            message = f"`mask` goes from {low:g} down to {high:g}"
+            span = node.numbers[0].span.cover(node.numbers[1].span)
+            self.report("QS018", message, span, f"write uniform({high:g}, {low:g})")
+        return MaskDistribution(node.kind, low, high)
+
+    def _evaluation(self) -> Evaluation:
+        nelbo = []
+        for node in self.merged.nelbo.values():
+            samples = self._field(NelboRequest, "samples", node.samples, "`samples` of `nelbo`") if node.samples else None
+            text = self._text(node.source)
+            nelbo.append(NelboRequest(text, samples) if samples is not None else NelboRequest(text))
+        return Evaluation(tuple(nelbo), tuple(self._task(block) for block in self.merged.tasks.values()))
+
+    def _task(self, block: s.Block) -> TaskRequest:
+        assert block.name is not None
+        if block.name.name not in TASKS:
+            self._unknown("QS028", "task", block.name, TASKS)
+        nodes = {item.node.key.name: item.node for item in block.items if isinstance(item.node, s.Setting)}
+        before = len(self.merged.problems)
+        task = self._settings(TaskRequest, nodes, f"task {block.name.name}", name=block.name.name)
+        if len(self.merged.problems) == before:
+            self._check_sampler(task, nodes, block.head)
+        return task
+
+    def _check_sampler(self, task: TaskRequest, nodes: Mapping[str, s.Setting], head: Span) -> None:
+        """LLaDA's sampler fills length / block blocks one after another, with the same number of steps each."""
+        if task.length % task.block:
+            message = f"blocks of {task.block} tokens do not divide a length of {task.length}"
+            span = nodes["block"].span if "block" in nodes else head
+            self.report("QS018", message, span, "choose a `block` that divides `length`")
+        elif task.steps % (task.length // task.block):
+            count = task.length // task.block
+            message = f"{task.steps} steps cannot be shared evenly by {count} blocks"
+            span = nodes["steps"].span if "steps" in nodes else head
+            self.report("QS018", message, span, f"choose `steps` as a multiple of {count} (`length` / `block`)")
+
+    def _emit(self) -> Emit:
+        nodes = self.merged.settings.get("emit", {})
+        given: dict[str, Any] = {}
+        kernels, regime = nodes.get("kernels"), nodes.get("regime")
+        if isinstance(kernels, s.Names):
+            if kernels.subject is not None and kernels.subject.name not in BACK_ENDS:
+                self._unknown("QS026", "kernel back end", kernels.subject, BACK_ENDS)
+            given["targets"] = self._names(kernels, "target", TARGETS)
+        if isinstance(regime, s.Names):
+            given["regimes"] = self._names(regime, "regime", REGIMES)
+        return Emit(**given)
+
+    def _names(self, node: s.Names, kind: str, known: Any) -> tuple[str, ...]:
+        found: dict[str, Span] = {}
+        for word in node.names:
+            if word.name not in known:
+                self._unknown("QS026", kind, word, known)
+            elif word.name in found:
+                self.report("QS011", f"{kind} {quote(word.name)} is given twice", word.span, "remove one of the two",
+                            notes=(Note(found[word.name], "first here"),))  # fmt: skip
+            found.setdefault(word.name, word.span)
+        return tuple(found)
+
+    # --- layers and apply ---
+
+    def _selector(self, node: s.SelectorNode) -> Selector | None:
+        good = True
+        for term in node.terms:
+            wrong = patterns.problem(term.pattern.value) if isinstance(term, s.ModuleTerm) else None
+            if wrong and isinstance(term, s.ModuleTerm):
+                good = False
+                message = f"the regular expression {quote(term.pattern.value)} is not accepted: {wrong}"
+                hint = r"use plain names, `.`, `\.`, classes, `|` and a few `.*`; roles such as blocks[*].mlp.down are safer"
+                self.report("QS033", message, term.pattern.span, hint)
+        return Selector.of(node) if good else None
+
+    def _rule(self, node: s.Layers) -> Rule | None:
+        selector = self._selector(node.selector)
+        scheme = None
+        if node.scheme is not None:
+            if node.scheme.name not in self.merged.schemes:
+                if not (self.merged.partial and closest(node.scheme.name, self.merged.schemes) is None):
+                    self._unknown("QS021", "scheme", node.scheme, self.merged.schemes)
+                return None
+            scheme = self.schemes.get(node.scheme.name)
+            if scheme is None:
+                return None
+        return Rule(selector, scheme, statement(node), node.span) if selector else None
+
+    def _use(self, node: s.Apply) -> PassUse | None:
+        selector = self._selector(node.selector)
+        cls = self.passes.get(node.name.name)
+        if cls is None:
+            self._unknown("QS023", "pass", node.name, self.passes, "passes")
+            return None
+        before = len(errors(self.merged.problems))
+        arguments = self._arguments(node, cls)
+        if len(errors(self.merged.problems)) > before or selector is None:
+            return None
+        text = statement(replace(node, arguments=tuple(self.params.substitute(a) for a in node.arguments)))
+        return PassUse(node.name.name, cls(**arguments), selector, text, node.span)
+
+    def _arguments(self, node: s.Apply, cls: type[Pass]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        spans: dict[str, Span] = {}
+        known = convert.names(cls)
+        for argument in node.arguments:
+            name = argument.name.name
+            if name not in known:
+                self._unknown("QS024", f"parameter of `{node.name.name}` called", argument.name, known, "parameters")
+                continue
+            if name in spans:
+                self.report("QS011", f"parameter {quote(name)} is given twice", argument.name.span, "keep one of the two",
+                            notes=(Note(spans[name], "first here"),))  # fmt: skip
+                continue
+            spans[name] = argument.name.span
+            plain = self.params.plain(argument.value)
+            if plain is None:
+                continue
+            try:
+                values[name] = convert.convert(cls, name, plain)
+            except convert.Refusal as refusal:
+                self._refuse("QS025", f"`{name}` of `{node.name.name}`", argument.value, plain, refusal)
+        for name in convert.required(cls):
+            if name not in spans:
+                message = f"`{node.name.name}` needs its parameter {quote(name)}"
+                self.report("QS024", message, node.name.span, f"write {node.name.name}({name} = ...)")
+        return values
+
+    def _check_used(self, rules: tuple[Rule, ...]) -> None:
+        if self.merged.partial:
+            return
+        if not self.merged.layers:
+            self.report("QS035", "the recipe quantizes nothing: it has no `layers` rule", self._end(),
+                        "add a rule such as `layers blocks[*].* use NAME`")  # fmt: skip
+        used = {node.scheme.name for node in self.merged.layers if node.scheme}
+        for name, block in self.merged.schemes.items():
+            if name not in used and block.name is not None:
+                hint = f"add `layers SELECTOR use {name}`, or remove the scheme"
+                if block.span.path == self.merged.path:
+                    self.merged.warn("QS044", f"scheme {quote(name)} is not used by any rule", block.name.span, hint)
+
+
