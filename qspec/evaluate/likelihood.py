@@ -1,11 +1,11 @@
 """Monte Carlo likelihood of a continuation (LLaDA, arXiv 2502.09992, eq. 6), for tasks with choices.
 
-    log p(y | context)  ~  - mean over draws of  L'/l * sum over the l masked of L' target tokens of  -log
-    p(y_i | rest)
+    log p(y | context)  ~  mean over draws of  L'/l * sum of log p(y_i | rest) over the l masked of L' targets
 
-Within a group of B = 8 draws l is stratified, l_b = ((round(k + b L'/B) - 1) mod L') + 1 with one k ~
-U{1..L'}. The draws are fixed in advance by the seed, the same for every model. The choice with the largest
-log p, not divided by its length, wins.
+Within a group of B = 8 draws l is stratified, l_b = ((round(k + b L'/B) - 1) mod L') + 1 with one
+k ~ U{1..L'}. Halves round up: the original code rounds them to even, which prefers even l and biases the mean.
+The draws are fixed in advance by the seed, the same for every model. The choice with the largest log p, not
+divided by its length, wins.
 """
 
 from __future__ import annotations
@@ -49,8 +49,13 @@ def masked_counts(length: int, draws: int, generator: torch.Generator) -> list[i
     while len(counts) < draws:
         size = min(GROUP, draws - len(counts))
         k = int(torch.randint(1, length + 1, (), generator=generator))
-        counts.extend((round(k + b * length / size) - 1) % length + 1 for b in range(size))
+        counts.extend((k + _rounded_up(b * length, size) - 1) % length + 1 for b in range(size))
     return counts
+
+
+def _rounded_up(numerator: int, denominator: int) -> int:
+    """The nearest whole number to a fraction, halves up."""
+    return (2 * numerator + denominator) // (2 * denominator)
 
 
 def encode_choice(choice: Choice, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[int]]:

@@ -1,0 +1,176 @@
+"""Likelihood of choices, against exact enumeration of a small joint distribution."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from qspec.data import Choice, TaskData, TaskItem
+from qspec.errors import InputError
+from qspec.evaluate.forward import MaskedRow
+from qspec.evaluate.likelihood import (
+    RatedChoice,
+    encode_choice,
+    log_likelihoods,
+    masked_counts,
+    measure_choices,
+    rate,
+)
+from tests.evaluate.models import VOCAB, Characters, Known, shape, unigram
+
+SYMBOLS, LENGTH = 3, 3
+TINY = shape(vocab=SYMBOLS + 1, mask=SYMBOLS)
+
+
+def joint() -> Tensor:
+    """A random joint distribution over 27 texts of three symbols."""
+    return torch.rand(SYMBOLS, SYMBOLS, SYMBOLS, generator=torch.Generator().manual_seed(5)).div_(13)
+
+
+def conditional_model() -> Known:
+    """Predicts each masked position by its exact distribution given the positions that are not masked."""
+    table = joint() / joint().sum()
+
+    def logits(ids: Tensor, _: Tensor) -> Tensor:
+        out = torch.zeros(*ids.shape, SYMBOLS + 1)
+        for row, tokens in enumerate(ids.tolist()):
+            for place in range(LENGTH):
+                mass = [
+                    sum(
+                        float(table[full])
+                        for full in itertools.product(range(SYMBOLS), repeat=LENGTH)
+                        if full[place] == symbol
+                        and all(t in (SYMBOLS, f) for t, f in zip(tokens, full, strict=True))
+                    )
+                    for symbol in range(SYMBOLS)
+                ]
+                out[row, place] = torch.tensor([*mass, 1e-30]).log()
+        return out
+
+    return Known(logits, TINY)
+
+
+def every_draw(tokens: Tensor) -> RatedChoice:
+    """All masks, such that each count l = 1, 2, 3 has the same weight: the expectation, not an estimate."""
+    rows, weights = [], []
+    for count in range(1, LENGTH + 1):
+        subsets = list(itertools.combinations(range(LENGTH), count))
+        for chosen in subsets * (3 // len(subsets)):
+            masked = torch.zeros(LENGTH, dtype=torch.bool)
+            masked[list(chosen)] = True
+            rows.append(MaskedRow(tokens, masked))
+            weights.append(LENGTH / count)
+    return RatedChoice(tuple(rows), tuple(weights))
+
+
+def test_the_expectation_is_the_exact_likelihood() -> None:
+    table = joint() / joint().sum()
+    texts = list(itertools.product(range(SYMBOLS), repeat=LENGTH))
+    found = log_likelihoods(conditional_model(), [every_draw(torch.tensor(one)) for one in texts])
+    assert found == pytest.approx([math.log(float(table[one])) for one in texts], abs=1e-4)
+
+
+def test_an_estimate_comes_close() -> None:
+    class Digits:
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return [int(one) for one in text if not add_special_tokens]
+
+        def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+            return "".join(map(str, token_ids)) if skip_special_tokens else ""
+
+    table = joint() / joint().sum()
+    rated = [rate(Choice("", one), Digits(), 10, 1024, seed=0) for one in ("012", "210", "111")]
+    exact = [
+        math.log(float(table[0, 1, 2])),
+        math.log(float(table[2, 1, 0])),
+        math.log(float(table[1, 1, 1])),
+    ]
+    assert log_likelihoods(conditional_model(), rated) == pytest.approx(exact, abs=0.1)
+
+
+def test_identical_inputs_share_a_forward_pass() -> None:
+    model = conditional_model()
+    one, other = every_draw(torch.tensor([0, 1, 2])), every_draw(torch.tensor([0, 1, 1]))
+    log_likelihoods(model, [one, other])
+    # 7 masks each, one of which hides the first two texts' only difference in 4 of its masks
+    assert sum(ids.shape[0] for ids in model.seen) == 7 + 3
+
+
+def test_counts_are_stratified() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert sorted(masked_counts(8, 8, generator)) == list(range(1, 9))
+    assert sorted(masked_counts(4, 8, generator)) == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert masked_counts(1, 5, generator) == [1] * 5
+    halves = [masked_counts(4, 8, torch.Generator().manual_seed(seed)).count(1) for seed in range(40)]
+    assert set(halves) == {2}
+    long = masked_counts(160, 8, generator)
+    steps = sorted((count - long[0]) % 160 for count in long)
+    assert steps == [0, 20, 40, 60, 80, 100, 120, 140]
+    assert len(masked_counts(7, 19, generator)) == 19
+
+
+def test_the_context_is_never_masked() -> None:
+    rated = rate(Choice("abc", "defg"), Characters(), 64, 32, seed=1)
+    for row, weight in zip(rated.rows, rated.weights, strict=True):
+        assert row.tokens.tolist() == [0, 1, 2, 3, 4, 5, 6]
+        assert not row.masked[:3].any()
+        assert weight == 4 / int(row.masked.sum())
+
+
+def test_a_long_context_loses_its_beginning() -> None:
+    context, target = encode_choice(Choice("abcdef", "xyz"), Characters(), 7)
+    assert [VOCAB[i] for i in context + target] == list("cdefxyz")
+    with pytest.raises(InputError, match="3 tokens"):
+        encode_choice(Choice("abcdef", "xyz"), Characters(), 3)
+    with pytest.raises(InputError, match="0 tokens"):
+        encode_choice(Choice("abcdef", ""), Characters(), 7)
+
+
+def test_a_tokenizer_that_merges_across_the_border() -> None:
+    class Merging(Characters):
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return super().encode(text.replace("ab", "z"), add_special_tokens=add_special_tokens)
+
+    context, target = encode_choice(Choice("xa", "b"), Merging(), 64)
+    assert [VOCAB[i] for i in context] == ["x", "a"]
+    assert [VOCAB[i] for i in target] == ["b"]
+
+
+def task(*items: TaskItem, draws: int = 8) -> TaskData:
+    return TaskData("mmlu", "recall", ("choices",), items, 8, 8, 8, draws=draws)
+
+
+def item(right: int, *options: str) -> TaskItem:
+    return TaskItem("q", options[right], tuple(Choice("q", one) for one in options), right)
+
+
+def test_the_likeliest_choice_wins() -> None:
+    a, b = VOCAB.index("a"), VOCAB.index("b")
+    likes_a, likes_b = unigram({a: 0.5, b: 0.1}), unigram({a: 0.1, b: 0.5})
+    items = (item(0, "aa", "bb"), item(1, "ba", "aa", "ab"), item(2, "ab", "ba", "bb"))
+    found = measure_choices(likes_a, likes_b, Characters(), task(*items), seed=0)
+    # the first model takes aa, aa and the first of ab, ba; the second bb, the first of ba, ab, and bb
+    assert (found.baseline, found.quantized) == (2 / 3, 1 / 3)
+    assert (found.metric, found.n) == ("choice_accuracy", 3)
+
+
+def test_every_model_gets_the_same_draws() -> None:
+    one, other = unigram({0: 0.5}), unigram({1: 0.5})
+    measure_choices(one, other, Characters(), task(item(0, "abc", "bcd"), item(1, "a", "dddd")), seed=4)
+    assert len(one.seen) == len(other.seen) > 0
+    assert all(torch.equal(x, y) for x, y in zip(one.seen, other.seen, strict=True))
+
+
+def test_draws_do_not_depend_on_the_other_items() -> None:
+    alone = rate(Choice("q", "abcdef"), Characters(), 64, 8, seed=2)
+    again = rate(Choice("q", "abcdef"), Characters(), 64, 8, seed=2)
+    other = rate(Choice("q", "abcdef"), Characters(), 64, 8, seed=3)
+
+    def masks(rated: RatedChoice) -> list[list[bool]]:
+        return [row.masked.tolist() for row in rated.rows]
+
+    assert masks(alone) == masks(again) != masks(other)

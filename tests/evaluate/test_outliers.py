@@ -1,0 +1,150 @@
+"""Outlier statistics by hand, and where they are taken in a decoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qspec.catalog import RowKernel
+from qspec.evaluate.outliers import PICTURE_COLUMNS, PICTURE_ROWS, collect, compare, describe, picture
+from qspec.models.decoder import Decoder
+from qspec.models.family import DecoderShape
+from qspec.models.llada import LLADA
+from qspec.transforms import InputTransform
+
+SHAPE = DecoderShape(
+    layers=2, width=16, heads=2, kv_heads=2, head_width=8, ffn=24, vocab=11, max_length=32,
+    norm_eps=1e-5, rope_theta=1e4, qkv_bias=False, bias=False, tied=False, shift=False,
+    mask_token=10, eos_token=9, pad_token=9,
+)  # fmt: skip
+
+
+@pytest.fixture
+def decoder() -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(LLADA, SHAPE).requires_grad_(False)
+
+
+def ids() -> Tensor:
+    return torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(1))
+
+
+def test_statistics_by_hand() -> None:
+    x = torch.tensor([[1.0, 2.0, 3.0, 0.0, 40.0], [2.0, 1.0, 0.0, 4.0, 2.0], [0.0, 0.0, 1.0, 1.0, 18.0]])
+    found = describe("blocks[1].attention.input", x)
+    # peaks 2, 2, 3, 4, 40; their median 3; threshold 15
+    assert (found.peak, found.median, found.ratio) == (40.0, 3.0, pytest.approx(40 / 3))
+    assert (found.tokens, found.channels, found.outlier_channels) == (3, 5, 1)
+    assert found.tokens_spanned == pytest.approx(2 / 3)
+    assert found.kind == "normal"
+    assert [(top.channel, top.peak) for top in found.top] == [(4, 40.0), (3, 4.0), (2, 3.0), (0, 2.0)]
+    assert found.top[0].mean == pytest.approx(20.0)
+
+
+def test_kinds() -> None:
+    flat, spiked = torch.ones(4, 9), torch.ones(4, 9)
+    spiked[2, 7] = 100
+    assert describe("blocks[0].mlp.gated", spiked).kind == "massive"
+    assert describe("blocks[0].mlp.input", spiked).kind == "normal"
+    assert describe("blocks[0].mlp.gated", flat).kind == "none"
+    assert describe("blocks[0].mlp.gated", flat).outlier_channels == 0
+    assert describe("blocks[0].mlp.gated", torch.zeros(4, 9)).ratio == 1.0
+
+
+def test_pictures_keep_every_peak() -> None:
+    x = torch.rand(200, 1000)
+    x[70, 999] = 50.0
+    x[199, 0] = 60.0  # beyond the tokens that are drawn
+    drawn = picture("blocks[0].mlp.gated", "before", x)
+    assert (len(drawn.magnitudes), len(drawn.magnitudes[0])) == (PICTURE_ROWS, 125)
+    assert (drawn.token_step, drawn.channel_step) == (3, 8)
+    assert drawn.magnitudes[70 // 3][999 // 8] == 50.0
+    assert max(max(row) for row in drawn.magnitudes) == 50.0
+    small = picture("blocks[0].mlp.gated", "before", torch.tensor([[0.12345, 2.0]]))
+    assert small.magnitudes == ((0.123, 2.0),)
+    assert len(small.magnitudes[0]) < PICTURE_COLUMNS
+
+
+def test_every_site_is_seen_once(decoder: Decoder) -> None:
+    found = collect(decoder, ids(), "before")
+    names = ("attention.input", "attention.mixed", "mlp.input", "mlp.gated")
+    assert list(found) == [f"blocks[{block}].{name}" for block in range(2) for name in names]
+    assert [found[f"blocks[1].{name}"][0].channels for name in names] == [16, 16, 16, 24]
+    assert all(row.tokens == 16 for row, _ in found.values())
+
+
+def test_the_inputs_are_those_of_the_linears(decoder: Decoder) -> None:
+    seen: list[Tensor] = []
+    handle = (
+        decoder.blocks[1].part("mlp.down").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    )
+    decoder(ids())
+    handle.remove()
+    row, _ = collect(decoder, ids(), "before")["blocks[1].mlp.gated"]
+    assert row.peak == pytest.approx(float(seen[0].abs().max()), rel=1e-6)
+
+
+def test_nothing_is_left_behind(decoder: Decoder) -> None:
+    before = decoder(ids()).logits
+    collect(decoder, ids(), "before")
+    assert not any(module._forward_pre_hooks for module in decoder.modules())
+    assert torch.equal(decoder(ids()).logits, before)
+
+
+class Quantized(nn.Module):
+    """The face of a quantized linear: what it is given is prepared once for all linears of a site."""
+
+    def __init__(self, inner: nn.Linear, transform: InputTransform | None) -> None:
+        super().__init__()
+        self.inner, self.transform = inner, transform
+        self.kernels = type("Kernels", (), {"row": RowKernel("none", 0, 4, None, True, 1.0)})
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def multiply(self, prepared: Tensor) -> Tensor:
+        return self.inner(prepared)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.prepare(x))
+
+
+def test_quantized_linears_show_their_transformed_input(decoder: Decoder) -> None:
+    torch.manual_seed(2)
+    rotation = torch.linalg.qr(torch.randn(8, 8)).Q.half()
+    transform = InputTransform((rotation,))
+    expected: dict[str, Tensor] = {}
+    for part in ("attention.q", "attention.k", "attention.v", "mlp.down"):
+        linear = decoder.blocks[0].part(part)
+        name = {"attention.q": "attention.input", "mlp.down": "mlp.gated"}.get(part)
+        if name:
+            linear.register_forward_pre_hook(
+                lambda _, args, name=name: expected.update({name: transform.apply(args[0])})
+            )
+        decoder.blocks[0].replace(part, Quantized(linear, transform))
+    decoder(ids())
+    found = collect(decoder, ids(), "after")
+    for name, x in expected.items():
+        assert found[f"blocks[0].{name}"][0].peak == pytest.approx(float(x.abs().max()), rel=1e-5)
+    assert "prepare" not in vars(decoder.blocks[0].part("attention.q"))
+
+
+def test_pictures_show_the_largest_outlier_of_each_kind(decoder: Decoder) -> None:
+    with torch.no_grad():
+        decoder.blocks[0].part("attention.norm").weight[3] = 80.0
+        decoder.blocks[1].part("mlp.up").weight[5] *= 200
+    quiet = Decoder(LLADA, SHAPE).requires_grad_(False)
+    found = compare(decoder, quiet, ids())
+    assert [(one.site, one.stage) for one in found.pictures] == [
+        ("blocks[0].attention.input", "before"),
+        ("blocks[0].attention.input", "after"),
+        ("blocks[1].mlp.gated", "before"),
+        ("blocks[1].mlp.gated", "after"),
+    ]
+    rows = {row.site: row for row in found.before}
+    assert rows["blocks[0].attention.input"].top[0].channel == 3
+    assert rows["blocks[0].attention.input"].tokens_spanned > 0.5
+    assert rows["blocks[1].mlp.gated"].kind == "massive"
+    assert rows["blocks[1].mlp.gated"].top[0].channel == 5
+    assert len(found.after) == len(found.before) == 8

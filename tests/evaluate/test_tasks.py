@@ -1,0 +1,154 @@
+"""Generated answers, their scores, and how two trajectories part."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+import torch
+
+from qspec.data import Scoring, TaskData, TaskItem
+from qspec.errors import InputError
+from qspec.evaluate import tasks
+from qspec.evaluate.tasks import Trajectory, compare, cut, denoise, is_right, last_number, measure_task
+from qspec.models.sampler import SamplerSettings
+from tests.evaluate.models import EOS, VOCAB, Characters, oracle
+
+ANSWERS = {"1+1=": "2", "10+20=": "30", "what is a": "b c", "2+2=": "4"}
+
+
+def task(answers: dict[str, str], scoring: Scoring = "exact", stop: tuple[str, ...] = ()) -> TaskData:
+    items = tuple(TaskItem(prompt, answer) for prompt, answer in answers.items())
+    return TaskData("gsm8k", "arithmetic", (scoring,), items, length=6, steps=6, block=6, stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "scoring", "right"),
+    [
+        (" 42 \n", "42", "exact", True),
+        ("42.", "42", "exact", False),
+        ("4 2", "42", "exact", False),
+        ("so #### 1,234", "because\n#### 1234", "number", True),
+        ("#### 18.0", "#### 18", "number", True),
+        ("3 + 4 = 7", "#### 7", "number", True),
+        ("7 is the answer, not 8", "#### 7", "number", False),
+        ("#### 7 dollars, 2 of them", "#### 7", "number", True),
+        ("#### -3", "#### 3", "number", False),
+        ("#### none", "#### 3", "number", False),
+        ("no number", "#### 3", "number", False),
+    ],
+)
+def test_scoring(text: str, reference: str, scoring: Scoring, right: bool) -> None:
+    assert is_right(text, reference, scoring) is right
+
+
+def test_numbers() -> None:
+    assert last_number("1 #### 2 #### 3.50 4") == Decimal("3.5")
+    assert last_number("a 1,000,000.") == Decimal(1000000)
+    assert last_number("x") is None
+
+
+def test_the_text_ends_at_a_stop_string() -> None:
+    assert cut("4\n\nQuestion: next", ("Question:", "\n\n")) == "4"
+    assert cut("4", ()) == "4"
+
+
+def test_exact_match_of_two_models() -> None:
+    wrong = ANSWERS | {"2+2=": "5", "what is a": "d"}
+    found = measure_task(oracle(ANSWERS), oracle(wrong), Characters(), task(ANSWERS), "exact", seed=0)
+    assert (found.metric.baseline, found.metric.quantized, found.metric.n) == (1.0, 0.5, 4)
+    assert found.metric.drop_percent == 50.0
+    assert (found.metric.metric, found.metric.task, found.metric.title) == (
+        "exact_match",
+        "gsm8k",
+        "arithmetic",
+    )
+    # positions to the first end of text: 2 + 3 + 4 + 2; other tokens: one of 4, three of `b c`
+    assert found.flips.positions == 11
+    assert found.flips.token_flips == pytest.approx(4 / 11)
+    assert found.flips.mean == 0
+
+
+def test_samples_show_disagreements_first() -> None:
+    wrong = ANSWERS | {"2+2=": "5"}
+    found = measure_task(oracle(ANSWERS), oracle(wrong), Characters(), task(ANSWERS), "exact", seed=0)
+    assert [sample.prompt for sample in found.samples] == ["2+2=", "1+1=", "10+20=", "what is a"]
+    first = found.samples[0]
+    assert (first.reference, first.baseline, first.quantized) == ("4", "4", "5")
+    assert (first.baseline_right, first.quantized_right) == (True, False)
+
+
+def test_a_long_prompt_is_kept_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "PROMPT_KEPT", 4)
+    model = oracle(ANSWERS)
+    found = measure_task(model, model, Characters(), task({"10+20=": "30"}), "exact", seed=0)
+    assert found.samples[0].prompt == "…+20="
+
+
+def test_the_answer_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [Characters().encode(prompt, add_special_tokens=False) for prompt in ANSWERS]
+    settings = SamplerSettings(6, 3, 6)
+    together = denoise(oracle(ANSWERS), prompts, settings)
+    monkeypatch.setattr(tasks, "BATCH_TOKENS", 1)
+    model = oracle(ANSWERS)
+    alone = denoise(model, prompts, settings)
+    assert len(model.seen) == 4 * 3
+    assert torch.equal(together.tokens, alone.tokens)
+    assert torch.equal(together.commit_step, alone.commit_step)
+    # the surest positions first, two a step
+    assert together.commit_step.tolist() == [[0, 0, 1, 1, 2, 2]] * 4
+
+
+def test_commit_flips_of_opposite_orders() -> None:
+    forwards = oracle({"1+1=": "23456"})
+    backwards = oracle({"1+1=": "23456"}, backwards=True)
+    found = measure_task(forwards, backwards, Characters(), task({"1+1=": "23456"}), "exact", seed=0)
+    assert found.metric.quantized == 1.0
+    assert found.flips.mean == 1.0  # six positions, none committed at the same of six steps
+    assert found.flips.token_flips == 0
+
+
+def test_commit_flips_by_hand() -> None:
+    end = EOS
+    before = Trajectory(
+        torch.tensor([[5, 6, end, end], [7, 8, 9, 9]]), torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+    )
+    after = Trajectory(
+        torch.tensor([[5, 1, end, 2], [7, 8, 9, 1]]), torch.tensor([[0, 2, 1, 0], [3, 2, 0, 1]])
+    )
+    found = compare("t", before, after, steps=4, eos=end)
+    # counted: the first row's first three positions, all of the second
+    assert found.positions == 7
+    assert found.token_flips == pytest.approx(2 / 7)
+    # step 0: (row 0, place 0) kept, (row 1, place 3) moved; 1: both moved; 2: moved, kept; 3: kept
+    assert found.commit_flips == (0.5, 1.0, 0.5, 0.0)
+    assert found.mean == pytest.approx(4 / 7)
+
+
+def test_a_step_at_which_nothing_counts_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Trajectory(torch.tensor([[5, EOS, 6, 6]]), torch.tensor([[0, 1, 2, 3]]))
+    assert compare("t", run, run, steps=4, eos=EOS).commit_flips == (0.0, 0.0, None, None)
+    monkeypatch.setattr(tasks, "FLIP_PARTS", 2)
+    assert compare("t", run, run, steps=4, eos=EOS).commit_flips == (0.0, None)
+
+
+def test_both_models_see_the_same_prompts_in_the_same_batches() -> None:
+    one, other = oracle(ANSWERS), oracle(ANSWERS)
+    measure_task(one, other, Characters(), task(ANSWERS), "exact", seed=0)
+    assert all(torch.equal(x, y) for x, y in zip(one.seen, other.seen, strict=True))
+
+
+def test_lengths_that_do_not_divide_are_an_input_error() -> None:
+    odd = TaskData("gsm8k", "arithmetic", ("exact",), (TaskItem("1+1=", "2"),), length=6, steps=6, block=4)
+    with pytest.raises(InputError) as caught:
+        measure_task(oracle(ANSWERS), oracle(ANSWERS), Characters(), odd, "exact", seed=0)
+    assert "length 6 is not a multiple of block 4" in caught.value.what
+    assert caught.value.where == "task gsm8k"
+
+
+def test_a_stop_string_ends_the_text_that_is_scored() -> None:
+    answers = {"1+1=": "2,x"}
+    model = oracle(answers)
+    data = TaskData("t", "t", ("exact",), (TaskItem("1+1=", "2"),), 6, 6, 6, stop=(",",))
+    assert measure_task(model, model, Characters(), data, "exact", seed=0).metric.quantized == 1.0
+    assert VOCAB.index(",") in model.seen[-1]
