@@ -213,6 +213,7 @@ BAD_ROWS = {
     "list": ('["a"]', "a line must hold one JSON object"),
     "other field": ('{"body": "a"}', 'no field "text"'),
     "number": ('{"text": 3}', 'field "text" must be text, not int'),
+    "surrogate": ('{"text": "\\ud800"}', 'field "text" is not valid Unicode'),
     "deep": ("[" * 100_000, "nested too deeply"),
     "digits": ('{"text": ' + "9" * 5000 + "}", "a number too long"),
 }

@@ -74,7 +74,7 @@ def text_field(row: Row, name: str, path: Path, line: int) -> str:
     """row[name] as text."""
     value = row.get(name)
     if isinstance(value, str):
-        return value
+        return _whole(value, name, path, line)
     if name in row:
         raise InputError(f'field "{name}" must be text, not {type(value).__name__}', where=f"{path}:{line}")
     fields = ", ".join(f'"{key}"' for key in row)[:300] or "no field at all"
@@ -86,7 +86,16 @@ def list_field(row: Row, name: str, path: Path, line: int) -> list[str]:
     value = row.get(name)
     if not isinstance(value, list) or len(value) < 2 or not all(isinstance(one, str) for one in value):
         raise InputError(f'field "{name}" must be a list of at least two texts', where=f"{path}:{line}")
-    return value
+    return [_whole(one, name, path, line) for one in value]
+
+
+def _whole(text: str, name: str, path: Path, line: int) -> str:
+    """The text, unless it holds half of a surrogate pair: JSON can spell that, but no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f'field "{name}" is not valid Unicode', where=f"{path}:{line}") from None
+    return text
 
 
 def index_field(row: Row, name: str, size: int, path: Path, line: int) -> int:
