@@ -87,10 +87,10 @@ class Checkpoint:
         block = Decoder(self.family, one, device="meta", dtype=dtype).blocks[0]
         weights = {name: tensor.to(device) for name, tensor in self.block(index, dtype).items()}
         block.load_state_dict(weights, assign=True)
-        return block.eval()
+        return block.eval().requires_grad_(False)
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:
-        """The whole model, one tensor in flight at a time. Errors: MachineError where it does not fit."""
+        """The whole model, for inference, one tensor in flight at a time; MachineError if it does not fit."""
         dtype = dtype or self.dtype
         decoder = Decoder(self.family, self.shape, device="meta", dtype=dtype)
         try:
@@ -103,7 +103,7 @@ class Checkpoint:
             raise MachineError(
                 what, where=str(self.folder), hint="free memory or use another device"
             ) from error
-        return decoder.eval()
+        return decoder.eval().requires_grad_(False)
 
 
 def load_decoder(

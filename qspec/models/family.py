@@ -134,7 +134,7 @@ class Family:
         return tuple(entries)
 
     def outline(self, blocks: Iterable[int]) -> tuple[ModuleEntry, ...]:
-        """The modules of these blocks, with embedding and head, of a model that is not known yet: all sizes are 0."""
+        """The modules of these blocks, embedding and head of a model not known yet: all sizes are 0."""
         embedding, *linears, head = self.modules(_SIZELESS)
         inner = [
             self._entry(Role(e.role.part, b), 0, 0, False, e.site.replace("blocks[0]", f"blocks[{b}]"))
@@ -148,6 +148,7 @@ class Family:
 
 
 _SIZELESS = DecoderShape(
-    layers=1, width=0, heads=0, kv_heads=0, head_width=0, ffn=0, vocab=0, max_length=0, norm_eps=0.0, rope_theta=0.0,
-    qkv_bias=False, bias=False, tied=False, shift=False, mask_token=0, eos_token=0, pad_token=0,
+    layers=1, width=0, heads=0, kv_heads=0, head_width=0, ffn=0, vocab=0, max_length=0, norm_eps=0.0,
+    rope_theta=0.0, qkv_bias=False, bias=False, tied=False, shift=False,
+    mask_token=0, eos_token=0, pad_token=0,
 )  # fmt: skip

@@ -46,9 +46,9 @@ def _shape(config: Mapping[str, Any]) -> DecoderShape:
     _check_variant(config)
     width = integer(config, "d_model", 1, MAX_WIDTH)
     heads = integer(config, "n_heads", 1, MAX_HEADS)
-    kv_heads = integer(config, "n_kv_heads", 1, heads, default=heads)
     if width % heads or (width // heads) % 2:
         raise bad("n_heads", f"is {heads}; d_model {width} does not divide into heads of even width")
+    kv_heads = integer(config, "n_kv_heads", 1, heads, default=heads)
     if heads % kv_heads:
         raise bad("n_kv_heads", f"is {kv_heads}; it must divide n_heads {heads}")
     words = integer(config, "vocab_size", 1, MAX_VOCAB)

@@ -1,0 +1,80 @@
+"""Lets transformers load a checkpoint of a known layout into our decoder: `import qspec.models.hf`, then
+`AutoModel.from_pretrained(folder)` or `AutoModelForMaskedLM`. No remote code runs.
+
+The transformers model has the decoder's own submodules as its children, so both see one set of weights under
+the checkpoint's names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from qspec.models.decoder import Decoder
+from qspec.models.registry import family_of
+
+
+class LLaDAConfig(PreTrainedConfig):  # type: ignore[misc]
+    """A LLaDA config.json, its keys kept as they are."""
+
+    model_type = "llada"
+    attribute_map = {  # noqa: RUF012 (transformers reads a plain class attribute)
+        "hidden_size": "d_model",
+        "intermediate_size": "mlp_hidden_size",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "num_key_value_heads": "n_kv_heads",
+        "max_position_embeddings": "max_sequence_length",
+    }
+
+
+class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
+    """`Decoder` under the published class name: logits [b, t, vocab] of ids [b, t], bidirectional."""
+
+    config_class = LLaDAConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
+        keys = config.to_dict()
+        family = family_of(keys)
+        decoder = Decoder(family, family.shape(keys))
+        self._unregistered = (decoder,)  # in a tuple, so that its modules are listed once
+        for name, child in decoder.named_children():
+            self.add_module(name, child)
+        self.post_init()
+
+    @property
+    def decoder(self) -> Decoder:
+        return self._unregistered[0]
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.decoder.embedding
+
+    def get_output_embeddings(self) -> torch.nn.Module | None:
+        return self.decoder.head
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Weights come from a checkpoint; torch's own initialisation stands until then."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_unused: Any
+    ) -> MaskedLMOutput:
+        return MaskedLMOutput(logits=self.decoder(input_ids, attention_mask).logits)
+
+
+def register() -> None:
+    """Makes transformers' Auto classes know the families; runs on import, and again without effect."""
+    AutoConfig.register(LLaDAConfig.model_type, LLaDAConfig, exist_ok=True)
+    AutoModel.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
+    AutoModelForMaskedLM.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
+
+
+register()
