@@ -69,7 +69,10 @@ def load_source(
 
 
 def _resolved(
-    merged: Merged, passes: Mapping[str, type[Pass]], settings: Mapping[str, str], families: Mapping[str, Family]
+    merged: Merged,
+    passes: Mapping[str, type[Pass]],
+    settings: Mapping[str, str],
+    families: Mapping[str, Family],
 ) -> LoadedRecipe:
     spec = Resolver(merged, passes, settings, families).spec()
     if spec is not None and spec.family in families:

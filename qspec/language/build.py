@@ -40,13 +40,23 @@ class Builder:
 
     def _word(self, token: Any) -> s.Word:
         if len(token) > 64:
-            self._report("QS002", f"the name {quote(token, 20)} has {len(token)} characters", token, "names have at most 64")
+            self._report(
+                "QS002",
+                f"the name {quote(token, 20)} has {len(token)} characters",
+                token,
+                "names have at most 64",
+            )
         return s.Word(self._span(token), str(token))
 
     def _number(self, token: Any) -> s.Number:
         text = str(token)
         if len(text) > 24:
-            self._report("QS009", f"the number {quote(text, 20)} has too many digits", token, "write at most 24 characters")
+            self._report(
+                "QS009",
+                f"the number {quote(text, 20)} has too many digits",
+                token,
+                "write at most 24 characters",
+            )
             return s.Number(self._span(token), 0, "0")
         value: int | float = float(text) if any(c in text for c in ".eE") else int(text)
         if not math.isfinite(value):
@@ -181,7 +191,9 @@ class Builder:
 
     def kernels(self, tree: Tree[Token]) -> s.Names:
         key, back_end, *targets = tree.children
-        return s.Names(self._span(tree), self._word(key), self._word(back_end), tuple(self._word(t) for t in targets))
+        return s.Names(
+            self._span(tree), self._word(key), self._word(back_end), tuple(self._word(t) for t in targets)
+        )
 
     def regime(self, tree: Tree[Token]) -> s.Names:
         key, *names = tree.children
@@ -192,10 +204,16 @@ class Builder:
     def selector(self, tree: Any) -> s.SelectorNode:
         terms = tuple(self.build(t) for t in tree.children)
         count = sum(
-            1 if isinstance(t, s.ModuleTerm) else sum(len(g.names) + len(g.indices) for g in t.segments) for t in terms
+            1 if isinstance(t, s.ModuleTerm) else sum(len(g.names) + len(g.indices) for g in t.segments)
+            for t in terms
         )
         if count > MAX_TERMS:
-            self._report("QS002", f"the selector has {count} parts", tree, f"write at most {MAX_TERMS}; use `*` or ranges")
+            self._report(
+                "QS002",
+                f"the selector has {count} parts",
+                tree,
+                f"write at most {MAX_TERMS}; use `*` or ranges",
+            )
         return s.SelectorNode(self._span(tree), terms)
 
     def role(self, tree: Tree[Token]) -> s.RoleTerm:
@@ -228,7 +246,12 @@ class Builder:
     def _index(self, token: Any) -> int:
         number = self._number(token)
         if isinstance(number.value, float) or abs(number.value) > MAX_INDEX:
-            self._report("QS032", f"{quote(number.text)} is not a block index", token, "write a whole number, such as 3 or -1")
+            self._report(
+                "QS032",
+                f"{quote(number.text)} is not a block index",
+                token,
+                "write a whole number, such as 3 or -1",
+            )
             return 0
         return number.value
 

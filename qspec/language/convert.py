@@ -93,7 +93,11 @@ def _choice(choices: list[str], value: Plain) -> str:
     if isinstance(value, Word) and value.name in choices:
         return value.name
     guess = closest(value.name, choices) if isinstance(value, Word) else None
-    raise Refusal(f"is not {listed(choices)}", f"did you mean `{guess}`?" if guess else f"write {listed(choices)}", guess)
+    raise Refusal(
+        f"is not {listed(choices)}",
+        f"did you mean `{guess}`?" if guess else f"write {listed(choices)}",
+        guess,
+    )
 
 
 def _hold(constraint: Any, value: Any) -> None:

@@ -165,7 +165,10 @@ def _operand(node: s.Operand) -> tuple[str, ...]:
     if node.format is None or node.grain is None:
         return (node.key.name, "none")
     bits = f"({_value(node.format.bits)})" if node.format.bits else ""
-    grain = {"group": f"group {_value(node.grain.size)}" if node.grain.size else "", "block": f"block {node.grain.rows}x{node.grain.columns}"}
+    grain = {
+        "group": f"group {_value(node.grain.size)}" if node.grain.size else "",
+        "block": f"block {node.grain.rows}x{node.grain.columns}",
+    }
     return (
         node.key.name,
         _value(node.format.name) + bits,
@@ -206,10 +209,14 @@ def _value(node: s.Value) -> str:
 def _joined(lines: Sequence[Line]) -> list[str]:
     """Aligned text lines, never two blank ones in a row."""
     code = [""] * len(lines)
-    for start, end in _runs(lines, lambda a, b: a.table != "" and a.table == b.table and a.indent == b.indent):
+    for start, end in _runs(
+        lines, lambda a, b: a.table != "" and a.table == b.table and a.indent == b.indent
+    ):
         for i, text in enumerate(_aligned(lines[start:end])):
             code[start + i] = "  " * lines[start + i].indent + text
-    for start, end in _runs(lines, lambda a, b: bool(a.cells) and bool(b.cells) and not _is_comment(a) and not _is_comment(b)):
+    for start, end in _runs(
+        lines, lambda a, b: bool(a.cells) and bool(b.cells) and not _is_comment(a) and not _is_comment(b)
+    ):
         _add_comments(code, lines, start, end)
     return [c for i, c in enumerate(code) if c or (i and code[i - 1])]
 
@@ -231,7 +238,9 @@ def _runs(lines: Sequence[Line], together: Callable[[Line, Line], bool]) -> list
 
 def _aligned(lines: Sequence[Line]) -> list[str]:
     """The cells of each line, padded to common columns; a cell wider than WIDEST does not widen its column."""
-    columns = [c for c in range(max(len(line.cells) for line in lines)) if any(_cell(line, c) for line in lines)]
+    columns = [
+        c for c in range(max(len(line.cells) for line in lines)) if any(_cell(line, c) for line in lines)
+    ]
     widths = {c: max((len(_cell(line, c)) for line in lines if _pads(line, c)), default=0) for c in columns}
     return [" ".join(_cell(line, c).ljust(widths[c]) for c in columns).rstrip() for line in lines]
 

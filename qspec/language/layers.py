@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qspec.catalog import NoKernel, kernels_for
-from qspec.diagnostics import Diagnostic, Edit, Note, RecipeError, Source, Span, closest, errors, in_order, quote
+from qspec.diagnostics import (
+    Diagnostic,
+    Edit,
+    Note,
+    RecipeError,
+    Source,
+    Span,
+    closest,
+    errors,
+    in_order,
+    quote,
+)
 from qspec.language.parser import read
 from qspec.language.selectors import Selector, index_range, path_matches, role_path, term_matches
 from qspec.language.spec import INITIAL_FACTS, Fact, PassUse, Rule, Spec
@@ -46,7 +56,8 @@ def lay_out(rules: Sequence[Rule], modules: Sequence[ModuleEntry], layers: int) 
     matches = [[rule.selector.matches(entry, layers) for rule in rules] for entry in modules]
     winners = [max((i for i, hit in enumerate(row) if hit), default=-1) for row in matches]
     counts = tuple(
-        RuleCount(rule, sum(row[i] for row in matches), sum(w == i for w in winners)) for i, rule in enumerate(rules)
+        RuleCount(rule, sum(row[i] for row in matches), sum(w == i for w in winners))
+        for i, rule in enumerate(rules)
     )
     decided = tuple(rules[w] if w >= 0 else None for w in winners)
     return Layout(tuple(modules), decided, counts)
@@ -73,7 +84,11 @@ def _with_sources(found: Sequence[Diagnostic]) -> tuple[tuple[Diagnostic, ...], 
 
 def problems(spec: Spec, modules: Sequence[ModuleEntry], layers: int) -> tuple[Diagnostic, ...]:
     """Everything that is wrong or odd about the recipe for these modules."""
-    found = [d for selector in _selectors(spec) for d in _selector_problems(selector[0], selector[1], modules, layers)]
+    found = [
+        d
+        for selector in _selectors(spec)
+        for d in _selector_problems(selector[0], selector[1], modules, layers)
+    ]
     layout = lay_out(spec.rules, modules, layers)
     found += _rule_problems(layout)
     if not found:
@@ -122,7 +137,12 @@ def _least_layers(spec: Spec) -> int:
 
 def _representatives(spec: Spec, family: Family, layers: int) -> list[ModuleEntry]:
     """Modules of those blocks at which some selector may change its mind; the others are like one of these."""
-    ends = {(i if i >= 0 else i + layers) + step for part in _index_parts(spec) for i in part for step in (-1, 0, 1)}
+    ends = {
+        (i if i >= 0 else i + layers) + step
+        for part in _index_parts(spec)
+        for i in part
+        for step in (-1, 0, 1)
+    }
     blocks = sorted(b for b in ends | {0, layers - 1} if 0 <= b < layers)
     return list(family.outline(blocks))
 
@@ -157,7 +177,9 @@ def _index_problem(term: Term, layers: int) -> Diagnostic | None:
             if blocks[0] < 0 or blocks[-1] >= layers:
                 bad = part.low if not 0 <= blocks[0] < layers else part.high
                 message = f"there is no block {bad}: the model has {layers} blocks"
-                return Diagnostic("QS032", message, part.span, f"write indices from 0 to {layers - 1}, or -{layers} to -1")
+                return Diagnostic(
+                    "QS032", message, part.span, f"write indices from 0 to {layers - 1}, or -{layers} to -1"
+                )
     return None
 
 
@@ -171,13 +193,17 @@ def _matches_nothing(term: Term, modules: Sequence[ModuleEntry], layers: int) ->
         word = segment.names[0] if segment.names else None
         if word and word.name in ("norm", "final_norm"):
             hint = "norms stay as they are; select linears, the embedding or the head"
-            return Diagnostic("QS031", f"{quote(str(term))} is a norm, which is not quantized", term.span, hint)
+            return Diagnostic(
+                "QS031", f"{quote(str(term))} is a norm, which is not quantized", term.span, hint
+            )
     wrong = _wrong_word(term, known)
     if wrong:
         word, guess = wrong
         what = f"{message}: there is no {quote(word.name)}"
         if guess:
-            return Diagnostic("QS030", what, word.span, f"did you mean `{guess}`?", edits=(Edit(word.span, guess),))
+            return Diagnostic(
+                "QS030", what, word.span, f"did you mean `{guess}`?", edits=(Edit(word.span, guess),)
+            )
         return Diagnostic("QS030", what, word.span, f"roles are {_roles(modules)}")
     better = _longer(term, modules, layers)
     if better:
@@ -241,7 +267,11 @@ def _rule_problems(layout: Layout) -> list[Diagnostic]:
         if rule is not None and rule.scheme is not None and not entry.site:
             term = _term_for(rule.selector, entry)
             message = f"`{entry.role}` is a lookup table: no kernel multiplies with it"
-            found.append(Diagnostic("QS036", message, term or rule.span, f"write `layers {entry.role} keep` after this rule"))
+            found.append(
+                Diagnostic(
+                    "QS036", message, term or rule.span, f"write `layers {entry.role} keep` after this rule"
+                )
+            )
     return found
 
 
@@ -273,7 +303,9 @@ class _PassCheck:
         self.layout = layout
         self.layers = layers
         self.schemes = [rule.scheme if rule else None for rule in layout.decided]
-        self.touched = [[use.selector.matches(entry, layers) for use in spec.passes] for entry in layout.modules]
+        self.touched = [
+            [use.selector.matches(entry, layers) for use in spec.passes] for entry in layout.modules
+        ]
 
     def run(self) -> list[Diagnostic]:
         order = self._order(range(len(self.spec.passes)))
@@ -304,14 +336,20 @@ class _PassCheck:
         message = f"`{use.name}` needs {_WHY[fact]}"
         if culprit is None:
             makers = [i for i, u in enumerate(self.spec.passes) if fact in u.params.establishes and i > index]
-            hint = f"move this line below `{self.spec.passes[makers[0]].name}`" if makers else "remove this line"
-            return Diagnostic("QS050", message, use.span, hint, edits=self._move(makers[0], index) if makers else ())
+            hint = (
+                f"move this line below `{self.spec.passes[makers[0]].name}`" if makers else "remove this line"
+            )
+            return Diagnostic(
+                "QS050", message, use.span, hint, edits=self._move(makers[0], index) if makers else ()
+            )
         before = self.spec.passes[culprit]
         note = (Note(before.span, f"`{before.name}` comes first and ends that"),)
         sequence = [i for i in range(len(self.spec.passes)) if i != index]
         sequence.insert(sequence.index(culprit), index)
-        if before.name == use.name or index in self._order(sequence) or len(self._order(sequence)) >= len(
-            self._order(range(len(self.spec.passes)))
+        if (
+            before.name == use.name
+            or index in self._order(sequence)
+            or len(self._order(sequence)) >= len(self._order(range(len(self.spec.passes))))
         ):
             hint = f"remove one of the two, or let them work on different layers: after `{before.name}` this cannot run"
             return Diagnostic("QS050", message, use.span, hint, notes=note)
@@ -330,7 +368,10 @@ class _PassCheck:
         """Rules whose modules have a scheme that no pass carries out."""
         lost: dict[Rule, list[str]] = {}
         for m, rule in enumerate(self.layout.decided):
-            quantized = any(hit and use.params.quantizes for hit, use in zip(self.touched[m], self.spec.passes, strict=True))
+            quantized = any(
+                hit and use.params.quantizes
+                for hit, use in zip(self.touched[m], self.spec.passes, strict=True)
+            )
             if rule is not None and rule.scheme is not None and not quantized:
                 lost.setdefault(rule, []).append(str(self.layout.modules[m].role))
         return [self._add_quantizer(rule, roles) for rule, roles in lost.items()]

@@ -1,11 +1,11 @@
 """A recipe with its bases, flattened: one set of statements, later files over earlier ones.
 
-    recipe, calibrate, emit   setting by setting
-    scheme                    the whole scheme of that name
-    nelbo, task               by text and by task name
-    param                     by name
-    layers                    the base's rules first: later rules win
-    apply                     all of the base's, or all of the recipe's own: their order is one thought
+recipe, calibrate, emit   setting by setting
+scheme                    the whole scheme of that name
+nelbo, task               by text and by task name
+param                     by name
+layers                    the base's rules first: later rules win
+apply                     all of the base's, or all of the recipe's own: their order is one thought
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ class Merged:
     partial: bool = False
 
     def report(
-        self, code: str, message: str, span: Span, hint: str, edits: tuple[Edit, ...] = (), notes: tuple[Note, ...] = ()
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        hint: str,
+        edits: tuple[Edit, ...] = (),
+        notes: tuple[Note, ...] = (),
     ) -> None:
         """Records an error."""
         self.problems.append(Diagnostic(code, message, span, hint, edits=edits, notes=notes))
@@ -99,7 +105,9 @@ def _check_version(merged: Merged, file: s.File, source: Source) -> None:
         merged.report("QS008", message, number.span, f"write `qspec {VERSION}`, or install a newer qspec",
                       (Edit(number.span, str(VERSION)),))  # fmt: skip
     if nodes[0] is not versions[0] and not merged.partial:
-        merged.report("QS008", "the version is not the first statement", versions[0].span, "move it to the first line")
+        merged.report(
+            "QS008", "the version is not the first statement", versions[0].span, "move it to the first line"
+        )
 
 
 def _extend(merged: Merged, node: s.Extends, source: Source, chain: tuple[Path, ...], one: _One) -> None:
@@ -158,7 +166,9 @@ class _One:
             case s.Version():
                 self.first("version", node.span, "the version")
             case s.Param():
-                if not self.first(f"param {node.name.name}", node.name.span, f"param {quote(node.name.name)}"):
+                if not self.first(
+                    f"param {node.name.name}", node.name.span, f"param {quote(node.name.name)}"
+                ):
                     self.merged.params[node.name.name] = node
             case s.Layers():
                 self.merged.layers.append(node)
@@ -174,7 +184,9 @@ class _One:
     def _add_block(self, block: s.Block) -> None:
         if block.kind == "scheme":
             assert block.name is not None
-            if not self.first(f"scheme {block.name.name}", block.name.span, f"scheme {quote(block.name.name)}"):
+            if not self.first(
+                f"scheme {block.name.name}", block.name.span, f"scheme {quote(block.name.name)}"
+            ):
                 self._settings(block, f"scheme {block.name.name}")
                 self.merged.schemes[block.name.name] = block
             return

@@ -62,7 +62,9 @@ class Params:
         for name, node in self.declared.items():
             if name not in self.used and node.span.path == self.merged.path:
                 message = f"param {quote(name)} is not used"
-                self.merged.warn("QS019", message, node.name.span, f"write `${name}` where it belongs, or remove it")
+                self.merged.warn(
+                    "QS019", message, node.name.span, f"write `${name}` where it belongs, or remove it"
+                )
 
     def _set(self, name: str, text: str) -> None:
         node = self.declared.get(name)
@@ -72,12 +74,16 @@ class Params:
             known = ", ".join(sorted(self.declared)) or "none"
             hint = f"did you mean `--set {guess}=...`?" if guess else f"params of this recipe: {known}"
             if not self.merged.partial:
-                self.merged.report("QS014", f"--set names {quote(name)}, which is no param of the recipe", start, hint)
+                self.merged.report(
+                    "QS014", f"--set names {quote(name)}, which is no param of the recipe", start, hint
+                )
             return
         value = _read(text, node.value)
         if value is None:
             kind = {"Number": "number", "Text": "string", "Word": "word"}[type(node.value).__name__]
-            message = f"--set {name}: {quote(text)} is not a {kind}, as the param's default {shown(node.value)} is"
+            message = (
+                f"--set {name}: {quote(text)} is not a {kind}, as the param's default {shown(node.value)} is"
+            )
             self.merged.report("QS015", message, node.value.span, f"give a {kind}")
             return
         self.values[name] = value
@@ -88,10 +94,14 @@ class Params:
         value, span = self.values[name], node.value.span
         limits = f"{node.low.text}..{node.high.text}"
         if not isinstance(value, s.Number):
-            self.merged.report("QS015", f"param {quote(name)} has a range but is not a number", span, "remove the range")
+            self.merged.report(
+                "QS015", f"param {quote(name)} has a range but is not a number", span, "remove the range"
+            )
         elif node.low.value > node.high.value:
             range_span = node.low.span.cover(node.high.span)
-            self.merged.report("QS015", f"the range {limits} is empty", range_span, "write the smaller number first")
+            self.merged.report(
+                "QS015", f"the range {limits} is empty", range_span, "write the smaller number first"
+            )
         elif not node.low.value <= value.value <= node.high.value:
             message = f"param {quote(name)} is {value.text}, outside of its range {limits}"
             self.merged.report("QS015", message, span, f"give a value in {limits}")

@@ -36,17 +36,25 @@ def decode(data: bytes, path: str) -> tuple[Source, list[Diagnostic]]:
     nothing = Source(path, "")
     if len(data) > MAX_BYTES:
         message = f"the file has {len(data)} bytes; a recipe has at most {MAX_BYTES}"
-        return nothing, [Diagnostic("QS002", message, Span(0, 0, path), "check that this is a recipe; split it with `extends`")]
+        return nothing, [
+            Diagnostic(
+                "QS002", message, Span(0, 0, path), "check that this is a recipe; split it with `extends`"
+            )
+        ]
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         message = f"the file is not UTF-8 text (byte {error.start})"
-        return nothing, [Diagnostic("QS001", message, Span(0, 0, path), "save it as UTF-8; a recipe is plain text")]
+        return nothing, [
+            Diagnostic("QS001", message, Span(0, 0, path), "save it as UTF-8; a recipe is plain text")
+        ]
     for offset, char in enumerate(text):
         if (char < " " and char not in "\n\t") or char == "\x7f" or char in _DECEITFUL:
             message = f"the file holds the control character U+{ord(char):04X}"
             span = Span(offset, offset + 1, path)
-            return Source(path, text), [Diagnostic("QS001", message, span, "remove it; a recipe is plain text")]
+            return Source(path, text), [
+                Diagnostic("QS001", message, span, "remove it; a recipe is plain text")
+            ]
     return Source(path, text), []
 
 
@@ -117,7 +125,12 @@ class _Parser:
             return []
         if isinstance(piece, Braces):
             span = Span(piece.open, piece.open + 1, self.path)
-            self._report("QS005", f"`{word}` takes no block", span, "remove the `{`, or start the block on its own line")
+            self._report(
+                "QS005",
+                f"`{word}` takes no block",
+                span,
+                "remove the `{`, or start the block on its own line",
+            )
             return []
         node = self._parse(LINE_KINDS[word], head, None)
         return [Item(node, head.comments())] if isinstance(node, Node) else []
@@ -127,7 +140,9 @@ class _Parser:
             self._parse(f"{kind}_head", piece, None)
             if not piece.broken and not self._reported_in(piece):
                 span = Span(piece.end - 1, piece.end, self.path)
-                self._report("QS005", f"`{kind}` needs a block", span, "open it with `{` at the end of this line")
+                self._report(
+                    "QS005", f"`{kind}` needs a block", span, "open it with `{` at the end of this line"
+                )
             return []
         if kind in ("calibrate", "evaluate", "emit"):
             self._parse(f"{kind}_head", piece.head, None)
@@ -170,7 +185,12 @@ class _Parser:
             return []
         if kind != "evaluate":
             span = Span(braces.open, braces.open + 1, self.path)
-            self._report("QS005", f"`{kind}` has no blocks inside", span, "remove this block, or close the outer one before it")
+            self._report(
+                "QS005",
+                f"`{kind}` has no blocks inside",
+                span,
+                "remove this block, or close the outer one before it",
+            )
             return []
         items = self._settings(kind, braces.head)
         last = items[-1].node if items else None
@@ -184,7 +204,10 @@ class _Parser:
         block = Block(span, "task", last.head, last.name, inner, braces.opening, as_comments(braces.closing))
         comments = items[-1].comments
         after = braces.head.after or comments.after
-        return [*items[:-1], Item(block, type(comments)(comments.before, after, comments.blank, comments.gaps))]
+        return [
+            *items[:-1],
+            Item(block, type(comments)(comments.before, after, comments.blank, comments.gaps)),
+        ]
 
     # --- one piece ---
 
@@ -218,7 +241,12 @@ class _Parser:
         span = Span(piece.start, max(piece.start + 1, piece.start + len(word)), self.path)
         if not word:
             shown = quote(self.source.text[piece.start : piece.start + 1] or "{")
-            self._report("QS006", f"a statement cannot start with {shown}", span, "start it with a word such as `layers`")
+            self._report(
+                "QS006",
+                f"a statement cannot start with {shown}",
+                span,
+                "start it with a word such as `layers`",
+            )
             return
         guess = closest(word, TOP)
         owner = next((kind for kind, keys in SETTINGS.items() if word in keys), None)
@@ -233,7 +261,9 @@ class _Parser:
     def _syntax_error(self, error: UnexpectedInput, piece: Piece, block: str | None) -> None:
         code = self.source.text[piece.start : piece.end]
         message, hint, (start, end), guess = _describe(error, code, block)
-        code_name = "QS007" if block and message.startswith("`") and "is not a setting" in message else "QS005"
+        code_name = (
+            "QS007" if block and message.startswith("`") and "is not a setting" in message else "QS005"
+        )
         span = Span(piece.start + start, piece.start + end, self.path)
         self._report(code_name, message, span, hint, (Edit(span, guess),) if guess else ())
 
@@ -270,7 +300,9 @@ def _describe(
         assert isinstance(error, UnexpectedCharacters)
         start = error.pos_in_stream
         found, end, expected = code[start : start + 1], start + 1, set(error.allowed or ())
-    names = sorted((_shown(t) for t in expected if t not in ("COMMENT", "WHITESPACE")), key=lambda n: (n[0] != "`", n))
+    names = sorted(
+        (_shown(t) for t in expected if t not in ("COMMENT", "WHITESPACE")), key=lambda n: (n[0] != "`", n)
+    )
     words = [n.strip("`") for n in names if n.startswith("`") and n[1].isalpha()]
     guess = closest(found, words) if found else None
     keys = SETTINGS.get(block or "", ())

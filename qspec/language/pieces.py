@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from qspec.diagnostics import Diagnostic, Source, Span
 from qspec.language.syntax import Comments
 
-LINE_KINDS = {"qspec": "version", "extends": "extends", "param": "param", "layers": "layers", "apply": "apply"}
+LINE_KINDS = {
+    "qspec": "version",
+    "extends": "extends",
+    "param": "param",
+    "layers": "layers",
+    "apply": "apply",
+}
 BLOCK_KINDS = ("recipe", "calibrate", "scheme", "evaluate", "emit")
 TOP = frozenset([*LINE_KINDS, *BLOCK_KINDS])
 INNER = frozenset(["task", "nelbo"])

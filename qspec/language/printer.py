@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from qspec.formats import Clip, Granularity, TensorFormat
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from qspec.diagnostics import Span
+from qspec.formats import Clip, TensorFormat
 from qspec.language.formatter import format_source
 from qspec.language.spec import Calibration, FileText, MaskDistribution, Spec, TaskRequest, TextSource
 
@@ -56,11 +61,7 @@ def _mask(mask: MaskDistribution) -> str:
 
 def _operand(f: TensorFormat) -> str:
     symmetry = "symmetric" if f.symmetric else "asymmetric"
-    return f"{f.number} {_grain(f.granularity)} {symmetry} {_clip(f.clip)}"
-
-
-def _grain(g: Granularity) -> str:
-    return str(g)
+    return f"{f.number} {f.granularity} {symmetry} {_clip(f.clip)}"
 
 
 def _clip(clip: Clip) -> str:
@@ -69,6 +70,19 @@ def _clip(clip: Clip) -> str:
 
 def _task(task: TaskRequest) -> str:
     limit = f" limit {task.limit}" if task.limit is not None else ""
-    return (
-        f"task {task.name} {{ shots {task.shots} length {task.length} steps {task.steps} block {task.block}{limit} }}"
-    )
+    return f"task {task.name} {{ shots {task.shots} length {task.length} steps {task.steps} block {task.block}{limit} }}"
+
+
+def spec_data(value: Any) -> Any:
+    """A resolved recipe as plain JSON values, without the places it came from."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: spec_data(getattr(value, f.name))
+            for f in fields(value)
+            if not isinstance(getattr(value, f.name), Span)
+        }
+    if isinstance(value, Mapping):
+        return {key: spec_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [spec_data(item) for item in value]
+    return value

@@ -46,7 +46,11 @@ class Resolver:
     """Resolves one recipe; `spec()` is None where there were errors."""
 
     def __init__(
-        self, merged: Merged, passes: Mapping[str, type[Pass]], settings: Mapping[str, str], families: Mapping[str, Any]
+        self,
+        merged: Merged,
+        passes: Mapping[str, type[Pass]],
+        settings: Mapping[str, str],
+        families: Mapping[str, Any],
     ) -> None:
         self.merged = merged
         self.report = merged.report
@@ -95,7 +99,9 @@ class Resolver:
             self._refuse(code, what, node, plain, refusal)
             return None
 
-    def _refuse(self, code: str, what: str, node: s.Node, plain: convert.Plain, refusal: convert.Refusal) -> None:
+    def _refuse(
+        self, code: str, what: str, node: s.Node, plain: convert.Plain, refusal: convert.Refusal
+    ) -> None:
         edits = (Edit(node.span, refusal.guess),) if refusal.guess else ()
         message = f"{what}: {convert.shown(plain)} {refusal.why}"
         self.report(code, message, node.span, refusal.hint, edits, self.params.notes(node))
@@ -133,7 +139,9 @@ class Resolver:
     def _recipe(self) -> tuple[str, ModelRef]:
         nodes = self.merged.settings.get("recipe", {})
         if "recipe" not in self.merged.blocks:
-            self._missing("the recipe has no block `recipe`", "add `recipe NAME { family llada  model \"...\" }`")
+            self._missing(
+                "the recipe has no block `recipe`", 'add `recipe NAME { family llada  model "..." }`'
+            )
         else:
             for key, example in (("family", "family llada"), ("model", 'model "GSAI-ML/LLaDA-8B-Instruct"')):
                 if key not in nodes:
@@ -152,12 +160,18 @@ class Resolver:
             self._unknown("QS020", "family", node.value, self.families)
         return name
 
-    def _unknown(self, code: str, kind: str, word: s.Word | s.Text, known: Any, plural: str | None = None) -> None:
+    def _unknown(
+        self, code: str, kind: str, word: s.Word | s.Text, known: Any, plural: str | None = None
+    ) -> None:
         """There is no such thing; did you mean another?"""
         name = word.name if isinstance(word, s.Word) else word.value
         guess = closest(name, known)
         written = f'"{guess}"' if isinstance(word, s.Text) else guess
-        hint = f"did you mean `{guess}`?" if guess else f"known {plural or kind + 's'}: {', '.join(sorted(known)) or 'none'}"
+        hint = (
+            f"did you mean `{guess}`?"
+            if guess
+            else f"known {plural or kind + 's'}: {', '.join(sorted(known)) or 'none'}"
+        )
         edits = (Edit(word.span, str(written)),) if guess else ()
         self.report(code, f"there is no {kind} {quote(name)}", word.span, hint, edits)
 
@@ -198,7 +212,9 @@ class Resolver:
         if node.kind == "none":
             return MaskDistribution("none", 0.0, 0.0)
         keys = ("low", "high") if node.kind == "uniform" else ("low",)
-        values = [self._field(MaskDistribution, k, n, "`mask`") for k, n in zip(keys, node.numbers, strict=True)]
+        values = [
+            self._field(MaskDistribution, k, n, "`mask`") for k, n in zip(keys, node.numbers, strict=True)
+        ]
         if None in values:
             return MaskDistribution()
         low, high = values[0], values[-1]
@@ -211,7 +227,11 @@ class Resolver:
     def _evaluation(self) -> Evaluation:
         nelbo = []
         for node in self.merged.nelbo.values():
-            samples = self._field(NelboRequest, "samples", node.samples, "`samples` of `nelbo`") if node.samples else None
+            samples = (
+                self._field(NelboRequest, "samples", node.samples, "`samples` of `nelbo`")
+                if node.samples
+                else None
+            )
             text = self._text(node.source)
             nelbo.append(NelboRequest(text, samples) if samples is not None else NelboRequest(text))
         return Evaluation(tuple(nelbo), tuple(self._task(block) for block in self.merged.tasks.values()))
@@ -237,7 +257,9 @@ class Resolver:
             count = task.length // task.block
             message = f"{task.steps} steps cannot be shared evenly by {count} blocks"
             span = nodes["steps"].span if "steps" in nodes else head
-            self.report("QS018", message, span, f"choose `steps` as a multiple of {count} (`length` / `block`)")
+            self.report(
+                "QS018", message, span, f"choose `steps` as a multiple of {count} (`length` / `block`)"
+            )
 
     def _emit(self) -> Emit:
         nodes = self.merged.settings.get("emit", {})
@@ -308,7 +330,9 @@ class Resolver:
         for argument in node.arguments:
             name = argument.name.name
             if name not in known:
-                self._unknown("QS024", f"parameter of `{node.name.name}` called", argument.name, known, "parameters")
+                self._unknown(
+                    "QS024", f"parameter of `{node.name.name}` called", argument.name, known, "parameters"
+                )
                 continue
             if name in spans:
                 self.report("QS011", f"parameter {quote(name)} is given twice", argument.name.span, "keep one of the two",
@@ -339,6 +363,6 @@ class Resolver:
             if name not in used and block.name is not None:
                 hint = f"add `layers SELECTOR use {name}`, or remove the scheme"
                 if block.span.path == self.merged.path:
-                    self.merged.warn("QS044", f"scheme {quote(name)} is not used by any rule", block.name.span, hint)
-
-
+                    self.merged.warn(
+                        "QS044", f"scheme {quote(name)} is not used by any rule", block.name.span, hint
+                    )

@@ -43,7 +43,9 @@ class SchemeReader:
         if "weights" not in operands:
             if not self.merged.partial:
                 hint = "add a line such as `weights int4 per channel symmetric`"
-                self.merged.report("QS012", f"scheme {quote(name)} does not say its `weights`", block.head, hint)
+                self.merged.report(
+                    "QS012", f"scheme {quote(name)} does not say its `weights`", block.head, hint
+                )
             return None
         before = len(self.merged.problems)
         formats = {key: self._operand(key, node) for key, node in operands.items()}
@@ -59,7 +61,12 @@ class SchemeReader:
         except NoKernel as missing:
             key = "activations" if "activations" in missing.what and "activations" in operands else "weights"
             span = _without_key(operands[key])
-            self.merged.report("QS043", f"no kernel runs scheme {quote(scheme.name)}: {missing.what}", span, missing.hint or "")
+            self.merged.report(
+                "QS043",
+                f"no kernel runs scheme {quote(scheme.name)}: {missing.what}",
+                span,
+                missing.hint or "",
+            )
             return False
         return True
 
@@ -82,7 +89,12 @@ class SchemeReader:
         if plain is None:
             return None
         if not isinstance(plain, s.Word):
-            self._wrong("QS016", f"the number format: {shown(plain)} is not a word", node.name, "write a word such as int4")
+            self._wrong(
+                "QS016",
+                f"the number format: {shown(plain)} is not a word",
+                node.name,
+                "write a word such as int4",
+            )
             return None
         if node.bits is not None:
             return self._sized(plain.name, node)
@@ -118,11 +130,21 @@ class SchemeReader:
             if plain is None:
                 return None
             if not isinstance(plain, s.Number) or not isinstance(plain.value, int):
-                self._wrong("QS016", f"the group size: {shown(plain)} is not a whole number", node.size, "write one, such as 128")
+                self._wrong(
+                    "QS016",
+                    f"the group size: {shown(plain)} is not a whole number",
+                    node.size,
+                    "write one, such as 128",
+                )
                 return None
             size = plain.value
             if not 1 <= size <= MAX_GROUP:
-                self._wrong("QS017", f"a group of {size} is out of range", node.size, f"write a size from 1 to {MAX_GROUP}")
+                self._wrong(
+                    "QS017",
+                    f"a group of {size} is out of range",
+                    node.size,
+                    f"write a size from 1 to {MAX_GROUP}",
+                )
                 return None
         if node.kind not in _GRAINS[key]:
             allowed = _GRAINS[key]
@@ -132,7 +154,9 @@ class SchemeReader:
                 "block": "blocks are tiles of a weight matrix",
             }[node.kind]
             hint = f"write per {listed(allowed).replace('`', '')}"
-            self.merged.report("QS040", f"`{key}` cannot be quantized per {node.kind}: {why}", node.span, hint)
+            self.merged.report(
+                "QS040", f"`{key}` cannot be quantized per {node.kind}: {why}", node.span, hint
+            )
             return None
         return Granularity(node.kind, node.columns if node.kind == "block" else size, node.rows)
 
@@ -144,7 +168,9 @@ class SchemeReader:
         if number.kind == "uint" and symmetric:
             self._flip(written, "asymmetric", f"`{number}` has no negative codes, so it cannot be symmetric")
         if number.kind == "float" and not symmetric:
-            self._flip(written, "symmetric", f"`{number}` has a sign and no zero point, so it cannot be asymmetric")
+            self._flip(
+                written, "symmetric", f"`{number}` has a sign and no zero point, so it cannot be asymmetric"
+            )
         return symmetric
 
     def _flip(self, word: s.Word, other: str, message: str) -> None:

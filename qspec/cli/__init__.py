@@ -1,0 +1,114 @@
+"""The command line: arguments in, calls, rendering out. Each command's module is imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TextIO
+
+import qspec
+from qspec.diagnostics import RecipeError, closest, render_text, summary
+from qspec.errors import QspecError, UsageError
+
+COMMANDS: Mapping[str, str] = {
+    "compile": "compile a recipe: quantize, generate kernels, evaluate, report",
+    "check": "find a recipe's mistakes, without a model",
+    "fmt": "format recipes",
+    "plan": "print every decision: rules, bits, bytes, kernels",
+    "why": "tell which line of a recipe decided what about a layer",
+    "show": "print a recipe with its bases and defaults filled in",
+    "explain": "explain a diagnostic's code",
+    "lock": "write down what a recipe depends on: hashes, versions, seeds",
+    "generate": "denoise text with a compiled model",
+    "eval": "measure a compiled model again",
+    "report": "render a compiled model's report again",
+    "kernels": "list, print and compile the generated kernels",
+}
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141  # what a shell reports for SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0 done, 1 errors in a recipe, 2 usage, 3 input or machine, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse: --help, or a usage message
+        return stop.code if isinstance(stop.code, int) else 2
+    except RecipeError as error:
+        _print_recipe_error(error)
+        return error.exit_code
+    except QspecError as error:
+        print(f"qspec: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("qspec: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the interpreter flushes once more at exit
+        return _BROKEN_PIPE
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if arguments else UsageError.exit_code
+    command, *rest = arguments
+    if command in ("-V", "--version"):
+        print(f"qspec {qspec.__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise _unknown(command)
+    module = import_module(f"qspec.cli.{command}")
+    parser = argparse.ArgumentParser(prog=f"qspec {command}", description=_sentence(COMMANDS[command]))
+    module.add_arguments(parser)
+    code: int = module.run(parser.parse_args(rest))
+    return code
+
+
+def _unknown(command: str) -> UsageError:
+    guess = closest(command, COMMANDS)
+    if command.startswith("-"):
+        return UsageError(
+            f"there is no option {command!r} before the command", hint="qspec --help lists the commands"
+        )
+    hint = f"did you mean `qspec {guess}`?" if guess else "qspec --help lists the commands"
+    return UsageError(f"there is no command {command!r}", hint=hint)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: qspec COMMAND ...",
+            "",
+            "A declarative quantization compiler for diffusion LLMs.",
+            "",
+            *lines,
+            "",
+            "qspec COMMAND --help tells a command's options; qspec --version the version.",
+            "Exit codes: 0 done, 1 the recipe has errors, 2 usage, 3 input or machine, 130 interrupted.",
+        ]
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _print_recipe_error(error: RecipeError) -> None:
+    print(render_text(error.diagnostics, error.sources, color=wants_color(sys.stderr)), file=sys.stderr)
+    print(f"\n{summary(error.diagnostics)}", file=sys.stderr)
+
+
+def wants_color(stream: TextIO) -> bool:
+    """Whether to colour what goes to the stream: a terminal, and NO_COLOR is not set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,79 @@
+"""`qspec check FILE...`: every mistake in a recipe, without a model and without torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from qspec import passes
+from qspec.cli import wants_color
+from qspec.cli.options import add_settings, settings_of
+from qspec.diagnostics import (
+    Diagnostic,
+    RecipeError,
+    Source,
+    errors,
+    render_text,
+    summary,
+    to_github,
+    to_json,
+)
+from qspec.errors import InputError
+from qspec.language import LoadedRecipe, load_recipe, load_source
+from qspec.language.parser import decode
+from qspec.models.registry import FAMILIES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", metavar="FILE", nargs="+", help="a .qs file, or - for standard input")
+    parser.add_argument("--format", choices=("text", "json", "github"), default="text", help="default: text")
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    found: list[Diagnostic] = []
+    sources: dict[str, Source] = {}
+    unreadable = 0
+    for path in args.files:
+        try:
+            problems, texts = _check(path, settings)
+        except InputError as error:
+            print(f"qspec: {error}", file=sys.stderr)
+            unreadable += 1
+            continue
+        found += [problem for problem in problems if problem not in found]
+        sources |= texts
+    _print(found, sources, args.format, len(args.files) - unreadable)
+    return InputError.exit_code if unreadable else int(bool(errors(found)))
+
+
+def _check(path: str, settings: dict[str, str]) -> tuple[tuple[Diagnostic, ...], dict[str, Source]]:
+    try:
+        loaded = _load(path, settings)
+    except RecipeError as error:
+        return error.diagnostics, error.sources
+    return loaded.warnings, dict(loaded.sources)
+
+
+def _load(path: str, settings: dict[str, str]) -> LoadedRecipe:
+    known = passes.available()
+    if path != "-":
+        return load_recipe(path, known, settings, FAMILIES)
+    source, problems = decode(sys.stdin.buffer.read(), "<stdin>")
+    if problems:
+        raise RecipeError(problems, {source.path: source})
+    return load_source(source, known, settings, FAMILIES)
+
+
+def _print(found: list[Diagnostic], sources: dict[str, Source], style: str, files: int) -> None:
+    if style == "json":
+        print(to_json(found, sources))
+    elif style == "github":
+        if found:
+            print(to_github(found, sources))
+    else:
+        if found:
+            print(render_text(found, sources, color=wants_color(sys.stdout)), end="\n\n")
+        if files:
+            print(f"{summary(found)} in {files} recipe{'' if files == 1 else 's'}")

@@ -1,0 +1,82 @@
+"""`qspec fmt FILE...`: the canonical format, in place; `--check` only tells, `--diff` shows."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from qspec.diagnostics import RecipeError
+from qspec.errors import InputError
+from qspec.language.formatter import format_source
+from qspec.language.parser import decode, read
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="a .qs file, or - to read and write standard streams"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 where a file would change"
+    )
+    parser.add_argument("--diff", action="store_true", help="change nothing; print what would change")
+
+
+def run(args: argparse.Namespace) -> int:
+    changed = 0
+    for path in args.files:
+        text, after = _formatted(path)
+        differs = text != after
+        changed += differs
+        if args.diff:
+            sys.stdout.writelines(_diff(path, text, after))
+        if path == "-":
+            if not (args.check or args.diff):
+                sys.stdout.write(after)
+        elif differs and not (args.check or args.diff):
+            _write(Path(path), after)
+            print(f"formatted {path}")
+        elif differs and args.check:
+            print(f"would format {path}")
+    return int(args.check and changed > 0)
+
+
+def _formatted(path: str) -> tuple[str, str]:
+    """The text as it is (bytes that are no recipe raise RecipeError) and in canonical format."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        source, problems = decode(data, "<stdin>") if path == "-" else read(path)
+    except OSError as error:
+        raise InputError(f"the recipe cannot be read: {error.strerror or error}", where=path) from None
+    if problems:
+        raise RecipeError(problems, {source.path: source})
+    return data.decode("utf-8"), format_source(source.text, source.path)
+
+
+def _diff(path: str, before: str, after: str) -> list[str]:
+    lines = difflib.unified_diff(
+        before.splitlines(keepends=True), after.splitlines(keepends=True), path, f"{path} (formatted)"
+    )
+    return [line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines]
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces the file as a whole, keeping its mode; a link's target is replaced, not the link."""
+    target = path.resolve()
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        shutil.copymode(target, temporary)
+        Path(temporary).replace(target)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise InputError(
+            f"the recipe cannot be written: {error.strerror or error}", where=str(path)
+        ) from None

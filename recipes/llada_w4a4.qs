@@ -1,0 +1,45 @@
+qspec 1
+
+# W4A4 for LLaDA-8B: block rotations against outliers, the last down-projections kept at 8 bits.
+recipe llada_w4a4 {
+  family llada
+  model  "GSAI-ML/LLaDA-8B-Instruct" revision "main"
+}
+
+calibrate {
+  text    "wikitext2"
+  samples 128
+  length  2048
+  mask    uniform(0.0, 1.0)  # share of tokens masked, drawn per sample
+  seed    0
+}
+
+scheme w4a4 {
+  weights     int4 per channel symmetric clip mse
+  activations int4 per token   symmetric clip 0.9
+}
+
+scheme w8a8 {
+  weights     int8 per channel symmetric
+  activations int8 per token   symmetric
+}
+
+layers blocks[*].{attention,mlp}.* use w4a4
+layers blocks[-3..-1].mlp.down     use w8a8
+layers head, embedding             keep
+
+apply smooth(alpha = 0.6)                      on blocks[*].*
+apply rotate_duquant(block = 128, steps = 256) on blocks[*].*
+apply gptq(damp = 0.01, order = activation)    on blocks[*].*
+
+evaluate {
+  nelbo on "wikitext2" samples 64
+  task  mmlu
+  task  gsm8k { shots 4  length 256  steps 256  block 32 }
+  task  humaneval { length 512  steps 512  block 32 }
+}
+
+emit {
+  kernels triton for sm_90, sm_80
+  regime  block_decode, full_sequence  # the numbers of tokens that a forward pass will carry
+}
