@@ -9,7 +9,7 @@ from qspec import resources
 from qspec.data.sources import STANDIN_FILE
 from qspec.errors import InputError
 from qspec.language.spec import Spec
-from qspec.models.checkpoint import checkpoint_locate
+from qspec.models.locate import checkpoint_locate
 
 
 @dataclass(frozen=True)
