@@ -1,0 +1,191 @@
+"""From a catalogue value to a Triton file: rendered from a template, named by its content, run from disk.
+
+Templates get integers, truth values and words of the catalogue, all checked there; an undefined name
+stops the rendering. A rendered file stands alone: it imports triton, states formula, shapes and layout
+at its top, and has one function to call, `run`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from qspec import resources
+from qspec.catalog import GemmKernel, RowKernel
+from qspec.errors import InputError, MachineError
+from qspec.formats import NUMBER_FORMATS
+
+Kernel = RowKernel | GemmKernel
+
+DIGEST_LENGTH = 16  # hex digits in a file name
+PIECE = 128  # channels of one product, and the largest pack block
+
+
+@lru_cache(maxsize=256)
+def render(kernel: Kernel) -> str:
+    """The source of a kernel's Triton file."""
+    if isinstance(kernel, RowKernel):
+        template, values = "row", _row_values(kernel)
+    else:
+        template = "gemm_weight_only" if kernel.activation_bits == 16 else "gemm_int"
+        values = _gemm_values(kernel)
+    text = _environment().get_template(f"triton/{template}.py.jinja").render(name=kernel.name, **values)
+    return text.strip("\n") + "\n"
+
+
+def digest(source: str) -> str:
+    """The part of a file's name that stands for its content."""
+    return hashlib.sha256(source.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def file_name(kernel: Kernel) -> str:
+    """`<name>_<digest>.py`."""
+    return f"{kernel.name}_{digest(render(kernel))}.py"
+
+
+def write(folder: Path, kernels: Iterable[Kernel]) -> dict[str, str]:
+    """Writes one file for each kernel; returns name -> file name, sorted by name.
+
+    A file appears whole or not at all. Raises MachineError where the folder cannot be written.
+    """
+    table = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kernel in sorted(kernels, key=lambda k: k.name):
+            path = folder / file_name(kernel)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            partial.write_text(render(kernel), encoding="utf-8")
+            partial.replace(path)
+            table[kernel.name] = path.name
+    except OSError as error:
+        raise MachineError(f"kernels cannot be written: {error.strerror}", where=str(folder)) from error
+    return table
+
+
+def load(path: Path, kernel: Kernel) -> ModuleType:
+    """The module of a rendered file, which must be exactly what this version renders for `kernel`.
+
+    An artifact is data: no line of it is executed unless it is our own. Raises InputError where the file
+    is missing or differs, MachineError without Triton.
+    """
+    source = render(kernel)
+    try:
+        found = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the kernel {kernel.name} is missing or unreadable",
+            where=str(path),
+            hint="compile the recipe again, or load with freshly rendered kernels",
+        ) from error
+    if found != source:
+        raise InputError(
+            f"the file of kernel {kernel.name} is not what this version of qspec renders",
+            where=str(path),
+            hint="compile the recipe again with this version, or load with freshly rendered kernels",
+        )
+    # Triton reads a kernel's source back from its file, so the code object must carry the path. Executing
+    # the text that was compared, not importing the file, leaves no gap between check and use, and no
+    # bytecode behind.
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except ImportError as error:
+        raise MachineError("Triton is not installed", hint="pip install triton") from error
+    return module
+
+
+def cache_folder() -> Path:
+    """Where kernels are rendered that no artifact brings: $XDG_CACHE_HOME/qspec/kernels."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "qspec" / "kernels"
+
+
+class KernelLibrary:
+    """The rendered kernels of one folder, each loaded once.
+
+    folder: an artifact's kernels/; None renders into the cache folder what is asked for.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._modules: dict[Kernel, ModuleType] = {}
+
+    def module(self, kernel: Kernel) -> ModuleType:
+        """The kernel's module. Raises InputError where the artifact lacks it."""
+        if kernel not in self._modules:
+            folder = self.folder
+            if folder is None:
+                folder = cache_folder()
+                write(folder, [kernel])
+            self._modules[kernel] = load(folder / file_name(kernel), kernel)
+        return self._modules[kernel]
+
+
+@lru_cache(maxsize=64)
+def library(folder: Path | None) -> KernelLibrary:
+    """One library for each folder, so that a model's layers share compiled kernels."""
+    return KernelLibrary(folder)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(resources.codegen()),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Python, not HTML; the values are integers and words of the catalogue
+    )
+    environment.filters["at"] = _at
+    return environment
+
+
+def _at(lines: str, columns: int) -> str:
+    """Places a macro's lines: without blank lines around them, all but the first moved in by `columns`."""
+    return lines.strip("\n").replace("\n", "\n" + " " * columns)
+
+
+def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
+    groups = [g for g in (kernel.weight_group, kernel.activation_group) if g is not None]
+    step = min(groups) if groups else None
+    four = kernel.weight_bits == 4
+    return {
+        "four": four,
+        "w_bits": kernel.weight_bits,
+        "a_bits": kernel.activation_bits,
+        "w_group": kernel.weight_group,
+        "a_group": kernel.activation_group,
+        "w_asym": not kernel.weight_symmetric,
+        "a_asym": not kernel.activation_symmetric,
+        "step": step,
+        "tile": min(step or PIECE, PIECE),
+        "narrow": four and step is not None and step < PIECE,
+    }
+
+
+def _row_values(kernel: RowKernel) -> dict[str, Any]:
+    quantized = kernel.bits != 16
+    number = NUMBER_FORMATS[f"int{kernel.bits}"] if quantized else None
+    block = kernel.rotation_block or None
+    tile = block or (None if kernel.group is None else max(kernel.group, PIECE))
+    return {
+        "transform": kernel.transform,
+        "block": block,
+        "bits": kernel.bits,
+        "group": kernel.group,
+        "symmetric": kernel.symmetric,
+        "clip": None if kernel.clip == 1.0 else repr(kernel.clip),
+        "qmin": int(number.qmin) if number else None,
+        "qmax": int(number.qmax) if number else None,
+        "tile": tile,
+        "spans": kernel.group is None or (tile is not None and kernel.group > tile),
+    }

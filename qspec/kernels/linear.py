@@ -1,0 +1,117 @@
+"""A quantized linear: prepares its input (transform, quantization), then multiplies with packed weights.
+
+On a CUDA device the generated Triton kernels run; on a CPU the reference with the same integer
+arithmetic. The device of the weights alone decides, `execution` says which, and neither stands in for
+the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from qspec.errors import InputError, MachineError
+from qspec.kernels import launch, reference
+from qspec.kernels.generate import library
+from qspec.kernels.launch import PlacedTransform
+from qspec.kernels.packing import PackedLinear
+from qspec.kernels.reference import PreparedInput, ReferenceWeight
+
+Execution = Literal["reference", "triton"]
+
+
+class QuantLinear(nn.Module):
+    """y = T(x) W^T + b with W packed, and T(x) quantized where the scheme says so.
+
+    Buffers codes, scale, zero, bias in the layout of `qspec.kernels.packing`. Linears that read one input
+    prepare it once: `multiply` takes what `prepare` of any of them made, if row kernel and transform are
+    the same.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, packed: PackedLinear, kernel_folder: Path | None = None) -> None:
+        """kernel_folder: the artifact's rendered kernels; None renders them into the user's cache."""
+        super().__init__()
+        self.kernels = packed.kernels
+        self.out_features = packed.out_features
+        self.in_features = packed.in_features
+        self.transform = packed.transform
+        self.kernel_folder = kernel_folder
+        for name in ("codes", "scale", "zero", "bias"):
+            self.register_buffer(name, getattr(packed, name))
+        self._weight: ReferenceWeight | None = None
+        self._placed: PlacedTransform | None = None
+
+    @property
+    def execution(self) -> Execution:
+        """Which path runs where the weights are. Raises MachineError where none does."""
+        kind = self.codes.device.type
+        if kind == "cpu":
+            return "reference"
+        if kind == "cuda":
+            return "triton"
+        raise MachineError(f"quantized linears run on cpu and cuda, not on {kind}")
+
+    def prepare(self, x: Tensor) -> PreparedInput:
+        """x [..., in] -> codes and scales, or transformed floats."""
+        self._check_width(x.shape[-1])
+        if self.execution == "reference":
+            return reference.prepare(self.kernels.row, self.transform, x)
+        if self.transform is not None and self._placed is None:
+            self._placed = PlacedTransform.of(self.transform, self.codes.device)
+        with torch.cuda.device(self.codes.device):
+            return launch.prepare(library(self.kernel_folder), self.kernels.row, self._placed, x)
+
+    def multiply(self, prepared: PreparedInput) -> Tensor:
+        """Y [..., out] in the dtype of the x that was prepared."""
+        self._check_width(prepared.values.shape[-1])
+        if self.execution == "reference":
+            if self._weight is None:
+                self._weight = ReferenceWeight.of(self.packed())
+            return reference.multiply(self._weight, prepared)
+        with torch.cuda.device(self.codes.device):
+            return launch.multiply(library(self.kernel_folder), self.packed(), prepared)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.prepare(x))
+
+    def packed(self) -> PackedLinear:
+        """The value that this module holds, on its present device."""
+        return PackedLinear(
+            self.kernels,
+            self.out_features,
+            self.in_features,
+            self.codes,
+            self.scale,
+            self.zero,
+            self.bias,
+            self.transform,
+        )
+
+    def extra_repr(self) -> str:
+        row = f"{self.kernels.row.name} + " if self.kernels.row else ""
+        return f"in={self.in_features}, out={self.out_features}, {row}{self.kernels.gemm.name}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        """Moves to another device; `.to(dtype)` of a model leaves scales and bias as they are stored."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+        self._weight = None
+        self._placed = None
+        return self
+
+    def _check_width(self, width: int) -> None:
+        if width != self.in_features:
+            raise InputError(f"an input of {width} channels for a linear of {self.in_features}")
