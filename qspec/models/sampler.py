@@ -89,6 +89,8 @@ class SamplerSettings:
         for name in ("temperature", "cfg"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a finite number from 0 on")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"seed is {self.seed}; it must lie in 0..{(1 << 63) - 1}")
 
     @property
     def blocks(self) -> int:
@@ -157,11 +159,12 @@ def generate(
     cfg: float = 0.0,
     remasking: Remasking = "low_confidence",
     seed: int = 0,
+    on_step: Callable[[SampleStep], None] | None = None,
 ) -> Prompt:
     """Continues a prompt, or several in one batch, and returns the new text up to the end-of-text token.
 
     steps None: one token a step. block None: one block of `length`. Errors: UsageError for settings that do
-    not divide, InputError for a prompt that does not fit the model.
+    not divide, InputError for a prompt that is no text or does not fit the model.
     """
     steps = length if steps is None else steps
     block = length if block is None else block
@@ -169,10 +172,18 @@ def generate(
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not prompts:
         return cast(Prompt, [])
-    ids, mask = left_padded([tokenizer(text)["input_ids"] for text in prompts], model.shape.pad_token)
-    rows = sample(model, ids, mask, settings)[:, ids.shape[1] :].tolist()
+    ids, mask = left_padded([_tokens(tokenizer, text) for text in prompts], model.shape.pad_token)
+    rows = sample(model, ids, mask, settings, on_step)[:, ids.shape[1] :].tolist()
     texts = [tokenizer.decode(until(row, model.shape.eos_token), skip_special_tokens=True) for row in rows]
     return texts[0] if isinstance(prompt, str) else texts
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> Sequence[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt is not valid text: {error.reason}", hint="give it in UTF-8") from error
+    return cast(Sequence[int], tokenizer(text)["input_ids"])
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -264,6 +264,8 @@ def test_commits_are_even_with_the_remainder_first(per_block: int, blocks: int, 
         ((8, 8, 8, float("nan")), "temperature is nan", ""),
         ((8, 8, 8, 0.0, "entropy"), "unknown remasking 'entropy'", "low_confidence, random"),
         ((8, 8, 8, 0.0, "random", float("inf")), "cfg is inf", ""),
+        ((8, 8, 8, 0.0, "random", 0.0, -1), "seed is -1; it must lie in 0..9223372036854775807", ""),
+        ((8, 8, 8, 0.0, "random", 0.0, 2**63), "seed is 9223372036854775808", ""),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(values: Sequence[Any], what: str, hint: str) -> None:
@@ -322,6 +324,11 @@ def test_generate_defaults_to_one_block_and_a_token_a_step() -> None:
     for name in ("steps", "block"):
         with pytest.raises(UsageError, match=f"{name} is 0"):
             generate(model, tokenizer, "&'", length=6, **{name: 0})
+
+
+def test_a_prompt_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InputError, match="the prompt is not valid text: surrogates not allowed"):
+        generate(build(), Letters(), "a\udcff", length=4)
 
 
 def test_text_ends_at_the_end_token() -> None:
