@@ -9,9 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from qspec.errors import InputError
+from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
+from qspec.kernels.linear import QuantLinear
+from qspec.kernels.packing import PackedLinear
 from qspec.models.decoder import Decoder, RMSNorm, project
 from qspec.models.family import Role
 from qspec.models.llada import LLADA
+from qspec.numerics import quantize_weight
+from qspec.transforms import InputTransform
 from tests.models.layout import LLADA_8B, TINY, Array, forward, random_weights, shapes
 
 VARIANTS = {
@@ -207,3 +212,31 @@ def test_project_prepares_a_shared_input_once() -> None:
     for output, factor in zip((*outputs[:3], outputs[4]), (2, 20, 200, 2000), strict=True):
         assert torch.equal(output, factor * x)
     assert torch.equal(outputs[3], plain(x))
+
+
+def test_quantized_linears_of_one_input_share_its_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TINY | {"d_model": 128, "mlp_hidden_size": 256, "n_layers": 1}
+    weights = random_weights(config)
+    number, channel, token = NUMBER_FORMATS["int4"], Granularity("channel"), Granularity("token")
+    scheme = Scheme("w4a4", TensorFormat(number, channel), TensorFormat(number, token))
+    orthogonal = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0].half()
+
+    def quantized(sharing: bool) -> Decoder:
+        decoder = build(config, weights, torch.float32)
+        one = InputTransform((orthogonal,))
+        for part in ("attention.q", "attention.k", "attention.v"):
+            transform = one if sharing else InputTransform((orthogonal.clone(),))
+            w = transform.absorb(decoder.blocks[0].part(part).weight)
+            packed = PackedLinear.from_quantized(quantize_weight(w, scheme.weights), None, transform, scheme)
+            decoder.blocks[0].replace(part, QuantLinear(packed).to("cpu"))
+        return decoder
+
+    prepare, prepared = QuantLinear.prepare, []
+    monkeypatch.setattr(QuantLinear, "prepare", lambda self, x: prepared.append(self) or prepare(self, x))
+    ids = torch.from_numpy(some_ids(9))[None]
+    shared = quantized(sharing=True)(ids).logits
+    assert len(prepared) == 1
+    assert torch.equal(shared, quantized(sharing=False)(ids).logits)
+    assert len(prepared) == 4
+    plain = build(config, weights, torch.float32)(ids).logits
+    assert 0.01 < (shared - plain).norm() / plain.norm() < 0.6  # quantized to 4 bits, and not broken

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from qspec.cli import main
+from qspec.models.checkpoint import load_decoder
+from qspec.models.sampler import SamplerSettings, sample, until
+from tests.models.layout import TINY, random_weights, write_checkpoint
+
+LETTERS = ["<pad>", "<eos>", *(chr(code) for code in range(97, 97 + 26)), *"0123456789 +-=.,!?:;"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-block checkpoint whose tokens are letters; token 49 has no text."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    weights = random_weights(TINY, seed=9)
+    weights["model.transformer.ff_out.weight"][[0, 1, *range(len(LETTERS), 50)]] = 0
+    write_checkpoint(path, TINY, weights)
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(LETTERS)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<pad>"
+    ).save_pretrained(path)
+    return path
+
+
+def expected(folder: Path, prompt: str, settings: SamplerSettings) -> str:
+    ids = torch.tensor([[LETTERS.index(c) for c in prompt]])
+    row = sample(load_decoder(folder), ids, None, settings)[0, len(prompt) :].tolist()
+    return "".join(LETTERS[t] for t in until(row, 1))
+
+
+def test_it_prints_the_text_and_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--prompt", "2+2=", "--length", "12", "--steps", "6", "--block", "4", "--device", "cpu"]
+    assert main(["generate", str(folder), *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert out == expected(folder, "2+2=", SamplerSettings(12, 6, 4)) + "\n"
+    assert err == ""
+
+
+def test_every_option_reaches_the_sampler(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--length 12 --steps 6 --block 6 --temperature 0.8 --cfg 1.5 --remasking random --seed 7"
+    assert main(["generate", str(folder), "--prompt", "hello", "--device", "cpu", *options.split()]) == 0
+    settings = SamplerSettings(12, 6, 6, 0.8, "random", 1.5, 7)
+    assert capsys.readouterr().out == expected(folder, "hello", settings) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "what"),
+    [
+        (["--prompt", "a", "--length", "10", "--block", "4"], 2, "length 10 is not a multiple of block 4"),
+        (["--prompt", "a", "--steps", "0"], 2, "steps is 0"),
+        (["--prompt", "a", "--length", "64"], 3, "prompt of 1 and length 64 exceed the model's 64 tokens"),
+        (["--prompt", "a\udcff", "--length", "4"], 3, "the prompt is not valid text"),
+        (["--prompt", "a", "--length", "x"], 2, "invalid int value"),
+        ([], 2, "--prompt"),
+    ],
+)
+def test_bad_options_give_one_message(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, what: str
+) -> None:
+    assert main(["generate", str(folder), "--device", "cpu", *options]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert what in err
+    assert "Traceback" not in err
+
+
+def test_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(tmp_path / "none"), "--prompt", "a", "--device", "cpu"]) == 3
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qspec.cli import generate
+
+    text = "a\x1b[2J\n\tb\u202e\x07é"
+    assert generate._shown(text) == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert generate._shown(text) == "a\\x1b[2J\n\tb\\u202e\\x07é"
