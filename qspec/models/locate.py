@@ -23,8 +23,8 @@ def checkpoint_locate(
     config.json alone. Errors: InputError for a path that is no folder, a text that is neither, and an id that
     the hub does not know; MachineError where a download fails.
     """
-    path = Path(id_or_path).expanduser()
-    if path.is_dir():
+    path = Path(id_or_path)
+    if str(id_or_path) and path.is_dir():
         return path
     if isinstance(id_or_path, Path) or not HUB_ID.fullmatch(id_or_path):
         raise InputError(
@@ -45,7 +45,7 @@ def _cached(id: str, revision: str | None, weights: bool) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = _snapshot(id, revision, local_files_only=True)
+        folder = _snapshot(id, revision, WANTED if weights else ("config.json",), local_files_only=True)
     except LocalEntryNotFoundError:
         return None
     needed = (folder / "config.json", *(weight_files(folder) if weights else ()))
@@ -61,7 +61,7 @@ def _download(id: str, revision: str | None) -> Path:
 
     where = f"{id} at {revision or 'main'}"
     try:
-        return _snapshot(id, revision, local_files_only=False)
+        return _snapshot(id, revision, WANTED, local_files_only=False)
     except GatedRepoError as error:
         hint = "accept its terms on the hub and log in"
         raise InputError(f"{id} is gated on the hub", where=where, hint=hint) from error
@@ -74,10 +74,10 @@ def _download(id: str, revision: str | None) -> Path:
         raise MachineError(what, where=where, hint=hint) from error
 
 
-def _snapshot(id: str, revision: str | None, **options: Any) -> Path:
+def _snapshot(id: str, revision: str | None, files: tuple[str, ...], **options: Any) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(id, revision=revision, allow_patterns=list(WANTED), **options))
+    return Path(snapshot_download(id, revision=revision, allow_patterns=list(files), **options))
 
 
 def _first_line(error: Exception) -> str:
