@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -140,8 +140,13 @@ def quote(text: str, limit: int = 60) -> str:
     return f"`{shown[:limit] + '…' if len(shown) > limit else shown}`"
 
 
-def closest(word: str, names: Iterable[str]) -> str | None:
-    """The name that `word` was probably meant to be: the nearest within a third of its length in single edits."""
+def closest(word: str, names: Collection[str], *, digits: bool = True) -> str | None:
+    """The name that `word` was probably meant to be: the nearest within a third of its length in single edits.
+
+    digits False: where some name differs in its digits only, there is no guess (`int9` is not a misspelt `int8`).
+    """
+    if not digits and any(_without_digits(word) == _without_digits(name) for name in names):
+        return None
     best: tuple[int, str] | None = None
     for name in sorted(names):
         allowed = max(1, (max(len(word), len(name)) + 1) // 3)
@@ -149,6 +154,10 @@ def closest(word: str, names: Iterable[str]) -> str | None:
         if distance <= allowed and distance < len(name) and (best is None or distance < best[0]):
             best = (distance, name)
     return best[1] if best else None
+
+
+def _without_digits(text: str) -> str:
+    return "".join(c for c in text.lower() if not c.isdigit())
 
 
 def _distance(a: str, b: str) -> int:
@@ -171,10 +180,12 @@ def listed(names: Sequence[str], last: str = "or") -> str:
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"
 
 
-# --- rendering ---------------------------------------------------------------------------------------------------
+# --- rendering ---
 
 
-def render_text(diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source], *, color: bool = False) -> str:
+def render_text(
+    diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source], *, color: bool = False
+) -> str:
     """Every diagnostic as rustc shows them, with a blank line between two; no trailing newline."""
     paint = _PAINT if color else _PLAIN
     return "\n\n".join(_render_one(d, sources, paint) for d in diagnostics)
@@ -189,7 +200,12 @@ def summary(diagnostics: Sequence[Diagnostic]) -> str:
 
 
 _PLAIN: Mapping[str, str] = {}
-_PAINT: Mapping[str, str] = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "bold": "\x1b[1m", "blue": "\x1b[1;34m"}
+_PAINT: Mapping[str, str] = {
+    "error": "\x1b[1;31m",
+    "warning": "\x1b[1;33m",
+    "bold": "\x1b[1m",
+    "blue": "\x1b[1;34m",
+}
 
 
 def _painted(text: str, style: str, paint: Mapping[str, str]) -> str:
@@ -222,7 +238,14 @@ def _line_of(span: Span, sources: Mapping[str, Source]) -> int:
 
 
 def _excerpt(
-    span: Span, source: Source, gutter: int, arrow: str, mark: str, label: str, paint: Mapping[str, str], style: str
+    span: Span,
+    source: Source,
+    gutter: int,
+    arrow: str,
+    mark: str,
+    label: str,
+    paint: Mapping[str, str],
+    style: str,
 ) -> list[str]:
     """The place, the source line and the underlined span; a span over several lines is marked to its line's end."""
     at = source.position(span.start)
@@ -262,7 +285,13 @@ def _visible(char: str) -> str:
 def _columns(text: str) -> int:
     """Terminal columns that the text takes: wide characters two, combining ones none."""
     return sum(
-        4 if c == "\t" else 0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        4
+        if c == "\t"
+        else 0
+        if unicodedata.combining(c)
+        else 2
+        if unicodedata.east_asian_width(c) in "WF"
+        else 1
         for c in text
     )
 
@@ -278,7 +307,9 @@ def _fixed_lines(d: Diagnostic, sources: Mapping[str, Source]) -> list[str]:
         if line not in before and line.strip():
             lines.append(_window(line, 0, 0)[0])
     if not lines:  # lines only moved or went away
-        lines = [_window(line, 0, 0)[0] for e in d.edits for line in e.replacement.split("\n") if line.strip()]
+        lines = [
+            _window(line, 0, 0)[0] for e in d.edits for line in e.replacement.split("\n") if line.strip()
+        ]
     return lines
 
 

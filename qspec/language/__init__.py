@@ -76,7 +76,7 @@ def _resolved(
 ) -> LoadedRecipe:
     spec = Resolver(merged, passes, settings, families).spec()
     if spec is not None and spec.family in families:
-        merged.problems += outline_problems(spec, families[spec.family])
+        merged.problems += outline_problems(spec, families[spec.family], merged.sources)
     found = in_order(merged.problems, merged.sources)
     if spec is None or errors(found):
         raise RecipeError(found, merged.sources)

@@ -109,7 +109,7 @@ class Builder:
 
     def argument(self, tree: Tree[Token]) -> s.Argument:
         name, value = tree.children
-        return s.Argument(self._span(tree), self._word(name), self.build(value))  # type: ignore[arg-type]
+        return s.Argument(self._span(tree), self._word(name), self.build(value))
 
     # --- heads and bodies ---
 
@@ -136,7 +136,7 @@ class Builder:
 
     def text(self, tree: Tree[Token]) -> s.TextSetting:
         key, source = tree.children
-        return s.TextSetting(self._span(tree), self._word(key), self.build(source))  # type: ignore[arg-type]
+        return s.TextSetting(self._span(tree), self._word(key), self.build(source))
 
     def text_named(self, tree: Tree[Token]) -> Any:
         return self._value(tree.children[0])
@@ -183,7 +183,7 @@ class Builder:
     def nelbo(self, tree: Tree[Token]) -> s.Nelbo:
         key, source, *rest = tree.children
         samples = self._value(rest[-1]) if rest and rest[-1] is not None else None
-        return s.Nelbo(self._span(tree), self._word(key), self.build(source), samples)  # type: ignore[arg-type]
+        return s.Nelbo(self._span(tree), self._word(key), self.build(source), samples)
 
     def task(self, tree: Tree[Token]) -> s.Block:
         span = self._span(tree)

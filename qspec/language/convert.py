@@ -34,12 +34,12 @@ def hints(cls: type) -> Mapping[str, Any]:
 
 def names(cls: type) -> tuple[str, ...]:
     """The fields that a recipe can set."""
-    return tuple(f.name for f in fields(cls) if f.init)  # type: ignore[arg-type]
+    return tuple(f.name for f in fields(cls) if f.init)
 
 
 def required(cls: type) -> tuple[str, ...]:
     """The fields without a default."""
-    return tuple(f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING)  # type: ignore[arg-type]
+    return tuple(f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING)
 
 
 def convert(cls: type, name: str, value: Plain) -> Any:

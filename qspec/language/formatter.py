@@ -48,7 +48,7 @@ class Line:
 _BLANK = Line(())
 
 
-# --- structure ---------------------------------------------------------------------------------------------------
+# --- structure ---
 
 
 def _top(items: Sequence[s.Item]) -> list[Line]:
@@ -115,7 +115,7 @@ def _short_task(block: s.Block) -> str | None:
     return text if len(text) <= TASK_WIDTH else None
 
 
-# --- one statement -----------------------------------------------------------------------------------------------
+# --- one statement ---
 
 
 def _cells(node: s.Node) -> tuple[str, ...]:
@@ -203,7 +203,7 @@ def _value(node: s.Value) -> str:
     return node.name
 
 
-# --- columns -----------------------------------------------------------------------------------------------------
+# --- columns ---
 
 
 def _joined(lines: Sequence[Line]) -> list[str]:

@@ -102,8 +102,7 @@ def _check_version(merged: Merged, file: s.File, source: Source) -> None:
     number = versions[0].number
     if number.value != VERSION or not isinstance(number.value, int):
         message = f"version {quote(number.text)} of the language is not known"
-        merged.report("QS008", message, number.span, f"write `qspec {VERSION}`, or install a newer qspec",
-                      (Edit(number.span, str(VERSION)),))  # fmt: skip
+        merged.report("QS008", message, number.span, f"write `qspec {VERSION}`, or install a newer qspec")
     if nodes[0] is not versions[0] and not merged.partial:
         merged.report(
             "QS008", "the version is not the first statement", versions[0].span, "move it to the first line"

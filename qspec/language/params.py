@@ -23,6 +23,7 @@ class Params:
         self.declared = merged.params
         self.values: dict[str, Plain] = {name: node.value for name, node in self.declared.items()}
         self.used: set[str] = set()
+        self.bad: set[str] = set()  # reported: what they would cause is not
         for name, text in settings.items():
             self._set(name, text)
         for name, node in self.declared.items():
@@ -33,6 +34,8 @@ class Params:
         if not isinstance(node, s.Reference):
             return node
         self.used.add(node.name)
+        if node.name in self.bad:
+            return None
         value = self.values.get(node.name)
         if value is not None:
             return value
@@ -84,7 +87,7 @@ class Params:
             message = (
                 f"--set {name}: {quote(text)} is not a {kind}, as the param's default {shown(node.value)} is"
             )
-            self.merged.report("QS015", message, node.value.span, f"give a {kind}")
+            self._bad(name, message, node.value.span, f"give a {kind}")
             return
         self.values[name] = value
 
@@ -94,17 +97,17 @@ class Params:
         value, span = self.values[name], node.value.span
         limits = f"{node.low.text}..{node.high.text}"
         if not isinstance(value, s.Number):
-            self.merged.report(
-                "QS015", f"param {quote(name)} has a range but is not a number", span, "remove the range"
-            )
+            self._bad(name, f"param {quote(name)} has a range but is not a number", span, "remove the range")
         elif node.low.value > node.high.value:
-            range_span = node.low.span.cover(node.high.span)
-            self.merged.report(
-                "QS015", f"the range {limits} is empty", range_span, "write the smaller number first"
-            )
+            between = node.low.span.cover(node.high.span)
+            self._bad(name, f"the range {limits} is empty", between, "write the smaller number first")
         elif not node.low.value <= value.value <= node.high.value:
             message = f"param {quote(name)} is {value.text}, outside of its range {limits}"
-            self.merged.report("QS015", message, span, f"give a value in {limits}")
+            self._bad(name, message, span, f"give a value in {limits}")
+
+    def _bad(self, name: str, message: str, span: Span, hint: str) -> None:
+        self.bad.add(name)
+        self.merged.report("QS015", message, span, hint)
 
 
 def _read(text: str, like: Plain) -> Plain | None:

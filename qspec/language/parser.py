@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lark import Token, Tree
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.exceptions import UnexpectedInput
 
 from qspec.diagnostics import Diagnostic, Edit, Source, Span, closest, listed, quote
 from qspec.language import grammar
 from qspec.language.build import Builder
+from qspec.language.mistakes import SETTINGS, describe
 from qspec.language.pieces import BLOCK_KINDS, LINE_KINDS, TOP, Braces, Piece, as_comments, cut
 from qspec.language.syntax import Block, File, Item, Node, SelectorNode
 
@@ -20,15 +21,6 @@ MAX_STATEMENTS = 4096
 MAX_PROBLEMS = 50
 # characters that make a text look unlike what it says: bidirectional controls
 _DECEITFUL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-SETTINGS = {  # block -> its keywords
-    "recipe": ("family", "model"),
-    "calibrate": ("text", "samples", "length", "mask", "seed"),
-    "scheme": ("weights", "activations"),
-    "evaluate": ("nelbo", "task"),
-    "task": ("shots", "length", "steps", "block", "limit"),
-    "emit": ("kernels", "regime"),
-}
 
 
 def decode(data: bytes, path: str) -> tuple[Source, list[Diagnostic]]:
@@ -45,8 +37,10 @@ def decode(data: bytes, path: str) -> tuple[Source, list[Diagnostic]]:
         text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         message = f"the file is not UTF-8 text (byte {error.start})"
-        return nothing, [
-            Diagnostic("QS001", message, Span(0, 0, path), "save it as UTF-8; a recipe is plain text")
+        at = len(data[: error.start].decode("utf-8-sig"))
+        shown = Source(path, data.decode("utf-8-sig", errors="replace"))
+        return shown, [
+            Diagnostic("QS001", message, Span(at, at + 1, path), "save it as UTF-8; a recipe is plain text")
         ]
     for offset, char in enumerate(text):
         if (char < " " and char not in "\n\t") or char == "\x7f" or char in _DECEITFUL:
@@ -75,9 +69,10 @@ def parse_selector(text: str) -> SelectorNode:
     try:
         tree = grammar.parser().parse(text, start="selector")
     except UnexpectedInput as error:
-        raise ValueError(f"{quote(text)} is not a selector: {_describe(error, text)[0]}") from None
-    node = Builder("", 0).selector(tree)
-    return node
+        raise ValueError(
+            f"{quote(text)} is not a selector: {describe(error, text, 'selector').message}"
+        ) from None
+    return Builder("", 0).selector(tree)
 
 
 @lru_cache(maxsize=4096)
@@ -227,7 +222,7 @@ class _Parser:
         try:
             tree = _tree(start, code)
         except UnexpectedInput as error:
-            self._syntax_error(error, piece, block)
+            self._syntax_error(error, start, piece, block)
             return None
         builder = Builder(self.path, piece.start)
         node = builder.build(tree)
@@ -248,76 +243,19 @@ class _Parser:
                 "start it with a word such as `layers`",
             )
             return
+        edits: tuple[Edit, ...] = ()
         guess = closest(word, TOP)
         owner = next((kind for kind, keys in SETTINGS.items() if word in keys), None)
         if guess:
             hint, edits = f"did you mean `{guess}`?", (Edit(span, guess),)
         elif owner:
-            hint, edits = f"`{word}` is a setting: move it into the `{owner}` block", ()
+            hint, edits = f"`{word}` is a setting: move it into the `{owner}` block", edits
         else:
-            hint, edits = f"a statement is one of {listed(sorted(TOP))}", ()
+            hint, edits = f"a statement is one of {listed(sorted(TOP))}", edits
         self._report("QS006", f"there is no statement {quote(word)}", span, hint, edits)
 
-    def _syntax_error(self, error: UnexpectedInput, piece: Piece, block: str | None) -> None:
-        code = self.source.text[piece.start : piece.end]
-        message, hint, (start, end), guess = _describe(error, code, block)
-        code_name = (
-            "QS007" if block and message.startswith("`") and "is not a setting" in message else "QS005"
-        )
-        span = Span(piece.start + start, piece.start + end, self.path)
-        self._report(code_name, message, span, hint, (Edit(span, guess),) if guess else ())
-
-
-_SHOWN = {
-    "NAME": "a name",
-    "NUMBER": "a number",
-    "STRING": "a string in quotes",
-    "REFERENCE": "a `$param`",
-    "SIZE": "a size such as `128x128`",
-    "$END": "the end of the line",
-}
-
-
-def _shown(terminal: str) -> str:
-    """A terminal as a user would write it."""
-    if terminal in _SHOWN:
-        return _SHOWN[terminal]
-    pattern = grammar.parser().get_terminal(terminal).pattern.value
-    return f"`{pattern}`"
-
-
-def _describe(
-    error: UnexpectedInput, code: str, block: str | None = None
-) -> tuple[str, str, tuple[int, int], str | None]:
-    """Message, hint, range in the piece, and the word that was probably meant."""
-    if isinstance(error, UnexpectedToken):
-        found, start = str(error.token), error.token.start_pos or 0
-        expected = set(error.accepts or error.expected)
-        if error.token.type == "$END":
-            found, start = "", max(0, len(code) - 1)
-        end = start + max(1, len(found))
-    else:
-        assert isinstance(error, UnexpectedCharacters)
-        start = error.pos_in_stream
-        found, end, expected = code[start : start + 1], start + 1, set(error.allowed or ())
-    names = sorted(
-        (_shown(t) for t in expected if t not in ("COMMENT", "WHITESPACE")), key=lambda n: (n[0] != "`", n)
-    )
-    words = [n.strip("`") for n in names if n.startswith("`") and n[1].isalpha()]
-    guess = closest(found, words) if found else None
-    keys = SETTINGS.get(block or "", ())
-    if found[:1].isalpha() and keys and set(keys) <= set(words) and (guess is None or guess in keys):
-        hint = f"did you mean `{guess}`?" if guess else _belongs(found, block, keys)
-        return f"{quote(found)} is not a setting of `{block}`", hint, (start, end), guess
-    what = f"found {quote(found)}" if found else "the line ends"
-    wanted = names if len(names) <= 6 else [*names[:6], "…"]
-    choice = wanted[0] if len(wanted) == 1 else f"{', '.join(wanted[:-1])} or {wanted[-1]}"
-    hint = f"did you mean `{guess}`?" if guess else f"write {choice} here"
-    return f"{what} where {choice} was expected", hint, (start, end), guess
-
-
-def _belongs(word: str, block: str | None, keys: tuple[str, ...]) -> str:
-    owner = next((kind for kind, names in SETTINGS.items() if word in names), None)
-    if owner:
-        return f"`{word}` belongs into `{owner}`; `{block}` has {listed(keys, 'and')}"
-    return f"`{block}` has {listed(keys, 'and')}"
+    def _syntax_error(self, error: UnexpectedInput, start: str, piece: Piece, block: str | None) -> None:
+        mistake = describe(error, self.source.text[piece.start : piece.end], start, block)
+        span = Span(piece.start + mistake.start, piece.start + mistake.end, self.path)
+        edits = (Edit(span, mistake.instead),) if mistake.instead is not None else ()
+        self._report(mistake.code, mistake.message, span, mistake.hint, edits)

@@ -67,7 +67,7 @@ class Resolver:
         rules = tuple(r for node in self.merged.layers if (r := self._rule(node)))
         uses = tuple(u for node in self.merged.applies if (u := self._use(node)))
         evaluate, emit = self._evaluation(), self._emit()
-        self._check_used(rules)
+        self._check_used()
         self.params.check_used()
         if errors(self.merged.problems):
             return None
@@ -165,7 +165,7 @@ class Resolver:
     ) -> None:
         """There is no such thing; did you mean another?"""
         name = word.name if isinstance(word, s.Word) else word.value
-        guess = closest(name, known)
+        guess = closest(name, known, digits=kind != "target")
         written = f'"{guess}"' if isinstance(word, s.Text) else guess
         hint = (
             f"did you mean `{guess}`?"
@@ -352,13 +352,15 @@ class Resolver:
                 self.report("QS024", message, node.name.span, f"write {node.name.name}({name} = ...)")
         return values
 
-    def _check_used(self, rules: tuple[Rule, ...]) -> None:
+    def _check_used(self) -> None:
         if self.merged.partial:
             return
         if not self.merged.layers:
             self.report("QS035", "the recipe quantizes nothing: it has no `layers` rule", self._end(),
                         "add a rule such as `layers blocks[*].* use NAME`")  # fmt: skip
         used = {node.scheme.name for node in self.merged.layers if node.scheme}
+        if not self.merged.layers or not used <= set(self.merged.schemes):
+            return  # what is missing there may be what is unused here
         for name, block in self.merged.schemes.items():
             if name not in used and block.name is not None:
                 hint = f"add `layers SELECTOR use {name}`, or remove the scheme"

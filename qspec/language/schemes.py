@@ -63,7 +63,7 @@ class SchemeReader:
             span = _without_key(operands[key])
             self.merged.report(
                 "QS043",
-                f"no kernel runs scheme {quote(scheme.name)}: {missing.what}",
+                f"scheme {quote(scheme.name)} cannot run: {missing.what}",
                 span,
                 missing.hint or "",
             )
@@ -100,7 +100,7 @@ class SchemeReader:
             return self._sized(plain.name, node)
         if plain.name in NUMBER_FORMATS:
             return NUMBER_FORMATS[plain.name]
-        guess = closest(plain.name, NUMBER_FORMATS)
+        guess = closest(plain.name, NUMBER_FORMATS, digits=False)
         hint = f"did you mean `{guess}`?" if guess else f"number formats: {', '.join(NUMBER_FORMATS)}"
         edits = (Edit(node.span, guess),) if guess else ()
         self.merged.report("QS022", f"there is no number format {quote(plain.name)}", node.span, hint, edits,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -19,7 +19,7 @@ from qspec.formats import Scheme
 from qspec.language.selectors import Selector
 
 
-class Fact(str, Enum):
+class Fact(StrEnum):
     """What holds for a module between two passes; a pass requires, establishes and clears facts."""
 
     FLOAT_WEIGHTS = "float_weights"  # the weights are not codes yet

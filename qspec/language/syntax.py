@@ -19,7 +19,7 @@ class Node:
     span: Span = field(compare=False, repr=False)
 
 
-# --- values ------------------------------------------------------------------------------------------------------
+# --- values ---
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ Literal_: TypeAlias = Number | Text | Word
 Value: TypeAlias = Number | Text | Word | Reference
 
 
-# --- selectors ---------------------------------------------------------------------------------------------------
+# --- selectors ---
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class SelectorNode(Node):
         return ", ".join(map(str, self.terms))
 
 
-# --- statements on one line --------------------------------------------------------------------------------------
+# --- statements on one line ---
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Apply(Node):
     selector: SelectorNode
 
 
-# --- settings in blocks ------------------------------------------------------------------------------------------
+# --- settings in blocks ---
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class Names(Node):
     names: tuple[Word, ...]
 
 
-# --- the file ----------------------------------------------------------------------------------------------------
+# --- the file ---
 
 
 @dataclass(frozen=True)

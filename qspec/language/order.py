@@ -1,0 +1,147 @@
+"""The order of the passes, checked by the facts that each requires, establishes and clears, module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from qspec.catalog import NoKernel, kernels_for
+from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span
+from qspec.formats import Scheme
+from qspec.language.layout import Layout
+from qspec.language.spec import INITIAL_FACTS, Fact, PassUse, Rule, Spec
+
+_WHY = {
+    Fact.FLOAT_WEIGHTS: "weights that are not quantized yet",
+    Fact.PLAIN_INPUT: "an input that no transform has changed",
+    Fact.CODES: "quantized weights",
+}
+
+
+class PassCheck:
+    """Follows the facts of every module through the passes."""
+
+    def __init__(self, spec: Spec, layout: Layout, layers: int, sources: Mapping[str, Source]) -> None:
+        self.sources = sources
+        self.spec = spec
+        self.layout = layout
+        self.layers = layers
+        self.schemes = [rule.scheme if rule else None for rule in layout.decided]
+        self.touched = [
+            [use.selector.matches(entry, layers) for use in spec.passes] for entry in layout.modules
+        ]
+
+    def run(self) -> list[Diagnostic]:
+        order = self._order(range(len(self.spec.passes)))
+        found = [self._out_of_order(*clash) for clash in order.values()]
+        if not found:
+            found += self._unquantized()
+        return found + self._idle() + self._kernels()
+
+    def _order(self, sequence: Sequence[int]) -> dict[int, tuple[int, Fact, int | None]]:
+        """The first clash of each pass: (pass, missing fact, the pass that cleared it)."""
+        clashes: dict[int, tuple[int, Fact, int | None]] = {}
+        for m, scheme in enumerate(self.schemes):
+            facts, cleared = set(INITIAL_FACTS), dict[Fact, int]()
+            for i in sequence:
+                cls = self.spec.passes[i].params
+                if not self.touched[m][i] or (cls.quantizes and scheme is None):
+                    continue
+                missing = sorted(cls.requires - facts)
+                if missing:
+                    clashes.setdefault(i, (i, missing[0], cleared.get(missing[0])))
+                for fact in cls.clears:
+                    cleared[fact] = i
+                facts = (facts - cls.clears) | cls.establishes
+        return clashes
+
+    def _out_of_order(self, index: int, fact: Fact, culprit: int | None) -> Diagnostic:
+        use = self.spec.passes[index]
+        message = f"`{use.name}` needs {_WHY[fact]}"
+        if culprit is None:
+            makers = [i for i, u in enumerate(self.spec.passes) if fact in u.params.establishes and i > index]
+            hint = (
+                f"move this line below `{self.spec.passes[makers[0]].name}`" if makers else "remove this line"
+            )
+            return Diagnostic(
+                "QS050", message, use.span, hint, edits=self._move(makers[0], index) if makers else ()
+            )
+        before = self.spec.passes[culprit]
+        note = (Note(before.span, f"`{before.name}` comes first and ends that"),)
+        sequence = [i for i in range(len(self.spec.passes)) if i != index]
+        sequence.insert(sequence.index(culprit), index)
+        if (
+            before.name == use.name
+            or index in self._order(sequence)
+            or len(self._order(sequence)) >= len(self._order(range(len(self.spec.passes))))
+        ):
+            hint = f"remove one of the two, or let them work on different layers: after `{before.name}` this cannot run"
+            return Diagnostic("QS050", message, use.span, hint, notes=note)
+        hint = f"move this line above `{before.name}`"
+        return Diagnostic("QS050", message, use.span, hint, edits=self._move(index, culprit), notes=note)
+
+    def _move(self, index: int, before: int) -> tuple[Edit, ...]:
+        """Pass `index` on the line of pass `before`, and those between each a line further down; in one file only."""
+        first, last = sorted((index, before))
+        uses = self.spec.passes[first : last + 1]
+        texts = [self._written(use) for use in uses]
+        if len({use.span.path for use in uses}) > 1 or None in texts:
+            return ()
+        turned = [texts[-1], *texts[:-1]] if index > before else [*texts[1:], texts[0]]
+        return tuple(Edit(use.span, text or "") for use, text in zip(uses, turned, strict=True))
+
+    def _written(self, use: PassUse) -> str | None:
+        source = self.sources.get(use.span.path)
+        return source.text[use.span.start : use.span.end] if source else None
+
+    def _unquantized(self) -> list[Diagnostic]:
+        """Rules whose modules have a scheme that no pass carries out."""
+        lost: dict[Rule, list[str]] = {}
+        for m, rule in enumerate(self.layout.decided):
+            quantized = any(
+                hit and use.params.quantizes
+                for hit, use in zip(self.touched[m], self.spec.passes, strict=True)
+            )
+            if rule is not None and rule.scheme is not None and not quantized:
+                lost.setdefault(rule, []).append(str(self.layout.modules[m].role))
+        return [self._add_quantizer(rule, roles) for rule, roles in lost.items()]
+
+    def _add_quantizer(self, rule: Rule, roles: list[str]) -> Diagnostic:
+        assert rule.scheme is not None
+        line = f"apply rtn() on {rule.selector.text}"
+        message = f"no pass quantizes `{roles[0]}`, which has scheme `{rule.scheme.name}`"
+        after = self.spec.passes[-1].span if self.spec.passes else self.spec.rules[-1].span
+        edits: tuple[Edit, ...] = ()
+        if after.path == rule.span.path:
+            gap = "\n" if self.spec.passes else "\n\n"
+            edits = (Edit(Span(after.end, after.end, after.path), gap + line),)
+        return Diagnostic("QS051", message, rule.span, f"add `{line}` after the other passes", edits=edits)
+
+    def _idle(self) -> list[Diagnostic]:
+        """Passes of which every module is kept."""
+        found = []
+        for i, use in enumerate(self.spec.passes):
+            if not any(row[i] and self.schemes[m] is not None for m, row in enumerate(self.touched)):
+                message = f"`{use.name}` has nothing to do: every layer that it selects is kept"
+                hint = "remove it, or give those layers a scheme with a `layers` rule"
+                found.append(Diagnostic("QS052", message, use.span, hint, "warning"))
+        return found
+
+    def _kernels(self) -> list[Diagnostic]:
+        """Transforms for which a scheme has no kernel."""
+        found: dict[str, Diagnostic] = {}
+        for m, scheme in enumerate(self.schemes):
+            for i, use in enumerate(self.spec.passes):
+                if scheme is not None and self.touched[m][i] and use.params.transform != "none":
+                    problem = _transform_problem(use, scheme)
+                    if problem:
+                        found.setdefault(f"{i} {problem.message}", problem)
+        return list(found.values())
+
+
+def _transform_problem(use: PassUse, scheme: Scheme) -> Diagnostic | None:
+    try:
+        kernels_for(scheme, use.params.transform, getattr(use.params, "block", 0))
+    except NoKernel as missing:
+        message = f"`{use.name}` cannot run with scheme `{scheme.name}`: {missing.what}"
+        return Diagnostic("QS043", message, use.span, "change the parameters of the pass, or the scheme")
+    return None

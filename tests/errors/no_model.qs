@@ -1,0 +1,14 @@
+qspec 1
+
+recipe r {
+  family llada
+}
+
+scheme w8a8 {
+  weights     int8 per channel symmetric
+  activations int8 per token   symmetric
+}
+
+layers blocks[*].* use w8a8
+
+apply rtn() on blocks[*].*

@@ -1,0 +1,2 @@
+qspec 1
+# café
