@@ -24,6 +24,7 @@ from qspec.language import load_recipe
 from qspec.language.spec import Spec
 from qspec.lock import TOKENIZER_FILES, Lock, checkpoint_hashes, lock_path
 from qspec.models.checkpoint import Checkpoint
+from qspec.models.registry import FAMILIES
 from qspec.origin import Origin, find_checkpoint
 from qspec.plan import Plan, make_plan
 from qspec.progress import Progress, Quiet
@@ -62,32 +63,67 @@ def compile(  # the public name: qspec.compile
     recipe's parameters. Raises RecipeError for a recipe with errors; InputError, MachineError or NumericsError where
     an input or the machine failed. Killed or failed, the same call goes on after the last finished block.
     """
-    recipe, progress = Path(recipe), progress or Quiet()
-    spec = load_recipe(recipe, passes.available(), settings or {}).spec
+    progress = progress or Quiet()
+    inputs = gather(
+        recipe, model, device, settings=settings, download=download, standin=standin and not locked, progress=progress
+    )
+    if locked:
+        Lock.read(lock_path(inputs.recipe)).require(inputs.lock, lock_path(inputs.recipe))
+    workspace = Workspace(Path(out) if out else Path("build") / inputs.spec.name, inputs.lock.digest)
+    try:
+        with progress.phase("quantize"):
+            records = quantize_blocks(
+                inputs.plan, inputs.checkpoint, inputs.tokens.ids, workspace, inputs.device, progress
+            )
+        _write_beside(workspace, inputs)
+        manifest = _write_manifest(workspace, inputs, records)
+        report = None
+        if evaluate:
+            report = _evaluate(workspace.folder, inputs, progress)
+            seal_report(workspace.folder)
+        return Artifact(workspace.publish(), manifest, inputs.plan, report)
+    finally:
+        workspace.close()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a compile depends on, found and checked before any long work."""
+
+    recipe: Path
+    spec: Spec
+    device: torch.device
+    origin: Origin
+    checkpoint: Checkpoint
+    plan: Plan
+    sources: DataSources
+    tokens: CalibrationTokens
+    lock: Lock
+
+
+def gather(
+    recipe: str | Path,
+    model: str | None = None,
+    device: str = "auto",
+    *,
+    settings: Mapping[str, str] | None = None,
+    download: bool = False,
+    standin: bool = True,
+    progress: Progress | None = None,
+) -> Inputs:
+    """The recipe's meaning, the checkpoint, the plan and the calibration tokens; errors as `compile`."""
+    recipe = Path(recipe)
+    spec = load_recipe(recipe, passes.available(), settings or {}, FAMILIES).spec
     target = find_device(device)
-    origin = find_checkpoint(spec, model, download=download, standin=standin and not locked)
+    origin = find_checkpoint(spec, model, download=download, standin=standin)
     if origin.notice:
-        progress.note(origin.notice)
+        (progress or Quiet()).note(origin.notice)
     checkpoint = Checkpoint.open(origin.folder)
     plan = make_plan(spec, checkpoint.family, checkpoint.shape)
     sources = DataSources(origin.folder, recipe.parent)
     tokens = _tokens(spec, plan, origin, sources)
     lock = _lock(spec, origin, tokens, target)
-    if locked:
-        Lock.read(lock_path(recipe)).require(lock, lock_path(recipe))
-    workspace = Workspace(Path(out) if out else Path("build") / spec.name, _key(lock))
-    try:
-        with progress.phase("quantize"):
-            records = quantize_blocks(plan, checkpoint, tokens.ids, workspace, target, progress)
-        _write_beside(workspace, spec, recipe, checkpoint, lock)
-        manifest = _write_manifest(workspace, plan, origin, sources, tokens, lock, records)
-        report = None
-        if evaluate:
-            report = _evaluate(workspace.folder, origin, spec, sources, target, progress)
-            seal_report(workspace.folder)
-        return Artifact(workspace.publish(), manifest, plan, report)
-    finally:
-        workspace.close()
+    return Inputs(recipe, spec, target, origin, checkpoint, plan, sources, tokens, lock)
 
 
 def _tokens(spec: Spec, plan: Plan, origin: Origin, sources: DataSources) -> CalibrationTokens:
@@ -120,52 +156,41 @@ def _lock(spec: Spec, origin: Origin, tokens: CalibrationTokens, device: torch.d
     )
 
 
-def _key(lock: Lock) -> str:
-    """What the shards of an interrupted run must agree in to be used again: everything that the lock holds."""
-    return hashlib.sha256(lock.text().encode()).hexdigest()
-
-
-def _write_beside(workspace: Workspace, spec: Spec, recipe: Path, checkpoint: Checkpoint, lock: Lock) -> None:
+def _write_beside(workspace: Workspace, inputs: Inputs) -> None:
     """Config, tokenizer, recipe and lock."""
+    checkpoint = inputs.checkpoint
     config = {**checkpoint.config, "quantization_config": {"quant_method": "qspec", "manifest": "qspec.json"}}
     workspace.write("config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     for name in COPIED:
         if (checkpoint.folder / name).is_file():
             workspace.write(name, (checkpoint.folder / name).read_bytes())
-    workspace.write("recipe.qs", spec.text)
-    workspace.write("recipe.lock", lock.text())
+    workspace.write("recipe.qs", inputs.spec.text)
+    workspace.write("recipe.lock", inputs.lock.text())
 
 
-def _write_manifest(
-    workspace: Workspace,
-    plan: Plan,
-    origin: Origin,
-    sources: DataSources,
-    tokens: CalibrationTokens,
-    lock: Lock,
-    records: tuple[ModuleRecord, ...],
-) -> Manifest:
+def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleRecord, ...]) -> Manifest:
     """Generates the kernels and seals everything that is there."""
+    spec, plan, origin, ids = inputs.spec, inputs.plan, inputs.origin, inputs.tokens.ids
     table = generate.write(workspace.folder / "kernels", plan.kernels())
     hashes = workspace.hashes()
     manifest = Manifest(
         format=1,
         qspec=__version__,
-        name=plan.spec.name,
-        recipe=plan.spec.text,
+        name=spec.name,
+        recipe=spec.text,
         model=ModelRecord(
             id=origin.id,
             revision=origin.revision,
             family=plan.family,
             standin=origin.standin,
-            replacements=tuple(sources.replacements),
-            files=lock.content["model"]["files"],
+            replacements=tuple(inputs.sources.replacements),
+            files=inputs.lock.content["model"]["files"],
         ),
         calibration=CalibrationRecord(
-            tokens_sha256=tokens.sha256,
-            samples=tokens.ids.shape[0],
-            length=tokens.ids.shape[1],
-            seed=plan.spec.calibrate.seed,
+            tokens_sha256=inputs.tokens.sha256,
+            samples=ids.shape[0],
+            length=ids.shape[1],
+            seed=spec.calibrate.seed,
         ),
         modules=records,
         kernels=tuple(
@@ -181,7 +206,5 @@ def _write_manifest(
     return manifest
 
 
-def _evaluate(
-    folder: Path, origin: Origin, spec: Spec, sources: DataSources, device: torch.device, progress: Progress
-) -> Mapping[str, Any]:
+def _evaluate(folder: Path, inputs: Inputs, progress: Progress) -> Mapping[str, Any]:
     raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Lock:
                 "machine": machine_kind(device),
             }
         )
+
+    @property
+    def digest(self) -> str:
+        """What an interrupted run and the next must agree in."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
 
     def text(self) -> str:
         return json.dumps(self.content, indent=2, sort_keys=True) + "\n"

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from qspec.catalog import GemmKernel, LayerKernels, RowKernel, kernels_for
+from qspec.diagnostics import Diagnostic
 from qspec.errors import InputError
 from qspec.formats import Scheme
-from qspec.language.decide import decide
-from qspec.language.spec import INITIAL_FACTS, REGIMES, Fact, PassUse, Rule, Spec
+from qspec.language.layers import verify
+from qspec.language.layout import RuleCount
+from qspec.language.spec import REGIMES, PassUse, Rule, Spec
 from qspec.models.family import DecoderShape, Family, ModuleEntry
 
 FLOAT_BITS = 16  # a module that is kept; and every module before compilation
@@ -48,15 +50,6 @@ class ModulePlan:
 
 
 @dataclass(frozen=True)
-class RuleUse:
-    """How many modules a rule matches, and how many it decides (later rules win)."""
-
-    rule: Rule
-    matched: int
-    decides: int
-
-
-@dataclass(frozen=True)
 class Plan:
     """Frozen decisions for every module of a model of this shape."""
 
@@ -64,7 +57,8 @@ class Plan:
     family: str
     shape: DecoderShape
     modules: tuple[ModulePlan, ...]
-    rules: tuple[RuleUse, ...]
+    rules: tuple[RuleCount, ...]
+    warnings: tuple[Diagnostic, ...]
 
     def block(self, index: int) -> tuple[ModulePlan, ...]:
         """The linears of one block in forward order."""
@@ -214,54 +208,27 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
             where=spec.source,
             hint=f"change `family` in the recipe, or give a {spec.family} checkpoint",
         )
-    entries = family.modules(shape)
-    decided = decide(spec, entries, shape.layers)
-    modules = tuple(_module_plan(spec, entry, decided.rule(entry), shape.layers) for entry in entries)
-    uses = tuple(RuleUse(rule, decided.matched(rule), decided.decides(rule)) for rule in spec.rules)
-    plan = Plan(spec, family.name, shape, modules, uses)
-    verify(plan)
-    return plan
+    layout = verify(spec, family.modules(shape), shape.layers)
+    modules = tuple(
+        _module_plan(spec, entry, rule, shape.layers)
+        for entry, rule in zip(layout.modules, layout.decided, strict=True)
+    )
+    return Plan(spec, family.name, shape, modules, layout.counts, layout.warnings)
 
 
 def _module_plan(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
     scheme = rule.scheme if rule else None
     if scheme is None:
         return ModulePlan(entry, rule, None, (), None)
+    if entry.role.block is None:
+        raise InputError(
+            f"{entry.role} can only be kept: no kernel computes it in {scheme.label}",
+            where=rule.text if rule else spec.source,
+            hint=f"add `layers {entry.role} keep`",
+        )
     uses = tuple(use for use in spec.passes if use.selector.matches(entry, layers))
     rotating = [use.params for use in uses if use.params.transform != "none"]
     transform = rotating[-1].transform if rotating else "none"
     kernels = kernels_for(scheme, transform, getattr(rotating[-1], "block", 0) if rotating else 0)
     kernels.check(entry.in_features, str(entry.role))
     return ModulePlan(entry, rule, scheme, uses, kernels)
-
-
-def verify(plan: Plan) -> None:
-    """Walks every module through its passes by their facts: what each requires must hold when its turn comes.
-
-    The recipe's own order was checked when it was read; this is the compiler's check of its plan, for every module of
-    the real model. Raises InputError naming the module and the statement.
-    """
-    for module in plan.modules:
-        if module.scheme is None:
-            continue
-        facts = INITIAL_FACTS
-        for use in module.passes:
-            if missing := use.params.requires - facts:
-                raise InputError(
-                    f"{use.name} needs {', '.join(sorted(missing))} on {module.entry.role}, which no longer holds",
-                    where=use.text,
-                    hint="move it before the pass that took that away",
-                )
-            facts = (facts - use.params.clears) | use.params.establishes
-        if Fact.CODES not in facts:
-            raise InputError(
-                f"no pass quantizes {module.entry.role}, which the recipe gives the scheme {module.scheme.name}",
-                where=plan.spec.source,
-                hint="add `apply rtn() on` it, or gptq",
-            )
-        if module.entry.role.block is None:
-            raise InputError(
-                f"{module.entry.role} can only be kept: no kernel computes it in {module.scheme.label}",
-                where=module.rule.text if module.rule else plan.spec.source,
-                hint=f"write `layers {module.entry.role} keep`",
-            )

@@ -39,11 +39,12 @@ def render(plan: Plan, notice: str | None) -> str:
         f"  compile needs    about {_size(plan.compile_memory())} of memory, "
         f"{plan.compile_operations() / 1e12:.1f} TFLOP",
         "",
-        "rules, later ones win              matched  decides",
     ]
-    lines += [f"  {r.rule.text:<50} {r.matched:>6} {r.decides:>8}" for r in plan.rules]
-    lines += ["", "passes, in order                                    modules"]
-    lines += [f"  {u.text:<50} {sum(u in m.passes for m in plan.modules):>6}" for u in plan.spec.passes]
+    width = max(len(s.text) for s in (*plan.spec.passes, *(r.rule for r in plan.rules))) + 2
+    lines.append(f"{'rules, later ones win':<{width}}  matched  decides")
+    lines += [f"  {r.rule.text:<{width}}{r.matched:>7}{r.decides:>9}" for r in plan.rules]
+    lines += ["", f"{'passes, in order':<{width}}  modules"]
+    lines += [f"  {u.text:<{width}}{sum(u in m.passes for m in plan.modules):>7}" for u in plan.spec.passes]
     lines += ["", "layers"]
     lines += _layers(plan)
     if plan.notes():

@@ -9,6 +9,7 @@ from qspec.errors import InputError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
 from qspec.models.locate import checkpoint_locate
+from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
 
 
@@ -17,7 +18,7 @@ def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> tuple[
 
     The config comes from `model`, else from the recipe's model in the local cache, else from the bundled stand-in.
     """
-    spec = load_recipe(recipe, passes.available(), settings).spec
+    spec = load_recipe(recipe, passes.available(), settings, FAMILIES).spec
     folder = checkpoint_locate(model or spec.model.id, None if model else spec.model.revision, weights=False)
     notice = None
     if folder is None:

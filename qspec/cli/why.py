@@ -7,7 +7,9 @@ from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.planned import planned
+from qspec.diagnostics import Span
 from qspec.errors import InputError
+from qspec.language.parser import read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +38,20 @@ def run(args: argparse.Namespace) -> int:
     matching = [rule for rule in plan.rules_for(module)]
     for rule in matching:
         decided = "decides" if rule is module.rule else "overruled"
-        print(f"  {decided:<10} {plan.spec.locate(rule.span)}  {rule.text}")
+        print(f"  {decided:<10} {_place(rule.span)}  {rule.text}")
     if not matching:
         print("  no rule matches it: it is kept in 16 bits")
     for use in module.passes:
-        print(f"  {'pass':<10} {plan.spec.locate(use.span)}  {use.text}")
+        print(f"  {'pass':<10} {_place(use.span)}  {use.text}")
     scheme = module.scheme
     if scheme:
         print(f"  weights     {scheme.weights}")
         print(f"  activations {scheme.activations or '16 bits'}")
     print(f"  {module.bits:.3f} bits per weight, runs {module.kernel}")
     return 0
+
+
+def _place(span: Span) -> str:
+    """file:line of a statement."""
+    source, _ = read(span.path)
+    return f"{span.path}:{source.position(span.start).line}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -118,6 +119,7 @@ class Block:
             self.linears[part] = Linear(entry, scheme, old.weight.detach(), bias)
             module.replace(part, self.linears[part])
         self._peaks: dict[str, Tensor] = {}
+        self._samples: dict[str, Tensor] = {}
 
     def generator(self, name: str) -> torch.Generator:
         """Random numbers that depend on the recipe's seed, the block and `name` alone: resuming changes nothing."""
@@ -135,13 +137,25 @@ class Block:
         return [site for site in sites if wanted.intersection(site.linears)]
 
     def visit_inputs(self, observers: dict[str, Callable[[Tensor], None]]) -> None:
-        """Runs the calibration data through the block once; each site's observer gets its inputs [tokens, in]."""
+        """Runs the calibration data through the block once; each site's observer gets its inputs [tokens, in].
+
+        A batch goes no further than the last site that is watched.
+        """
         watched = [(site.linears[0], observers[site.name]) for site in self.sites() if site.name in observers]
         for linear, observer in watched:
             linear.observe = observer
+        last, final = watched[-1]
+
+        def observe_and_stop(x: Tensor) -> None:
+            final(x)
+            raise _Reached
+
+        last.observe = observe_and_stop
         try:
-            for _ in self.stream.outputs(self.module):
-                pass
+            with torch.no_grad():
+                for x, context in zip(self.stream.batches, self.stream.contexts, strict=True):
+                    with suppress(_Reached):
+                        self.module(x, context)
         finally:
             for linear, _ in watched:
                 linear.observe = None
@@ -167,21 +181,11 @@ class Block:
 
     def sample_inputs(self, site: str, rows: int) -> Tensor:
         """float32 [rows, in]: inputs at random tokens, and those of the tokens with the largest peaks."""
-        generator = self.generator(f"sample/{site}")
-        top = rows // TOP_ROWS_SHARE
-        drawn_each = -(-(rows - top) // len(self.stream))
-        drawn: list[Tensor] = []
-        largest: list[Tensor] = []
-
-        def observe(x: Tensor) -> None:
-            x = x.float()
-            drawn.append(x[torch.randperm(x.shape[0], generator=generator)[:drawn_each].to(x.device)])
-            pool = torch.cat([*largest, x])
-            best = pool.abs().amax(1).topk(min(top, pool.shape[0])).indices
-            largest[:] = [pool[best]]
-
-        self.visit_inputs({site: observe})
-        return torch.cat([*drawn, *largest])[-rows:]
+        if site not in self._samples:
+            samplers = {s.name: _Sampler(rows, len(self.stream), self.generator(f"sample/{s.name}")) for s in self.sites()}
+            self.visit_inputs({name: sampler.observe for name, sampler in samplers.items()})
+            self._samples = {name: sampler.sample() for name, sampler in samplers.items()}
+        return self._samples[site]
 
     def hessian(self, site: str, transform: InputTransform | None) -> Tensor:
         """H = 2 X^T X / n of the site's inputs after the transform, float32 [in, in]."""
@@ -229,9 +233,39 @@ class Block:
         else:
             norm = self.module.part(producer)
             norm.weight = nn.Parameter(norm.weight.detach().float() / rows, requires_grad=False)
-        if site in self._peaks:
-            self._peaks[site] = self._peaks[site] / scale
+        for statistics in (self._peaks, self._samples):
+            if site in statistics:
+                statistics[site] = statistics[site] / scale
 
     def forget_statistics(self) -> None:
         """To be called once weights were rounded: inputs further on have changed."""
         self._peaks.clear()
+        self._samples.clear()
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: the last watched site was seen
+    """Ends a forward pass that has shown everything that is watched."""
+
+
+class _Sampler:
+    """Draws `rows` of the inputs that it observes over `batches` batches."""
+
+    def __init__(self, rows: int, batches: int, generator: torch.Generator) -> None:
+        self.top = rows // TOP_ROWS_SHARE
+        self.rows = rows
+        self.each = -(-(rows - self.top) // batches)
+        self.generator = generator
+        self.drawn: list[Tensor] = []
+        self.largest: Tensor | None = None
+
+    def observe(self, x: Tensor) -> None:
+        x = x.float()
+        chosen = torch.randperm(x.shape[0], generator=self.generator)[: self.each]
+        self.drawn.append(x[chosen.to(x.device)])
+        pool = x if self.largest is None else torch.cat([self.largest, x])
+        self.largest = pool[pool.abs().amax(1).topk(min(self.top, pool.shape[0])).indices]
+
+    def sample(self) -> Tensor:
+        """float32 [rows, in]."""
+        assert self.largest is not None
+        return torch.cat([*self.drawn, self.largest])[-self.rows :]

@@ -58,42 +58,42 @@ class RotateDuquant(Pass):
 
     def fit(self, x: Tensor, generator: Generator) -> transforms.InputTransform:
         """The transform for a sample x [rows, in] of an input."""
-        first = self._greedy_rotation(x, generator)
+        spread = spreading_rotation(self.block, generator).to(x)
+        first = self._greedy_rotation(x, spread)
         x = transforms.block_rotate(x, first.float())
         order = zigzag(x.abs().amax(0), self.block)
-        second = self._greedy_rotation(x[:, order], generator)
+        second = self._greedy_rotation(x[:, order], spread)
         return transforms.InputTransform((first, second), order.to(torch.int32))
 
-    def _greedy_rotation(self, x: Tensor, generator: Generator) -> Tensor:
+    def _greedy_rotation(self, x: Tensor, spread: Tensor) -> Tensor:
         """float16 [block, block], the best prefix product of the greedy steps."""
-        rows = x.shape[0]
+        tokens = x.shape[0]
         x = x.reshape(-1, self.block)
         product = best = torch.eye(self.block, device=x.device)
-        lowest = _noise(x, rows)
+        lowest = _noise(x, tokens)
         for _ in range(self.steps):
-            step = spreading_rotation(self.block, int(x.abs().amax(0).argmax()), generator).to(x)
+            rows = torch.arange(self.block, device=x.device)
+            outlier = int(x.abs().amax(0).argmax())
+            rows[0], rows[outlier] = outlier, 0
+            step = spread[rows]
             x, product = x @ step, product @ step
-            noise = _noise(x, rows)
+            noise = _noise(x, tokens)
             if noise < lowest:
                 lowest, best = noise, product
         return best.half()
 
 
-def spreading_rotation(size: int, channel: int, generator: Generator) -> Tensor:
-    """Orthogonal float32 [size, size] whose row `channel` is uniform, +-1/sqrt(size), and whose rest is random.
+def spreading_rotation(size: int, generator: Generator) -> Tensor:
+    """Orthogonal float32 [size, size] whose first row is uniform, 1/sqrt(size), and whose rest is random.
 
     A random orthogonal matrix that leaves e_0 alone, times the Householder reflection that takes e_0 to the uniform
-    vector, with rows 0 and `channel` swapped.
+    vector.
     """
-    random = torch.randn(size - 1, size - 1, generator=generator)
     inner = torch.eye(size)
-    inner[1:, 1:] = torch.linalg.qr(random).Q
+    inner[1:, 1:] = torch.linalg.qr(torch.randn(size - 1, size - 1, generator=generator)).Q
     uniform = torch.full((size,), size**-0.5)
     normal = uniform - torch.eye(size)[0]
-    reflect = torch.eye(size) - 2 * torch.outer(normal, normal) / normal.dot(normal)
-    swap = torch.arange(size)
-    swap[0], swap[channel] = channel, 0
-    return (inner @ reflect)[swap]
+    return inner @ (torch.eye(size) - 2 * torch.outer(normal, normal) / normal.dot(normal))
 
 
 def zigzag(peaks: Tensor, block: int) -> Tensor:
@@ -104,5 +104,5 @@ def zigzag(peaks: Tensor, block: int) -> Tensor:
     return ranked.T.reshape(-1)
 
 
-def _noise(x: Tensor, rows: int) -> float:
-    return float(x.reshape(rows, -1).abs().amax(1).square().mean())
+def _noise(x: Tensor, tokens: int) -> float:
+    return float(x.reshape(tokens, -1).abs().amax(1).square().mean())

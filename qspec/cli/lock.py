@@ -1,0 +1,30 @@
+"""`qspec lock RECIPE`: writes NAME.lock beside NAME.qs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from qspec.cli.options import add_settings, settings_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="checkpoint folder or hub id, instead of the recipe's")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--download", action="store_true", help="fetch a missing checkpoint from the hub")
+    add_settings(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from qspec.compiler import gather
+    from qspec.files import write_whole
+    from qspec.lock import lock_path
+
+    inputs = gather(
+        args.recipe, args.model, args.device, settings=settings_of(args), download=args.download, standin=False
+    )
+    path = lock_path(inputs.recipe)
+    write_whole(path, inputs.lock.text())
+    print(path, file=sys.stdout)
+    return 0
