@@ -13,7 +13,7 @@ from qspec.diagnostics import Diagnostic, Note, RecipeError, Source, Span, error
 from qspec.language.layout import Layout, lay_out
 from qspec.language.order import PassCheck
 from qspec.language.parser import read
-from qspec.language.selectors import Selector, path_matches, role_path
+from qspec.language.selectors import Selector, term_matches
 from qspec.language.spec import Rule, Spec
 from qspec.language.syntax import ModuleTerm, RoleTerm
 from qspec.language.unmatched import selector_problems
@@ -118,22 +118,17 @@ def _rule_problems(layout: Layout) -> list[Diagnostic]:
             hint = "remove this rule, or move it below the others"
             found.append(Diagnostic("QS034", message, count.rule.span, hint, "warning", notes=notes))
     for entry, rule in zip(layout.modules, layout.decided, strict=True):
-        if rule is not None and rule.scheme is not None and not entry.site:
-            term = _term_for(rule.selector, entry)
-            message = f"`{entry.role}` is a lookup table: no kernel multiplies with it"
-            found.append(
-                Diagnostic(
-                    "QS036", message, term or rule.span, f"write `layers {entry.role} keep` after this rule"
-                )
-            )
+        if rule is not None and rule.scheme is not None and entry.role.block is None:
+            message = f"`{entry.role}` can only be kept: no kernel computes it quantized"
+            hint = f"write `layers {entry.role} keep` after this rule"
+            found.append(Diagnostic("QS036", message, _term_span(rule, entry), hint))
     return found
 
 
-def _term_for(selector: Selector, entry: ModuleEntry) -> Span | None:
-    for term in selector.terms:
-        if isinstance(term, RoleTerm) and path_matches(term, role_path(entry.role), 1):
-            return term.span
-    return None
+def _term_span(rule: Rule, entry: ModuleEntry) -> Span:
+    """The term of the rule that selects a module outside of the blocks."""
+    spans = [term.span for term in rule.selector.terms if term_matches(term, entry, 1)]
+    return spans[0] if spans else rule.span
 
 
 def _shadowing(rule: Rule, layout: Layout) -> list[Rule]:
