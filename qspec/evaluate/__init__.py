@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 from qspec.evaluate.artifact import Evaluated, evaluate_artifact
-from qspec.evaluate.errors import sqnr_db
 from qspec.evaluate.measure import measure, measure_outliers
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Measurements, Metric
@@ -22,7 +21,6 @@ __all__ = [
     "evaluate_artifact",
     "measure",
     "measure_outliers",
-    "sqnr_db",
 ]
 
 

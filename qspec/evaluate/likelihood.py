@@ -3,9 +3,9 @@
     log p(y | context)  ~  mean over draws of  L'/l * sum of log p(y_i | rest) over the l masked of L' targets
 
 Within a group of B = 8 draws l is stratified, l_b = ((round(k + b L'/B) - 1) mod L') + 1
-with one k ~ U{1..L'}. Halves round up: the original code rounds them to even, which prefers even l and biases the mean.
-The draws are fixed in advance by the seed, the same for every model. The choice with the largest log p, not
-divided by its length, wins.
+with one k ~ U{1..L'}. Halves round up: the original code rounds them to even, which prefers even l and biases
+the mean. The draws are fixed in advance by the seed, the same for every model. The choice with the largest
+log p, not divided by its length, wins.
 """
 
 from __future__ import annotations

@@ -1,0 +1,225 @@
+"""What a report shows, as one value; report.json holds it whole, and `qspec report` renders it from there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from qspec.artifact import Manifest, ModuleRecord
+from qspec.errors import InputError
+from qspec.evaluate.outliers import OutlierReport
+from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """replacements: one sentence for every name of the recipe that a stand-in's own data answered."""
+
+    id: str
+    family: str
+    standin: bool
+    revision: str = ""
+    replacements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """before: the whole model in 16 bits. after: the artifact's tensors."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One module as it was compiled.
+
+    scheme: the recipe's name, None where the module is kept; label: W4A4 and the like. bits: stored bits a
+    weight with scales. sqnr_db, weight_sqnr_db: of the output on calibration inputs and of the weight; None
+    where nothing was rounded. kernel: the kernels that run it. rule: the statement that decided. passes:
+    those that touched it, in order.
+    """
+
+    role: str
+    module: str
+    scheme: str | None
+    label: str
+    bits: float
+    sqnr_db: float | None
+    weight_sqnr_db: float | None
+    kernel: str
+    rule: str | None
+    passes: tuple[str, ...]
+    in_features: int
+    out_features: int
+
+    @classmethod
+    def of(cls, record: ModuleRecord) -> LayerRow:
+        return cls(
+            role=record.role,
+            module=record.module,
+            scheme=record.scheme,
+            label=record.label,
+            bits=record.bits,
+            sqnr_db=record.sqnr_db,
+            weight_sqnr_db=record.weight_sqnr_db,
+            kernel=" + ".join(kernel_names(record)) or "floating point",
+            rule=record.rule,
+            passes=record.passes,
+            in_features=record.in_features,
+            out_features=record.out_features,
+        )
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """A generated kernel. layers: how many modules run it."""
+
+    name: str
+    file: str
+    sha256: str
+    layers: int
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that a report shows.
+
+    execution: which path computed the quantized layers. environment, hashes: name -> text. timings: phase
+    -> seconds. memory: name -> bytes. outliers: None, and metrics, kl, flips, samples empty, where nothing
+    was measured.
+    """
+
+    model: ModelInfo
+    recipe: RecipeInfo
+    bits_per_weight: float
+    bytes: Bytes
+    metrics: tuple[Metric, ...]
+    layers: tuple[LayerRow, ...]
+    outliers: OutlierReport | None
+    kernels: tuple[KernelInfo, ...]
+    execution: str
+    environment: Mapping[str, str]
+    timings: Mapping[str, float]
+    kl: tuple[KlBucket, ...] = ()
+    flips: tuple[Flips, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    not_measured: tuple[str, ...] = ()
+    seed: int = 0
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    format: Literal[1] = 1
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; numbers that are not finite become null."""
+        return {key: _finite(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def read(cls, path: Path) -> ReportData:
+        """The data in a report.json. Errors: InputError where it is absent or of another shape."""
+        try:
+            content = json.loads(path.read_bytes())
+            if isinstance(content, dict):
+                content.pop("verdict", None)
+            return TypeAdapter(cls).validate_python(content)
+        except OSError as error:
+            raise InputError(
+                f"the report's data cannot be read: {error.strerror}",
+                where=str(path),
+                hint="measure it first: qspec eval ARTIFACT",
+            ) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "top level"
+            raise InputError(
+                f"not the data of a report: {first['msg']}",
+                where=f"{path} at {place}",
+                hint="measure it again: qspec eval ARTIFACT",
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not the data of a report: {error}", where=str(path)) from None
+
+
+def report_data(
+    manifest: Manifest,
+    measurements: Measurements | None,
+    outliers: OutlierReport | None,
+    *,
+    execution: str,
+    environment: Mapping[str, str],
+    timings: Mapping[str, float],
+    memory: Mapping[str, int],
+) -> ReportData:
+    """The report of an artifact. timings: of the compile's phases; those of the measurements are added."""
+    found = measurements or Measurements((), (), (), (), (), (), manifest.calibration.seed, {})
+    model = manifest.model
+    replacements = dict.fromkeys((*model.replacements, *found.replacements))
+    return ReportData(
+        model=ModelInfo(model.id, model.family, model.standin, model.revision, tuple(replacements)),
+        recipe=RecipeInfo(manifest.name, manifest.recipe),
+        bits_per_weight=manifest.bits_per_weight,
+        bytes=Bytes(manifest.bytes_before, manifest.bytes_after),
+        metrics=found.metrics,
+        layers=tuple(LayerRow.of(record) for record in manifest.modules),
+        outliers=outliers,
+        kernels=_kernels(manifest),
+        execution=execution,
+        environment=dict(environment),
+        timings={**timings, **found.timings},
+        kl=found.kl,
+        flips=found.flips,
+        samples=found.samples,
+        not_measured=found.not_measured
+        if measurements
+        else ("nothing was measured: evaluation was left out",),
+        seed=found.seed,
+        hashes=_hashes(manifest),
+        memory=dict(memory),
+    )
+
+
+def kernel_names(record: ModuleRecord) -> list[str]:
+    """The kernels that run a module, the row kernel first; none where it is kept."""
+    kernels = record.kernels
+    if kernels is None:
+        return []
+    return [*([kernels.row.name] if kernels.row else []), kernels.gemm.name]
+
+
+def _kernels(manifest: Manifest) -> tuple[KernelInfo, ...]:
+    uses = Counter(name for record in manifest.modules for name in kernel_names(record))
+    return tuple(KernelInfo(k.name, k.file, k.sha256, uses[k.name]) for k in manifest.kernels)
+
+
+def _hashes(manifest: Manifest) -> dict[str, str]:
+    """What was compiled and what came out of it, sha256 each."""
+    originals = {f"checkpoint {name}": digest for name, digest in manifest.model.files.items()}
+    return {
+        "calibration tokens": manifest.calibration.tokens_sha256,
+        "manifest": manifest.digest,
+        **originals,
+        **manifest.files,
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value

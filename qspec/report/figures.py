@@ -1,0 +1,335 @@
+"""The report's figures, drawn as SVG about 360 units wide, so that their text can be read on a phone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from qspec.evaluate.outliers import Picture, SiteOutliers
+from qspec.evaluate.results import Flips, KlBucket, Metric
+from qspec.report.data import LayerRow, ReportData
+from qspec.report.svg import Svg, number
+from qspec.report.verdict import task_scores
+
+WIDTH = 360.0
+LABEL = 62.0  # room for row labels at the left
+_ROLE = re.compile(r"blocks\[(\d+)\]\.(.+)")
+_INDEX = re.compile(r"\[\d+\]")
+CURVES = 4  # line colours
+EXACT_DB = 200.0  # what the error of a layer that lost nothing is recorded as
+
+
+@dataclass(frozen=True)
+class Figure:
+    """name: file name without ending."""
+
+    name: str
+    caption: str
+    svg: Svg
+
+
+def figures(data: ReportData) -> dict[str, Figure]:
+    """Every figure that the data allow, by name."""
+    found = [bits_map(data.layers)]
+    if any(layer.sqnr_db is not None for layer in data.layers):
+        found.append(error_strip(data.layers))
+    if task_scores(data.metrics):
+        found.append(accuracy(data.metrics))
+    found += kl_bars(data.kl)
+    if data.flips:
+        found.append(flip_curves(data.flips))
+    if data.outliers is not None and data.outliers.before:
+        found.append(outlier_ratios(data.outliers.before, data.outliers.after))
+        found += ridges(data.outliers.pictures, {row.site: row for row in data.outliers.before})
+    return {figure.name: figure for figure in found}
+
+
+def bits_map(layers: Sequence[LayerRow]) -> Figure:
+    """Stored bits a weight: a row for each role, a column for each block; embedding and head below."""
+    grid, outer, blocks = _by_role(layers)
+    cell, top = (WIDTH - LABEL) / max(1, blocks), 18.0
+    height = min(22.0, max(14.0, cell))
+    svg = Svg(WIDTH, top + height * (len(grid) + 1) + 12, "Stored bits per weight, by layer and role")
+    for block in range(blocks):
+        if blocks <= 16 or block % 4 == 0 or block == blocks - 1:
+            svg.text(LABEL + cell * (block + 0.5), 12, str(block), "t m", "middle")
+    for row, (part, columns) in enumerate(grid.items()):
+        y = top + height * row
+        svg.text(LABEL - 6, y + height / 2 + 4, _short(part), "t", "end")
+        for block, (bits, tip) in columns.items():
+            _cell(svg, LABEL + cell * block, y, cell, height, bits, tip)
+    y, width = top + height * len(grid) + 8, (WIDTH - LABEL) / max(1, len(outer))
+    for place, layer in enumerate(outer):
+        x = LABEL + width * place
+        _cell(svg, x, y, width, height, layer.bits, _bits_tip(layer), f"{layer.role} {_bits(layer.bits)}")
+    caption = "Stored bits per weight, scales and zero points counted. Columns are blocks; stronger colour is fewer bits."
+    return Figure("bits", caption, svg)
+
+
+def _cell(
+    svg: Svg, x: float, y: float, width: float, height: float, bits: float, tip: str, label: str | None = None
+) -> None:
+    """One rectangle, darker for fewer bits; with the number where it fits."""
+    depth = min(1.0, max(0.0, math.log2(16 / max(bits, 1)) / 3))
+    svg.rect(x + 0.75, y + 0.75, width - 1.5, height - 1.5, "f-accent", tip, 0.08 + 0.87 * depth)
+    text = label or (_bits(bits) if width >= 26 else "")
+    svg.text(x + width / 2, y + height / 2 + 3.5, text, "t s inv" if depth > 0.5 else "t s", "middle")
+
+
+def error_strip(layers: Sequence[LayerRow]) -> Figure:
+    """Signal to quantization noise of every layer's output: a row for each role, a dot for each block."""
+    rows: dict[str, list[LayerRow]] = {}
+    for layer in layers:
+        if layer.sqnr_db is not None and layer.sqnr_db < EXACT_DB:
+            rows.setdefault(_part(layer.role)[1], []).append(layer)
+    values = [layer.sqnr_db or 0.0 for row in rows.values() for layer in row] or [0.0]
+    low, high = 10 * math.floor(min(values) / 10), 10 * math.ceil(max(values) / 10 + 1e-9)
+    scale = _Scale(low, high, LABEL + 8, WIDTH - 10)
+    svg = Svg(WIDTH, 34 + 22 * len(rows), "Output error of every quantized layer in decibels")
+    bottom = 8 + 22.0 * len(rows)
+    for tick in scale.ticks(6):
+        svg.line(scale(tick), 4, scale(tick), bottom, "grid")
+        svg.text(scale(tick), bottom + 14, f"{tick:g}", "t m", "middle")
+    svg.text(LABEL - 6, bottom + 14, "dB", "t m", "end")
+    for index, (part, row) in enumerate(rows.items()):
+        y = 8 + 22 * (index + 0.5)
+        svg.text(LABEL - 6, y + 4, _short(part), "t", "end")
+        for layer in row:
+            svg.circle(
+                scale(layer.sqnr_db or 0.0), y, 3.6, "f-quant dot", f"{layer.role}: {layer.sqnr_db:.1f} dB"
+            )
+    caption = (
+        "Signal to quantization noise of each layer's output on calibration data; further right is better."
+    )
+    return Figure("errors", caption, svg)
+
+
+def accuracy(metrics: Sequence[Metric]) -> Figure:
+    """Both models' accuracies with one standard error each way."""
+    shown = [metric for metric in metrics if metric.metric != "nelbo"]
+    scale = _Scale(0, 100, 118, WIDTH - 16)
+    svg = Svg(WIDTH, 26 + 36 * len(shown), "Accuracy of both models on each task")
+    bottom = 4 + 36.0 * len(shown)
+    for tick in (0, 25, 50, 75, 100):
+        svg.line(scale(tick), 4, scale(tick), bottom, "axis" if tick == 0 else "grid")
+        svg.text(scale(tick), bottom + 15, f"{tick} %" if tick == 0 else str(tick), "t m", "middle")
+    for index, metric in enumerate(shown):
+        y = 4 + 36.0 * index
+        svg.text(108, y + 16, metric.task, "t", "end")
+        svg.text(108, y + 28, METRIC_NAMES[metric.metric], "t m s", "end")
+        for offset, css, value, error in (
+            (13, "base", metric.baseline, metric.baseline_stderr),
+            (24, "quant", metric.quantized, metric.quantized_stderr),
+        ):
+            x, left, right = (
+                scale(100 * max(0.0, min(1.0, v))) for v in (value, value - error, value + error)
+            )
+            svg.line(left, y + offset, right, y + offset, f"s-{css} whisker")
+            svg.circle(x, y + offset, 4, f"f-{css}", f"{100 * value:.1f} % ± {100 * error:.1f}")
+    return Figure("accuracy", "Share of items answered rightly, with one standard error each way.", svg)
+
+
+def kl_bars(buckets: Sequence[KlBucket]) -> list[Figure]:
+    """One figure for each text: mean KL by mask ratio."""
+    texts: dict[str, list[KlBucket]] = {}
+    for bucket in buckets:
+        texts.setdefault(bucket.text, []).append(bucket)
+    out = []
+    for index, (text, row) in enumerate(texts.items()):
+        top = max((bucket.kl for bucket in row), default=0.0) or 1.0
+        width = (WIDTH - 20) / len(row)
+        svg = Svg(WIDTH, 190, f"KL divergence by mask ratio on {text}")
+        svg.line(10, 150, WIDTH - 10, 150, "axis")
+        for place, bucket in enumerate(row):
+            x, height = 10 + width * place, 120 * max(0.0, bucket.kl) / top
+            ratio = f"mask ratio {bucket.low:g} to {bucket.high:g}"
+            tip = f"{ratio}: {bucket.kl:.4g} nats over {bucket.positions} positions"
+            svg.rect(x + width * 0.16, 150 - height, width * 0.68, max(height, 0.8), "f-quant", tip)
+            svg.text(x + width / 2, 144 - height, f"{bucket.kl:.2g}", "t s", "middle")
+            svg.text(x + width / 2, 166, f"{100 * bucket.low:.0f}–{100 * bucket.high:.0f} %", "t m", "middle")
+        svg.text(WIDTH / 2, 184, "share of tokens masked", "t m", "middle")
+        caption = f"Mean KL(quantized ‖ unquantized) in nats at the masked positions of {text}."
+        out.append(Figure("kl" if index == 0 else f"kl-{index + 1}", caption, svg))
+    return out
+
+
+def flip_curves(flips: Sequence[Flips]) -> Figure:
+    """Share of commits that moved to another step, along the denoising of each task."""
+    across, up = _Scale(0, 1, 40, WIDTH - 12), _Scale(0, 1, 150, 14)
+    svg = Svg(WIDTH, 176, "Commit flips along the denoising steps")
+    for share in (0, 0.5, 1):
+        svg.line(40, up(share), WIDTH - 12, up(share), "axis" if share == 0 else "grid")
+        svg.text(34, up(share) + 4, f"{100 * share:.0f} %", "t m", "end")
+    svg.text(40, 166, "first step", "t m")
+    svg.text(WIDTH - 12, 166, "last step", "t m", "end")
+    for index, one in enumerate(flips):
+        steps = max(1, len(one.commit_flips) - 1)
+        points = [
+            (across(s / steps), up(rate)) for s, rate in enumerate(one.commit_flips) if rate is not None
+        ]
+        svg.polyline(points, f"curve c{index % CURVES}")
+    caption = (
+        "Share of the positions committed at each step by the unquantized model that the quantized model "
+        "commits at another step, up to the end of text."
+    )
+    return Figure("flips", caption, svg)
+
+
+def outlier_ratios(before: Sequence[SiteOutliers], after: Sequence[SiteOutliers]) -> Figure:
+    """Largest channel over median channel along the depth, one panel for each site, on a logarithmic
+    scale.
+    """
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for stage, rows in (("base", before), ("quant", after)):
+        for row in rows:
+            block, site = _part(row.site)
+            panels.setdefault(site, {}).setdefault(stage, []).append((block, max(row.ratio, 1.0)))
+    ratios = [ratio for panel in panels.values() for line in panel.values() for _, ratio in line]
+    blocks = max(block for panel in panels.values() for line in panel.values() for block, _ in line)
+    top = math.ceil(math.log10(max(ratios)) + 1e-9) or 1
+    width, height = WIDTH / 2, 104.0
+    svg = Svg(WIDTH, height * -(-len(panels) // 2) + 6, "Outlier ratio of every input before and after")
+    for index, (site, panel) in enumerate(panels.items()):
+        x, y = width * (index % 2), height * (index // 2)
+        across = _Scale(0, max(1, blocks), x + 34, x + width - 10)
+        up = _Scale(0, top, y + 84, y + 24)
+        svg.text(x + 34, y + 14, SITE_NAMES.get(site, site), "t")
+        for power in range(top + 1):
+            svg.line(x + 34, up(power), x + width - 10, up(power), "axis" if power == 0 else "grid")
+            svg.text(x + 28, up(power) + 4, f"{10**power:g}", "t m", "end")
+        svg.text(x + 34, y + 98, "block 0", "t m")
+        svg.text(x + width - 10, y + 98, str(blocks), "t m", "end")
+        for stage, line in panel.items():
+            points = [(across(block), up(math.log10(ratio))) for block, ratio in sorted(line)]
+            svg.polyline(points, f"curve s-{stage}")
+            for px, py in points:
+                svg.circle(px, py, 2.2, f"f-{stage}")
+    caption = (
+        "Largest channel's peak over the median channel's, for each linear's input: before, and after every "
+        "transform, where it is quantized. Logarithmic scale; 1 is perfectly even."
+    )
+    return Figure("outliers", caption, svg)
+
+
+def ridges(pictures: Sequence[Picture], before: Mapping[str, SiteOutliers]) -> list[Figure]:
+    """Channel x token magnitudes as ridge lines; before and after of one site share their scale."""
+    peaks: dict[str, float] = {}
+    for picture in pictures:
+        peaks[picture.site] = max(peaks.get(picture.site, 0.0), _peak(picture))
+    out = []
+    for picture in pictures:
+        kind = before[picture.site].kind if picture.site in before else "none"
+        caption = f"{picture.stage.capitalize()}: |x| at {picture.site}, largest {_peak(picture):.3g}."
+        out.append(Figure(f"ridge-{kind}-{picture.stage}", caption, _ridge(picture, peaks[picture.site])))
+    return out
+
+
+def _ridge(picture: Picture, scale: float) -> Svg:
+    """Rows of tokens from back to front, each hiding what stands behind it."""
+    rows, columns = len(picture.magnitudes), max(1, len(picture.magnitudes[0]) - 1)
+    tall, floor, left = 96.0, 208.0, 14.0
+    across, back, shift = 272 / columns, 96 / max(1, rows), 52 / max(1, rows)
+    svg = Svg(WIDTH, 232, f"Magnitudes of channels and tokens at {picture.site}, {picture.stage}")
+    name = f"ramp-{picture.stage}-{re.sub('[^a-z0-9]+', '-', picture.site.lower())}"
+    stops = Markup("").join(
+        Markup('<stop offset="{}" class="{}"/>').format(offset, css)
+        for offset, css in (("0", "ramp-low"), ("0.12", "ramp-mid"), ("0.6", "ramp-high"))
+    )
+    gradient = '<defs><linearGradient id="{}" gradientUnits="userSpaceOnUse" x1="0" y1="0" x2="0" y2="{}">{}'
+    svg.raw(Markup(gradient + "</linearGradient></defs>").format(name, number(-tall), stops))
+    for row in reversed(range(rows)):
+        values = picture.magnitudes[row]
+        line = " ".join(
+            f"{number(across * column)} {-tall * min(1.0, value / (scale or 1.0)):.1f}"
+            for column, value in enumerate(values)
+        )
+        svg.raw(
+            Markup(
+                '<path class="ridge" transform="translate({} {})" stroke="url(#{})" d="M0 0L{}L{} 0"/>'
+            ).format(
+                number(left + shift * row), number(floor - back * row), name, line, number(across * columns)
+            )
+        )
+    svg.text(left, floor + 16, "channel 0", "t m")
+    svg.text(left + 272, floor + 16, str(len(picture.magnitudes[0]) * picture.channel_step - 1), "t m", "end")
+    svg.text(left + 272 + shift * rows * 0.55 + 8, floor - back * rows * 0.45, "tokens", "t m")
+    return svg
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Maps low..high onto start..end."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / ((self.high - self.low) or 1) * (self.end - self.start)
+
+    def ticks(self, most: int) -> list[float]:
+        """Round numbers from low to high, at most `most` steps apart."""
+        step = next(s for s in (5, 10, 20, 50, 100, 1000) if (self.high - self.low) / s <= most)
+        return [self.low + step * i for i in range(int((self.high - self.low) / step) + 1)]
+
+
+METRIC_NAMES = {"exact_match": "exact match", "choice_accuracy": "rated choices", "nelbo": "NELBO"}
+SITE_NAMES = {
+    "attention.input": "input of q, k, v",
+    "attention.mixed": "input of o",
+    "mlp.input": "input of gate, up",
+    "mlp.gated": "input of down",
+}
+
+
+def _by_role(
+    layers: Sequence[LayerRow],
+) -> tuple[dict[str, dict[int, tuple[float, str]]], list[LayerRow], int]:
+    """(part -> block -> (bits, tip), modules outside the blocks, number of blocks); experts share their
+    part's cell.
+    """
+    cells: dict[str, dict[int, list[LayerRow]]] = {}
+    outer = []
+    for layer in layers:
+        if _ROLE.fullmatch(layer.role):
+            block, part = _part(layer.role)
+            cells.setdefault(part, {}).setdefault(block, []).append(layer)
+        else:
+            outer.append(layer)
+    blocks = max((block + 1 for row in cells.values() for block in row), default=0)
+    grid = {part: {block: _mean_bits(own) for block, own in row.items()} for part, row in cells.items()}
+    return grid, outer, blocks
+
+
+def _mean_bits(layers: Sequence[LayerRow]) -> tuple[float, str]:
+    sizes = [max(1, layer.in_features * layer.out_features) for layer in layers]
+    bits = sum(layer.bits * size for layer, size in zip(layers, sizes, strict=True)) / sum(sizes)
+    return bits, _bits_tip(layers[0]) if len(layers) == 1 else f"{len(layers)} modules: {bits:.3f} bits"
+
+
+def _bits(value: float) -> str:
+    """4.125 -> 4.13, 16.0 -> 16; halves up, as a reader rounds."""
+    return f"{math.floor(100 * value + 0.5) / 100:g}"
+
+
+def _bits_tip(layer: LayerRow) -> str:
+    return f"{layer.role}: {layer.label}, {layer.bits:.3f} bits"
+
+
+def _part(role: str) -> tuple[int, str]:
+    """(block, part without expert numbers) of `blocks[3].mlp.down`; block 0 for a role outside the blocks."""
+    found = _ROLE.fullmatch(role)
+    return (int(found[1]), _INDEX.sub("", found[2])) if found else (0, role)
+
+
+def _short(part: str) -> str:
+    return part.rpartition(".")[2]
+
+
+def _peak(picture: Picture) -> float:
+    return max((max(row) for row in picture.magnitudes), default=0.0)

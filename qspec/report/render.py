@@ -1,0 +1,239 @@
+"""Report data to HTML and Markdown. Every value is escaped: a recipe, a prompt or a model's name may be
+hostile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from qspec.evaluate.outliers import SiteOutliers
+from qspec.evaluate.results import Sample
+from qspec.report.data import LayerRow, ReportData
+from qspec.report.figures import EXACT_DB, METRIC_NAMES, Figure
+from qspec.report.svg import clean
+from qspec.report.verdict import percent, verdict
+
+LAYERS_SHOWN = 1000
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
+
+
+@dataclass(frozen=True)
+class SchemeSummary:
+    """bits: mean over the scheme's weights. rules: the statements that decided its modules."""
+
+    name: str
+    label: str
+    modules: int
+    bits: float
+    rules: str
+
+
+def html(data: ReportData, drawn: Mapping[str, Figure]) -> str:
+    """One self-contained page."""
+    environment = _environment(autoescape=True)
+    style = Markup(asset("palette.css") + asset("page.css"))
+    page = environment.from_string(asset("report.html.jinja"))
+    return clean(page.render(_context(data), figures=drawn, style=style, sections=_sections(data)))
+
+
+def markdown(data: ReportData) -> str:
+    """The short form, for a pull request."""
+    environment = _environment(autoescape=False)
+    environment.finalize = _escaped_markdown
+    page = environment.from_string(asset("report.md.jinja"))
+    return clean(page.render(_context(data), recipe_block=Markup(_fenced(data.recipe.text))))
+
+
+def asset(name: str) -> str:
+    """The text of a template or style sheet."""
+    return (files("qspec.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def bytes_text(value: float) -> str:
+    """1536 -> 1.50 KiB, with three digits."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while value >= 1000 and power < len(units) - 1:
+        value, power = value / 1024, power + 1
+    return f"{value:.0f} bytes" if power == 0 else f"{value:.3g} {units[power]}"
+
+
+def seconds_text(value: float) -> str:
+    """Seconds below two minutes, else minutes."""
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+def _environment(autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=BaseLoader(), autoescape=autoescape, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters.update(FILTERS)
+    return environment
+
+
+def _context(data: ReportData) -> dict[str, Any]:
+    ratios = sorted(_pairs(data), key=lambda pair: -pair[0].ratio)
+    return {
+        "data": data,
+        "verdict": verdict(data),
+        "schemes": _schemes(data.layers),
+        "layers": _worst_first(data.layers) if len(data.layers) > LAYERS_SHOWN else data.layers,
+        "layer_limit": LAYERS_SHOWN,
+        "worst": [layer for layer in _worst_first(data.layers) if _lost(layer)][:5],
+        "outlier_rows": ratios,
+        "ridge_pairs": _ridge_pairs(data),
+        "kl_figures": [f"kl-{i + 1}" if i else "kl" for i in range(len({bucket.text for bucket in data.kl}))],
+        "sample_groups": _groups(data.samples),
+    }
+
+
+def _sections(data: ReportData) -> list[tuple[str, str]]:
+    found = [("quality", "Quality"), ("bits", "Bits"), ("errors", "Layer errors")]
+    if data.outliers is not None:
+        found.append(("outliers", "Outliers"))
+    if data.kl or data.flips:
+        found.append(("trajectories", "Trajectories"))
+    if data.samples:
+        found.append(("samples", "Samples"))
+    return [*found, ("recipe", "Recipe"), ("execution", "Execution")]
+
+
+def _schemes(layers: tuple[LayerRow, ...]) -> list[SchemeSummary]:
+    """One row for each scheme, in the order of first use."""
+    groups: dict[tuple[str, str], list[LayerRow]] = {}
+    for layer in layers:
+        groups.setdefault((layer.scheme or "kept", layer.label), []).append(layer)
+    out = []
+    for (name, label), own in groups.items():
+        sizes = [max(1, layer.in_features * layer.out_features) for layer in own]
+        bits = sum(layer.bits * size for layer, size in zip(own, sizes, strict=True)) / sum(sizes)
+        rules = dict.fromkeys(layer.rule or "no rule" for layer in own)
+        out.append(SchemeSummary(name, label, len(own), bits, "; ".join(rules)))
+    return out
+
+
+def _lost(layer: LayerRow) -> bool:
+    return layer.sqnr_db is not None and layer.sqnr_db < EXACT_DB
+
+
+def _worst_first(layers: tuple[LayerRow, ...]) -> list[LayerRow]:
+    return sorted(layers, key=lambda layer: layer.sqnr_db if layer.sqnr_db is not None else EXACT_DB)[
+        :LAYERS_SHOWN
+    ]
+
+
+def _pairs(data: ReportData) -> list[tuple[SiteOutliers, SiteOutliers | None]]:
+    if data.outliers is None:
+        return []
+    after = {row.site: row for row in data.outliers.after}
+    return [(row, after.get(row.site)) for row in data.outliers.before]
+
+
+def _ridge_pairs(data: ReportData) -> list[tuple[str, tuple[str, str]]]:
+    """Kind of outlier, and the names of its figures before and after."""
+    if data.outliers is None:
+        return []
+    kinds = {row.site: row.kind for row in data.outliers.before}
+    shown = dict.fromkeys(kinds.get(picture.site, "none") for picture in data.outliers.pictures)
+    return [(kind, (f"ridge-{kind}-before", f"ridge-{kind}-after")) for kind in shown]
+
+
+def _groups(samples: tuple[Sample, ...]) -> list[tuple[str, list[Sample]]]:
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.task, []).append(sample)
+    return list(groups.items())
+
+
+def _score(value: float, metric: str) -> str:
+    return f"{value:.4f}" if metric == "nelbo" else f"{100 * value:.1f} %"
+
+
+def _change(value: float, metric: str) -> str:
+    return (f"{value:+.4f}" if metric == "nelbo" else f"{100 * value:+.1f} %").replace("-", "−")
+
+
+def _drop(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} %".replace("-0.0", "0.0").replace("-", "−")
+
+
+def _decibels(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "exact" if value >= EXACT_DB else f"{value:.1f}"
+
+
+def _path_name(execution: str) -> str:
+    """The first words of the execution path, for the row of facts."""
+    name = execution.partition(" (")[0].partition(" on ")[0]
+    return name[:1].upper() + name[1:]
+
+
+def _path_rest(execution: str) -> str:
+    """What `_path_name` left out."""
+    rest = execution[len(_path_name(execution)) :].strip()
+    return rest.removeprefix("(").removesuffix(")")
+
+
+def _recipe(text: str) -> Markup:
+    """Escaped, with comments set apart."""
+    lines = []
+    for line in text.splitlines():
+        code, mark, comment = _comment(line)
+        lines.append(
+            escape(code) + (Markup('<span class="c">{}</span>').format(mark + comment) if mark else "")
+        )
+    return Markup("\n").join(lines)
+
+
+def _comment(line: str) -> tuple[str, str, str]:
+    """(code, "#", comment); a # in quotes starts none."""
+    quoted = False
+    for place, character in enumerate(line):
+        if character == '"' and line[place - 1 : place] != "\\":
+            quoted = not quoted
+        if character == "#" and not quoted:
+            return line[:place], "#", line[place + 1 :]
+    return line, "", ""
+
+
+def _fenced(text: str) -> str:
+    """A code block whose fence is longer than any run of backticks in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text.rstrip()}\n{fence}"
+
+
+def _escaped_markdown(value: Any) -> Any:
+    """What Jinja prints into Markdown: one line, without meaning to Markdown or HTML."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return (
+        _MARKDOWN.sub(r"\\\1", " ".join(value.split()))
+        .replace("\\<", "&lt;")
+        .replace("\\>", "&gt;")
+        .replace("\\&", "&amp;")
+    )
+
+
+FILTERS: Mapping[str, Callable[..., Any]] = {
+    "bytes": bytes_text,
+    "seconds": seconds_text,
+    "kept": percent,
+    "score": _score,
+    "change": _change,
+    "drop": _drop,
+    "decibels": _decibels,
+    "unbroken": lambda text: text.replace(" %", "\u00a0%"),
+    "metric_name": lambda name: METRIC_NAMES.get(name, name),
+    "path_name": _path_name,
+    "path_rest": _path_rest,
+    "recipe": _recipe,
+}
