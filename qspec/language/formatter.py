@@ -209,20 +209,22 @@ def _value(node: s.Value) -> str:
 def _joined(lines: Sequence[Line]) -> list[str]:
     """Aligned text lines, never two blank ones in a row."""
     code = [""] * len(lines)
-    for start, end in _runs(
-        lines, lambda a, b: a.table != "" and a.table == b.table and a.indent == b.indent
-    ):
+    for start, end in _runs(lines, _share_columns):
         for i, text in enumerate(_aligned(lines[start:end])):
             code[start + i] = "  " * lines[start + i].indent + text
-    for start, end in _runs(
-        lines, lambda a, b: bool(a.cells) and bool(b.cells) and not _is_comment(a) and not _is_comment(b)
-    ):
+    for start, end in _runs(lines, _share_comments):
         _add_comments(code, lines, start, end)
     return [c for i, c in enumerate(code) if c or (i and code[i - 1])]
 
 
-def _is_comment(line: Line) -> bool:
-    return len(line.cells) == 1 and line.cells[0].startswith("#")
+def _share_columns(a: Line, b: Line) -> bool:
+    return bool(a.table) and a.table == b.table and a.indent == b.indent
+
+
+def _share_comments(a: Line, b: Line) -> bool:
+    """Comments after statements next to each other; not those after braces, and not comment lines."""
+    statements = all(x.cells and x.cells[-1][-1:] != "{" and x.cells[0][0] not in "}#" for x in (a, b))
+    return statements and a.indent == b.indent
 
 
 def _runs(lines: Sequence[Line], together: Callable[[Line, Line], bool]) -> list[tuple[int, int]]:

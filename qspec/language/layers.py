@@ -67,14 +67,14 @@ def outline_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) 
     """What is wrong whatever the number of blocks: tried with the smallest that the indices admit, and with more."""
     least = _least_layers(spec)
     counts = [least, least + 1, 2 * least, 2 * least + 3] if _index_parts(spec) else [2]
-    sure: dict[tuple[str, Span], Diagnostic] = {}
-    for i, layers in enumerate(counts):
+    sure: dict[tuple[str, Span], Diagnostic] | None = None
+    for layers in counts:
         modules = _representatives(spec, family, layers)
-        found = {
-            (d.code, d.span): d for d in problems(spec, modules, layers, sources) if not _needs_names(d, spec)
-        }
-        sure = found if i == 0 else {key: d for key, d in sure.items() if key in found}
-    return tuple(sure.values())
+        found = {(d.code, d.span): d for d in problems(spec, modules, layers, sources) if not _needs_names(d, spec)}
+        sure = found if sure is None else {key: d for key, d in sure.items() if key in found}
+        if not sure:
+            return ()
+    return tuple((sure or {}).values())
 
 
 def _needs_names(problem: Diagnostic, spec: Spec) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qspec.diagnostics import Diagnostic
+from qspec.language.selectors import Selector
 from qspec.language.spec import Rule
 
 if TYPE_CHECKING:
@@ -32,13 +33,18 @@ class Layout:
     warnings: tuple[Diagnostic, ...] = ()
 
 
+def matches(selectors: Sequence[Selector], modules: Sequence[ModuleEntry], layers: int) -> list[tuple[bool, ...]]:
+    """For each module, which of the selectors select it."""
+    columns = {s: [s.matches(entry, layers) for entry in modules] for s in dict.fromkeys(selectors)}
+    return list(zip(*(columns[s] for s in selectors), strict=True)) if selectors else [()] * len(modules)
+
+
 def lay_out(rules: Sequence[Rule], modules: Sequence[ModuleEntry], layers: int) -> Layout:
     """Later rules win."""
-    matches = [[rule.selector.matches(entry, layers) for rule in rules] for entry in modules]
-    winners = [max((i for i, hit in enumerate(row) if hit), default=-1) for row in matches]
+    rows = matches([rule.selector for rule in rules], modules, layers)
+    winners = [max((i for i, hit in enumerate(row) if hit), default=-1) for row in rows]
     counts = tuple(
-        RuleCount(rule, sum(row[i] for row in matches), sum(w == i for w in winners))
-        for i, rule in enumerate(rules)
+        RuleCount(rule, sum(row[i] for row in rows), sum(w == i for w in winners)) for i, rule in enumerate(rules)
     )
     decided = tuple(rules[w] if w >= 0 else None for w in winners)
     return Layout(tuple(modules), decided, counts)

@@ -52,6 +52,7 @@ _SHOWN = {
     "REFERENCE": "a `$param`",
     "SIZE": "a size such as `128x128`",
     "$END": "the end of the line",
+    "<END-OF-FILE>": "the end of the line",
 }
 
 

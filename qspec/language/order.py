@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from qspec.catalog import NoKernel, kernels_for
 from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span
 from qspec.formats import Scheme
-from qspec.language.layout import Layout
+from qspec.language.layout import Layout, matches
 from qspec.language.spec import INITIAL_FACTS, Fact, PassUse, Rule, Spec
 
 _WHY = {
@@ -24,11 +24,8 @@ class PassCheck:
         self.sources = sources
         self.spec = spec
         self.layout = layout
-        self.layers = layers
         self.schemes = [rule.scheme if rule else None for rule in layout.decided]
-        self.touched = [
-            [use.selector.matches(entry, layers) for use in spec.passes] for entry in layout.modules
-        ]
+        self.touched = matches([use.selector for use in spec.passes], layout.modules, layers)
 
     def run(self) -> list[Diagnostic]:
         order = self._order(range(len(self.spec.passes)))

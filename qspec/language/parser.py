@@ -18,6 +18,7 @@ from qspec.language.syntax import Block, File, Item, Node, SelectorNode
 
 MAX_BYTES = 1 << 20
 MAX_STATEMENTS = 4096
+MAX_STATEMENT = 16384  # characters
 MAX_PROBLEMS = 50
 # characters that make a text look unlike what it says: bidirectional controls
 _DECEITFUL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -219,6 +220,11 @@ class _Parser:
         if piece.broken:
             return None
         code = self.source.text[piece.start : piece.end]
+        if len(code) > MAX_STATEMENT:
+            message = f"the statement has {len(code)} characters; {MAX_STATEMENT} are the most"
+            span = Span(piece.start, piece.start + 1, self.path)
+            self._report("QS002", message, span, "write a selector that covers more, or several statements")
+            return None
         try:
             tree = _tree(start, code)
         except UnexpectedInput as error:

@@ -111,8 +111,9 @@ class _Cutter:
         self._finish()
         closing = self.pending
         for block in reversed(self.stack):
-            self._unclosed(block)
             block.close = len(self.text)
+        for block in reversed(self.stack[: DEEPEST + 1]):
+            self._unclosed(block)
         return Pieces(self.root, closing, self.comments, self.problems)
 
     # --- tokens ---
@@ -223,8 +224,8 @@ class _Cutter:
         piece, self.piece = self.piece, None
         if piece is None:
             return
-        for bracket, at in self.brackets:
-            piece.broken = True
+        piece.broken |= bool(self.brackets)
+        for bracket, at in self.brackets[:DEEPEST]:
             self.problems.append(
                 Diagnostic(
                     "QS004",

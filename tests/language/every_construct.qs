@@ -1,0 +1,43 @@
+qspec 1
+
+param bits  = 8 in 2..8
+param alpha = 0.5
+param where = "wikitext2"
+
+recipe r {
+  family llada
+  model  "m" revision "main"
+}
+
+calibrate {
+  text    $where
+  samples 8
+  mask    fixed(0.5)
+}
+
+scheme w8a8 {
+  weights     int($bits) per group 128 asymmetric clip mse
+  activations int8       per token     symmetric  clip 0.9
+}
+
+scheme w4a16 {
+  weights     int4 per channel
+  activations none
+}
+
+layers blocks[*].{attention,mlp}.*        use w8a8
+layers blocks[0, 4..7, -1].mlp.{gate,up}  use w4a16
+layers module("model.transformer.ff_out") keep  # the head
+
+apply smooth(alpha = $alpha) on blocks[*].*
+apply gptq(order = natural)  on blocks[*].*
+
+evaluate {
+  nelbo on file("x.jsonl", field = "text") samples 4
+  task  gsm8k { shots 4  length 64  steps 64  block 32 }
+}
+
+emit {
+  kernels triton for sm_90
+  regime  full_sequence
+}
