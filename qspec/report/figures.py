@@ -65,8 +65,11 @@ def bits_map(layers: Sequence[LayerRow]) -> Figure:
     y, width = top + height * len(grid) + 8, (WIDTH - LABEL) / max(1, len(outer))
     for place, layer in enumerate(outer):
         x = LABEL + width * place
-        _cell(svg, x, y, width, height, layer.bits, _bits_tip(layer), f"{layer.role} {_bits(layer.bits)}")
-    caption = "Stored bits per weight, scales and zero points counted. Columns are blocks; stronger colour is fewer bits."
+        label = f"{layer.role} {_bits(layer.bits)}"
+        _cell(svg, x, y, width, height, layer.bits, _bits_tip(layer), label)
+    caption = (
+        "Stored bits per weight with scales and zero points. Columns are blocks; stronger colour, fewer bits."
+    )
     return Figure("bits", caption, svg)
 
 

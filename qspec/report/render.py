@@ -18,6 +18,7 @@ from qspec.evaluate.results import Sample
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.figures import EXACT_DB, METRIC_NAMES, Figure
 from qspec.report.svg import clean
+from qspec.report.text import drop, score
 from qspec.report.verdict import percent, verdict
 
 LAYERS_SHOWN = 1000
@@ -152,16 +153,10 @@ def _groups(samples: tuple[Sample, ...]) -> list[tuple[str, list[Sample]]]:
     return list(groups.items())
 
 
-def _score(value: float, metric: str) -> str:
-    return f"{value:.4f}" if metric == "nelbo" else f"{100 * value:.1f} %"
-
-
 def _change(value: float, metric: str) -> str:
-    return (f"{value:+.4f}" if metric == "nelbo" else f"{100 * value:+.1f} %").replace("-", "−")
-
-
-def _drop(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} %".replace("-0.0", "0.0").replace("-", "−")
+    """The difference of two scores, signed."""
+    sign = "+" if value >= 0 else "−"
+    return sign + score(abs(value), metric)
 
 
 def _decibels(value: float | None) -> str:
@@ -227,9 +222,9 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "bytes": bytes_text,
     "seconds": seconds_text,
     "kept": percent,
-    "score": _score,
+    "score": score,
     "change": _change,
-    "drop": _drop,
+    "drop": drop,
     "decibels": _decibels,
     "unbroken": lambda text: text.replace(" %", "\u00a0%"),
     "metric_name": lambda name: METRIC_NAMES.get(name, name),

@@ -40,6 +40,8 @@ class Svg:
         self._add('<circle class="{}" cx="{}" cy="{}" r="{}">{}</circle>', css, *values, _tip(tip))
 
     def text(self, x: float, y: float, text: str, css: str = "t", anchor: str = "start") -> None:
+        if not text:
+            return
         self._add(
             '<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>',
             css,

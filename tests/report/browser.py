@@ -28,7 +28,12 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 # DevTools reads file descriptor 3 and writes 4
-_START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+_START = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_browser() -> str | None:
@@ -62,7 +67,11 @@ class Page:
     def open(self, path: Path, width: int, height: int = 900, dark: bool = False, wait: float = 0.2) -> None:
         """Loads a file at a window's width and lets it settle."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -89,7 +98,12 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Console messages, log entries and exceptions since the page was opened."""
-        kinds = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
+        kinds = (
+            "Runtime.consoleAPICalled",
+            "Runtime.exceptionThrown",
+            "Log.entryAdded",
+            "Page.javascriptDialogOpening",
+        )
         return [json.dumps(event) for event in self.events if event.get("method") in kinds]
 
     def requests(self) -> list[str]:
@@ -115,7 +129,16 @@ def browser(program: str, profile: Path) -> Iterator[Page]:
     """A fresh browser with one tab; profile: an empty folder of its own."""
     to_child, to_parent = os.pipe(), os.pipe()
     ends = (to_child[0], to_parent[1])
-    command = [sys.executable, "-c", _START, str(ends[0]), str(ends[1]), program, *FLAGS, f"--user-data-dir={profile}"]
+    command = [
+        sys.executable,
+        "-c",
+        _START,
+        str(ends[0]),
+        str(ends[1]),
+        program,
+        *FLAGS,
+        f"--user-data-dir={profile}",
+    ]
     process = subprocess.Popen(command, pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for end in ends:
         os.close(end)

@@ -72,7 +72,18 @@ def layer_rows(blocks: int) -> tuple[LayerRow, ...]:
 
 def _kept(role: str, module: str) -> LayerRow:
     return LayerRow(
-        role, module, None, "bf16", 16.0, None, None, "floating point", "layers head, embedding keep", (), 256, 512
+        role,
+        module,
+        None,
+        "bf16",
+        16.0,
+        None,
+        None,
+        "floating point",
+        "layers head, embedding keep",
+        (),
+        256,
+        512,
     )
 
 
@@ -99,7 +110,13 @@ def outlier_report(blocks: int) -> OutlierReport:
 def sample_report(blocks: int = 6) -> ReportData:
     good = [True] * 47 + [False]
     metrics = (
-        nelbo("wikitext2", "tiny-llada's own held-out text", [1.40, 1.52, 1.47], [1.45, 1.58, 1.51], [90.0, 80.0, 85.0]),
+        nelbo(
+            "wikitext2",
+            "tiny-llada's own held-out text",
+            [1.40, 1.52, 1.47],
+            [1.45, 1.58, 1.51],
+            [90.0, 80.0, 85.0],
+        ),
         accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, good),
         accuracy("mmlu", "recall (tiny-llada)", "choice_accuracy", [True] * 48, [True] * 48),
         accuracy("gsm8k", "arithmetic (tiny-llada)", "exact_match", good, [True] * 43 + [False] * 5),
@@ -127,7 +144,7 @@ def sample_report(blocks: int = 6) -> ReportData:
             KernelInfo("gemm_w4_channel_a4_token", "kernels/gemm_77c1.py", "77c1" * 16, 39),
         ),
         execution="CPU reference (the kernels' integer arithmetic, without a GPU)",
-        environment={"python": "3.11.7", "system": "Linux x86_64", "qspec": "0.1.0", "torch": "2.13.0", "gpu": "none"},
+        environment={"python": "3.11.7", "system": "Linux x86_64", "qspec": "0.1.0", "gpu": "none"},
         timings={"quantize": 48.2, "evaluate": 61.7, "nelbo on wikitext2": 12.1, "gsm8k": 30.4},
         kl=tuple(
             KlBucket("wikitext2", i / 5, (i + 1) / 5, kl, 1000 + 800 * i)
@@ -148,8 +165,7 @@ def sample_report(blocks: int = 6) -> ReportData:
                 True,
                 False,
             ),
-            Sample("gsm8k", "Mia reads 3 pages a day for 8 days.\n", "3 * 8 = 24. #### 24", "3 * 8 = 24. #### 24",
-                   "3 * 8 = 24. #### 24", True, True),
+            Sample("gsm8k", "Mia reads 3 pages a day.\n", "#### 24", "#### 24", "#### 24", True, True),
             Sample("mmlu", "The colour of a ruby is", "red", "red", "", True, False),
         ),
         not_measured=("not measured: mbpp: tiny-llada has no task of its own in its place",),

@@ -1,0 +1,44 @@
+"""`qspec eval ARTIFACT`: measure a compiled model again, against the checkpoint that it came from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", metavar="ARTIFACT", help="a compiled model")
+    parser.add_argument("--model", metavar="PATH_OR_ID", help="the unquantized checkpoint, if it has moved")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--files", metavar="DIR", default=".", help="where the recipe's own file paths start (default: here)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what report.json holds")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    from qspec.artifact import seal_report
+    from qspec.cli.terminal import Terminal
+    from qspec.evaluate import evaluate_artifact
+    from qspec.progress import Quiet
+    from qspec.report import environment, memory, report_data, write_report
+    from qspec.report.text import summary
+
+    folder = Path(args.artifact)
+    progress = Quiet() if args.quiet else Terminal()
+    found = evaluate_artifact(folder, args.model, args.device, Path(args.files), progress)
+    data = report_data(
+        found.manifest,
+        found.measurements,
+        found.outliers,
+        execution=found.execution,
+        environment=environment(),
+        timings=progress.seconds,
+        memory=memory(),
+    )
+    content = write_report(folder / "report", data)
+    seal_report(folder)
+    print(json.dumps(content) if args.json else f"{summary(data)}\n\nreport: {folder / 'report/report.html'}")
+    return 0

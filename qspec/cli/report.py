@@ -1,0 +1,22 @@
+"""`qspec report ARTIFACT`: render the report again from report.json, without measuring anything."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", metavar="ARTIFACT", help="a compiled model with a report")
+
+
+def run(args: argparse.Namespace) -> int:
+    from qspec.artifact import Manifest, seal_report
+    from qspec.report import ReportData, write_report
+
+    folder = Path(args.artifact)
+    Manifest.read(folder)
+    write_report(folder / "report", ReportData.read(folder / "report" / "report.json"))
+    seal_report(folder)
+    print(folder / "report" / "report.html")
+    return 0

@@ -1,0 +1,59 @@
+"""The few lines that a terminal shows: verdict, stand-in, metrics."""
+
+from __future__ import annotations
+
+from qspec.evaluate.results import Metric
+from qspec.report.data import ReportData
+from qspec.report.figures import METRIC_NAMES
+from qspec.report.verdict import verdict
+
+_HEAD = ("task", "measure", "unquantized", "quantized", "drop", "tier", "n")
+_LEFT = (0, 1, 5)  # columns of words
+
+
+def summary(data: ReportData) -> str:
+    """Verdict, a line on the stand-in, the table of metrics, what was not measured."""
+    lines = [verdict(data).headline]
+    if data.model.standin:
+        lines.append(
+            f"Measured on the stand-in {data.model.id}, not on a real {data.model.family} checkpoint."
+        )
+    if data.metrics:
+        lines += ["", *_table([_HEAD, *map(_row, data.metrics)])]
+    return "\n".join([*lines, *data.not_measured])
+
+
+def score(value: float, metric: str) -> str:
+    """Nats per token with four decimals, shares as percent."""
+    return f"{value:.4f}" if metric == "nelbo" else f"{100 * value:.1f} %"
+
+
+def drop(value: float | None) -> str:
+    """One decimal; a dash where the unquantized model scored 0."""
+    if value is None:
+        return "–"
+    return f"{round(value, 1) + 0.0:.1f} %".replace("-", "−")
+
+
+def _row(metric: Metric) -> tuple[str, ...]:
+    return (
+        metric.task,
+        METRIC_NAMES.get(metric.metric, metric.metric),
+        score(metric.baseline, metric.metric),
+        score(metric.quantized, metric.metric),
+        drop(metric.drop_percent),
+        metric.tier,
+        str(metric.n),
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(_cells(row, widths)).rstrip() for row in rows]
+
+
+def _cells(row: tuple[str, ...], widths: list[int]) -> list[str]:
+    return [
+        cell.ljust(width) if index in _LEFT else cell.rjust(width)
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]

@@ -1,0 +1,411 @@
+"""What the report's files hold, and that nothing hostile gets through."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
+from qspec.catalog import GemmKernel, RowKernel
+from qspec.errors import InputError
+from qspec.evaluate.results import Measurements, Metric, accuracy, nelbo
+from qspec.report import ReportData, report_data, report_json, write_report
+from qspec.report.environment import environment, memory
+from qspec.report.render import bytes_text, seconds_text
+from qspec.report.text import summary
+from qspec.report.verdict import percent, verdict
+from tests.report.sample import HOSTILE, hostile_report, layer_rows, sample_report
+
+CONTRACT = {
+    "model",
+    "recipe",
+    "bits_per_weight",
+    "bytes",
+    "metrics",
+    "layers",
+    "outliers",
+    "kernels",
+    "execution",
+    "environment",
+    "timings",
+}
+METRIC_KEYS = {"task", "metric", "baseline", "quantized", "drop_percent", "tier", "n", "stderr"}
+VOID = {"meta", "link"}
+
+
+class Tags(HTMLParser):
+    """Names and attributes of every element, and whether they nest."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    write_report(out, sample_report())
+    return out
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("hostile")
+    write_report(out, hostile_report())
+    return out
+
+
+def test_json_holds_the_contract(folder: Path) -> None:
+    content = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
+    assert set(content).issuperset(CONTRACT)
+    assert {"id", "family", "standin"} <= set(content["model"])
+    assert content["model"]["standin"] is True
+    assert set(content["bytes"]) == {"before", "after"}
+    assert all(set(metric).issuperset(METRIC_KEYS) for metric in content["metrics"])
+    assert all({"role", "module", "scheme", "sqnr_db"} <= set(layer) for layer in content["layers"])
+    assert content["verdict"] == "Keeps 95.8 % of the unquantized accuracy at 4.43 bits per weight."
+
+
+def test_what_was_written_is_read_again(folder: Path) -> None:
+    assert ReportData.read(folder / "report.json") == sample_report()
+
+
+def test_rendering_again_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    write_report(tmp_path, ReportData.read(folder / "report.json"))
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert names == sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert all((folder / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    layers = (dataclasses.replace(layer_rows(1)[1], sqnr_db=math.inf, weight_sqnr_db=math.nan),)
+    content = report_json(dataclasses.replace(sample_report(), layers=layers))
+    assert content["layers"][0]["sqnr_db"] is None
+    assert content["layers"][0]["weight_sqnr_db"] is None
+    json.dumps(content, allow_nan=False)
+
+
+def test_html_is_small_whole_and_offline(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert len(page.encode()) < 3_000_000
+    tags = Tags(page)
+    assert tags.open == []
+    names = [name for name, _ in tags.found]
+    assert "script" not in names
+    for name, attributes in tags.found:
+        for key, value in attributes.items():
+            assert not key.startswith("on")
+            if key in ("href", "src"):
+                assert (value or "").startswith(("#", "data:,")), (name, key, value)
+    without_namespace = page.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"https?:|//\w+\.|@import|url\((?!#)", without_namespace)
+
+
+def test_a_report_of_a_large_model_stays_small(tmp_path: Path) -> None:
+    write_report(tmp_path, sample_report(blocks=80))
+    assert (tmp_path / "report.html").stat().st_size < 3_000_000
+
+
+def test_a_model_of_thousands_of_modules_shows_the_worst(tmp_path: Path) -> None:
+    data = sample_report(blocks=200)
+    worst = min(
+        (layer for layer in data.layers if layer.sqnr_db is not None), key=lambda one: one.sqnr_db or 0
+    )
+    write_report(tmp_path, data)
+    page = (tmp_path / "report.html").read_text()
+    assert "The 1000 worst of 1402 modules" in page
+    assert page.count('<tr><td class="mono nowrap">blocks[') < 2000
+    assert worst.role in page
+
+
+def test_html_shows_every_part(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    for text in (
+        "Keeps 95.8\u00a0% of the unquantized accuracy at 4.43 bits per weight.",
+        "These are numbers of a stand-in.",
+        "task gsm8k: tiny-llada&#39;s own &#34;arithmetic&#34; (length 40, steps 40, block 40)",
+        "not measured: mbpp",
+        "CPU reference",
+        "gemm_w4_channel_a4_token",
+        "# W4A4 for LLaDA-8B",
+        "14 + 9 = 22; 22 - 6 = 16. #### 16",
+        "1.33 GiB",
+        "a1" * 32,
+    ):
+        assert text in page, text
+    assert page.count('class="tier significant"') == 2  # the headline's and gsm8k's
+    assert page.count("<svg") == 10
+
+
+def test_a_real_checkpoint_has_no_banner(tmp_path: Path) -> None:
+    data = sample_report()
+    write_report(tmp_path, dataclasses.replace(data, model=dataclasses.replace(data.model, standin=False)))
+    assert "stand-in" not in (tmp_path / "report.html").read_text().replace("standin", "")
+    assert "stand-in" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_report_without_measurements(tmp_path: Path) -> None:
+    data = dataclasses.replace(
+        sample_report(),
+        metrics=(),
+        kl=(),
+        flips=(),
+        samples=(),
+        outliers=None,
+        not_measured=("not measured: all",),
+    )
+    content = write_report(tmp_path, data)
+    assert content["verdict"] == "4.43 bits per weight, not measured."
+    page = (tmp_path / "report.html").read_text()
+    assert Tags(page).open == []
+    assert 'id="outliers"' not in page
+    assert 'id="samples"' not in page
+    assert "not measured: all" in page
+
+
+def test_figures_of_an_older_report_go_away(tmp_path: Path) -> None:
+    write_report(tmp_path, sample_report())
+    assert (tmp_path / "figures" / "flips.svg").exists()
+    write_report(tmp_path, dataclasses.replace(sample_report(), flips=()))
+    assert not (tmp_path / "figures" / "flips.svg").exists()
+
+
+def test_figures_are_valid_svg(folder: Path, hostile: Path) -> None:
+    for home in (folder, hostile):
+        files = sorted((home / "figures").glob("*.svg"))
+        assert len(files) == 10
+        for file in files:
+            root = ElementTree.parse(file).getroot()
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+            assert not [one for one in root.iter() if one.tag.endswith(("script", "foreignObject", "image"))]
+
+
+def test_hostile_text_is_text_everywhere(hostile: Path) -> None:
+    page = (hostile / "report.html").read_text()
+    plain = Tags((hostile / "report.html").read_text())
+    assert plain.open == []
+    assert {"script", "img"}.isdisjoint(name for name, _ in plain.found)
+    assert not [key for _, attributes in plain.found for key in attributes if key.startswith("on")]
+    assert page.count("&lt;script&gt;") > 50
+    assert "\x00" not in page
+    assert "\x1b" not in page
+    content = json.loads((hostile / "report.json").read_text())
+    assert content["model"]["id"] == "tiny-llada" + HOSTILE
+
+
+def test_hostile_text_does_not_leave_its_place_in_markdown(hostile: Path, folder: Path) -> None:
+    def outside_the_recipe(home: Path) -> list[str]:
+        text = (home / "report.md").read_text()
+        return text[: text.index("## Recipe")].splitlines()
+
+    assert not [line for line in outside_the_recipe(hostile) if "<" in line or ">" in line.lstrip("> ")]
+    bars = [len(re.findall(r"(?<!\\)\|", line)) for line in outside_the_recipe(hostile)]
+    assert bars == [len(re.findall(r"(?<!\\)\|", line)) for line in outside_the_recipe(folder)]
+
+
+def test_a_recipe_with_backticks_stays_in_its_block(tmp_path: Path) -> None:
+    data = sample_report()
+    text = "```\n# heading\n````\n"
+    write_report(tmp_path, dataclasses.replace(data, recipe=dataclasses.replace(data.recipe, text=text)))
+    recipe = (tmp_path / "report.md").read_text().partition("## Recipe\n\n")[2]
+    assert recipe.startswith("`````\n")
+    assert recipe.rstrip().endswith("`````")
+
+
+def test_markdown_has_the_metrics(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    assert text.startswith("# Keeps 95.8 % of the unquantized accuracy")
+    assert "| gsm8k | exact match | 97.9 % | 89.6 % | −8.3 % ± 4.0 % | 8.5 % | significant | 48 |" in text
+    assert "| wikitext2 | NELBO | 1.4610 | 1.5108 | +0.0498 ± 0.0056 | 3.4 % | moderate | 3 |" in text
+    assert "- not measured: mbpp" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not the data of a report: "),
+        ("[]", "not the data of a report: "),
+        ("{}", "Field required"),
+        ('{"format": 2}', "not the data of a report"),
+        ("[" * 100_000, "not the data of a report"),
+        ("\udcff".encode("utf-8", "surrogateescape"), "not the data of a report"),
+    ],
+)
+def test_a_damaged_report_json_is_one_error(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        ReportData.read(path)
+    assert message in caught.value.what
+    assert str(path) in (caught.value.where or "")
+
+
+def test_an_artifact_without_a_report(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        ReportData.read(tmp_path / "report.json")
+    assert caught.value.hint == "measure it first: qspec eval ARTIFACT"
+
+
+# The verdict
+
+
+def with_metrics(*metrics: Metric) -> ReportData:
+    return dataclasses.replace(sample_report(), metrics=metrics)
+
+
+def share(task: str, before: int, after: int, n: int = 100, metric: str = "exact_match") -> Metric:
+    return accuracy(
+        task, task, metric, [True] * before + [False] * (n - before), [True] * after + [False] * (n - after)
+    )
+
+
+def test_verdict_is_the_ratio_of_the_means() -> None:
+    found = verdict(
+        with_metrics(share("a", 80, 76), share("b", 60, 60), share("b", 90, 9, metric="choice_accuracy"))
+    )
+    # (76 + 60) / (80 + 60) = 0.97142...; the second measure of b does not count
+    assert found.headline == "Keeps 97.1 % of the unquantized accuracy at 4.43 bits per weight."
+    assert found.tier == "moderate"
+    assert found.details == ("mean of 2 tasks", "largest drop: a, 5.0 % (significant)")
+
+
+def test_verdict_never_rounds_up_to_everything() -> None:
+    assert percent(99.99) == "99.9 %"
+    assert percent(100.0) == "100.0 %"
+    assert percent(97.9) == "97.9 %"
+    assert percent(102.13) == "102.1 %"
+
+
+def test_verdict_without_tasks() -> None:
+    metric = nelbo("wikitext2", "text", [2.0, 2.0], [2.1, 2.1], [1.0, 1.0])
+    assert verdict(with_metrics(metric)).headline == "4.43 bits per weight raises the NELBO by 5.0 %."
+    better = nelbo("wikitext2", "text", [2.0, 2.0], [1.9, 1.9], [1.0, 1.0])
+    assert verdict(with_metrics(better)).headline == "4.43 bits per weight lowers the NELBO by 5.0 %."
+    assert verdict(with_metrics(share("a", 0, 5))).headline == (
+        "The unquantized model solves none of the tasks; 4.43 bits per weight."
+    )
+
+
+# From an artifact's manifest
+
+
+def test_data_from_a_manifest() -> None:
+    row, gemm = RowKernel("rotate", 64, 4, None, True, 0.9), GemmKernel(4, None, True, 4, None, True)
+    common = {
+        "in_features": 64,
+        "out_features": 64,
+        "bias": False,
+        "rule": "layers blocks[*].* use w4a4",
+        "passes": ("apply rtn",),
+    }
+    modules = [
+        ModuleRecord(
+            role=f"blocks[0].attention.{part}", module=f"blocks.0.{part}_proj", scheme="w4a4", label="W4A4",
+            bits=4.5, row=kernel_fields(row), gemm=kernel_fields(gemm), sqnr_db=20.0, weight_sqnr_db=22.0,
+            **common,
+        )
+        for part in "qkv"
+    ]  # fmt: skip
+    kept = ModuleRecord(role="head", module="head", scheme=None, label="bf16", bits=16.0, **common)
+    manifest = Manifest(
+        format=1,
+        qspec="0.1.0",
+        name="r",
+        recipe="qspec 1\n",
+        model=ModelRecord(
+            id="m",
+            revision="main",
+            family="llada",
+            standin=True,
+            replacements=("one",),
+            files={"a": "1" * 64},
+        ),
+        calibration=CalibrationRecord(tokens_sha256="2" * 64, samples=4, length=8, seed=7),
+        modules=(*modules, kept),
+        kernels=(
+            KernelRecord(name=row.name, file="kernels/row.py", sha256="3" * 64),
+            KernelRecord(name=gemm.name, file="kernels/gemm.py", sha256="4" * 64),
+        ),
+        bits_per_weight=4.5,
+        bytes_before=100,
+        bytes_after=40,
+        files={"config.json": "5" * 64},
+    )
+    measured = Measurements(
+        (share("a", 5, 5),), (), (), (), ("not measured: b: why",), ("one", "two"), 7, {"a": 1.5}
+    )
+    common = {
+        "execution": "here",
+        "environment": {"torch": "2"},
+        "timings": {"quantize": 9.0},
+        "memory": {"peak": 5},
+    }
+    data = report_data(manifest, measured, None, **common)
+    assert data.model.replacements == ("one", "two")
+    assert [layer.kernel for layer in data.layers] == [f"{row.name} + {gemm.name}"] * 3 + ["floating point"]
+    assert [(kernel.name, kernel.layers) for kernel in data.kernels] == [(row.name, 3), (gemm.name, 3)]
+    assert data.timings == {"quantize": 9.0, "a": 1.5}
+    assert data.hashes["checkpoint a"] == "1" * 64
+    assert data.hashes["calibration tokens"] == "2" * 64
+    assert data.seed == 7
+    assert data.not_measured == ("not measured: b: why",)
+    assert report_data(manifest, None, None, **common).not_measured == (
+        "nothing was measured: evaluation was left out",
+    )
+
+
+# For people
+
+
+def test_the_terminal_summary() -> None:
+    lines = summary(sample_report()).splitlines()
+    assert lines[0].startswith("Keeps 95.8 %")
+    assert lines[1] == "Measured on the stand-in tiny-llada, not on a real llada checkpoint."
+    assert lines[3].split() == ["task", "measure", "unquantized", "quantized", "drop", "tier", "n"]
+    assert lines[7].split() == ["gsm8k", *"exact match 97.9 % 89.6 % 8.5 % significant 48".split()]
+    assert lines[-1].startswith("not measured: mbpp")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1536, "1.5 KiB"),
+        (4_480_000_000, "4.17 GiB"),
+        (16 * 2**30, "16 GiB"),
+    ],
+)
+def test_bytes(value: int, text: str) -> None:
+    assert bytes_text(value) == text
+
+
+def test_seconds() -> None:
+    assert (seconds_text(1.25), seconds_text(119.0), seconds_text(150.0)) == ("1.2 s", "119.0 s", "2.5 min")
+
+
+def test_environment_and_memory() -> None:
+    found = environment()
+    assert {"python", "system", "torch", "qspec", "cpu", "gpu"} <= set(found)
+    assert memory()["peak resident"] > 10_000_000
