@@ -25,7 +25,7 @@ from qspec.formats import NUMBER_FORMATS
 Kernel = RowKernel | GemmKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
-PIECE = 128  # channels of one product, and the largest pack block
+PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
 
 
 @lru_cache(maxsize=256)
@@ -167,7 +167,7 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
         "w_asym": not kernel.weight_symmetric,
         "a_asym": not kernel.activation_symmetric,
         "step": step,
-        "tile": min(step or PIECE, PIECE),
+        "tile": min(step or PIECE, PIECE // 2 if kernel.activation_bits == 16 else PIECE),
         "narrow": four and step is not None and step < PIECE,
     }
 

@@ -86,8 +86,8 @@ def prepare(row: RowKernel | None, transform: InputTransform | None, x: Tensor) 
     if row.bits == 16:
         return PreparedInput(rows.to(x.dtype), None, None, x.shape, x.dtype)
     quantized = numerics.quantize_activations(rows, activation_format(row))
-    zero = None if quantized.zero is None else quantized.zero.T
-    return PreparedInput(quantized.codes, quantized.scale.T, zero, x.shape, x.dtype)
+    zero = None if quantized.zero is None else quantized.zero.T.contiguous()
+    return PreparedInput(quantized.codes, quantized.scale.T.contiguous(), zero, x.shape, x.dtype)
 
 
 def multiply(weight: ReferenceWeight, prepared: PreparedInput) -> Tensor:

@@ -1,0 +1,172 @@
+"""Compiles a generated kernel for a GPU that is not here, and reads what the assembler made of it.
+
+Triton brings its own ptxas and cuobjdump, so PTX and machine code need neither a GPU nor a CUDA toolkit.
+What a kernel must show: the tensor-core instruction of its target, no stack frame (so no spilled
+registers), and shared memory within the target's limit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from qspec.catalog import GemmKernel, RowKernel, pack_block
+from qspec.errors import MachineError, UsageError
+from qspec.kernels.generate import Kernel, library
+
+
+@dataclass(frozen=True)
+class Target:
+    """One compute capability: shared memory bytes that a block may take, and its matrix instruction."""
+
+    capability: int
+    shared: int
+    instruction: str
+
+
+TARGETS = {
+    "sm_80": Target(80, 163 * 1024, "mma.sync"),
+    "sm_89": Target(89, 99 * 1024, "mma.sync"),
+    "sm_90": Target(90, 227 * 1024, "wgmma.mma_async"),
+    "sm_100": Target(100, 227 * 1024, "tcgen05.mma"),
+    "sm_120": Target(120, 99 * 1024, "mma.sync"),
+}
+ROTATION_INSTRUCTION = "mma.sync"  # 16 rows are too few for the others
+MATRIX_INSTRUCTION = re.compile(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*")
+RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
+
+TYPES = {  # of the parameters whose type does not depend on the kernel
+    "M": "i32",
+    "N": "i32",
+    "activation_scale": "*fp32",
+    "activation_zero": "*i8",
+    "activations": "*i8",
+    "bias": "*fp32",
+    "codes": "*i8",
+    "destination": "*i32",
+    "out": "*bf16",
+    "rotation0": "*fp16",
+    "rotation1": "*fp16",
+    "scale": "*fp32",
+    "scratch": "*fp32",
+    "x": "*bf16",
+    "zero": "*i8",
+}
+
+
+@dataclass(frozen=True)
+class AheadReport:
+    """What one kernel became on one target.
+
+    instructions: its matrix instructions. registers and stack bytes are a thread's, shared bytes a block's.
+    problems: what is wrong, in sentences; empty if nothing is.
+    """
+
+    kernel: str
+    target: str
+    instructions: tuple[str, ...]
+    registers: int
+    stack: int
+    shared: int
+    problems: tuple[str, ...]
+
+
+def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024, columns: int = 4096) -> AheadReport:
+    """Compiles the kernel as it is launched for X [tokens, columns] in bfloat16.
+
+    Raises UsageError for an unknown target, MachineError without Triton or its tools.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"unknown target {target!r}", hint=f"one of {', '.join(TARGETS)}")
+    module = library(None).module(kernel)
+    compiled = _compile(module, kernel, TARGETS[target], tokens, columns)
+    registers, stack = _resources(compiled.asm["cubin"])
+    found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
+    shared = int(compiled.metadata.shared)
+    problems = _problems(kernel, TARGETS[target], found, stack, shared)
+    return AheadReport(kernel.name, target, found, registers, stack, shared, problems)
+
+
+def _problems(
+    kernel: Kernel, target: Target, found: tuple[str, ...], stack: int, shared: int
+) -> tuple[str, ...]:
+    problems = []
+    wanted = _instruction(kernel, target)
+    if wanted is not None and not any(name.startswith(wanted) for name in found):
+        problems.append(f"no {wanted} among its instructions")
+    if stack:
+        problems.append(f"{stack} bytes of stack: registers are spilled")
+    if shared > target.shared:
+        problems.append(f"{shared} bytes of shared memory, {target.shared} are allowed")
+    return tuple(problems)
+
+
+def _instruction(kernel: Kernel, target: Target) -> str | None:
+    if isinstance(kernel, GemmKernel):
+        return target.instruction
+    return None if kernel.transform == "none" else ROTATION_INSTRUCTION
+
+
+def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(module, kernel.name)
+    if not isinstance(function, triton.runtime.JITFunction):
+        raise MachineError("kernels are interpreted here, not compiled", hint="unset TRITON_INTERPRET")
+    known = {"tokens": tokens, "columns": columns}
+    wanted = inspect.signature(module.tiles).parameters
+    options = module.tiles(**{name: known[name] for name in wanted})
+    fixed = {"K": columns, "PACK": pack_block(columns), "EXACT": True, **options}
+    signature, constants, attributes = {}, {}, {}
+    for index, name in enumerate(function.arg_names):
+        if name in fixed:
+            signature[name] = "constexpr"
+            constants[(index,)] = fixed[name]
+            options.pop(name, None)
+        else:
+            signature[name] = _type(kernel, name)
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    if not (isinstance(kernel, GemmKernel) and kernel.activation_bits == 16):
+        options["enable_fp_fusion"] = False
+    source = ASTSource(function, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", target.capability, 32), options=options)
+
+
+def _type(kernel: Kernel, name: str) -> str:
+    if isinstance(kernel, RowKernel) or name in TYPES:
+        return TYPES[name]
+    if name == "weight_scale":
+        return "*fp16" if kernel.weight_group else "*fp32"
+    return "*u8" if kernel.weight_bits == 4 else "*i8"
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes of a thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [_cuobjdump(), "--dump-resource-usage", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    match = RESOURCES.search(done.stdout)
+    if match is None:
+        raise MachineError("cuobjdump does not say what the kernel takes", where=done.stderr.strip()[:200])
+    return int(match[1]), int(match[2])
+
+
+def _cuobjdump() -> str:
+    import triton
+
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    found = str(bundled) if bundled.is_file() else shutil.which("cuobjdump")
+    if found is None:
+        raise MachineError("cuobjdump is missing", hint="Triton's wheel and the CUDA toolkit bring it")
+    return found

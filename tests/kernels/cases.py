@@ -1,0 +1,229 @@
+"""Random packed linears in every format that has kernels, and independent computations of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qspec import numerics
+from qspec.catalog import GemmKernel, RowKernel
+from qspec.formats import NUMBER_FORMATS, Clip, Granularity, Scheme, TensorFormat
+from qspec.kernels.packing import PackedLinear
+from qspec.kernels.reference import PreparedInput
+from qspec.transforms import InputTransform
+
+
+@dataclass(frozen=True)
+class Format:
+    """A pair of operands; group None is per channel or per token, activation bits 16 is floating."""
+
+    w_bits: int = 4
+    w_group: int | None = None
+    w_symmetric: bool = True
+    a_bits: int = 4
+    a_group: int | None = None
+    a_symmetric: bool = True
+    clip: float = 1.0
+
+    def scheme(self) -> Scheme:
+        weights = TensorFormat(_number(self.w_bits), _granularity("channel", self.w_group), self.w_symmetric)
+        if self.a_bits == 16:
+            return Scheme("test", weights)
+        clip = Clip("ratio", self.clip)
+        granularity = _granularity("token", self.a_group)
+        activations = TensorFormat(_number(self.a_bits), granularity, self.a_symmetric, clip)
+        return Scheme("test", weights, activations)
+
+    def gemm(self) -> GemmKernel:
+        weights = (self.w_bits, self.w_group, self.w_symmetric)
+        return GemmKernel(*weights, self.a_bits, self.a_group, self.a_symmetric)
+
+    def __str__(self) -> str:
+        return self.gemm().name.removeprefix("gemm_")
+
+
+INTEGER = (
+    Format(),
+    Format(w_symmetric=False, a_symmetric=False),
+    Format(w_group=128),
+    Format(w_group=128, w_symmetric=False, a_group=128, a_symmetric=False),
+    Format(w_group=256, a_bits=8, a_group=64),
+    Format(w_group=64, w_symmetric=False, a_bits=8, a_group=128, a_symmetric=False),
+    Format(w_group=32, w_symmetric=False, a_bits=8, a_group=32),
+    Format(w_bits=8, a_bits=8),
+    Format(w_bits=8, w_symmetric=False, a_bits=8, a_symmetric=False),
+    Format(w_bits=8, w_group=128, a_bits=8, a_group=256),
+    Format(w_bits=8, w_group=64, w_symmetric=False, a_bits=8, a_group=32, a_symmetric=False),
+    Format(w_symmetric=False, a_bits=8, a_symmetric=False, clip=0.9),
+)
+WEIGHT_ONLY = (
+    Format(a_bits=16),
+    Format(w_group=128, a_bits=16),
+    Format(w_group=128, w_symmetric=False, a_bits=16),
+    Format(w_group=64, w_symmetric=False, a_bits=16),
+    Format(w_group=32, a_bits=16),
+    Format(w_bits=8, w_symmetric=False, a_bits=16),
+    Format(w_bits=8, w_group=256, a_bits=16),
+)
+
+
+def _number(bits: int) -> object:
+    return NUMBER_FORMATS[f"int{bits}"]
+
+
+def _granularity(whole: str, group: int | None) -> Granularity:
+    return Granularity(whole) if group is None else Granularity("group", group)
+
+
+def random_linear(
+    fmt: Format,
+    rows: int,
+    columns: int,
+    seed: int,
+    bias: bool = True,
+    transform: InputTransform | None = None,
+    device: str = "cpu",
+) -> PackedLinear:
+    """Weights with outliers and an offset, so that clamping, zero points and both signs occur."""
+    generator = torch.Generator(device).manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator, device=device) + 0.3
+    weight[:, :: max(1, columns // 7)] *= 5
+    quantized = numerics.quantize_weight(weight, fmt.scheme().weights)
+    b = torch.randn(rows, generator=generator, device=device) if bias else None
+    return PackedLinear.from_quantized(quantized, b, transform, fmt.scheme())
+
+
+def random_input(
+    rows: int, columns: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Tensor:
+    """Rows of very different sizes, a row of zeros, and channels with outliers."""
+    generator = torch.Generator(device).manual_seed(seed + 1000)
+    x = torch.randn(rows, columns, generator=generator, device=device) - 0.2
+    x[:, 3::37] *= 20
+    x *= torch.logspace(-3, 2, rows, device=device).unsqueeze(1)
+    if rows > 2:
+        x[1] = 0
+    return x.to(dtype)
+
+
+def random_transform(kind: str, block: int, columns: int, seed: int) -> InputTransform | None:
+    if kind == "none":
+        return None
+    generator = torch.Generator().manual_seed(seed + 2000)
+
+    def rotation() -> Tensor:
+        return torch.linalg.qr(torch.randn(block, block, generator=generator)).Q.half()
+
+    if kind == "rotate":
+        return InputTransform((rotation(),))
+    permutation = torch.randperm(columns, generator=generator).to(torch.int32)
+    return InputTransform((rotation(), rotation()), permutation)
+
+
+def expected_product(packed: PackedLinear, prepared: PreparedInput) -> np.ndarray:
+    """The formula of the reference's docstring in int64 and float32, from unpacked codes."""
+    kernel = packed.kernels.gemm
+    qa, qw = prepared.values.numpy().astype(np.int64), packed.unpacked_codes().numpy().astype(np.int64)
+    columns = qa.shape[1]
+    a_size, w_size = kernel.activation_group or columns, kernel.weight_group or columns
+    sa, sw = prepared.scale.numpy(), packed.scale.numpy().astype(np.float32)
+    za, zw = _offsets(prepared.zero, sa), _offsets(packed.unpacked_zeros(), sw)
+    step = min(a_size, w_size)
+    y = np.zeros((qa.shape[0], qw.shape[0]), np.float32)
+    for start in range(0, columns, step):
+        a = qa[:, start : start + step] - za[start // a_size][:, None]
+        w = qw[:, start : start + step] - zw[start // w_size][:, None]
+        t = (a @ w.T).astype(np.float32)
+        if kernel.activation_group:
+            t = t * sa[start // a_size][:, None]
+        if kernel.weight_group:
+            t = t * sw[start // w_size]
+        y = y + t
+    if not kernel.activation_group:
+        y = y * sa[0][:, None]
+    if not kernel.weight_group:
+        y = y * sw[0]
+    return y if packed.bias is None else y + packed.bias.numpy()
+
+
+def _offsets(zero: Tensor | None, scale: np.ndarray) -> np.ndarray:
+    return np.zeros(scale.shape, np.int64) if zero is None else zero.numpy().astype(np.int64)
+
+
+def dequantized_product(packed: PackedLinear, x: Tensor) -> Tensor:
+    """x W^T + b in float64, each weight s (q - z)."""
+    codes, scale = packed.unpacked_codes().double(), packed.scale.T.double()
+    zeros = packed.unpacked_zeros()
+    size = packed.in_features // scale.shape[1]
+    offset = torch.zeros_like(scale) if zeros is None else zeros.T.double()
+    weight = (codes - offset.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
+    y = x.double() @ weight.T
+    return y if packed.bias is None else y + packed.bias.double()
+
+
+def transformed(transform: InputTransform, x: Tensor) -> Tensor:
+    """T(x) in float64, by whole matrices."""
+    blocks = x.shape[1] // transform.block
+    y = x.double() @ torch.block_diag(*[transform.rotations[0].double()] * blocks)
+    if transform.permutation is None:
+        return y
+    moved = torch.stack([y[:, int(p)] for p in transform.permutation], dim=1)
+    return moved @ torch.block_diag(*[transform.rotations[1].double()] * blocks)
+
+
+def codes_that_differ(found: PreparedInput, expected: PreparedInput) -> float:
+    """Share of codes that are not equal; a difference of more than one fails."""
+    difference = (found.values.cpu().int() - expected.values.cpu().int()).abs()
+    assert int(difference.max()) <= 1
+    return float((difference > 0).float().mean())
+
+
+def dequantized_input(prepared: PreparedInput) -> Tensor:
+    """s (q - z) in float64."""
+    assert prepared.scale is not None
+    scale = prepared.scale.T.double()
+    size = prepared.values.shape[1] // scale.shape[1]
+    zero = torch.zeros_like(scale) if prepared.zero is None else prepared.zero.T.double()
+    return (prepared.values - zero.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
+
+
+def relative_error(found: Tensor, expected: Tensor | np.ndarray) -> float:
+    """||found - expected|| / ||expected|| in float64; infinite if anything is NaN."""
+    exact = torch.as_tensor(expected).double().cpu()
+    error = float((found.double().cpu() - exact).norm() / exact.norm())
+    return error if error == error else float("inf")
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors hold NaN or the largest integer, so that an element which a kernel leaves out shows."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+
+
+ROWS = tuple(
+    RowKernel(transform, block, bits, group, symmetric, clip)
+    for transform, block in (("none", 0), ("rotate", 32), ("rotate_permute_rotate", 64))
+    for bits, group, symmetric, clip in (
+        (4, None, True, 1.0),
+        (8, None, False, 0.9),
+        (4, 128, False, 1.0),
+        (8, 32, True, 0.95),
+        (4, 64, True, 1.0),
+    )
+)
+
+
+def widths(fmt: Format) -> list[int]:
+    """Input widths that the groups divide, with every pack block and with tails."""
+    unit = max(fmt.w_group or 32, fmt.a_group or 32)
+    return [unit, unit * 3, unit * 6, unit * 7]

@@ -1,0 +1,162 @@
+"""The generated kernels under Triton's interpreter: integers bit for bit, floats by relative norm.
+
+Triton decides to interpret when it is imported, so `test_interpreted.py` runs these in processes of
+their own: TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted.py. The interpreter computes
+bf16 wrongly and rounds to it by truncation: what needs bf16 is tested on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from qspec.catalog import RowKernel
+from qspec.kernels import launch, reference
+from qspec.kernels.generate import KernelLibrary
+from qspec.kernels.launch import PlacedTransform
+from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.transforms import InputTransform
+from tests.kernels.cases import (
+    INTEGER,
+    ROWS,
+    WEIGHT_ONLY,
+    Format,
+    codes_that_differ,
+    dequantized_input,
+    dequantized_product,
+    poisoned_memory,
+    random_input,
+    random_linear,
+    random_transform,
+    relative_error,
+    transformed,
+    widths,
+)
+
+SHAPES = ((1, 70), (5, 33), (17, 65))  # tokens, output channels: none a multiple of a tile
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    assert os.environ.get("TRITON_INTERPRET") == "1"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with poisoned_memory():
+        yield
+
+
+@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+def test_integer_product_equals_the_reference(fmt: Format) -> None:
+    library = KernelLibrary()
+    for seed, columns in enumerate(widths(fmt)):
+        for tokens, channels in SHAPES:
+            packed = random_linear(fmt, channels, columns, seed, bias=tokens != 5)
+            prepared = reference.prepare(packed.kernels.row, None, random_input(tokens, columns, seed))
+            expected = reference.multiply(ReferenceWeight.of(packed), prepared)
+            assert torch.equal(launch.multiply(library, packed, prepared), expected)
+
+
+def test_integer_product_rounds_to_the_input_dtype() -> None:
+    packed = random_linear(Format(), 40, 128, seed=0)
+    prepared = reference.prepare(packed.kernels.row, None, random_input(9, 128, 0, torch.float16))
+    found = launch.multiply(KernelLibrary(), packed, prepared)
+    assert found.dtype == torch.float16
+    assert torch.equal(found, reference.multiply(ReferenceWeight.of(packed), prepared))
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
+@pytest.mark.parametrize("fmt", WEIGHT_ONLY, ids=str)
+def test_weight_only_product_is_near_float64(fmt: Format, dtype: torch.dtype, limit: float) -> None:
+    library = KernelLibrary()
+    for seed, columns in enumerate(widths(fmt)):
+        for tokens, channels in SHAPES:
+            packed = random_linear(fmt, channels, columns, seed, bias=tokens != 5)
+            x = random_input(tokens, columns, seed, dtype)
+            found = launch.multiply(library, packed, launch.prepare(library, None, None, x))
+            assert found.dtype == dtype
+            assert relative_error(found, dequantized_product(packed, x)) < limit
+
+
+def row_kernels(transform: str) -> list[RowKernel]:
+    return [row for row in ROWS if row.transform == transform]
+
+
+def prepared_by(row: RowKernel, transform: InputTransform | None, x: Tensor) -> PreparedInput:
+    placed = None if transform is None else PlacedTransform.of(transform, x.device)
+    return launch.prepare(KernelLibrary(), row, placed, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("row", row_kernels("none"), ids=lambda row: row.name)
+def test_row_kernel_without_transform_equals_the_reference(row: RowKernel, dtype: torch.dtype) -> None:
+    unit = max(row.group or 32, 32)
+    for tokens, columns in ((1, unit), (5, unit * 3), (17, unit * 33)):  # the last: several tiles and a tail
+        x = random_input(tokens, columns, tokens, dtype)
+        found, expected = prepared_by(row, None, x), reference.prepare(row, None, x)
+        assert found.scale is not None
+        assert expected.scale is not None
+        assert torch.equal(found.scale, expected.scale)
+        assert torch.equal(found.values, expected.values)
+        assert (found.zero is None) == row.symmetric
+        if found.zero is not None and expected.zero is not None:
+            assert torch.equal(found.zero, expected.zero)
+
+
+@pytest.mark.parametrize(
+    "row", row_kernels("rotate") + row_kernels("rotate_permute_rotate"), ids=lambda row: row.name
+)
+def test_row_kernel_with_transform_is_near_float64(row: RowKernel) -> None:
+    unit = max(row.group or 0, row.rotation_block)
+    for tokens, columns in ((1, unit), (5, unit * 3), (17, unit * 5)):
+        transform = random_transform(row.transform, row.rotation_block, columns, tokens)
+        assert transform is not None
+        x = random_input(tokens, columns, tokens, torch.bfloat16)
+        found, expected = prepared_by(row, transform, x), reference.prepare(row, transform, x)
+        exact = transformed(transform, x)
+        assert found.scale is not None
+        assert expected.scale is not None
+        assert torch.allclose(found.scale, expected.scale, rtol=1e-5, atol=0)
+        assert codes_that_differ(found, expected) < 2e-3
+        errors = [relative_error(dequantized_input(p), exact) for p in (found, expected)]
+        assert errors[0] < 1.01 * errors[1]
+
+
+@pytest.mark.parametrize("kind", ["rotate", "rotate_permute_rotate"])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)]
+)
+def test_transform_alone_is_near_float64(kind: str, dtype: torch.dtype, limit: float) -> None:
+    row = RowKernel(kind, 32, 16, None, True, 1.0)
+    transform = random_transform(kind, 32, 96, seed=3)
+    x = random_input(19, 96, 3, dtype)
+    found = prepared_by(row, transform, x)
+    assert found.values.dtype == dtype
+    assert transform is not None
+    assert relative_error(found.values, transformed(transform, x)) < limit
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [None, 32])
+def test_nan_never_becomes_a_plausible_number(group: int | None, symmetric: bool) -> None:
+    fmt = Format(w_bits=8, a_bits=8, a_group=group, a_symmetric=symmetric)
+    packed = random_linear(fmt, 8, 64, seed=0, bias=False)
+    for bad in (float("nan"), float("inf")):
+        x = random_input(3, 64, 0)
+        x[2, 5] = bad
+        library = KernelLibrary()
+        y = launch.multiply(library, packed, launch.prepare(library, packed.kernels.row, None, x))
+        assert torch.isfinite(y[:2]).all()
+        assert not torch.isfinite(y[2]).any()
+
+
+def test_no_tokens_give_no_rows() -> None:
+    packed = random_linear(Format(), 8, 64, seed=0)
+    library = KernelLibrary()
+    prepared = launch.prepare(library, packed.kernels.row, None, torch.empty(2, 0, 64))
+    y = launch.multiply(library, packed, prepared)
+    assert y.shape == (2, 0, 8)
