@@ -99,11 +99,15 @@ def test_a_standins_choices_are_rated_beside_the_exact_match(standin: Path) -> N
     assert recall.scorings == ("exact", "choices")
     assert sums.scorings == ("exact",)
     assert recall.items[0].right == 1
-    assert [choice.context + choice.text for choice in recall.items[0].choices] == [
-        "capital? a",
-        "capital? b",
-        "capital? c",
-    ]
+    assert [choice.text for choice in recall.items[0].choices] == ["a", "b", "c"]
+
+
+def test_a_choice_follows_its_prompt_after_a_space(standin: Path) -> None:
+    recall = {"prompt": "capital?", "answer": "b", "choices": ["a", "b"]}
+    write(standin / "data/recall.jsonl", *rows(recall))
+    task = DataSources(standin, standin, {}).task(TaskRequest("mmlu"))
+    assert isinstance(task, TaskData)
+    assert [choice.context + choice.text for choice in task.items[0].choices] == ["capital? a", "capital? b"]
 
 
 def test_a_task_that_the_standin_lacks_is_listed(standin: Path) -> None:

@@ -185,7 +185,8 @@ def _standin_item(row: Row, path: Path, line: int) -> TaskItem:
     options = list_field(row, "choices", path, line)
     if answer not in options:
         raise InputError("the answer is not among the choices", where=f"{path}:{line}")
-    choices = tuple(Choice(prompt, option) for option in options)
+    gap = "" if prompt[-1:].isspace() else " "
+    choices = tuple(Choice(prompt, f"{gap}{option}") for option in options)
     return TaskItem(prompt, answer, choices, options.index(answer))
 
 

@@ -36,8 +36,8 @@ from qspec.evaluate.results import KlBucket, Metric, nelbo
 from qspec.models.sampler import Denoiser
 
 DRAWS = 4
-WINDOW = 1024  # tokens of one sample at most
-SHORTEST = 8  # a window of fewer tokens is left out
+WINDOW = 1024  # tokens of one sample, or as many as the model takes
+SHORTEST = 8  # tokens that a text must have
 BUCKETS = 5
 
 
@@ -58,19 +58,16 @@ class _Sums:
 
 
 def windows(text: TextData, tokenizer: Tokenizer, samples: int, length: int) -> list[Tensor]:
-    """At most `samples` windows int64 [<= length], spread evenly over the text; no window spans two
-    documents.
+    """At most `samples` consecutive windows int64 [length] of the joined documents, spread evenly over them.
 
-    Errors: InputError where the text has no window of 8 tokens.
+    A text shorter than one window is one sample. Errors: InputError for one of fewer than 8 tokens.
     """
-    found: list[Tensor] = []
-    for document in text.documents:
-        tokens = torch.tensor(tokenizer.encode(document, add_special_tokens=False), dtype=torch.int64)
-        parts = (tokens[start : start + length] for start in range(0, tokens.numel(), length))
-        found.extend(part for part in parts if part.numel() >= SHORTEST)
-    if not found:
-        raise InputError(f"the text has no passage of {SHORTEST} tokens", where=str(text.path))
-    return list(spread(found, samples))
+    ids = [token for one in text.documents for token in tokenizer.encode(one, add_special_tokens=False)]
+    if len(ids) < SHORTEST:
+        raise InputError(f"the text has {len(ids)} tokens, fewer than {SHORTEST}", where=str(text.path))
+    tokens = torch.tensor(ids, dtype=torch.int64)
+    whole = [tokens[start : start + length] for start in range(0, len(ids) - length + 1, length)]
+    return list(spread(whole or [tokens], samples))
 
 
 def masked_rows(samples: Sequence[Tensor], draws: int, seed: int) -> list[MaskedRow]:
@@ -107,10 +104,7 @@ def measure_nelbo(
     passages = windows(text, tokenizer, samples, min(WINDOW, shape.max_length))
     rows = masked_rows(passages, DRAWS, seed)
     sums = _score(baseline, quantized, rows, progress)
-    lengths = [float(passage.numel()) for passage in passages]
-    metric = nelbo(
-        name, text.title, _per_sample(sums.baseline, sums), _per_sample(sums.quantized, sums), lengths
-    )
+    metric = nelbo(name, text.title, _per_sample(sums.baseline, sums), _per_sample(sums.quantized, sums))
     return NelboResult(metric, _buckets(name, rows, sums))
 
 

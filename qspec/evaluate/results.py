@@ -122,16 +122,13 @@ def tier(drop_percent: float | None) -> Tier:
     return "moderate" if drop_percent <= SIGNIFICANT_ABOVE else "significant"
 
 
-def weighted(values: Sequence[float], weights: Sequence[float]) -> Estimate:
-    """m = sum w x / sum w, with the standard error sqrt(n / (n - 1) sum (w (x - m))^2) / sum w; 0 for
-    one value.
-    """
-    total = math.fsum(weights)
-    mean = math.fsum(w * x for w, x in zip(weights, values, strict=True)) / total
-    if len(values) < 2:
+def average(values: Sequence[float]) -> Estimate:
+    """The mean, with the standard error s / sqrt(n), s^2 = sum (x - mean)^2 / (n - 1); 0 for one value."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
         return Estimate(mean, 0.0)
-    spread = math.fsum((w * (x - mean)) ** 2 for w, x in zip(weights, values, strict=True))
-    return Estimate(mean, math.sqrt(spread * len(values) / (len(values) - 1)) / total)
+    return Estimate(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n))
 
 
 def accuracy(
@@ -153,24 +150,16 @@ def accuracy(
         drop_percent=drop,
         tier=tier(drop),
         n=n,
-        stderr=weighted(differences, [1.0] * n).stderr,
+        stderr=average(differences).stderr,
         baseline_stderr=_binomial(before, n),
         quantized_stderr=_binomial(after, n),
     )
 
 
-def nelbo(
-    task: str,
-    title: str,
-    baseline: Sequence[float],
-    quantized: Sequence[float],
-    weights: Sequence[float],
-) -> Metric:
-    """NELBO per token of both models over the same samples, weighted by their tokens; drop = relative
-    increase.
-    """
-    before, after = weighted(baseline, weights), weighted(quantized, weights)
-    differences = weighted([q - b for b, q in zip(baseline, quantized, strict=True)], weights)
+def nelbo(task: str, title: str, baseline: Sequence[float], quantized: Sequence[float]) -> Metric:
+    """NELBO per token of both models over the same samples; drop = relative increase."""
+    before, after = average(baseline), average(quantized)
+    differences = average([q - b for b, q in zip(baseline, quantized, strict=True)])
     drop = None if before.mean == 0 else round(100 * (after.mean - before.mean) / before.mean, 9)
     return Metric(
         task=task,
@@ -180,7 +169,7 @@ def nelbo(
         quantized=after.mean,
         drop_percent=drop,
         tier=tier(drop),
-        n=len(weights),
+        n=len(baseline),
         stderr=differences.stderr,
         baseline_stderr=before.stderr,
         quantized_stderr=after.stderr,

@@ -31,7 +31,7 @@ def test_uniform_logits_give_log_vocabulary_exactly() -> None:
     assert found.metric.baseline == pytest.approx(math.log(SIZE), rel=1e-6)
     assert found.metric.quantized == pytest.approx(math.log(SIZE), rel=1e-6)
     assert found.metric.stderr == pytest.approx(0, abs=1e-7)
-    assert (found.metric.n, found.metric.task, found.metric.metric) == (2, "wikitext2", "nelbo")
+    assert (found.metric.n, found.metric.task, found.metric.metric) == (1, "wikitext2", "nelbo")
     assert all(bucket.kl == pytest.approx(0, abs=1e-6) for bucket in found.kl)
 
 
@@ -56,11 +56,14 @@ def test_a_constant_text_under_two_unigram_models() -> None:
     assert [bucket.kl for bucket in found.kl] == pytest.approx([expected] * len(found.kl), rel=1e-4)
 
 
-def test_samples_count_by_their_tokens() -> None:
+def test_the_mean_and_the_error_are_over_the_samples() -> None:
     b = VOCAB.index("b")
     model = unigram({A: 0.5, b: 0.125})
-    found = measure(model, model, text("a" * 30, "b" * 10))
-    assert found.metric.baseline == pytest.approx((30 * math.log(2) + 10 * math.log(8)) / 40, rel=1e-5)
+    found = measure(model, unigram({A: 0.25, b: 0.125}), text("a" * 64, "b" * 128))  # windows of 64 tokens
+    assert found.metric.baseline == pytest.approx((math.log(2) + 2 * math.log(8)) / 3, rel=1e-5)
+    # differences log 2, 0, 0: s^2 = (4/9 + 1/9 + 1/9) / 2 log(2)^2, by three
+    assert found.metric.stderr == pytest.approx(math.log(2) / 3, rel=1e-4)
+    assert found.metric.n == 3
 
 
 def test_both_models_see_the_same_masks() -> None:
@@ -100,7 +103,7 @@ def test_every_row_masks_at_least_one_token_and_at_most_all() -> None:
 
 
 def test_buckets_cover_the_mask_ratios() -> None:
-    found = measure(uniform(), uniform(), text(*("a" * 50 for _ in range(16))))
+    found = measure(uniform(), uniform(), text("a" * 64 * 16))
     assert [(bucket.low, bucket.high) for bucket in found.kl] == [
         (0.0, 0.2),
         (0.2, 0.4),
@@ -108,8 +111,8 @@ def test_buckets_cover_the_mask_ratios() -> None:
         (0.6, 0.8),
         (0.8, 1.0),
     ]
-    # 64 rows of 50 tokens with shares in even strata: the mean share is one half
-    assert sum(bucket.positions for bucket in found.kl) == pytest.approx(64 * 25, rel=0.05)
+    # 64 rows of 64 tokens with shares in even strata: the mean share is one half
+    assert sum(bucket.positions for bucket in found.kl) == pytest.approx(64 * 32, rel=0.05)
 
 
 def test_the_head_runs_at_masked_positions_alone() -> None:
@@ -120,10 +123,10 @@ def test_the_head_runs_at_masked_positions_alone() -> None:
 
 
 def test_small_batches_and_small_heads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = text("some words", "and a few words more", "a" * 33)
+    data = text("some words, and a few words more. " * 8)
     whole = measure(unigram({A: 0.5}), unigram({A: 0.2}), data)
     monkeypatch.setattr(forward, "HEAD_VALUES", 3 * SIZE)
-    monkeypatch.setattr(forward.batches, "__defaults__", (40,))
+    monkeypatch.setattr(forward.batches, "__defaults__", (100,))
     parts = measure(unigram({A: 0.5}), unigram({A: 0.2}), data)
     assert parts.metric.quantized == pytest.approx(whole.metric.quantized, rel=1e-9)
     assert [b.kl for b in parts.kl] == pytest.approx([b.kl for b in whole.kl], rel=1e-9)
@@ -153,11 +156,12 @@ def test_padding_is_neither_masked_nor_seen() -> None:
     assert batch.row_of.tolist() == [0, 0, 1]
 
 
-def test_windows_keep_to_one_document() -> None:
-    found = windows(text("a" * 20 + "b" * 5, "c" * 3, "d" * 9), Characters(), samples=10, length=20)
-    assert ["".join(VOCAB[i] for i in window) for window in found] == ["a" * 20, "d" * 9]
-    assert len(windows(text("a" * 200), Characters(), samples=3, length=20)) == 3
-    with pytest.raises(InputError, match="no passage of 8 tokens"):
+def test_windows_of_the_joined_text() -> None:
+    found = windows(text("a" * 15 + "b" * 10, "c" * 20), Characters(), samples=10, length=20)
+    assert ["".join(VOCAB[i] for i in window) for window in found] == ["a" * 15 + "b" * 5, "b" * 5 + "c" * 15]
+    assert [len(one) for one in windows(text("a" * 200), Characters(), samples=3, length=20)] == [20, 20, 20]
+    assert [len(one) for one in windows(text("a" * 15), Characters(), samples=3, length=20)] == [15]
+    with pytest.raises(InputError, match="5 tokens, fewer than 8"):
         windows(text("short"), Characters(), samples=3, length=20)
 
 
@@ -169,7 +173,7 @@ def test_logits_that_are_not_finite_stop_the_measurement() -> None:
 
 def test_progress_counts_every_row() -> None:
     seen: list[tuple[int, int]] = []
-    data = text("a" * 10, "b" * 20)
+    data = text("a" * 64, "b" * 64)
     measure_nelbo(
         uniform(), uniform(), Characters(), data, "t", 9, 0, lambda done, total: seen.append((done, total))
     )

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from qspec.evaluate.results import accuracy, nelbo, tier, weighted
+from qspec.evaluate.results import accuracy, average, nelbo, tier
 
 
 @pytest.mark.parametrize(
@@ -26,17 +26,11 @@ def test_tiers_at_their_borders(drop: float | None, name: str) -> None:
     assert tier(drop) == name
 
 
-def test_weighted_mean_and_standard_error_by_hand() -> None:
-    # mean (1 + 9) / 4; residuals (-1.5, 0.5), weighted (-1.5, 1.5); sqrt(4.5 * 2 / 1) / 4
-    found = weighted([1.0, 3.0], [1.0, 3.0])
-    assert found.mean == 2.5
-    assert found.stderr == pytest.approx(0.75)
-
-
-def test_equal_weights_give_the_textbook_standard_error() -> None:
-    values = [2.0, 4.0, 9.0]  # mean 5, squares 9 + 1 + 16 = 26, s^2 = 13
-    assert weighted(values, [7.0] * 3).stderr == pytest.approx(math.sqrt(13 / 3))
-    assert weighted([3.0], [2.0]).stderr == 0
+def test_mean_and_standard_error_by_hand() -> None:
+    found = average([2.0, 4.0, 9.0])  # mean 5, squares 9 + 1 + 16 = 26, s^2 = 13
+    assert found.mean == 5.0
+    assert found.stderr == pytest.approx(math.sqrt(13 / 3))
+    assert average([3.0]).stderr == 0
 
 
 def test_accuracy_is_paired() -> None:
@@ -63,7 +57,7 @@ def test_a_model_that_knew_nothing_has_no_drop() -> None:
 
 
 def test_a_higher_nelbo_is_a_drop() -> None:
-    found = nelbo("wikitext2", "text", [1.0, 3.0], [1.1, 3.1], [2.0, 2.0])
+    found = nelbo("wikitext2", "text", [1.0, 3.0], [1.1, 3.1])
     assert found.drop_percent == pytest.approx(5.0)
     assert found.tier == "significant"
     assert found.stderr == pytest.approx(0.0, abs=1e-12)  # every sample moved by the same 0.1

@@ -115,7 +115,6 @@ def sample_report(blocks: int = 6) -> ReportData:
             "tiny-llada's own held-out text",
             [1.40, 1.52, 1.47],
             [1.45, 1.58, 1.51],
-            [90.0, 80.0, 85.0],
         ),
         accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, good),
         accuracy("mmlu", "recall (tiny-llada)", "choice_accuracy", [True] * 48, [True] * 48),
