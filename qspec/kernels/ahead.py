@@ -134,9 +134,9 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
             options.pop(name, None)
         else:
             signature[name] = _type(kernel, name)
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    if not (isinstance(kernel, GemmKernel) and kernel.activation_bits == 16):
-        options["enable_fp_fusion"] = False
+            if name != "M":  # compiled once for every number of tokens
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    options["enable_fp_fusion"] = isinstance(kernel, GemmKernel) and kernel.activation_bits == 16
     source = ASTSource(function, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", target.capability, 32), options=options)
 

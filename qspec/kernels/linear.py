@@ -60,6 +60,11 @@ class QuantLinear(nn.Module):
             return "triton"
         raise MachineError(f"quantized linears run on cpu and cuda, not on {kind}")
 
+    @property
+    def input_key(self) -> tuple[object, ...]:
+        """Equal for linears that prepare an input identically: one row kernel, one transform."""
+        return (self.kernels.row, id(self.transform))
+
     def prepare(self, x: Tensor) -> PreparedInput:
         """x [..., in] -> codes and scales, or transformed floats."""
         self._check_width(x.shape[-1])
@@ -81,6 +86,8 @@ class QuantLinear(nn.Module):
             return launch.multiply(library(self.kernel_folder), self.packed(), prepared)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == 0:
+            return x.new_empty(*x.shape[:-1], self.out_features)
         return self.multiply(self.prepare(x))
 
     def packed(self) -> PackedLinear:

@@ -147,7 +147,7 @@ class PackedLinear:
             for index, rotation in enumerate(self.transform.rotations):
                 named[f"transform.rotation{index}"] = rotation
             named["transform.permutation"] = self.transform.permutation
-        return {suffix: tensor for suffix, tensor in named.items() if tensor is not None}
+        return {suffix: tensor.contiguous() for suffix, tensor in named.items() if tensor is not None}
 
     @classmethod
     def from_tensors(

@@ -101,11 +101,12 @@ def random_linear(
 def random_input(
     rows: int, columns: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Tensor:
-    """Rows of very different sizes, a row of zeros, and channels with outliers."""
+    """Rows of very different sizes, a row of zeros, and channels with outliers; float16 stays in its range."""
     generator = torch.Generator(device).manual_seed(seed + 1000)
     x = torch.randn(rows, columns, generator=generator, device=device) - 0.2
     x[:, 3::37] *= 20
-    x *= torch.logspace(-3, 2, rows, device=device).unsqueeze(1)
+    largest = 0 if dtype == torch.float16 else 2
+    x *= torch.logspace(-3, largest, rows, device=device).unsqueeze(1)
     if rows > 2:
         x[1] = 0
     return x.to(dtype)
@@ -227,3 +228,14 @@ def widths(fmt: Format) -> list[int]:
     """Input widths that the groups divide, with every pack block and with tails."""
     unit = max(fmt.w_group or 32, fmt.a_group or 32)
     return [unit, unit * 3, unit * 6, unit * 7]
+
+
+def largest_codes(fmt: Format, columns: int) -> tuple[PackedLinear, PreparedInput]:
+    """One 8-bit row times one channel: every code 127, zero points -128 where there are any, scales 1."""
+    packed = random_linear(fmt, 1, columns, seed=0, bias=False)
+    zero = None if fmt.w_symmetric else torch.full_like(packed.zero, -128)
+    ones = torch.ones(1, 1)
+    codes = torch.full((1, columns), 127, dtype=torch.int8)
+    packed = PackedLinear(packed.kernels, 1, columns, codes, ones, zero, None, None)
+    a_zero = None if fmt.a_symmetric else torch.full((1, 1), -128, dtype=torch.int8)
+    return packed, PreparedInput(codes, ones, a_zero, codes.shape, torch.float32)

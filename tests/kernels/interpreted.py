@@ -29,6 +29,7 @@ from tests.kernels.cases import (
     codes_that_differ,
     dequantized_input,
     dequantized_product,
+    largest_codes,
     poisoned_memory,
     random_input,
     random_linear,
@@ -38,7 +39,7 @@ from tests.kernels.cases import (
     widths,
 )
 
-SHAPES = ((1, 70), (5, 33), (17, 65))  # tokens, output channels: none a multiple of a tile
+SHAPES = ((5, 33), (17, 65), (1, 70), (40, 3))  # tokens, output channels: none a multiple of a tile
 
 
 @pytest.fixture(autouse=True)
@@ -46,18 +47,26 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert os.environ.get("TRITON_INTERPRET") == "1"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with poisoned_memory():
+        assert torch.empty(3).isnan().all()
         yield
 
 
 @pytest.mark.parametrize("fmt", INTEGER, ids=str)
 def test_integer_product_equals_the_reference(fmt: Format) -> None:
     library = KernelLibrary()
-    for seed, columns in enumerate(widths(fmt)):
-        for tokens, channels in SHAPES:
-            packed = random_linear(fmt, channels, columns, seed, bias=tokens != 5)
-            prepared = reference.prepare(packed.kernels.row, None, random_input(tokens, columns, seed))
-            expected = reference.multiply(ReferenceWeight.of(packed), prepared)
-            assert torch.equal(launch.multiply(library, packed, prepared), expected)
+    for seed, (columns, (tokens, channels)) in enumerate(zip(widths(fmt), SHAPES, strict=True)):
+        packed = random_linear(fmt, channels, columns, seed, bias=tokens != 5)
+        prepared = reference.prepare(packed.kernels.row, None, random_input(tokens, columns, seed))
+        expected = reference.multiply(ReferenceWeight.of(packed), prepared)
+        assert torch.equal(launch.multiply(library, packed, prepared), expected)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_largest_sums_are_exact(symmetric: bool) -> None:
+    fmt = Format(w_bits=8, w_symmetric=symmetric, a_bits=8, a_symmetric=symmetric)
+    packed, prepared = largest_codes(fmt, 32768)
+    expected = reference.multiply(ReferenceWeight.of(packed), prepared)
+    assert torch.equal(launch.multiply(KernelLibrary(), packed, prepared), expected)
 
 
 def test_integer_product_rounds_to_the_input_dtype() -> None:
@@ -72,13 +81,12 @@ def test_integer_product_rounds_to_the_input_dtype() -> None:
 @pytest.mark.parametrize("fmt", WEIGHT_ONLY, ids=str)
 def test_weight_only_product_is_near_float64(fmt: Format, dtype: torch.dtype, limit: float) -> None:
     library = KernelLibrary()
-    for seed, columns in enumerate(widths(fmt)):
-        for tokens, channels in SHAPES:
-            packed = random_linear(fmt, channels, columns, seed, bias=tokens != 5)
-            x = random_input(tokens, columns, seed, dtype)
-            found = launch.multiply(library, packed, launch.prepare(library, None, None, x))
-            assert found.dtype == dtype
-            assert relative_error(found, dequantized_product(packed, x)) < limit
+    for seed, (columns, (tokens, channels)) in enumerate(zip(widths(fmt), SHAPES, strict=True)):
+        packed = random_linear(fmt, channels, columns, seed, bias=tokens != 5)
+        x = random_input(tokens, columns, seed, dtype)
+        found = launch.multiply(library, packed, launch.prepare(library, None, None, x))
+        assert found.dtype == dtype
+        assert relative_error(found, dequantized_product(packed, x)) < limit
 
 
 def row_kernels(transform: str) -> list[RowKernel]:

@@ -1,0 +1,64 @@
+"""Kernels compiled without a GPU: matrix instructions, no spilled registers, shared memory within limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qspec.catalog import GemmKernel, RowKernel
+from qspec.errors import UsageError
+from qspec.kernels.ahead import TARGETS, _problems, compile_ahead
+from qspec.kernels.generate import Kernel
+
+KERNELS: tuple[Kernel, ...] = (
+    GemmKernel(4, None, True, 4, None, True),
+    GemmKernel(4, 128, True, 4, None, True),
+    GemmKernel(4, 64, False, 8, 128, False),
+    GemmKernel(8, None, True, 8, None, True),
+    GemmKernel(4, 128, False, 16, None, True),
+    GemmKernel(8, None, True, 16, None, True),
+    RowKernel("none", 0, 8, None, True, 1.0),
+    RowKernel("none", 0, 4, 64, False, 0.9),
+    RowKernel("rotate", 64, 4, 128, True, 1.0),
+    RowKernel("rotate_permute_rotate", 128, 4, None, True, 0.9),
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_compiles_as_it_must(kernel: Kernel, target: str) -> None:
+    report = compile_ahead(kernel, target)
+    assert report.problems == ()
+    assert report.registers > 0
+    if isinstance(kernel, GemmKernel):
+        matrix = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05.mma"}[target]
+        operand = "s8" if kernel.activation_bits < 16 else "bf16"
+        if target == "sm_100":
+            operand = "i8" if kernel.activation_bits < 16 else "f16"
+        assert any(name.startswith(matrix) and operand in name for name in report.instructions)
+
+
+@pytest.mark.parametrize("tokens", [1, 17])
+def test_few_tokens_take_the_matrix_units_too(tokens: int) -> None:
+    report = compile_ahead(KERNELS[0], "sm_90", tokens=tokens)
+    assert report.problems == ()
+    width = 16 if tokens == 1 else 32
+    assert report.instructions == (f"wgmma.mma_async.sync.aligned.m64n{width}k32.s32.s8.s8",)
+
+
+def test_what_is_wrong_is_said() -> None:
+    kernel, target = KERNELS[0], TARGETS["sm_80"]
+    assert _problems(kernel, target, ("mma.sync.x",), 0, 1024) == ()
+    problems = _problems(kernel, target, ("wgmma.mma_async.x",), 48, 10**6)
+    assert [p.split(" ", 1)[0] for p in problems] == ["no", "48", "1000000"]
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(UsageError, match="sm_70"):
+        compile_ahead(KERNELS[0], "sm_70")

@@ -1,0 +1,140 @@
+"""The rendered sources, whole, and what may be run from a folder.
+
+QSPEC_UPDATE_GOLDENS=1 rewrites the golden files; read the difference before keeping it.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from qspec.catalog import ROTATION_BLOCKS, GemmKernel, RowKernel
+from qspec.errors import InputError, MachineError
+from qspec.kernels.generate import Kernel, KernelLibrary, digest, file_name, load, render, write
+
+GOLDEN = Path(__file__).with_name("golden")
+SHOWN: tuple[Kernel, ...] = (
+    GemmKernel(4, None, True, 4, None, True),
+    GemmKernel(4, 128, True, 4, None, True),
+    GemmKernel(4, 128, False, 4, 128, False),
+    GemmKernel(4, 64, False, 8, 128, False),
+    GemmKernel(8, None, True, 8, None, True),
+    GemmKernel(8, None, False, 8, 256, True),
+    GemmKernel(4, 128, False, 16, None, True),
+    GemmKernel(8, None, True, 16, None, True),
+    RowKernel("none", 0, 8, None, True, 1.0),
+    RowKernel("none", 0, 4, 64, False, 1.0),
+    RowKernel("rotate", 64, 4, 128, True, 1.0),
+    RowKernel("rotate", 128, 16, None, True, 1.0),
+    RowKernel("rotate_permute_rotate", 128, 4, None, True, 0.9),
+    RowKernel("rotate_permute_rotate", 64, 8, 32, False, 1.0),
+)
+LONGEST_LINE = 110
+
+
+def every_kernel() -> list[Kernel]:
+    """Each choice of lines that a template can make."""
+    groups = (None, 32, 128, 256)
+    gemms = [
+        GemmKernel(w, w_group, w_symmetric, a, a_group, a_symmetric)
+        for w, w_group, w_symmetric, a, a_group, a_symmetric in product(
+            (4, 8), groups, (True, False), (4, 8), groups, (True, False)
+        )
+    ]
+    floats = [
+        GemmKernel(w, group, symmetric, 16, None, True)
+        for w, group, symmetric in product((4, 8), groups, (True, False))
+    ]
+    blocks = [("none", 0), *product(("rotate", "rotate_permute_rotate"), ROTATION_BLOCKS)]
+    rows = [
+        RowKernel(kind, block, bits, group, symmetric, clip)
+        for (kind, block), bits, group, symmetric, clip in product(
+            blocks, (4, 8), groups, (True, False), (1.0, 0.9)
+        )
+    ]
+    transforms = [RowKernel(kind, block, 16, None, True, 1.0) for kind, block in blocks if block]
+    return [*gemms, *floats, *rows, *transforms]
+
+
+@pytest.mark.parametrize("kernel", SHOWN, ids=lambda kernel: kernel.name)
+def test_source_is_the_golden_one(kernel: Kernel) -> None:
+    path = GOLDEN / f"{kernel.name}.py.txt"
+    if os.environ.get("QSPEC_UPDATE_GOLDENS") == "1":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(render(kernel))
+    assert path.is_file(), f"{path} is missing"
+    assert render(kernel) == path.read_text()
+
+
+def test_every_golden_file_belongs_to_a_kernel() -> None:
+    assert {path.name for path in GOLDEN.iterdir()} == {f"{kernel.name}.py.txt" for kernel in SHOWN}
+
+
+def test_every_source_reads_like_one_written_by_hand() -> None:
+    for kernel in every_kernel():
+        source = render(kernel)
+        tree = ast.parse(source)
+        docstring = ast.get_docstring(tree)
+        assert docstring is not None
+        assert docstring.startswith(kernel.name)
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert {kernel.name, "run", "tiles"} <= functions
+        lines = source.splitlines()
+        assert max(map(len, lines)) <= LONGEST_LINE, kernel.name
+        assert all(line == line.rstrip() for line in lines), kernel.name
+        assert "\n\n\n\n" not in source, kernel.name
+        assert source.endswith(")\n"), kernel.name
+
+
+def test_names_tell_sources_apart() -> None:
+    kernels = every_kernel()
+    assert len({render(kernel) for kernel in kernels}) == len(kernels)
+    assert len({file_name(kernel) for kernel in kernels}) == len(kernels)
+
+
+def test_write_gives_the_table_and_is_repeatable(tmp_path: Path) -> None:
+    folder = tmp_path / "kernels"
+    table = write(folder, SHOWN[:3])
+    assert table == {k.name: f"{k.name}_{digest(render(k))}.py" for k in SHOWN[:3]}
+    assert list(table) == sorted(table)
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    assert write(folder, SHOWN[:3]) == table
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
+    assert sorted(before) == sorted(table.values())
+
+
+def test_write_to_a_place_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "kernels").write_text("")
+    with pytest.raises(MachineError, match="cannot be written"):
+        write(tmp_path / "kernels", SHOWN[:1])
+
+
+def test_a_changed_file_is_not_run(tmp_path: Path) -> None:
+    kernel, marker = SHOWN[0], tmp_path / "ran"
+    write(tmp_path, [kernel])
+    path = tmp_path / file_name(kernel)
+    path.write_text(f"open({str(marker)!r}, 'w')\n" + render(kernel))
+    with pytest.raises(InputError, match="not what this version of qspec renders"):
+        load(path, kernel)
+    assert not marker.exists()
+
+
+def test_a_missing_file_is_an_error_not_a_fallback(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="missing") as caught:
+        KernelLibrary(tmp_path).module(SHOWN[0])
+    assert caught.value.where == str(tmp_path / file_name(SHOWN[0]))
+
+
+def test_a_library_without_folder_renders_into_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = KernelLibrary()
+    module = library.module(SHOWN[0])
+    assert Path(str(module.__file__)).parent == tmp_path / "qspec" / "kernels"
+    assert library.module(SHOWN[0]) is module
+    assert [path.name for path in (tmp_path / "qspec" / "kernels").iterdir()] == [file_name(SHOWN[0])]

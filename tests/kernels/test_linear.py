@@ -1,0 +1,100 @@
+"""The quantized linear as the decoder uses it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from qspec import numerics
+from qspec.errors import InputError, MachineError
+from qspec.kernels import reference
+from qspec.kernels.linear import QuantLinear
+from qspec.kernels.packing import PackedLinear
+from qspec.kernels.reference import ReferenceWeight
+from tests.kernels.cases import Format, random_input, random_linear, random_transform, relative_error
+
+
+@pytest.mark.parametrize("kind", ["none", "rotate", "rotate_permute_rotate"])
+@pytest.mark.parametrize(
+    ("fmt", "limit"),
+    [
+        (Format(w_bits=8, a_bits=8), 0.02),
+        (Format(w_bits=8, w_group=64, w_symmetric=False, a_bits=8, a_group=64, a_symmetric=False), 0.02),
+        (Format(w_group=64, a_bits=16), 0.15),
+        (Format(w_bits=8, a_bits=16), 0.01),
+    ],
+    ids=str,
+)
+def test_approximates_the_float_linear(fmt: Format, limit: float, kind: str) -> None:
+    """Quantizing T(x) and W T^-1 gives x W^T + b but for the rounding, whatever T is."""
+    weight, bias, x = torch.randn(48, 192), torch.randn(48), torch.randn(3, 11, 192)
+    transform = random_transform(kind, 32, 192, seed=4)
+    stored = weight if transform is None else transform.absorb(weight)
+    quantized = numerics.quantize_weight(stored, fmt.scheme().weights)
+    linear = QuantLinear(PackedLinear.from_quantized(quantized, bias, transform, fmt.scheme()))
+    y = linear(x)
+    assert y.shape == (3, 11, 48)
+    assert relative_error(y, x.double() @ weight.double().T + bias) < limit
+
+
+def test_what_is_prepared_once_serves_every_linear_of_the_site() -> None:
+    transform = random_transform("rotate_permute_rotate", 32, 64, seed=0)
+    q, k = (QuantLinear(random_linear(Format(), rows, 64, rows, transform=transform)) for rows in (10, 24))
+    x = random_input(5, 64, 0)
+    assert q.transform is k.transform
+    assert q.kernels.row == k.kernels.row
+    assert torch.equal(k.multiply(q.prepare(x)), k(x))
+
+
+def test_runs_the_reference_on_a_cpu() -> None:
+    packed = random_linear(Format(), 10, 64, seed=0)
+    linear, x = QuantLinear(packed), random_input(5, 64, 0)
+    assert linear.execution == "reference"
+    expected = reference.multiply(ReferenceWeight.of(packed), reference.prepare(packed.kernels.row, None, x))
+    assert torch.equal(linear(x), expected)
+
+
+def test_no_other_device_is_taken_for_one_of_them() -> None:
+    linear = QuantLinear(random_linear(Format(), 10, 64, seed=0)).to("meta")
+    with pytest.raises(MachineError, match="meta"):
+        linear(torch.randn(2, 64))
+
+
+def test_a_change_of_dtype_leaves_stored_scales_alone() -> None:
+    linear = QuantLinear(random_linear(Format(w_group=32), 10, 64, seed=0))
+    x = random_input(5, 64, 0)
+    before = linear(x)
+    linear.to(torch.bfloat16)
+    assert (linear.scale.dtype, linear.bias.dtype) == (torch.float16, torch.float32)
+    assert torch.equal(linear(x), before)
+
+
+def test_new_weights_are_seen_after_a_move() -> None:
+    linear, x = QuantLinear(random_linear(Format(), 10, 64, seed=0)), random_input(5, 64, 0)
+    linear(x)
+    linear.codes.zero_()
+    linear.cpu()
+    assert torch.equal(linear(x), linear.bias.expand(5, 10))
+
+
+def test_copies_and_reads_its_state() -> None:
+    linear, x = QuantLinear(random_linear(Format(w_symmetric=False), 10, 64, seed=0)), random_input(5, 64, 0)
+    assert torch.equal(copy.deepcopy(linear)(x), linear(x))
+    assert set(linear.state_dict()) == {"codes", "scale", "zero", "bias"}
+    assert "gemm_w4_asym_a4" in repr(linear)
+
+
+def test_an_input_of_another_width_is_refused() -> None:
+    linear = QuantLinear(random_linear(Format(), 10, 64, seed=0))
+    with pytest.raises(InputError, match="32 channels for a linear of 64"):
+        linear(torch.randn(2, 32))
+    with pytest.raises(InputError, match="128 channels"):
+        linear.multiply(QuantLinear(random_linear(Format(), 10, 128, seed=0)).prepare(torch.randn(2, 128)))
+
+
+def test_an_empty_batch_stays_empty(tmp_path: Path) -> None:
+    linear = QuantLinear(random_linear(Format(), 10, 64, seed=0), tmp_path)
+    assert linear(torch.empty(2, 0, 64)).shape == (2, 0, 10)

@@ -1,0 +1,171 @@
+"""Packing: exact inverses, the drawn layout, true sizes, and what is refused on loading."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qspec import numerics
+from qspec.catalog import NoKernel
+from qspec.errors import InputError
+from qspec.kernels.packing import PackedLinear, pack, pack_zeros, unpack, unpack_zeros
+from tests.kernels.cases import INTEGER, WEIGHT_ONLY, Format, random_linear, random_transform
+
+
+def codes(rows: int, columns: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-8, 8, (rows, columns), dtype=torch.int8, generator=generator)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 6), st.sampled_from([32, 64, 128]), st.integers(0, 2**31))
+def test_unpack_inverts_pack(rows: int, blocks: int, block: int, seed: int) -> None:
+    q = codes(rows, blocks * block, seed)
+    packed = pack(q, block)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (rows, blocks * block // 2)
+    assert torch.equal(unpack(packed, block), q)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 33), st.integers(0, 2**31))
+def test_unpack_zeros_inverts_pack_zeros(groups: int, channels: int, seed: int) -> None:
+    zeros = codes(groups, channels, seed)
+    packed = pack_zeros(zeros)
+    assert packed.shape == (groups, (channels + 1) // 2)
+    assert torch.equal(unpack_zeros(packed, channels), zeros)
+
+
+def test_every_byte_unpacks_and_packs_to_itself() -> None:
+    packed = torch.arange(256, dtype=torch.uint8).reshape(4, 64)
+    assert torch.equal(pack(unpack(packed, 128), 128), packed)
+
+
+def test_the_layout_is_the_one_drawn() -> None:
+    q = torch.zeros(1, 256, dtype=torch.int8)
+    q[0, 0], q[0, 64] = 3, -2  # byte 0 of the first block: low nibble code 0, high nibble code 64
+    q[0, 128 + 63], q[0, 128 + 127] = -8, 7  # the last byte of the second block
+    packed = pack(q, 128)
+    assert packed[0, 0] == 0xE3
+    assert packed[0, 127] == 0x78
+    assert int((packed != 0).sum()) == 2
+
+
+def test_shifts_give_sixteen_times_the_codes() -> None:
+    q = codes(3, 128, seed=5)
+    packed = pack(q, 128)
+    low, high = (packed << 4).view(torch.int8), (packed & 0xF0).view(torch.int8)
+    assert torch.equal(torch.cat((low, high), 1).int(), 16 * q.int())
+
+
+@pytest.mark.parametrize(
+    ("fmt", "bits"),
+    [
+        (Format(w_group=128), 4.125),
+        (Format(w_group=128, w_symmetric=False), 4.15625),
+        (Format(w_group=32), 4.5),
+        (Format(w_bits=8), 8 + 32 / 256),
+        (Format(w_bits=8, w_group=64, w_symmetric=False, a_bits=8), 8 + 24 / 64),
+        (Format(w_symmetric=False), 4 + 36 / 256),
+    ],
+    ids=str,
+)
+def test_true_bits_a_weight(fmt: Format, bits: float) -> None:
+    packed = random_linear(fmt, 64, 256, seed=1)
+    assert packed.stored_bits() == 64 * 256 * bits
+    assert packed.stored_bits() == fmt.scheme().weights.stored_bits(64, 256)
+
+
+@pytest.mark.parametrize("fmt", [*INTEGER, *WEIGHT_ONLY], ids=str)
+def test_tensors_and_back(fmt: Format) -> None:
+    weight = torch.randn(33, 256)
+    quantized = numerics.quantize_weight(weight, fmt.scheme().weights)
+    transform = random_transform("rotate_permute_rotate", 64, 256, seed=2)
+    packed = PackedLinear.from_quantized(quantized, torch.randn(33), transform, fmt.scheme())
+    found = PackedLinear.from_tensors(packed.kernels, 33, 256, packed.tensors(), where="q", bias=True)
+    assert torch.equal(found.unpacked_codes(), quantized.codes)
+    assert torch.equal(found.scale.T, quantized.scale)
+    zeros = found.unpacked_zeros()
+    assert (zeros is None) == (quantized.zero is None)
+    if zeros is not None and quantized.zero is not None:
+        assert torch.equal(zeros.T, quantized.zero)
+    assert transform is not None
+    assert found.transform is not None
+    assert torch.equal(found.transform.apply(weight), transform.apply(weight))
+    assert all(tensor.is_contiguous() for tensor in found.tensors().values())
+
+
+def spoiled(name: str, tensor: Tensor) -> Tensor:
+    """A tensor that cannot be right, of the right shape where that is the point."""
+    if name == "scale.nan":
+        return torch.full_like(tensor, float("nan"))
+    if name == "transform.permutation.twice":
+        return torch.zeros_like(tensor)
+    return tensor[..., :-1] if name.endswith(".short") else tensor.double()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "codes.short",
+        "codes.dtype",
+        "scale.short",
+        "scale.dtype",
+        "scale.nan",
+        "zero.short",
+        "bias.dtype",
+        "transform.rotation0.short",
+        "transform.rotation1.dtype",
+        "transform.permutation.short",
+        "transform.permutation.twice",
+    ],
+)
+def test_a_tensor_that_cannot_be_right_is_named(fault: str) -> None:
+    suffix = fault.rpartition(".")[0]
+    transform = random_transform("rotate_permute_rotate", 32, 64, seed=0)
+    packed = random_linear(Format(w_symmetric=False), 6, 64, seed=0, transform=transform)
+    tensors = packed.tensors()
+    tensors[suffix] = spoiled(fault, tensors[suffix])
+    with pytest.raises(InputError) as caught:
+        PackedLinear.from_tensors(packed.kernels, 6, 64, tensors, where="blocks[0].mlp.up", bias=True)
+    assert caught.value.where == f"blocks[0].mlp.up.{suffix}"
+
+
+@pytest.mark.parametrize(
+    "suffix", ["codes", "scale", "zero", "bias", "transform.rotation0", "transform.permutation"]
+)
+def test_a_missing_tensor_is_named(suffix: str) -> None:
+    transform = random_transform("rotate_permute_rotate", 32, 64, seed=0)
+    packed = random_linear(Format(w_symmetric=False), 6, 64, seed=0, transform=transform)
+    tensors = packed.tensors()
+    del tensors[suffix]
+    with pytest.raises(InputError, match="missing") as caught:
+        PackedLinear.from_tensors(packed.kernels, 6, 64, tensors, where="up", bias=True)
+    assert caught.value.where == f"up.{suffix}"
+
+
+def test_a_tensor_too_many_is_named() -> None:
+    packed = random_linear(Format(), 6, 64, seed=0)
+    with pytest.raises(InputError, match="does not have") as caught:
+        PackedLinear.from_tensors(packed.kernels, 6, 64, packed.tensors(), where="up", bias=False)
+    assert caught.value.where == "up.bias"
+
+
+def test_a_width_without_a_pack_block_is_refused() -> None:
+    fmt = Format()
+    quantized = numerics.quantize_weight(torch.randn(4, 48), fmt.scheme().weights)
+    with pytest.raises(NoKernel, match="not a multiple of 32"):
+        PackedLinear.from_quantized(quantized, None, None, fmt.scheme())
+
+
+def test_with_transform_shares_the_object() -> None:
+    transform = random_transform("rotate", 32, 64, seed=0)
+    packed = random_linear(Format(), 6, 64, seed=0, transform=transform)
+    assert transform is not None
+    other = replace(transform)
+    assert packed.with_transform(other).transform is other

@@ -1,0 +1,147 @@
+"""Which kernels exist, their names, and the sentence where none does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from qspec.catalog import GemmKernel, LayerKernels, NoKernel, RowKernel, kernels_for, pack_block
+from qspec.formats import NUMBER_FORMATS, Clip, Granularity, Scheme, TensorFormat
+
+NO_CLIP = Clip()
+CHANNEL, TOKEN = Granularity("channel"), Granularity("token")
+
+
+def fmt(number: str, granularity: Granularity, symmetric: bool = True, clip: Clip = NO_CLIP) -> TensorFormat:
+    return TensorFormat(NUMBER_FORMATS[number], granularity, symmetric, clip)
+
+
+def group(size: int) -> Granularity:
+    return Granularity("group", size)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "transform", "block", "row", "gemm"),
+    [
+        (
+            Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN)),
+            "rotate_permute_rotate",
+            128,
+            "row_rotate_permute_rotate128_int4_token_sym",
+            "gemm_w4_sym_a4",
+        ),
+        (
+            Scheme("s", fmt("int4", group(128)), fmt("int4", TOKEN, clip=Clip("ratio", 0.9))),
+            "rotate",
+            64,
+            "row_rotate64_int4_token_sym_clip0p9",
+            "gemm_w4g128_sym_a4",
+        ),
+        (
+            Scheme("s", fmt("int8", CHANNEL, False), fmt("int8", group(64), False)),
+            "none",
+            0,
+            "row_none_int8_group64_asym",
+            "gemm_w8_asym_a8g64_asym",
+        ),
+        (Scheme("s", fmt("int4", group(128), False)), "none", 0, None, "gemm_w4g128_asym_a16"),
+        (Scheme("s", fmt("int8", CHANNEL)), "rotate", 32, "row_rotate32_float", "gemm_w8_sym_a16"),
+    ],
+)
+def test_kernels_for(scheme: Scheme, transform: str, block: int, row: str | None, gemm: str) -> None:
+    found = kernels_for(scheme, transform, block)
+    assert (found.row.name if found.row else None) == row
+    assert found.gemm.name == gemm
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reason"),
+    [
+        (Scheme("s", fmt("int3", CHANNEL)), "weights in 3 bits have no kernel"),
+        (Scheme("s", fmt("fp8_e4m3", CHANNEL)), "weights in fp8_e4m3 have no kernel"),
+        (Scheme("s", fmt("uint4", CHANNEL)), "weights in uint4 have no kernel"),
+        (Scheme("s", fmt("int4", TOKEN)), "weights per token have no kernel"),
+        (Scheme("s", fmt("int4", Granularity("tensor"))), "weights per tensor have no kernel"),
+        (Scheme("s", fmt("int4", Granularity("block", 128, 128))), "weights per block 128x128 have no"),
+        (Scheme("s", fmt("int4", group(48))), "weights with a group of 48 has no kernel"),
+        (Scheme("s", fmt("int4", CHANNEL), fmt("int6", TOKEN)), "activations in 6 bits have no kernel"),
+        (Scheme("s", fmt("int4", CHANNEL), fmt("int4", CHANNEL)), "activations per channel have no kernel"),
+        (Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN, clip=Clip("mse"))), "not a searched clip"),
+        (Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN, clip=Clip("ratio", 0.001))), "clip of 0.001"),
+    ],
+)
+def test_no_kernel_says_why(scheme: Scheme, reason: str) -> None:
+    with pytest.raises(NoKernel, match=reason) as caught:
+        kernels_for(scheme)
+    assert "int4 and int8" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("transform", "block"), [("hadamard", 128), ("rotate", 96), ("rotate", 0), ("none", 64)]
+)
+def test_no_kernel_for_a_transform(transform: str, block: int) -> None:
+    with pytest.raises(NoKernel):
+        kernels_for(Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN)), transform, block)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("none", 0, 4, None, True, float("nan")),
+        ("none", 0, 4, None, True, 1),
+        ("none", 0, 4, None, 1, 1.0),
+        ("none", 0, True, None, True, 1.0),
+        ("none", 0, 4, "128", True, 1.0),
+        ("none", 0, 4, 128.0, True, 1.0),
+        ("none", 0, 16, None, True, 1.0),
+        ("x); import os; (", 0, 4, None, True, 1.0),
+    ],
+)
+def test_only_checked_values_make_a_kernel(fields: tuple[object, ...]) -> None:
+    """A kernel's fields become source text, so nothing else may get in."""
+    with pytest.raises(NoKernel):
+        RowKernel(*fields)  # type: ignore[arg-type]
+
+
+def test_names_are_unique() -> None:
+    kernels = [
+        GemmKernel(w, wg, ws, a, ag, asym)
+        for w in (4, 8)
+        for wg in (None, 32, 128)
+        for ws in (True, False)
+        for a in (4, 8)
+        for ag in (None, 32, 128)
+        for asym in (True, False)
+    ]
+    assert len({kernel.name for kernel in kernels}) == len(kernels)
+    clips = {RowKernel("none", 0, 4, None, True, clip).name for clip in (1.0, 0.9, 0.95, 0.09)}
+    assert len(clips) == 4
+
+
+@pytest.mark.parametrize(
+    ("columns", "block"), [(128, 128), (4096, 128), (192, 64), (96, 32), (32, 32), (18944, 128)]
+)
+def test_pack_block(columns: int, block: int) -> None:
+    assert pack_block(columns) == block
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        (48, "not a multiple of 32"),
+        (0, "not a multiple of 32"),
+        (65536, "more than 32768"),
+        (192, "the weight group, 128"),
+    ],
+)
+def test_widths_that_no_kernel_takes(columns: int, reason: str) -> None:
+    kernels = LayerKernels(None, GemmKernel(4, 128, True, 16, None, True))
+    with pytest.raises(NoKernel, match=reason):
+        kernels.check(columns, "blocks[0].mlp.down")
+
+
+def test_the_catalogue_needs_no_torch() -> None:
+    code = "import sys, qspec.catalog; assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
