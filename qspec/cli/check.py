@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 
 from qspec import passes
 from qspec.cli import wants_color
@@ -19,8 +20,8 @@ from qspec.diagnostics import (
     to_json,
 )
 from qspec.errors import InputError
-from qspec.language import LoadedRecipe, load_recipe, load_source
-from qspec.language.parser import decode
+from qspec.language import find_problems
+from qspec.language.parser import decode, read
 from qspec.models.registry import FAMILIES
 
 
@@ -48,22 +49,15 @@ def run(args: argparse.Namespace) -> int:
     return InputError.exit_code if unreadable else int(bool(errors(found)))
 
 
-def _check(path: str, settings: dict[str, str]) -> tuple[tuple[Diagnostic, ...], dict[str, Source]]:
+def _check(path: str, settings: dict[str, str]) -> tuple[tuple[Diagnostic, ...], Mapping[str, Source]]:
     try:
-        loaded = _load(path, settings)
-    except RecipeError as error:
-        return error.diagnostics, error.sources
-    return loaded.warnings, dict(loaded.sources)
-
-
-def _load(path: str, settings: dict[str, str]) -> LoadedRecipe:
-    known = passes.available()
-    if path != "-":
-        return load_recipe(path, known, settings, FAMILIES)
-    source, problems = decode(sys.stdin.buffer.read(), "<stdin>")
+        source, problems = decode(sys.stdin.buffer.read(), "<stdin>") if path == "-" else read(path)
+    except OSError as error:
+        what = f"the recipe cannot be read: {error.strerror or error}"
+        raise InputError(what, where=path, hint="check the path; a recipe is a `.qs` file") from None
     if problems:
-        raise RecipeError(problems, {source.path: source})
-    return load_source(source, known, settings, FAMILIES)
+        return tuple(problems), {source.path: source}
+    return find_problems(source, passes.available(), settings, FAMILIES)
 
 
 def _print(found: list[Diagnostic], sources: dict[str, Source], style: str, files: int) -> None:

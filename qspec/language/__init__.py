@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Settings = Mapping[str, str] | Iterable[tuple[str, str]]
 
-__all__ = ["LoadedRecipe", "RecipeError", "load_recipe", "load_source"]
+__all__ = ["LoadedRecipe", "RecipeError", "find_problems", "load_recipe", "load_source"]
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,31 @@ def load_source(
     return _resolved(merge(source), passes, dict(settings), families or {})
 
 
-def _resolved(
-    merged: Merged,
+def find_problems(
+    source: Source,
     passes: Mapping[str, type[Pass]],
-    settings: Mapping[str, str],
-    families: Mapping[str, Family],
+    settings: Settings = (),
+    families: Mapping[str, Family] | None = None,
+) -> tuple[tuple[Diagnostic, ...], Mapping[str, Source]]:
+    """All diagnostics of a text and of its bases, and the texts that they point into: what `qspec check` wants."""
+    merged = merge(source)
+    _, found = _spec(merged, passes, dict(settings), families or {})
+    return found, merged.sources
+
+
+def _resolved(
+    merged: Merged, passes: Mapping[str, type[Pass]], settings: Mapping[str, str], families: Mapping[str, Family]
 ) -> LoadedRecipe:
-    spec = Resolver(merged, passes, settings, families).spec()
-    if spec is not None and spec.family in families:
-        merged.problems += outline_problems(spec, families[spec.family], merged.sources)
-    found = in_order(merged.problems, merged.sources)
+    spec, found = _spec(merged, passes, settings, families)
     if spec is None or errors(found):
         raise RecipeError(found, merged.sources)
     return LoadedRecipe(replace(spec, text=spec_text(spec)), found, merged.sources)
+
+
+def _spec(
+    merged: Merged, passes: Mapping[str, type[Pass]], settings: Mapping[str, str], families: Mapping[str, Family]
+) -> tuple[Spec | None, tuple[Diagnostic, ...]]:
+    spec = Resolver(merged, passes, settings, families).spec()
+    if spec is not None and spec.family in families:
+        merged.problems += outline_problems(spec, families[spec.family], merged.sources)
+    return spec, in_order(merged.problems, merged.sources)

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lark import Token, Tree
-
 from qspec.diagnostics import Diagnostic, Span, quote
 from qspec.language import syntax as s
+from qspec.language.lalr import Token, Tree
 
 MAX_INDEX = 4096
 MAX_TERMS = 256  # in one selector: terms, names in braces, indices
@@ -23,19 +22,17 @@ class Builder:
         self.offset = offset
         self.problems: list[Diagnostic] = []
 
-    def build(self, tree: Tree[Token]) -> Any:
+    def build(self, tree: Any) -> Any:
         """A Node; for a head its name (a Word); for a body the list of its settings."""
-        method: Callable[[Tree[Token]], Any] = getattr(self, tree.data)
+        method: Callable[[Tree], Any] = getattr(self, tree.data)
         return method(tree)
 
     # --- helpers ---
 
-    def _span(self, part: Tree[Token] | Token) -> Span:
-        if isinstance(part, Token):
-            return Span(self.offset + (part.start_pos or 0), self.offset + (part.end_pos or 0), self.path)
-        return Span(self.offset + part.meta.start_pos, self.offset + part.meta.end_pos, self.path)
+    def _span(self, part: Tree | Token) -> Span:
+        return Span(self.offset + part.start, self.offset + part.end, self.path)
 
-    def _report(self, code: str, message: str, part: Tree[Token] | Token, hint: str) -> None:
+    def _report(self, code: str, message: str, part: Tree | Token, hint: str) -> None:
         self.problems.append(Diagnostic(code, message, self._span(part), hint))
 
     def _word(self, token: Any) -> s.Word:
@@ -76,85 +73,85 @@ class Builder:
             case _:
                 return self._word(token)
 
-    def _all(self, tree: Tree[Token]) -> list[Any]:
+    def _all(self, tree: Tree) -> list[Any]:
         return [self.build(c) for c in tree.children if isinstance(c, Tree)]
 
     # --- lines ---
 
-    def version(self, tree: Tree[Token]) -> s.Version:
+    def version(self, tree: Tree) -> s.Version:
         return s.Version(self._span(tree), self._number(tree.children[0]))
 
-    def extends(self, tree: Tree[Token]) -> s.Extends:
+    def extends(self, tree: Tree) -> s.Extends:
         return s.Extends(self._span(tree), self._value(tree.children[0]))
 
-    def param(self, tree: Tree[Token]) -> s.Param:
+    def param(self, tree: Tree) -> s.Param:
         name, value, low, high = tree.children
         built = self.build(value) if isinstance(value, Tree) else self._value(value)
         return s.Param(self._span(tree), self._word(name), built, self._value(low), self._value(high))
 
-    def literal(self, tree: Tree[Token]) -> Any:
+    def literal(self, tree: Tree) -> Any:
         return self._value(tree.children[0])
 
     value = literal
 
-    def layers(self, tree: Tree[Token]) -> s.Layers:
+    def layers(self, tree: Tree) -> s.Layers:
         scheme = tree.children[1] if len(tree.children) > 1 else None
         selector: Any = tree.children[0]
         return s.Layers(self._span(tree), self.selector(selector), self._word(scheme) if scheme else None)
 
-    def apply(self, tree: Tree[Token]) -> s.Apply:
+    def apply(self, tree: Tree) -> s.Apply:
         name, *middle, selector = tree.children
         arguments = tuple(self.build(a) for a in middle if isinstance(a, Tree))
         return s.Apply(self._span(tree), self._word(name), arguments, self.selector(selector))
 
-    def argument(self, tree: Tree[Token]) -> s.Argument:
+    def argument(self, tree: Tree) -> s.Argument:
         name, value = tree.children
         return s.Argument(self._span(tree), self._word(name), self.build(value))
 
     # --- heads and bodies ---
 
-    def recipe_head(self, tree: Tree[Token]) -> Any:
+    def recipe_head(self, tree: Tree) -> Any:
         return self._word(tree.children[0]) if tree.children else None
 
     scheme_head = recipe_head
     calibrate_head = evaluate_head = emit_head = recipe_head
 
-    def recipe_body(self, tree: Tree[Token]) -> list[Any]:
+    def recipe_body(self, tree: Tree) -> list[Any]:
         return self._all(tree)
 
     calibrate_body = scheme_body = evaluate_body = task_body = emit_body = recipe_body
 
-    def family(self, tree: Tree[Token]) -> s.Setting:
+    def family(self, tree: Tree) -> s.Setting:
         key, value = tree.children
         return s.Setting(self._span(tree), self._word(key), self._value(value))
 
     calibrate_number = task_number = family
 
-    def model(self, tree: Tree[Token]) -> s.Model:
+    def model(self, tree: Tree) -> s.Model:
         key, name, revision = tree.children
         return s.Model(self._span(tree), self._word(key), self._value(name), self._value(revision))
 
-    def text(self, tree: Tree[Token]) -> s.TextSetting:
+    def text(self, tree: Tree) -> s.TextSetting:
         key, source = tree.children
         return s.TextSetting(self._span(tree), self._word(key), self.build(source))
 
-    def text_named(self, tree: Tree[Token]) -> Any:
+    def text_named(self, tree: Tree) -> Any:
         return self._value(tree.children[0])
 
-    def text_file(self, tree: Tree[Token]) -> s.FileSource:
+    def text_file(self, tree: Tree) -> s.FileSource:
         path, name = tree.children
         return s.FileSource(self._span(tree), self._value(path), self._value(name))
 
-    def text_rollouts(self, tree: Tree[Token]) -> s.Rollouts:
+    def text_rollouts(self, tree: Tree) -> s.Rollouts:
         return s.Rollouts(self._span(tree), tuple(self._all(tree)))
 
-    def mask(self, tree: Tree[Token]) -> s.Mask:
+    def mask(self, tree: Tree) -> s.Mask:
         key, how = tree.children
         assert isinstance(how, Tree)
         kind: Any = how.data.removeprefix("mask_")
         return s.Mask(self._span(tree), self._word(key), kind, tuple(self._value(v) for v in how.children))
 
-    def operand(self, tree: Tree[Token]) -> s.Operand:
+    def operand(self, tree: Tree) -> s.Operand:
         key, *rest = tree.children
         if len(rest) == 1:  # none
             return s.Operand(self._span(tree), self._word(key), None, None, None, None)
@@ -172,7 +169,7 @@ class Builder:
             self._value(clip.children[0]) if isinstance(clip, Tree) else None,
         )
 
-    def _grain(self, tree: Tree[Token]) -> s.Grain:
+    def _grain(self, tree: Tree) -> s.Grain:
         kind: Any = tree.data.removeprefix("per_")
         span = self._span(tree)
         if kind == "block":
@@ -180,22 +177,22 @@ class Builder:
             return s.Grain(span, kind, rows=rows, columns=columns)
         return s.Grain(span, kind, self._value(tree.children[0]) if tree.children else None)
 
-    def nelbo(self, tree: Tree[Token]) -> s.Nelbo:
+    def nelbo(self, tree: Tree) -> s.Nelbo:
         key, source, *rest = tree.children
         samples = self._value(rest[-1]) if rest and rest[-1] is not None else None
         return s.Nelbo(self._span(tree), self._word(key), self.build(source), samples)
 
-    def task(self, tree: Tree[Token]) -> s.Block:
+    def task(self, tree: Tree) -> s.Block:
         span = self._span(tree)
         return s.Block(span, "task", span, self._word(tree.children[1]), ())
 
-    def kernels(self, tree: Tree[Token]) -> s.Names:
+    def kernels(self, tree: Tree) -> s.Names:
         key, back_end, *targets = tree.children
         return s.Names(
             self._span(tree), self._word(key), self._word(back_end), tuple(self._word(t) for t in targets)
         )
 
-    def regime(self, tree: Tree[Token]) -> s.Names:
+    def regime(self, tree: Tree) -> s.Names:
         key, *names = tree.children
         return s.Names(self._span(tree), self._word(key), None, tuple(self._word(n) for n in names))
 
@@ -216,28 +213,28 @@ class Builder:
             )
         return s.SelectorNode(self._span(tree), terms)
 
-    def role(self, tree: Tree[Token]) -> s.RoleTerm:
+    def role(self, tree: Tree) -> s.RoleTerm:
         return s.RoleTerm(self._span(tree), tuple(self._all(tree)))
 
-    def named(self, tree: Tree[Token]) -> s.Segment:
+    def named(self, tree: Tree) -> s.Segment:
         name, *indices = tree.children
         built = tuple(self.build(i) for i in indices if isinstance(i, Tree))
         return s.Segment(self._span(tree), (self._word(name),), built)
 
-    def set(self, tree: Tree[Token]) -> s.Segment:
+    def set(self, tree: Tree) -> s.Segment:
         return s.Segment(self._span(tree), tuple(self._word(n) for n in tree.children), braces=True)
 
-    def star(self, tree: Tree[Token]) -> s.Segment:
+    def star(self, tree: Tree) -> s.Segment:
         return s.Segment(self._span(tree), ())
 
-    def every(self, tree: Tree[Token]) -> s.Indices:
+    def every(self, tree: Tree) -> s.Indices:
         return s.Indices(self._span(tree), None, None)
 
-    def one(self, tree: Tree[Token]) -> s.Indices:
+    def one(self, tree: Tree) -> s.Indices:
         index = self._index(tree.children[0])
         return s.Indices(self._span(tree), index, index)
 
-    def run(self, tree: Tree[Token]) -> s.Indices:
+    def run(self, tree: Tree) -> s.Indices:
         low, high = (self._index(t) for t in tree.children)
         if (low < 0) == (high < 0) and low > high:
             self._report("QS032", f"the range {low}..{high} is empty", tree, f"write {high}..{low}")
@@ -255,5 +252,5 @@ class Builder:
             return 0
         return number.value
 
-    def module(self, tree: Tree[Token]) -> s.ModuleTerm:
+    def module(self, tree: Tree) -> s.ModuleTerm:
         return s.ModuleTerm(self._span(tree), self._value(tree.children[0]))

@@ -1,26 +1,25 @@
-"""Loads grammar/qspec.lark as a LALR parser, from tables cached in the user's cache folder where they are there.
+"""The tables of grammar/qspec.lark: made by lark, kept in the user's cache folder, read by `qspec.language.lalr`.
 
-Building the tables takes most of what `qspec check` may take, so they are kept as JSON (never a pickle: a cache that
-somebody else could write must not be able to run code), named after the grammar's digest and lark's version. A cache
-that is absent, unreadable, corrupt or not ours is built anew; one that cannot be written is only slower.
+The cache is a file of the user's own, mode 0600, named after the digest of the grammar, this file's layout and Python's
+version: a checksum, then plain values in Python's marshal form, as in a .pyc (never a pickle: reading it runs nothing).
+One that is absent, corrupt or somebody else's is built anew; one that cannot be written only costs time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
+import marshal
 import os
-import pickle
-import tempfile
+import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from lark import Lark
-from lark import __version__ as lark_version
+from typing import TYPE_CHECKING, Any
 
 from qspec import resources
+from qspec.language.lalr import REDUCE, SHIFT, Rule, Tables
+
+if TYPE_CHECKING:
+    from lark import Lark
 
 BLOCKS = ("recipe", "calibrate", "scheme", "evaluate", "emit")
 LINES = ("version", "extends", "param", "layers", "apply")
@@ -29,29 +28,30 @@ STARTS = [
     *(f"{kind}_head" for kind in BLOCKS),
     *(f"{kind}_body" for kind in (*BLOCKS, "task")),
     "selector",
-    "argument",
 ]
-_LAYOUT = 1  # of the cache file
+IGNORED = ("COMMENT", "WHITESPACE")
+_LAYOUT = 3  # of the cache file
+_CHECKSUM = 32  # bytes of a sha256 digest
 
 
 @cache
-def parser() -> Lark:
-    """The parser with one start rule for each kind of statement."""
-    grammar = (resources.grammar() / "qspec.lark").read_text(encoding="utf-8")
-    digest = hashlib.sha256(f"{_LAYOUT} {lark_version} {STARTS}\n{grammar}".encode()).hexdigest()
-    path = cache_folder() / f"grammar-{digest[:32]}.json"
-    cached = _load(path, digest)
+def tables() -> Tables:
+    """The tables with one start rule for each kind of statement."""
+    made_of = f"{_LAYOUT} {sys.version_info[:2]} {STARTS}\n{_text()}"
+    path = cache_folder() / f"grammar-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.tables"
+    cached = _load(path)
     if cached is not None:
         return cached
-    built = Lark(grammar, parser="lalr", start=STARTS, propagate_positions=True, maybe_placeholders=True)
-    _save(built, path, digest)
+    built = compiled(lark_parser(STARTS))
+    _save(built, path)
     return built
 
 
-def whole_file_parser() -> Lark:
-    """The grammar's `file` rule, which accepts every recipe that the statements' parsers accept."""
-    grammar = (resources.grammar() / "qspec.lark").read_text(encoding="utf-8")
-    return Lark(grammar, parser="lalr", start="file", propagate_positions=True, maybe_placeholders=True)
+def lark_parser(starts: list[str]) -> Lark:
+    """Lark's own parser of the grammar, for the tables and for comparison."""
+    from lark import Lark
+
+    return Lark(_text(), parser="lalr", start=starts, propagate_positions=True, maybe_placeholders=True)
 
 
 def cache_folder() -> Path:
@@ -60,63 +60,87 @@ def cache_folder() -> Path:
     return (Path(base) if base and Path(base).is_absolute() else Path("~/.cache").expanduser()) / "qspec"
 
 
-def _load(path: Path, digest: str) -> Lark | None:
-    """The cached parser, or None where there is none that can be trusted and read."""
+def _text() -> str:
+    return (resources.grammar() / "qspec.lark").read_text(encoding="utf-8")
+
+
+# --- from lark ---
+
+
+def compiled(parser: Lark) -> Tables:
+    """Lark's parse table, rules and terminals as plain values."""
+    table = parser.parser.parser.parser.parse_table
+    rules = {rule: i for i, rule in enumerate(parser.rules)}
+    for row in table.states.values():
+        for kind, target in row.values():
+            if str(kind) == "Reduce":
+                rules.setdefault(target, len(rules))
+    actions = {
+        state: {
+            str(symbol): (REDUCE, rules[target]) if str(kind) == "Reduce" else (SHIFT, target)
+            for symbol, (kind, target) in row.items()
+        }
+        for state, row in table.states.items()
+    }
+    words = [t for t in parser.terminals if type(t.pattern).__name__ == "PatternStr"]
+    regexes = sorted((t for t in parser.terminals if t not in words), key=lambda t: -t.priority)
+    return Tables(
+        actions=actions,
+        starts=dict(table.start_states),
+        ends=dict(table.end_states),
+        rules=tuple(_rule(rule) for rule in rules),
+        literals={t.pattern.value: t.name for t in words},
+        regexes=tuple((t.name, t.pattern.to_regexp()) for t in regexes),
+        ignored=IGNORED,
+    )
+
+
+def _rule(rule: Any) -> Rule:
+    """How lark builds the tree of a rule: filtered signs, inlined `_rules`, None for what `[...]` left out."""
+    holes = "".join("01"[hole] for hole in rule.options.empty_indices) or "0" * len(rule.expansion)
+    nones = [len(ones) for ones in holes.split("0")]
+    kept, waiting = [], 0
+    for i, symbol in enumerate(rule.expansion):
+        waiting += nones[i]
+        if not (symbol.is_term and symbol.filter_out):
+            kept.append((i, not symbol.is_term and symbol.name.startswith("_"), waiting))
+            waiting = 0
+    return Rule(
+        origin=str(rule.origin.name),
+        name=str(rule.alias or rule.origin.name),
+        size=len(rule.expansion),
+        kept=tuple(kept),
+        tail=waiting + nones[-1],
+        expand=bool(rule.options.expand1 and not rule.alias),
+    )
+
+
+# --- the cache ---
+
+
+def _load(path: Path) -> Tables | None:
+    """The cached tables, or None where there are none that can be trusted and read."""
     try:
         if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
             return None
-        stored = json.loads(path.read_bytes())
-        if stored["digest"] != digest or stored["check"] != _check(stored["tables"]):
+        content = path.read_bytes()
+        checksum, data = content[:_CHECKSUM], content[_CHECKSUM:]
+        if hashlib.sha256(data).digest() != checksum:
             return None
-        # Lark loads a pickle stream; this one is made here, from JSON, and holds only plain values.
-        return Lark.load(io.BytesIO(pickle.dumps(_thaw(stored["tables"]))))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        actions, starts, ends, rules, *rest = marshal.loads(data)
+        return Tables(actions, starts, ends, tuple(Rule(*rule) for rule in rules), *rest)
+    except (OSError, ValueError, EOFError, TypeError):
         return None
 
 
-def _save(built: Lark, path: Path, digest: str) -> None:
-    stream = io.BytesIO()
-    built.save(stream)
-    tables = _freeze(pickle.loads(stream.getvalue()))
-    content = json.dumps({"digest": digest, "check": _check(tables), "tables": tables})
-    temporary = None
+def _save(built: Tables, path: Path) -> None:
+    data = marshal.dumps((*built[:3], tuple(tuple(rule) for rule in built.rules), *built[4:]))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".grammar-")  # created with mode 0600
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        Path(temporary).replace(path)
+        temporary = path.with_name(f".{path.name}-{os.getpid()}")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(data).digest() + data)
+        temporary.replace(path)
     except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _check(tables: Any) -> str:
-    return hashlib.sha256(json.dumps(tables).encode()).hexdigest()
-
-
-# JSON has no tuples and no integer keys; lark's tables have both.
-
-
-def _freeze(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {"d": [[_freeze(k), _freeze(v)] for k, v in value.items()]}
-    if isinstance(value, tuple):
-        return {"t": [_freeze(v) for v in value]}
-    if isinstance(value, list):
-        return [_freeze(v) for v in value]
-    if isinstance(value, set | frozenset):
-        return {"s": sorted((_freeze(v) for v in value), key=str)}
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise TypeError(f"lark's tables hold a {type(value).__name__}, which the cache cannot store")
-
-
-def _thaw(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_thaw(v) for v in value]
-    if not isinstance(value, dict):
-        return value
-    if "d" in value:
-        return {_thaw(k): _thaw(v) for k, v in value["d"]}
-    return tuple(_thaw(v) for v in value["t"]) if "t" in value else {_thaw(v) for v in value["s"]}
+        return  # a full or read-only disk: the tables are built again next time

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
-
 from qspec.diagnostics import closest, listed, quote
 from qspec.language import grammar
+from qspec.language.lalr import END, Mismatch
 
 SETTINGS = {  # block -> its keywords
     "recipe": ("family", "model"),
@@ -51,8 +50,7 @@ _SHOWN = {
     "STRING": "a string in quotes",
     "REFERENCE": "a `$param`",
     "SIZE": "a size such as `128x128`",
-    "$END": "the end of the line",
-    "<END-OF-FILE>": "the end of the line",
+    END: "the end of the line",
 }
 
 
@@ -68,10 +66,12 @@ class Mistake:
     instead: str | None = None
 
 
-def describe(error: UnexpectedInput, code: str, start: str, block: str | None = None) -> Mistake:
+def describe(error: Mismatch, code: str, start: str, block: str | None = None) -> Mistake:
     """The mistake that made the parser stop in `code`, which it read with the rule `start` (a body: of `block`)."""
-    found, at, end, expected = _place(error, code)
-    names = sorted((_shown(t) for t in expected), key=lambda n: (n[0] != "`", n))
+    found, at, end = error.found, error.start, error.end
+    if not found:
+        at, end = max(0, len(code) - 1), max(1, len(code))
+    names = sorted((_shown(t) for t in error.expected), key=lambda n: (n[0] != "`", n))
     words = [n.strip("`") for n in names if n.startswith("`") and n[1].isalpha()]
     guess = closest(found, words) if found else None
     keys = SETTINGS.get(block or "", ())
@@ -79,7 +79,7 @@ def describe(error: UnexpectedInput, code: str, start: str, block: str | None = 
         hint = f"did you mean `{guess}`?" if guess else _belongs(found, str(block), keys)
         return Mistake("QS007", f"{quote(found)} is not a setting of `{block}`", hint, at, end, guess)
     what = f"found {quote(found)}" if found else "the line ends"
-    message = f"{what} where {_choice(names)} was expected"
+    message = f"{what} where {_choice(names) or 'the end'} was expected"
     if guess:
         return Mistake("QS005", message, f"did you mean `{guess}`?", at, end, guess)
     if found == "=" and block:
@@ -87,28 +87,16 @@ def describe(error: UnexpectedInput, code: str, start: str, block: str | None = 
     return Mistake("QS005", message, _form(code, at, start, block), at, end)
 
 
-def _place(error: UnexpectedInput, code: str) -> tuple[str, int, int, set[str]]:
-    """What was found ("" at the end), where, and the terminals that could have come."""
-    if isinstance(error, UnexpectedToken):
-        found, at = str(error.token), error.token.start_pos or 0
-        if error.token.type == "$END":
-            found, at = "", max(0, len(code) - 1)
-        return found, at, at + max(1, len(found)), set(error.accepts or error.expected)
-    assert isinstance(error, UnexpectedCharacters)
-    at = error.pos_in_stream
-    return code[at : at + 1], at, at + 1, set(error.allowed or ()) - {"COMMENT", "WHITESPACE"}
-
-
 def _shown(terminal: str) -> str:
     """A terminal as an author would write it."""
     if terminal in _SHOWN:
         return _SHOWN[terminal]
-    return f"`{grammar.parser().get_terminal(terminal).pattern.value}`"
+    return next(f"`{text}`" for text, name in grammar.tables().literals.items() if name == terminal)
 
 
 def _choice(names: list[str]) -> str:
     wanted = names if len(names) <= 6 else [*names[:6], "…"]
-    return wanted[0] if len(wanted) == 1 else f"{', '.join(wanted[:-1])} or {wanted[-1]}"
+    return f"{', '.join(wanted[:-1])} or {wanted[-1]}" if len(wanted) > 1 else "".join(wanted)
 
 
 def _form(code: str, at: int, start: str, block: str | None) -> str:

@@ -43,7 +43,7 @@ class PassCheck:
                 cls = self.spec.passes[i].params
                 if not self.touched[m][i] or (cls.quantizes and scheme is None):
                     continue
-                missing = sorted(cls.requires - facts)
+                missing = sorted(cls.requires - facts, key=lambda fact: cleared.get(fact, -1))
                 if missing:
                     clashes.setdefault(i, (i, missing[0], cleared.get(missing[0])))
                 for fact in cls.clears:

@@ -6,12 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lark import Token, Tree
-from lark.exceptions import UnexpectedInput
-
 from qspec.diagnostics import Diagnostic, Edit, Source, Span, closest, listed, quote
 from qspec.language import grammar
 from qspec.language.build import Builder
+from qspec.language.lalr import Mismatch, Token, Tree, run
 from qspec.language.mistakes import SETTINGS, describe
 from qspec.language.pieces import BLOCK_KINDS, LINE_KINDS, TOP, Braces, Piece, as_comments, cut
 from qspec.language.syntax import Block, File, Item, Node, SelectorNode
@@ -68,8 +66,8 @@ def parse(source: Source) -> tuple[File, tuple[Diagnostic, ...]]:
 def parse_selector(text: str) -> SelectorNode:
     """A selector by itself, such as an argument of `qspec why`. Raises ValueError with one sentence."""
     try:
-        tree = grammar.parser().parse(text, start="selector")
-    except UnexpectedInput as error:
+        tree = run(grammar.tables(), text, "selector")
+    except Mismatch as error:
         raise ValueError(
             f"{quote(text)} is not a selector: {describe(error, text, 'selector').message}"
         ) from None
@@ -77,9 +75,8 @@ def parse_selector(text: str) -> SelectorNode:
 
 
 @lru_cache(maxsize=4096)
-def _tree(start: str, code: str) -> Tree[Token]:
-    tree: Tree[Token] = grammar.parser().parse(code, start=start)
-    return tree
+def _tree(start: str, code: str) -> Tree | Token:
+    return run(grammar.tables(), code, start)
 
 
 class _Parser:
@@ -227,7 +224,7 @@ class _Parser:
             return None
         try:
             tree = _tree(start, code)
-        except UnexpectedInput as error:
+        except Mismatch as error:
             self._syntax_error(error, start, piece, block)
             return None
         builder = Builder(self.path, piece.start)
@@ -260,7 +257,7 @@ class _Parser:
             hint, edits = f"a statement is one of {listed(sorted(TOP))}", edits
         self._report("QS006", f"there is no statement {quote(word)}", span, hint, edits)
 
-    def _syntax_error(self, error: UnexpectedInput, start: str, piece: Piece, block: str | None) -> None:
+    def _syntax_error(self, error: Mismatch, start: str, piece: Piece, block: str | None) -> None:
         mistake = describe(error, self.source.text[piece.start : piece.end], start, block)
         span = Span(piece.start + mistake.start, piece.start + mistake.end, self.path)
         edits = (Edit(span, mistake.instead),) if mistake.instead is not None else ()

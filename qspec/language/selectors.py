@@ -83,7 +83,7 @@ def step_matches(step: Segment, name: str, index: int | None, layers: int) -> bo
         return False
     if index is None or not step.indices:
         return index is None and not step.indices
-    return any(index in index_range(part, layers) for part in step.indices)
+    return any(part.low is None or index in index_range(part, layers) for part in step.indices)
 
 
 def index_range(part: Indices, layers: int) -> range:

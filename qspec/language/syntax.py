@@ -6,14 +6,32 @@ changed nothing but looks. A `File` does compare its comments' texts: none may b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, TypeAlias
 
 from qspec.diagnostics import Span
 
 
-@dataclass(frozen=True)
-class Node:
+def _counted(node: object) -> tuple[object, ...]:
+    return tuple(getattr(node, f.name) for f in fields(node) if f.compare)  # type: ignore[arg-type]
+
+
+class _Value:
+    """Equality and text of all nodes, once: letting every dataclass compile its own costs 20 ms at import."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and _counted(self) == _counted(other)
+
+    def __hash__(self) -> int:
+        return hash(_counted(self))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr)  # type: ignore[arg-type]
+        return f"{type(self).__name__}({shown})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Node(_Value):
     """Something written in a recipe, at `span`."""
 
     span: Span = field(compare=False, repr=False)
@@ -22,7 +40,7 @@ class Node:
 # --- values ---
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Number(Node):
     """`0.01`; `text` is its spelling."""
 
@@ -30,21 +48,21 @@ class Number(Node):
     text: str = field(compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Text(Node):
     """`"wikitext2"`, taken literally: a string has no escapes."""
 
     value: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Word(Node):
     """`activation`, `true`, or the name of something."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reference(Node):
     """`$bits`: the value of a param."""
 
@@ -58,7 +76,7 @@ Value: TypeAlias = Number | Text | Word | Reference
 # --- selectors ---
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Indices(Node):
     """`*` (low and high None), `3` (low = high) or `4..7`, both ends included; negative numbers count from the end."""
 
@@ -71,7 +89,7 @@ class Indices(Node):
         return str(self.low) if self.low == self.high else f"{self.low}..{self.high}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segment(Node):
     """One step of a role: `blocks[0, 4..7]`, `q`, `{gate,up}`; no names at all is `*`."""
 
@@ -89,7 +107,7 @@ class Segment(Node):
         return self.names[0].name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class RoleTerm(Node):
     """`blocks[*].mlp.{gate,up}`."""
 
@@ -99,7 +117,7 @@ class RoleTerm(Node):
         return ".".join(map(str, self.segments))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModuleTerm(Node):
     """`module("regex")`: modules whose whole checkpoint name the pattern matches."""
 
@@ -112,7 +130,7 @@ class ModuleTerm(Node):
 Term: TypeAlias = RoleTerm | ModuleTerm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SelectorNode(Node):
     """Terms separated by commas: what any of them selects."""
 
@@ -125,21 +143,21 @@ class SelectorNode(Node):
 # --- statements on one line ---
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Version(Node):
     """`qspec 1`."""
 
     number: Number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Extends(Node):
     """`extends "base.qs"`."""
 
     path: Text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Param(Node):
     """`param bits = 4 in 2..8`."""
 
@@ -149,7 +167,7 @@ class Param(Node):
     high: Number | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layers(Node):
     """`layers SELECTOR use SCHEME`, or `keep` (scheme None)."""
 
@@ -157,7 +175,7 @@ class Layers(Node):
     scheme: Word | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Argument(Node):
     """`alpha = 0.6`."""
 
@@ -165,7 +183,7 @@ class Argument(Node):
     value: Value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Apply(Node):
     """`apply PASS(arguments) on SELECTOR`."""
 
@@ -177,7 +195,7 @@ class Apply(Node):
 # --- settings in blocks ---
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Setting(Node):
     """A keyword and its one value: `family llada`, `samples 128`, `shots 4`."""
 
@@ -185,7 +203,7 @@ class Setting(Node):
     value: Value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model(Node):
     """`model "id" revision "main"`."""
 
@@ -194,7 +212,7 @@ class Model(Node):
     revision: Text | Reference | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class FileSource(Node):
     """`file("x.jsonl", field = "text")`."""
 
@@ -202,7 +220,7 @@ class FileSource(Node):
     field_: Text | Reference | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rollouts(Node):
     """`rollouts(...)`: reserved; the language knows the word and not yet its meaning."""
 
@@ -212,7 +230,7 @@ class Rollouts(Node):
 Words: TypeAlias = Text | Reference | FileSource | Rollouts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TextSetting(Node):
     """`text "wikitext2"`."""
 
@@ -220,7 +238,7 @@ class TextSetting(Node):
     source: Words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mask(Node):
     """`mask uniform(0.0, 1.0)`, `mask fixed(0.5)`, `mask none`."""
 
@@ -229,7 +247,7 @@ class Mask(Node):
     numbers: tuple[Number | Reference, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class FormatNode(Node):
     """`int4`, `int($bits)` or `$format`."""
 
@@ -237,7 +255,7 @@ class FormatNode(Node):
     bits: Number | Reference | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Grain(Node):
     """`tensor`, `channel`, `token`, `group 128` (number) or `block 128x128` (rows, columns)."""
 
@@ -247,7 +265,7 @@ class Grain(Node):
     columns: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Operand(Node):
     """`weights int4 per channel symmetric clip mse`; `activations none` has no format."""
 
@@ -258,7 +276,7 @@ class Operand(Node):
     clip: Value | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Nelbo(Node):
     """`nelbo on "wikitext2" samples 64`."""
 
@@ -267,7 +285,7 @@ class Nelbo(Node):
     samples: Number | Reference | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Names(Node):
     """`kernels triton for sm_90, sm_80` (subject: the back end) or `regime block_decode, full_sequence`."""
 
@@ -279,8 +297,8 @@ class Names(Node):
 # --- the file ---
 
 
-@dataclass(frozen=True)
-class Comments:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comments(_Value):
     """What a formatter must put back: lines before, at the end of the line, and whether a blank line came first."""
 
     before: tuple[str, ...] = ()
@@ -289,15 +307,15 @@ class Comments:
     gaps: tuple[bool, ...] = ()  # for each line of `before`: whether a blank line came first
 
 
-@dataclass(frozen=True)
-class Item:
+@dataclass(frozen=True, eq=False, repr=False)
+class Item(_Value):
     """A statement with its comments."""
 
     node: Node
     comments: Comments = field(default=Comments(), compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Block(Node):
     """`KIND NAME { items }`; kind "task" stands inside `evaluate`, with or without braces."""
 
@@ -309,8 +327,8 @@ class Block(Node):
     closing: Comments = field(default=Comments(), compare=False)  # comments before `}`
 
 
-@dataclass(frozen=True)
-class File:
+@dataclass(frozen=True, eq=False, repr=False)
+class File(_Value):
     """A whole recipe as written. comments: every comment's text, in order."""
 
     path: str = field(compare=False)

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from tests.language.fakes import APPLY, HEAD, PASSES, ROOT, RULES, SCHEME, codes
 
 from qspec.diagnostics import Diagnostic, RecipeError, Source, apply_edits, render_text, summary
 from qspec.language import load_recipe, load_source
 from qspec.language.explanations import explanations
 from qspec.models.registry import FAMILIES
+from tests.language.fakes import APPLY, HEAD, PASSES, ROOT, RULES, SCHEME, codes
 
 FOLDER = ROOT / "tests" / "errors"
 RECIPES = sorted(FOLDER.glob("*.qs"))

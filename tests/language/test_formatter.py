@@ -6,14 +6,14 @@ import random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tests.language.fakes import ROOT, recipe
-from tests.language.strategies import FILES
 
 from qspec.diagnostics import RecipeError, Source
 from qspec.language import syntax as s
 from qspec.language.formatter import format_file, format_source
-from qspec.language.grammar import whole_file_parser
+from qspec.language.grammar import lark_parser
 from qspec.language.parser import parse
+from tests.language.fakes import ROOT, recipe
+from tests.language.strategies import FILES
 
 RECIPES = sorted((ROOT / "recipes").glob("*.qs"))
 
@@ -81,7 +81,7 @@ def test_layout_does_not_matter(path) -> None:  # type: ignore[no-untyped-def]
 def test_recipes_are_canonical_and_fit_the_whole_grammar(path) -> None:  # type: ignore[no-untyped-def]
     text = path.read_text(encoding="utf-8")
     assert format_source(text) == text
-    assert len(whole_file_parser().parse(text).children) == len(parsed(text).items)
+    assert len(lark_parser(["file"]).parse(text).children) == len(parsed(text).items)
 
 
 def test_whole_layout() -> None:

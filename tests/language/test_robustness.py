@@ -6,14 +6,14 @@ import random
 import time
 
 import pytest
-from tests.language.fakes import PASSES, ROOT, codes, recipe
 
 from qspec.diagnostics import RecipeError, Source, render_text, to_github, to_json
 from qspec.language import load_source
 from qspec.language.formatter import format_source
-from qspec.language.grammar import whole_file_parser
+from qspec.language.grammar import lark_parser
 from qspec.language.parser import MAX_BYTES, decode, parse
 from qspec.models.registry import FAMILIES
+from tests.language.fakes import PASSES, ROOT, codes, recipe
 
 TOKENS = ["{", "}", "(", ")", "[", "]", ",", ".", "..", "*", "#", '"', "$", "=", "-", "1e9", "128x128", "é", "\n", "\t",
           "qspec", "layers", "apply", "use", "keep", "on", "scheme", "param", "extends", "none", "mse", "module", "$x",
@@ -96,7 +96,7 @@ def _outcome(data: bytes) -> str:
 
 def test_what_parses_is_in_the_whole_grammar_and_can_be_formatted() -> None:
     rng = random.Random(7)
-    whole = whole_file_parser()
+    whole = lark_parser(["file"])
     text = seeds()[3]
     parsed = 0
     for _ in range(300):

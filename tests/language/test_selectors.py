@@ -1,0 +1,179 @@
+"""Selectors and rules against modules whose roles are written out here by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from qspec.diagnostics import RecipeError
+from qspec.language.layers import verify
+from qspec.language.patterns import compiled, problem
+from qspec.language.selectors import Selector
+from qspec.models.family import ModuleEntry, Role
+from qspec.models.llada import LLADA
+from tests.language.fakes import load, recipe
+
+PARTS = ["attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down"]
+
+
+def modules(layers: int) -> list[ModuleEntry]:
+    inner = [(f"blocks[{b}].{p}", Role(p, b), f"m.{b}.{p.split('.')[1]}", "x") for b in range(layers) for p in PARTS]
+    rows = [("embedding", Role("embedding"), "m.wte", ""), *inner, ("head", Role("head"), "m.ff_out", "h")]
+    for name, role, _, _ in rows:
+        assert str(role) == name
+    return [ModuleEntry(role, module, 8, 8, False, site) for _, role, module, site in rows]
+
+
+def selected(text: str, layers: int = 4) -> list[str]:
+    return [str(e.role) for e in modules(layers) if Selector(text).matches(e, layers)]
+
+
+def blocks(text: str, layers: int) -> list[int]:
+    return [e.role.block for e in modules(layers) if e.role.part == "mlp.up" and Selector(text).matches(e, layers)]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "roles"),
+    [
+        ("head", ["head"]),
+        ("head, embedding", ["embedding", "head"]),
+        ("blocks[3].attention.q", ["blocks[3].attention.q"]),
+        ("blocks[1].mlp.{gate,up}", ["blocks[1].mlp.gate", "blocks[1].mlp.up"]),
+        ("blocks[1].{attention,mlp}.{o,down}", ["blocks[1].attention.o", "blocks[1].mlp.down"]),
+        ("blocks[0].mlp.*", ["blocks[0].mlp.gate", "blocks[0].mlp.up", "blocks[0].mlp.down"]),
+        ("blocks[2].*", [f"blocks[2].{p}" for p in PARTS]),
+        ("blocks[2].*.*", [f"blocks[2].{p}" for p in PARTS]),
+        ("blocks[2].*.down", ["blocks[2].mlp.down"]),
+        ("blocks[0].mlp.down, blocks[0].mlp.down, head", ["blocks[0].mlp.down", "head"]),
+        ('module("m.ff_out")', ["head"]),
+        (r'module("m\.[13]\.down")', ["blocks[1].mlp.down", "blocks[3].mlp.down"]),
+        ('module("m.ff")', []),
+        ('module("ff_out")', []),
+        ("blocks[*].mlp", []),
+        ("blocks.mlp.down", []),
+        ("blocks[0]", []),
+        ("head[0]", []),
+        ("blocks[*].mlp.down.weight", []),
+    ],
+)
+def test_what_is_selected(text: str, roles: list[str]) -> None:
+    assert selected(text) == roles
+
+
+def test_star_is_everything() -> None:
+    assert len(selected("*")) == 4 * 7 + 2
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "expected"),
+    [
+        ("blocks[*].mlp.up", 3, [0, 1, 2]),
+        ("blocks[-1].mlp.up", 5, [4]),
+        ("blocks[-3..-1].mlp.up", 5, [2, 3, 4]),
+        ("blocks[0, 4..7, -1].mlp.up", 10, [0, 4, 5, 6, 7, 9]),
+        ("blocks[2..-2].mlp.up", 6, [2, 3, 4]),
+        ("blocks[0..0].mlp.up", 2, [0]),
+        ("blocks[1, 1, 1].mlp.up", 2, [1]),
+    ],
+)
+def test_indices(text: str, layers: int, expected: list[int]) -> None:
+    assert blocks(text, layers) == expected
+
+
+def test_experts() -> None:
+    def entry(expert: int) -> ModuleEntry:
+        return ModuleEntry(Role("mlp.experts.down", 2, expert), f"m.2.{expert}", 8, 8, False, "x")
+
+    assert str(entry(5).role) == "blocks[2].mlp.experts[5].down"
+    assert Selector("blocks[*].mlp.experts[*].down").matches(entry(5), 4)
+    assert Selector("blocks[2].mlp.experts[4..6].*").matches(entry(5), 4)
+    assert not Selector("blocks[2].mlp.experts[0].down").matches(entry(5), 4)
+    assert not Selector("blocks[2].mlp.experts.down").matches(entry(5), 4)
+
+
+def test_selectors_are_equal_when_they_read_equal() -> None:
+    spec = load(recipe(rules="\nlayers blocks[ * ] . { mlp } . *,head,embedding keep\nlayers blocks[*].* use w8a8\n"))
+    rule = spec.spec.rules[0]
+    assert rule.selector == Selector("blocks[*].{mlp}.*, head, embedding")
+    assert rule.text == "layers blocks[*].{mlp}.*, head, embedding keep"
+
+
+@pytest.mark.parametrize("text", ["", "blocks[", "head keep", "blocks[1].", "module(x)", 'module("(a+)+")', "a..b"])
+def test_a_bad_selector_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"selector|cannot be used"):
+        Selector(text).terms  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+", "(a|a)*", "(.*)*", "a**", "a+?+", ".*.*.*.*", r"(a)\1", "(?=a)a", "(?i)a", "a{2}{3}", "(", ")", "[z-a]", "",
+     "a" * 201, r"\b", r"\xff", "(" * 9 + ")" * 9, "é"],
+)  # fmt: skip
+def test_patterns_that_are_refused(pattern: str) -> None:
+    assert problem(pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"model\.blocks\.(0|1|31)\.ff_out", "m.[0-9]+.up", "a?b{2,3}", ".*ff_out", "[^a]b"])
+def test_patterns_that_are_accepted(pattern: str) -> None:
+    assert problem(pattern) is None
+
+
+def test_no_accepted_pattern_is_slow() -> None:
+    import time
+
+    worst = "(m|mo|mod).*e.*e.*z"
+    assert problem(worst) is None
+    start = time.perf_counter()
+    for _ in range(200):
+        assert compiled(worst).fullmatch("model.transformer.blocks.31." + "e" * 60) is None
+    assert time.perf_counter() - start < 5
+
+
+# --- rules ---
+
+
+def layout(rules: str, layers: int, apply: str = "\napply rtn() on *\n"):  # type: ignore[no-untyped-def]
+    spec = load(recipe(rules=rules, apply=apply)).spec
+    return verify(spec, list(LLADA.outline(range(layers))), layers)
+
+
+def test_later_rules_win() -> None:
+    found = layout("\nlayers blocks[*].* use w8a8\nlayers blocks[-1].mlp.down keep\nlayers head keep\n", 3)
+    by_role = {str(e.role): rule for e, rule in zip(found.modules, found.decided, strict=True)}
+    assert by_role["embedding"] is None
+    assert by_role["head"].scheme is None
+    assert by_role["blocks[2].mlp.down"].scheme is None
+    assert by_role["blocks[1].mlp.down"].scheme.name == "w8a8"
+    assert [(c.matched, c.decides) for c in found.counts] == [(21, 20), (1, 1), (1, 1)]
+
+
+def test_a_rule_in_the_middle_can_be_half_shadowed() -> None:
+    rules = "\nlayers blocks[*].* use w8a8\nlayers blocks[0..1].* keep\nlayers blocks[1..2].* use w8a8\n"
+    found = layout(rules, 4)
+    assert [(c.matched, c.decides) for c in found.counts] == [(28, 7), (14, 7), (14, 14)]
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("selector", "layers", "message"),
+    [
+        ("blocks[0, 40].*", 32, "there is no block 40: the model has 32 blocks"),
+        ("blocks[-5].*", 4, "there is no block -5: the model has 4 blocks"),
+        ("blocks[2..9].*", 4, "there is no block 9: the model has 4 blocks"),
+        ("blocks[3..-3].*", 4, "the range 3..-3 holds no block of a model with 4 blocks"),
+    ],
+)
+def test_blocks_that_the_model_does_not_have(selector: str, layers: int, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        layout(f"\nlayers blocks[*].* use w8a8\nlayers {selector} keep\n", layers)
+    assert [(d.code, d.message) for d in caught.value.diagnostics] == [("QS032", message)]
+
+
+def test_a_pattern_that_matches_no_module_of_the_model() -> None:
+    with pytest.raises(RecipeError) as caught:
+        layout('\nlayers blocks[*].* use w8a8\nlayers module("model.layers.0.up_proj") keep\n', 4)
+    assert [d.code for d in caught.value.diagnostics] == ["QS030"]
+
+
+def test_a_rule_that_only_this_model_shadows_is_a_warning() -> None:
+    found = layout("\nlayers blocks[0..1].* keep\nlayers blocks[*].* use w8a8\n", 2)
+    assert [d.code for d in found.warnings] == ["QS034"]
