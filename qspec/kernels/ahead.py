@@ -24,21 +24,27 @@ from qspec.kernels.generate import Kernel, library
 
 @dataclass(frozen=True)
 class Target:
-    """One compute capability: shared memory bytes that a block may take, and its matrix instruction."""
+    """One compute capability.
+
+    shared: bytes of shared memory that a block may take. floats, integers: matrix instructions that do for
+    16-bit and for int8 operands.
+    """
 
     capability: int
     shared: int
-    instruction: str
+    floats: tuple[str, ...]
+    integers: tuple[str, ...]
 
 
+WARP, WARPGROUP, TENSOR_MEMORY = "mma.sync", "wgmma.mma_async", "tcgen05.mma"
 TARGETS = {
-    "sm_80": Target(80, 163 * 1024, "mma.sync"),
-    "sm_89": Target(89, 99 * 1024, "mma.sync"),
-    "sm_90": Target(90, 227 * 1024, "wgmma.mma_async"),
-    "sm_100": Target(100, 227 * 1024, "tcgen05.mma"),
-    "sm_120": Target(120, 99 * 1024, "mma.sync"),
+    "sm_80": Target(80, 163 * 1024, (WARP,), (WARP,)),
+    "sm_89": Target(89, 99 * 1024, (WARP,), (WARP,)),
+    "sm_90": Target(90, 227 * 1024, (WARPGROUP,), (WARPGROUP,)),
+    "sm_100": Target(100, 227 * 1024, (TENSOR_MEMORY,), (TENSOR_MEMORY, WARP)),  # int8: WARP up to Triton 3.6
+    "sm_120": Target(120, 99 * 1024, (WARP,), (WARP,)),
 }
-ROTATION_INSTRUCTION = "mma.sync"  # 16 rows are too few for the others
+ROTATION = (WARP,)  # 16 rows are too few for the others
 MATRIX_INSTRUCTION = re.compile(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*")
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 
@@ -98,9 +104,9 @@ def _problems(
     kernel: Kernel, target: Target, found: tuple[str, ...], stack: int, shared: int
 ) -> tuple[str, ...]:
     problems = []
-    wanted = _instruction(kernel, target)
-    if wanted is not None and not any(name.startswith(wanted) for name in found):
-        problems.append(f"no {wanted} among its instructions")
+    wanted = _instructions(kernel, target)
+    if wanted and not any(name.startswith(wanted) for name in found):
+        problems.append(f"no {' or '.join(wanted)} among its instructions")
     if stack:
         problems.append(f"{stack} bytes of stack: registers are spilled")
     if shared > target.shared:
@@ -108,10 +114,11 @@ def _problems(
     return tuple(problems)
 
 
-def _instruction(kernel: Kernel, target: Target) -> str | None:
+def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
+    """The matrix instructions of which a kernel must have one; none where it multiplies nothing."""
     if isinstance(kernel, GemmKernel):
-        return target.instruction
-    return None if kernel.transform == "none" else ROTATION_INSTRUCTION
+        return target.floats if kernel.activation_bits == 16 else target.integers
+    return () if kernel.transform == "none" else ROTATION
 
 
 def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int) -> Any:

@@ -37,11 +37,11 @@ def test_compiles_as_it_must(kernel: Kernel, target: str) -> None:
     assert report.problems == ()
     assert report.registers > 0
     if isinstance(kernel, GemmKernel):
-        matrix = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05.mma"}[target]
-        operand = "s8" if kernel.activation_bits < 16 else "bf16"
-        if target == "sm_100":
-            operand = "i8" if kernel.activation_bits < 16 else "f16"
-        assert any(name.startswith(matrix) and operand in name for name in report.instructions)
+        operands = ("s8", "i8") if kernel.activation_bits < 16 else ("bf16", "f16")
+        assert report.instructions
+        assert all(any(operand in name for operand in operands) for name in report.instructions)
+        if target == "sm_90":
+            assert all(name.startswith("wgmma.mma_async") for name in report.instructions)
 
 
 @pytest.mark.parametrize("tokens", [1, 17])
