@@ -10,12 +10,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from qspec import __version__, passes
-from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, Workspace, seal_report
+from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, Workspace
 from qspec.calibrate.tokens import CalibrationTokens, calibration_tokens
 from qspec.data import DataSources
 from qspec.errors import InputError
@@ -29,6 +28,8 @@ from qspec.origin import Origin, find_checkpoint
 from qspec.plan import Plan, make_plan
 from qspec.progress import Progress, Quiet
 from qspec.quantize import quantize_blocks
+from qspec.report import ReportData
+from qspec.report.make import make_report
 from qspec.runtime import find_device, load_tokenizer
 
 COPIED = ("generation_config.json", *TOKENIZER_FILES, "vocab.json", "merges.txt", "added_tokens.json")
@@ -41,7 +42,7 @@ class Artifact:
     path: Path
     manifest: Manifest
     plan: Plan
-    report: Mapping[str, Any] | None
+    report: ReportData | None
 
 
 def compile(  # the public name: qspec.compile
@@ -55,7 +56,7 @@ def compile(  # the public name: qspec.compile
     evaluate: bool = True,
     download: bool = False,
     standin: bool = True,
-    progress: Progress | None = None,
+    progress: Quiet | None = None,
 ) -> Artifact:
     """Compiles a recipe into an artifact with its report; what `qspec compile` does.
 
@@ -79,8 +80,8 @@ def compile(  # the public name: qspec.compile
         manifest = _write_manifest(workspace, inputs, records)
         report = None
         if evaluate:
-            report = _evaluate(workspace.folder, inputs, progress)
-            seal_report(workspace.folder)
+            baseline = str(inputs.origin.folder)
+            report = make_report(workspace.folder, baseline, inputs.device.type, inputs.recipe.parent, progress)
         return Artifact(workspace.publish(), manifest, inputs.plan, report)
     finally:
         workspace.close()
@@ -204,7 +205,3 @@ def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleR
     ).sealed()
     workspace.write("qspec.json", manifest.text())
     return manifest
-
-
-def _evaluate(folder: Path, inputs: Inputs, progress: Progress) -> Mapping[str, Any]:
-    raise NotImplementedError

@@ -190,7 +190,7 @@ def _quality(block: Block) -> dict[str, tuple[float, float]]:
                 return
             inputs = x.float() if linear.transform is None else linear.transform.apply(x)
             exact = inputs @ linear.weight.T
-            rounded = linear.rounded_input(x) @ linear.rounded_weight().T
+            rounded = linear.prepare(x).ready @ linear.rounded_weight().T
             found[part] = (sqnr_db(exact, rounded), sqnr_db(linear.weight, linear.rounded_weight()))
 
         linear.observe = observe

@@ -39,7 +39,11 @@ def run(args: argparse.Namespace) -> int:
         progress=progress,
     )
     if not args.quiet:
-        from qspec.cli.summary import print_summary
+        if artifact.report is not None:
+            from qspec.report.text import summary
 
-        print_summary(artifact)
+            print(summary(artifact.report), end="\n\n")
+        print(f"artifact: {artifact.path}")
+        if artifact.report is not None:
+            print(f"report:   {artifact.path / 'report/report.html'}")
     return 0

@@ -19,26 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qspec.artifact import seal_report
     from qspec.cli.terminal import Terminal
-    from qspec.evaluate import evaluate_artifact
     from qspec.progress import Quiet
-    from qspec.report import environment, memory, report_data, write_report
+    from qspec.report import report_json
+    from qspec.report.make import make_report
     from qspec.report.text import summary
 
     folder = Path(args.artifact)
     progress = Quiet() if args.quiet else Terminal()
-    found = evaluate_artifact(folder, args.model, args.device, Path(args.files), progress)
-    data = report_data(
-        found.manifest,
-        found.measurements,
-        found.outliers,
-        execution=found.execution,
-        environment=environment(),
-        timings=progress.seconds,
-        memory=memory(),
-    )
-    content = write_report(folder / "report", data)
-    seal_report(folder)
-    print(json.dumps(content) if args.json else f"{summary(data)}\n\nreport: {folder / 'report/report.html'}")
+    data = make_report(folder, args.model, args.device, Path(args.files), progress)
+    if args.json:
+        print(json.dumps(report_json(data)))
+    else:
+        print(f"{summary(data)}\n\nreport: {folder / 'report/report.html'}")
     return 0

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,6 @@ from torch.nn import functional
 
 from qspec.errors import InputError
 from qspec.models.family import DecoderShape, Family, Role
-
-if TYPE_CHECKING:
-    from qspec.catalog import LayerKernels
-    from qspec.transforms import InputTransform
 
 
 class DecoderOutput(NamedTuple):
@@ -230,8 +226,10 @@ def rotate(x: Tensor, context: AttentionContext) -> Tensor:
 class QuantizedLinear(Protocol):
     """A linear that transforms and quantizes its input (`prepare`) before it multiplies."""
 
-    kernels: LayerKernels
-    transform: InputTransform | None
+    @property
+    def input_key(self) -> object:
+        """Equal for linears that prepare an input identically: one row kernel, one transform."""
+        ...
 
     def prepare(self, x: Tensor) -> object: ...
 
@@ -247,17 +245,12 @@ def project(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
             outputs.append(linear(x))
             continue
         quantized = cast(QuantizedLinear, linear)
-        ready = next((value for other, value in prepared if _same_input(other, quantized)), None)
+        ready = next((value for other, value in prepared if other.input_key == quantized.input_key), None)
         if ready is None:
             ready = quantized.prepare(x)
             prepared.append((quantized, ready))
         outputs.append(quantized.multiply(ready))
     return outputs
-
-
-def _same_input(one: QuantizedLinear, other: QuantizedLinear) -> bool:
-    """Whether two quantized linears prepare their input identically: one row kernel, one transform."""
-    return one.kernels.row == other.kernels.row and one.transform is other.transform
 
 
 def _wide(x: Tensor) -> Tensor:

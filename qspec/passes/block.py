@@ -29,6 +29,7 @@ PRODUCERS = {
     "mlp.input": "mlp.norm",
     "mlp.gated": "mlp.up",
 }
+SAMPLE_ROWS = 256  # tokens of an input that are kept for searches
 TOP_ROWS_SHARE = 4  # one in four sampled rows is among those with the largest peak, the rest are drawn at random
 
 
@@ -59,23 +60,39 @@ class Linear(nn.Module):
         self.weight = transform.absorb(self.weight)
         self.transform = transform
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out], with the rounding that has been decided so far."""
-        if self.observe is not None:
-            self.observe(x.reshape(-1, x.shape[-1]))
-        y = F.linear(self.rounded_input(x), self.rounded_weight(), self.bias)
-        return y.to(x.dtype)
+    @property
+    def input_key(self) -> tuple[object, ...]:
+        """Linears of one site with equal keys share `prepare`."""
+        return (id(self.transform), None if self.quantized is None else self.formats.activations)
 
-    def rounded_input(self, x: Tensor) -> Tensor:
-        """T(x), rounded to the scheme's activations once the weights are codes; float32."""
-        x = x.float() if self.transform is None else self.transform.apply(x)
-        if self.quantized is None or self.formats.activations is None:
-            return x
-        rows = x.reshape(-1, x.shape[-1])
-        return numerics.quantize_activations(rows, self.formats.activations).dequantize().reshape(x.shape)
+    def prepare(self, x: Tensor) -> PreparedInput:
+        """x [..., in] as it comes, and T(x), rounded to the scheme's activations once the weights are codes."""
+        ready = x.float() if self.transform is None else self.transform.apply(x)
+        if self.quantized is not None and self.formats.activations is not None:
+            rows = ready.reshape(-1, x.shape[-1])
+            ready = numerics.quantize_activations(rows, self.formats.activations).dequantize().reshape(x.shape)
+        return PreparedInput(x, ready)
+
+    def multiply(self, prepared: PreparedInput) -> Tensor:
+        """[..., out], with the rounding that has been decided so far."""
+        if self.observe is not None:
+            self.observe(prepared.raw.reshape(-1, prepared.raw.shape[-1]))
+        return F.linear(prepared.ready, self.rounded_weight(), self.bias).to(prepared.raw.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.prepare(x))
 
     def rounded_weight(self) -> Tensor:
+        """float32 [out, in]."""
         return self.weight if self.quantized is None else self.quantized.dequantize()
+
+
+@dataclass(frozen=True)
+class PreparedInput:
+    """A linear's input before and after its online transform and rounding."""
+
+    raw: Tensor
+    ready: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,6 +109,17 @@ class Site:
             if linear in uses:
                 groups.setdefault(id(linear.transform), []).append(linear)
         return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of a site's inputs X. peaks: max |X_j| over all calibration tokens, float32 [in].
+
+    rows: float32 [rows, in], inputs at tokens drawn at random and at those with the largest peaks.
+    """
+
+    peaks: Tensor
+    rows: Tensor
 
 
 class Block:
@@ -118,8 +146,7 @@ class Block:
             bias = None if old.bias is None else old.bias.detach()
             self.linears[part] = Linear(entry, scheme, old.weight.detach(), bias)
             module.replace(part, self.linears[part])
-        self._peaks: dict[str, Tensor] = {}
-        self._samples: dict[str, Tensor] = {}
+        self._statistics: dict[str, Statistics] = {}
 
     def generator(self, name: str) -> torch.Generator:
         """Random numbers that depend on the recipe's seed, the block and `name` alone: resuming changes nothing."""
@@ -160,32 +187,13 @@ class Block:
             for linear, _ in watched:
                 linear.observe = None
 
-    def peaks(self, site: str) -> Tensor:
-        """max |X_j| over all calibration tokens, float32 [in]."""
-        if site not in self._peaks:
-            self._peaks = self._measure_peaks()
-        return self._peaks[site]
-
-    def _measure_peaks(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-
-        def watch(name: str) -> Callable[[Tensor], None]:
-            def observe(x: Tensor) -> None:
-                peak = x.float().abs().amax(0)
-                found[name] = torch.maximum(found[name], peak) if name in found else peak
-
-            return observe
-
-        self.visit_inputs({site.name: watch(site.name) for site in self.sites()})
-        return found
-
-    def sample_inputs(self, site: str, rows: int) -> Tensor:
-        """float32 [rows, in]: inputs at random tokens, and those of the tokens with the largest peaks."""
-        if site not in self._samples:
-            samplers = {s.name: _Sampler(rows, len(self.stream), self.generator(f"sample/{s.name}")) for s in self.sites()}
-            self.visit_inputs({name: sampler.observe for name, sampler in samplers.items()})
-            self._samples = {name: sampler.sample() for name, sampler in samplers.items()}
-        return self._samples[site]
+    def statistics(self, site: str) -> Statistics:
+        """Peaks and sampled rows of a site's inputs; one pass over the calibration data serves all sites."""
+        if site not in self._statistics:
+            gather = {s.name: _Gather(len(self.stream), self.generator(f"sample/{s.name}")) for s in self.sites()}
+            self.visit_inputs({name: gathered.observe for name, gathered in gather.items()})
+            self._statistics = {name: gathered.statistics() for name, gathered in gather.items()}
+        return self._statistics[site]
 
     def hessian(self, site: str, transform: InputTransform | None) -> Tensor:
         """H = 2 X^T X / n of the site's inputs after the transform, float32 [in, in]."""
@@ -233,39 +241,40 @@ class Block:
         else:
             norm = self.module.part(producer)
             norm.weight = nn.Parameter(norm.weight.detach().float() / rows, requires_grad=False)
-        for statistics in (self._peaks, self._samples):
-            if site in statistics:
-                statistics[site] = statistics[site] / scale
+        if site in self._statistics:
+            known = self._statistics[site]
+            self._statistics[site] = Statistics(known.peaks / scale, known.rows / scale)
 
     def forget_statistics(self) -> None:
         """To be called once weights were rounded: inputs further on have changed."""
-        self._peaks.clear()
-        self._samples.clear()
+        self._statistics.clear()
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: the last watched site was seen
     """Ends a forward pass that has shown everything that is watched."""
 
 
-class _Sampler:
-    """Draws `rows` of the inputs that it observes over `batches` batches."""
+class _Gather:
+    """Takes statistics of the inputs that it observes over `batches` batches."""
 
-    def __init__(self, rows: int, batches: int, generator: torch.Generator) -> None:
-        self.top = rows // TOP_ROWS_SHARE
-        self.rows = rows
-        self.each = -(-(rows - self.top) // batches)
+    def __init__(self, batches: int, generator: torch.Generator) -> None:
+        self.top = SAMPLE_ROWS // TOP_ROWS_SHARE
+        self.each = -(-(SAMPLE_ROWS - self.top) // batches)
         self.generator = generator
         self.drawn: list[Tensor] = []
         self.largest: Tensor | None = None
+        self.peaks: Tensor | None = None
 
     def observe(self, x: Tensor) -> None:
         x = x.float()
+        peaks = x.abs().amax(0)
+        self.peaks = peaks if self.peaks is None else torch.maximum(self.peaks, peaks)
         chosen = torch.randperm(x.shape[0], generator=self.generator)[: self.each]
         self.drawn.append(x[chosen.to(x.device)])
         pool = x if self.largest is None else torch.cat([self.largest, x])
         self.largest = pool[pool.abs().amax(1).topk(min(self.top, pool.shape[0])).indices]
 
-    def sample(self) -> Tensor:
-        """float32 [rows, in]."""
+    def statistics(self) -> Statistics:
+        assert self.peaks is not None
         assert self.largest is not None
-        return torch.cat([*self.drawn, self.largest])[-self.rows :]
+        return Statistics(self.peaks, torch.cat([*self.drawn, self.largest])[-SAMPLE_ROWS:])

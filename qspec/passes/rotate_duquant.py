@@ -20,8 +20,6 @@ else:
     torch = LazyModule("torch")
     transforms = LazyModule("qspec.transforms")
 
-SAMPLE_ROWS = 256  # tokens that the greedy search looks at
-
 
 @dataclass(frozen=True)
 class RotateDuquant(Pass):
@@ -50,8 +48,7 @@ class RotateDuquant(Pass):
     def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
         """Finds one transform for each input that selected linears read, and multiplies its inverse into their weights."""
         for site in block.sites(uses):
-            x = block.sample_inputs(site.name, SAMPLE_ROWS)
-            transform = self.fit(x, block.generator(site.name))
+            transform = self.fit(block.statistics(site.name).rows, block.generator(site.name))
             for linear in site.linears:
                 if linear in uses:
                     linear.absorb(transform)

@@ -38,7 +38,7 @@ class Smooth(Pass):
     def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
         """Smooths the inputs of the selected linears, in forward order."""
         for site in block.sites(uses):
-            peak = block.peaks(site.name).clamp(min=SMALLEST)
+            peak = block.statistics(site.name).peaks.clamp(min=SMALLEST)
             columns = torch.stack([linear.weight.abs().amax(0) for linear in site.linears]).amax(0)
             scale = peak.pow(self.alpha) / columns.clamp(min=SMALLEST).pow(1 - self.alpha)
             block.rescale_input(site.name, torch.where(peak > SMALLEST, scale, torch.ones_like(scale)))

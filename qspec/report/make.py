@@ -1,0 +1,31 @@
+"""Measures an artifact and writes its report: what both `qspec compile` and `qspec eval` end with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qspec.artifact import seal_report
+from qspec.evaluate import evaluate_artifact
+from qspec.progress import Quiet
+from qspec.report import ReportData, environment, memory, report_data, write_report
+
+
+def make_report(artifact: Path, model: str | None, device: str, files: Path, progress: Quiet) -> ReportData:
+    """Everything that the artifact's recipe asks for, measured through the packed artifact, rendered and sealed.
+
+    model: the unquantized checkpoint, None to find it. files: where the recipe's relative paths start. progress: its
+    timings so far go into the report. Errors: as `evaluate_artifact`; MachineError where the disk is full.
+    """
+    found = evaluate_artifact(artifact, model, device, files, progress)
+    data = report_data(
+        found.manifest,
+        found.measurements,
+        found.outliers,
+        execution=found.execution,
+        environment=environment(),
+        timings=progress.seconds,
+        memory=memory(),
+    )
+    write_report(artifact / "report", data)
+    seal_report(artifact)
+    return data
