@@ -1,6 +1,7 @@
 """Spans, sources, diagnostics and their rendering as text, JSON and GitHub annotations. Torch-free.
 
-A diagnostic is data: a stable code, one sentence, one next step and, where the fix is certain, the edits that make it.
+A diagnostic is data: a stable code, one sentence, one next step and, where the fix is certain, the edits
+that make it.
 `qspec explain CODE` tells the longer story of a code (grammar/errors.md).
 """
 
@@ -86,7 +87,8 @@ class Note:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One finding: `message` is one sentence without its period, `hint` the one next step, `edits` the sure fix."""
+    """One finding: `message` is one sentence without its period, `hint` the one next step, `edits` the sure
+    fix."""
 
     code: str
     message: str
@@ -98,7 +100,8 @@ class Diagnostic:
 
 
 class RecipeError(QspecError):
-    """A recipe has errors (exit 1). `diagnostics` holds errors and warnings, `sources` what they point into."""
+    """A recipe has errors (exit 1). `diagnostics` holds errors and warnings, `sources` what they point
+    into."""
 
     exit_code: ClassVar[int] = 1
 
@@ -141,9 +144,11 @@ def quote(text: str, limit: int = 60) -> str:
 
 
 def closest(word: str, names: Collection[str], *, digits: bool = True) -> str | None:
-    """The name that `word` was probably meant to be: the nearest within a third of its length in single edits.
+    """The name that `word` was probably meant to be: the nearest within a third of its length in single
+    edits.
 
-    digits False: where some name differs in its digits only, there is no guess (`int9` is not a misspelt `int8`).
+    digits False: where some name differs in its digits only, there is no guess (`int9` is not a misspelt
+    `int8`).
     """
     if not digits and any(_without_digits(word) == _without_digits(name) for name in names):
         return None
@@ -247,7 +252,8 @@ def _excerpt(
     paint: Mapping[str, str],
     style: str,
 ) -> list[str]:
-    """The place, the source line and the underlined span; a span over several lines is marked to its line's end."""
+    """The place, the source line and the underlined span; a span over several lines is marked to its line's
+    end."""
     at = source.position(span.start)
     line = source.line(at.line)
     start = at.column - 1
@@ -297,24 +303,21 @@ def _columns(text: str) -> int:
 
 
 def _fixed_lines(d: Diagnostic, sources: Mapping[str, Source]) -> list[str]:
-    """The lines that the edits write, without what they only remove."""
+    """The lines as the edits leave them, from the first that changes to the last."""
     source = sources.get(d.span.path)
     if not d.edits or source is None:
         return []
-    lines = []
-    before = set(source.text.split("\n"))
-    for line in apply_edits(source.text, d.edits).split("\n"):
-        if line not in before and line.strip():
-            lines.append(_window(line, 0, 0)[0])
-    if not lines:  # lines only moved or went away
-        lines = [
-            _window(line, 0, 0)[0] for e in d.edits for line in e.replacement.split("\n") if line.strip()
-        ]
-    return lines
+    before, after = source.text.split("\n"), apply_edits(source.text, d.edits).split("\n")
+    while before and after and before[0] == after[0]:
+        del before[0], after[0]
+    while before and after and before[-1] == after[-1]:
+        del before[-1], after[-1]
+    return [_window(line, 0, 0)[0] for line in after if line.strip()]
 
 
 def to_json(diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source]) -> str:
-    """A stable JSON list: code, severity, message, hint, path, start and end with line, column, offset; fix, notes."""
+    """A stable JSON list: code, severity, message, hint, path, start and end with line, column, offset;
+    fix, notes."""
     return json.dumps([_as_data(d, sources) for d in diagnostics], indent=2, ensure_ascii=False)
 
 

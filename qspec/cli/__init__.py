@@ -1,4 +1,5 @@
-"""The command line: arguments in, calls, rendering out. Each command's module is imported only when it runs."""
+"""The command line: arguments in, calls, rendering out. Each command's module is imported only when it
+runs."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ _BROKEN_PIPE = 141  # what a shell reports for SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0 done, 1 errors in a recipe, 2 usage, 3 input or machine, 130 interrupted."""
+    """Runs one command. Returns 0 done, 1 errors in a recipe, 2 usage, 3 input or machine, 130
+    interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(arguments)

@@ -11,7 +11,6 @@ from qspec.cli import wants_color
 from qspec.cli.options import add_settings, settings_of
 from qspec.diagnostics import (
     Diagnostic,
-    RecipeError,
     Source,
     errors,
     render_text,

@@ -1,8 +1,10 @@
 """The recipe language: text in, a resolved `Spec` or diagnostics out. No torch.
 
-    read, cut in pieces, parse  -->  syntax tree  --merge bases-->  statements  --resolve-->  Spec  --verify-->  Layout
+    read, cut in pieces, parse  -->  syntax tree  --merge bases-->  statements  --resolve-->  Spec
+    --verify-->  Layout
 
-`load_recipe` is the entry for everybody. Passes and families come from the caller: the language knows neither.
+`load_recipe` is the entry for everybody. Passes and families come from the caller: the language knows
+neither.
 """
 
 from __future__ import annotations
@@ -45,8 +47,10 @@ def load_recipe(
 ) -> LoadedRecipe:
     """Reads, parses and resolves a recipe with its bases.
 
-    passes: name in `apply` -> class (`qspec.passes.available()`). settings: values for params, as --set gives them.
-    families: name -> family (`qspec.models.registry.FAMILIES`); with them, roles and the order of passes are checked too.
+    passes: name in `apply` -> class (`qspec.passes.available()`). settings: values for params, as --set
+    gives them.
+    families: name -> family (`qspec.models.registry.FAMILIES`); with them, roles and the order of passes
+    are checked too.
 
     Raises RecipeError with every diagnostic (exit 1), InputError where the file cannot be read (exit 3).
     """
@@ -74,14 +78,18 @@ def find_problems(
     settings: Settings = (),
     families: Mapping[str, Family] | None = None,
 ) -> tuple[tuple[Diagnostic, ...], Mapping[str, Source]]:
-    """All diagnostics of a text and of its bases, and the texts that they point into: what `qspec check` wants."""
+    """All diagnostics of a text and of its bases, and the texts that they point into: what `qspec check`
+    wants."""
     merged = merge(source)
     _, found = _spec(merged, passes, dict(settings), families or {})
     return found, merged.sources
 
 
 def _resolved(
-    merged: Merged, passes: Mapping[str, type[Pass]], settings: Mapping[str, str], families: Mapping[str, Family]
+    merged: Merged,
+    passes: Mapping[str, type[Pass]],
+    settings: Mapping[str, str],
+    families: Mapping[str, Family],
 ) -> LoadedRecipe:
     spec, found = _spec(merged, passes, settings, families)
     if spec is None or errors(found):
@@ -90,7 +98,10 @@ def _resolved(
 
 
 def _spec(
-    merged: Merged, passes: Mapping[str, type[Pass]], settings: Mapping[str, str], families: Mapping[str, Family]
+    merged: Merged,
+    passes: Mapping[str, type[Pass]],
+    settings: Mapping[str, str],
+    families: Mapping[str, Family],
 ) -> tuple[Spec | None, tuple[Diagnostic, ...]]:
     spec = Resolver(merged, passes, settings, families).spec()
     if spec is not None and spec.family in families:

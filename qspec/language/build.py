@@ -15,7 +15,8 @@ MAX_TERMS = 256  # in one selector: terms, names in braces, indices
 
 
 class Builder:
-    """Builds the node of one piece of source that starts at `offset`; `problems` are what the grammar cannot say."""
+    """Builds the node of one piece of source that starts at `offset`; `problems` are what the grammar
+    cannot say."""
 
     def __init__(self, path: str, offset: int) -> None:
         self.path = path

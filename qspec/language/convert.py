@@ -1,4 +1,5 @@
-"""Written values -> Python values, checked against a dataclass field's type and `annotated_types` constraints."""
+"""Written values -> Python values, checked against a dataclass field's type and `annotated_types`
+constraints."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Plain: TypeAlias = Number | Text | Word  # a value after its `$param` was looked
 
 @dataclass(frozen=True)
 class Refusal(Exception):  # noqa: N818 - carries an answer, not a failure
-    """Why a value does not fit: the end of a sentence, the next step, the word that was meant, wrong type or range."""
+    """Why a value does not fit: the end of a sentence, the next step, the word that was meant, wrong type
+    or range."""
 
     why: str
     hint: str
@@ -101,7 +103,8 @@ def _choice(choices: list[str], value: Plain) -> str:
 
 
 def _hold(constraint: Any, value: Any) -> None:
-    """Raises Refusal where the constraint does not hold; constraints that say nothing about numbers are passed by."""
+    """Raises Refusal where the constraint does not hold; constraints that say nothing about numbers are
+    passed by."""
     if isinstance(constraint, Interval):
         for part in constraint:
             _hold(part, value)

@@ -12,7 +12,8 @@ from functools import cache
 from qspec import resources
 
 _SECTION = re.compile(
-    r"^## (?P<code>QS\d{3}) (?P<title>[^\n]+)\n(?P<prose>.*?)^```qs bad\n(?P<bad>.*?)^```\n.*?^```qs good\n(?P<good>.*?)^```$",
+    r"^## (?P<code>QS\d{3}) (?P<title>[^\n]+)\n(?P<prose>.*?)"
+    r"^```qs bad\n(?P<bad>.*?)^```\n.*?^```qs good\n(?P<good>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 

@@ -37,7 +37,8 @@ def statement(node: s.Node) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of output: cells to be aligned with their neighbours (of the same `table`), and a comment after them."""
+    """One line of output: cells to be aligned with their neighbours (of the same `table`), and a comment
+    after them."""
 
     cells: tuple[str, ...]
     comment: str | None = None
@@ -239,7 +240,8 @@ def _runs(lines: Sequence[Line], together: Callable[[Line, Line], bool]) -> list
 
 
 def _aligned(lines: Sequence[Line]) -> list[str]:
-    """The cells of each line, padded to common columns; a cell wider than WIDEST does not widen its column."""
+    """The cells of each line, padded to common columns; a cell wider than WIDEST does not widen its
+    column."""
     columns = [
         c for c in range(max(len(line.cells) for line in lines)) if any(_cell(line, c) for line in lines)
     ]

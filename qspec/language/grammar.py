@@ -1,7 +1,9 @@
-"""The tables of grammar/qspec.lark: made by lark, kept in the user's cache folder, read by `qspec.language.lalr`.
+"""The tables of grammar/qspec.lark: made by lark, kept in the user's cache folder, read by
+`qspec.language.lalr`.
 
-The cache is a file of the user's own, mode 0600, named after the digest of the grammar, this file's layout and Python's
-version: a checksum, then plain values in Python's marshal form, as in a .pyc (never a pickle: reading it runs nothing).
+The cache is a file of the user's own, mode 0600, named after the digest of the grammar, this file's layout
+and Python's version: a checksum, then plain values in Python's marshal form, as in a .pyc (never a pickle:
+reading it runs nothing).
 One that is absent, corrupt or somebody else's is built anew; one that cannot be written only costs time.
 """
 
@@ -96,7 +98,8 @@ def compiled(parser: Lark) -> Tables:
 
 
 def _rule(rule: Any) -> Rule:
-    """How lark builds the tree of a rule: filtered signs, inlined `_rules`, None for what `[...]` left out."""
+    """How lark builds the tree of a rule: filtered signs, inlined `_rules`, None for what `[...]` left
+    out."""
     holes = "".join("01"[hole] for hole in rule.options.empty_indices) or "0" * len(rule.expansion)
     nones = [len(ones) for ones in holes.split("0")]
     kept, waiting = [], 0

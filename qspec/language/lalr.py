@@ -1,8 +1,9 @@
 """Runs the LALR tables of the grammar: text -> tree, or where it stops and what could have come there.
 
-Lark makes the tables (`qspec.language.grammar`); this little driver reads them, because importing lark alone would take
-half of the time that `qspec check` may take. Trees and token choice are lark's (a test compares them): keywords are
-words where the grammar wants a word, `[x]` leaves None, `_rules` and `?rules` are inlined.
+Lark makes the tables (`qspec.language.grammar`); this little driver reads them, because importing lark
+alone would take half of the time that `qspec check` may take. Trees and token choice are lark's (a test
+compares them): keywords are words where the grammar wants a word, `[x]` leaves None, `_rules` and `?rules`
+are inlined.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Rule(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """actions: state -> symbol -> (SHIFT, state) or (REDUCE, index of a rule). literals: keyword or sign -> terminal.
+    """actions: state -> symbol -> (SHIFT, state) or (REDUCE, index of a rule). literals: keyword or sign ->
+    terminal.
 
     regexes: (terminal, pattern) in the order in which they are tried; those named in `ignored` are dropped.
     """
@@ -73,7 +75,8 @@ Child: TypeAlias = Tree | Token | None
 
 
 class Mismatch(Exception):  # noqa: N818 - an answer, which the parser turns into a diagnostic
-    """The text stops making sense at [start, end): `found` ("" at its end), where one of `expected` could have come."""
+    """The text stops making sense at [start, end): `found` ("" at its end), where one of `expected` could
+    have come."""
 
     def __init__(self, found: str, start: int, end: int, expected: frozenset[str]) -> None:
         super().__init__(found)

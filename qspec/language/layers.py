@@ -1,7 +1,8 @@
 """The rules and passes of a recipe against the modules of a model: who decides what, and what cannot be.
 
-`verify` is exact, for a model whose number of blocks is known (the plan calls it). `outline_problems` is for `check`, where
-only the family is known: it tries a few numbers of blocks and reports what is wrong with all of them.
+`verify` is exact, for a model whose number of blocks is known (the plan calls it). `outline_problems` is
+for `check`, where only the family is known: it tries a few numbers of blocks and reports what is wrong with
+all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def verify(spec: Spec, modules: Sequence[ModuleEntry], layers: int) -> Layout:
-    """The layout for a real model with `layers` blocks. Raises RecipeError where the recipe does not fit it."""
+    """The layout for a real model with `layers` blocks. Raises RecipeError where the recipe does not fit
+    it."""
     sources = _sources(spec)
     found = in_order(problems(spec, modules, layers, sources), sources)
     if errors(found):
@@ -64,13 +66,16 @@ def _selectors(spec: Spec) -> list[Selector]:
 
 
 def outline_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) -> tuple[Diagnostic, ...]:
-    """What is wrong whatever the number of blocks: tried with the smallest that the indices admit, and with more."""
+    """What is wrong whatever the number of blocks: tried with the smallest that the indices admit, and with
+    more."""
     least = _least_layers(spec)
     counts = [least, least + 1, 2 * least, 2 * least + 3] if _index_parts(spec) else [2]
     sure: dict[tuple[str, Span], Diagnostic] | None = None
     for layers in counts:
         modules = _representatives(spec, family, layers)
-        found = {(d.code, d.span): d for d in problems(spec, modules, layers, sources) if not _needs_names(d, spec)}
+        found = {
+            (d.code, d.span): d for d in problems(spec, modules, layers, sources) if not _needs_names(d, spec)
+        }
         sure = found if sure is None else {key: d for key, d in sure.items() if key in found}
         if not sure:
             return ()
@@ -94,7 +99,8 @@ def _least_layers(spec: Spec) -> int:
 
 
 def _representatives(spec: Spec, family: Family, layers: int) -> list[ModuleEntry]:
-    """Modules of those blocks at which some selector may change its mind; the others are like one of these."""
+    """Modules of those blocks at which some selector may change its mind; the others are like one of
+    these."""
     ends = {
         (i if i >= 0 else i + layers) + step
         for part in _index_parts(spec)

@@ -1,4 +1,5 @@
-"""What a parser's error means to the author: one sentence, one next step, the word that was probably meant."""
+"""What a parser's error means to the author: one sentence, one next step, the word that was probably
+meant."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class Mistake:
-    """A syntax error in a piece: characters [start, end) of it, and what to write there instead, where that is clear."""
+    """A syntax error in a piece: characters [start, end) of it, and what to write there instead, where that
+    is clear."""
 
     code: str
     message: str
@@ -67,7 +69,8 @@ class Mistake:
 
 
 def describe(error: Mismatch, code: str, start: str, block: str | None = None) -> Mistake:
-    """The mistake that made the parser stop in `code`, which it read with the rule `start` (a body: of `block`)."""
+    """The mistake that made the parser stop in `code`, which it read with the rule `start` (a body: of
+    `block`)."""
     found, at, end = error.found, error.start, error.end
     if not found:
         at, end = max(0, len(code) - 1), max(1, len(code))

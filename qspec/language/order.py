@@ -1,4 +1,5 @@
-"""The order of the passes, checked by the facts that each requires, establishes and clears, module by module."""
+"""The order of the passes, checked by the facts that each requires, establishes and clears, module by
+module."""
 
 from __future__ import annotations
 
@@ -71,13 +72,16 @@ class PassCheck:
             or index in self._order(sequence)
             or len(self._order(sequence)) >= len(self._order(range(len(self.spec.passes))))
         ):
-            hint = f"remove one of the two, or let them work on different layers: after `{before.name}` this cannot run"
+            hint = (
+                f"remove one of the two, or give them different layers: after `{before.name}` this cannot run"
+            )
             return Diagnostic("QS050", message, use.span, hint, notes=note)
         hint = f"move this line above `{before.name}`"
         return Diagnostic("QS050", message, use.span, hint, edits=self._move(index, culprit), notes=note)
 
     def _move(self, index: int, before: int) -> tuple[Edit, ...]:
-        """Pass `index` on the line of pass `before`, and those between each a line further down; in one file only."""
+        """Pass `index` on the line of pass `before`, and those between each a line further down; in one
+        file only."""
         first, last = sorted((index, before))
         uses = self.spec.passes[first : last + 1]
         texts = [self._written(use) for use in uses]

@@ -1,4 +1,5 @@
-"""`param NAME = VALUE` and `$NAME`: typed values, set by a later file or by --set, standing where a value may stand."""
+"""`param NAME = VALUE` and `$NAME`: typed values, set by a later file or by --set, standing where a value
+may stand."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ _DECEITFUL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def decode(data: bytes, path: str) -> tuple[Source, list[Diagnostic]]:
-    """Bytes -> source; not UTF-8, binary, deceitful or larger than 1 MiB is a diagnostic (and an empty source)."""
+    """Bytes -> source; not UTF-8, binary, deceitful or larger than 1 MiB is a diagnostic (and an empty
+    source)."""
     nothing = Source(path, "")
     if len(data) > MAX_BYTES:
         message = f"the file has {len(data)} bytes; a recipe has at most {MAX_BYTES}"

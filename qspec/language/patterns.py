@@ -1,6 +1,7 @@
 """The regular expressions that `module("...")` takes: a safe part of Python's, always anchored at both ends.
 
-A recipe from a stranger must not be able to hang a compile, so what makes matching exponential is not in the dialect:
+A recipe from a stranger must not be able to hang a compile, so what makes matching exponential is not in
+the dialect:
 no repeated groups, no back references, no lookaround, and at most three repetitions without a bound.
 """
 

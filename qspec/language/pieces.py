@@ -1,7 +1,8 @@
 """Cuts a recipe into statements, so that each is parsed by itself and one bad line never hides another.
 
-This knows only lines, brackets, strings and comments. A statement ends with its line; a line goes on inside brackets and
-after a comma. Unclosed strings, brackets and braces are reported here, and what follows them is still cut sensibly.
+This knows only lines, brackets, strings and comments. A statement ends with its line; a line goes on inside
+brackets and after a comma. Unclosed strings, brackets and braces are reported here, and what follows them
+is still cut sensibly.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ INNER = frozenset(["task", "nelbo"])
 DEEPEST = 2  # task { } inside evaluate { }
 
 _TOKENS = re.compile(
-    r"""(?P<newline>\n) | (?P<space>[ \t]+) | (?P<comment>\#[^\n]*) | (?P<string>"[^"\n]*") | (?P<open_string>"[^"\n]*)
+    r"""(?P<newline>\n) | (?P<space>[ \t]+) | (?P<comment>\#[^\n]*) | (?P<string>"[^"\n]*")
+      | (?P<open_string>"[^"\n]*)
       | (?P<open>[(\[{]) | (?P<close>[)\]}]) | (?P<code>[^\s"\#()\[\]{}]+) | (?P<other>\s)""",
     re.VERBOSE,
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _LINE_WORD = re.compile(r"[ \t]*([A-Za-z_]\w*)(?![ \t]*=)")
 _PAIR = {"(": ")", "[": "]", "{": "}"}
+_PARTNER = {close: open_ for open_, close in _PAIR.items()}
 
 
 @dataclass
 class Piece:
-    """The code of one statement (or of several settings on one line): characters [start, end) of the source."""
+    """The code of one statement (or of several settings on one line): characters [start, end) of the
+    source."""
 
     start: int
     end: int
@@ -295,7 +299,7 @@ class _Cutter:
                 "QS004",
                 f"this `{bracket}` closes nothing",
                 Span(at, at + 1, self.source.path),
-                f"remove it, or open it with the matching `{next(o for o, c in _PAIR.items() if c == bracket)}` before",
+                f"remove it, or open it with a `{_PARTNER[bracket]}` before",
             )
         )
 

@@ -70,7 +70,8 @@ def _clip(clip: Clip) -> str:
 
 def _task(task: TaskRequest) -> str:
     limit = f" limit {task.limit}" if task.limit is not None else ""
-    return f"task {task.name} {{ shots {task.shots} length {task.length} steps {task.steps} block {task.block}{limit} }}"
+    sampler = f"length {task.length} steps {task.steps} block {task.block}"
+    return f"task {task.name} {{ shots {task.shots} {sampler}{limit} }}"
 
 
 def spec_data(value: Any) -> Any:

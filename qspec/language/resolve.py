@@ -121,8 +121,8 @@ class Resolver:
         if plain is None:
             return None
         if not isinstance(plain, s.Text):
-            self.report("QS016", f"{what}: {convert.shown(plain)} is not a string", node.span, "write it in quotes",
-                        notes=self.params.notes(node))  # fmt: skip
+            message = f"{what}: {convert.shown(plain)} is not a string"
+            self.report("QS016", message, node.span, "write it in quotes", notes=self.params.notes(node))
             return None
         if not plain.value.strip():
             self.report("QS017", f"{what} is an empty string", node.span, "write what it is to be")
@@ -248,7 +248,8 @@ class Resolver:
         return task
 
     def _check_sampler(self, task: TaskRequest, nodes: Mapping[str, s.Setting], head: Span) -> None:
-        """LLaDA's sampler fills length / block blocks one after another, with the same number of steps each."""
+        """LLaDA's sampler fills length / block blocks one after another, with the same number of steps
+        each."""
         if task.length % task.block:
             message = f"blocks of {task.block} tokens do not divide a length of {task.length}"
             span = nodes["block"].span if "block" in nodes else head
@@ -279,10 +280,13 @@ class Resolver:
             if word.name not in known:
                 self._unknown("QS026", kind, word, known)
             elif word.name in found:
-                self.report("QS011", f"{kind} {quote(word.name)} is given twice", word.span, "remove one of the two",
-                            notes=(Note(found[word.name], "first here"),))  # fmt: skip
+                self._twice(f"{kind} {quote(word.name)}", word.span, found[word.name])
             found.setdefault(word.name, word.span)
         return tuple(found)
+
+    def _twice(self, what: str, span: Span, first: Span) -> None:
+        notes = (Note(first, "first here"),)
+        self.report("QS011", f"{what} is given twice", span, "keep one of the two", notes=notes)
 
     # --- layers and apply ---
 
@@ -293,7 +297,7 @@ class Resolver:
             if wrong and isinstance(term, s.ModuleTerm):
                 good = False
                 message = f"the regular expression {quote(term.pattern.value)} is not accepted: {wrong}"
-                hint = r"use plain names, `.`, `\.`, classes, `|` and a few `.*`; roles such as blocks[*].mlp.down are safer"
+                hint = r"use names, `.`, `\.`, classes, `|` and a few `.*`; roles are safer"
                 self.report("QS033", message, term.pattern.span, hint)
         return Selector.of(node) if good else None
 
@@ -335,8 +339,7 @@ class Resolver:
                 )
                 continue
             if name in spans:
-                self.report("QS011", f"parameter {quote(name)} is given twice", argument.name.span, "keep one of the two",
-                            notes=(Note(spans[name], "first here"),))  # fmt: skip
+                self._twice(f"parameter {quote(name)}", argument.name.span, spans[name])
                 continue
             spans[name] = argument.name.span
             plain = self.params.plain(argument.value)

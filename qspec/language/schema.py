@@ -1,4 +1,5 @@
-"""The JSON schema of a resolved recipe, from the same dataclasses that check it. Imports pydantic: not for `check`."""
+"""The JSON schema of a resolved recipe, from the same dataclasses that check it. Imports pydantic: not for
+`check`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ Path = tuple[tuple[str, int | None], ...]  # (("blocks", 3), ("mlp", None), ("do
 
 @dataclass(frozen=True)
 class Selector:
-    """What a rule or a pass is about; `text` is the canonical spelling. Two selectors are equal if they read equal.
+    """What a rule or a pass is about; `text` is the canonical spelling. Two selectors are equal if they
+    read equal.
 
     Names only what can be quantized: linears, the embedding and the head.
     """

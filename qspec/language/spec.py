@@ -1,8 +1,8 @@
 """The resolved recipe: what a `.qs` file means, as frozen values with the spans they came from.
 
-Plain dataclasses with `annotated_types` constraints, not pydantic models: importing pydantic alone costs more than the
-0.2 s that `qspec check` may take. pydantic reads these same classes (`TypeAdapter`) where its import does not hurt: the
-JSON schema and the manifest.
+Plain dataclasses with `annotated_types` constraints, not pydantic models: importing pydantic alone costs
+more than the 0.2 s that `qspec check` may take. pydantic reads these same classes (`TypeAdapter`) where its
+import does not hurt: the JSON schema and the manifest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ INITIAL_FACTS = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT})
 class Pass:
     """Base of every pass in `qspec.passes`: its fields are its parameters, its class variables its contract.
 
-    A subclass is a frozen dataclass in a file of the pass's name; it adds `rewrite`, which the compiler calls.
+    A subclass is a frozen dataclass in a file of the pass's name; it adds `rewrite`, which the compiler
+    calls.
     """
 
     requires: ClassVar[frozenset[Fact]] = frozenset()
@@ -58,7 +59,8 @@ class ModelRef:
 
 TEXTS = ("c4", "wikitext2")
 TASKS = (
-    "arc_challenge", "arc_easy", "gsm8k", "hellaswag", "humaneval", "mbpp", "mmlu", "openbookqa", "piqa", "winogrande",
+    "arc_challenge", "arc_easy", "gsm8k", "hellaswag", "humaneval",
+    "mbpp", "mmlu", "openbookqa", "piqa", "winogrande",
 )  # fmt: skip
 
 
@@ -82,7 +84,8 @@ TextSource = NamedText | FileText
 
 @dataclass(frozen=True)
 class MaskDistribution:
-    """Share of tokens masked: "uniform" draws t ~ U(low, high) per sample; "fixed" is low = high; "none" is clean text."""
+    """Share of tokens masked: "uniform" draws t ~ U(low, high) per sample; "fixed" is low = high; "none" is
+    clean text."""
 
     kind: Literal["uniform", "fixed", "none"] = "uniform"
     low: Annotated[float, Ge(0), Le(1)] = 0.0

@@ -1,7 +1,7 @@
 """The syntax tree of a recipe: what was written, with the span of every part and the comments around it.
 
-Spans and comments' places do not count in comparisons, so `parse(format_source(x)) == parse(x)` says that formatting
-changed nothing but looks. A `File` does compare its comments' texts: none may be lost.
+Spans and comments' places do not count in comparisons, so `parse(format_source(x)) == parse(x)` says that
+formatting changed nothing but looks. A `File` does compare its comments' texts: none may be lost.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ Value: TypeAlias = Number | Text | Word | Reference
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Indices(Node):
-    """`*` (low and high None), `3` (low = high) or `4..7`, both ends included; negative numbers count from the end."""
+    """`*` (low and high None), `3` (low = high) or `4..7`, both ends included; negative numbers count from
+    the end."""
 
     low: int | None
     high: int | None
@@ -299,7 +300,8 @@ class Names(Node):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comments(_Value):
-    """What a formatter must put back: lines before, at the end of the line, and whether a blank line came first."""
+    """What a formatter must put back: lines before, at the end of the line, and whether a blank line came
+    first."""
 
     before: tuple[str, ...] = ()
     after: str | None = None

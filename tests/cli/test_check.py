@@ -16,7 +16,18 @@ from qspec.language.lalr import run
 from tests.language.fakes import ROOT, recipe
 
 MAIN_RECIPE = ROOT / "recipes" / "llada_w4a4.qs"
-HEAVY = ("lark", "torch", "transformers", "numpy", "pydantic", "rich", "typer", "jinja2", "triton", "safetensors")
+HEAVY = (
+    "lark",
+    "torch",
+    "transformers",
+    "numpy",
+    "pydantic",
+    "rich",
+    "typer",
+    "jinja2",
+    "triton",
+    "safetensors",
+)
 
 
 def write(path: Path, text: str) -> str:
@@ -84,7 +95,9 @@ def test_a_warning_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.endswith("1 warning in 1 recipe\n")
 
 
-def test_a_missing_file_is_exit_3_and_the_others_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_exit_3_and_the_others_are_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = write(tmp_path / "good.qs", recipe())
     assert main(["check", str(tmp_path / "none.qs"), good]) == 3
     captured = capsys.readouterr()
@@ -105,12 +118,19 @@ def test_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def python(code: str, **environment: str) -> str:
     """Runs the code in a fresh interpreter in the checkout."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        check=True,
     )
     return done.stdout
 
 
-@pytest.mark.parametrize("command", [["check"], ["fmt", "--check"], ["show", "--resolved"], ["show", "--json"]])
+@pytest.mark.parametrize(
+    "command", [["check"], ["fmt", "--check"], ["show", "--resolved"], ["show", "--json"]]
+)
 def test_nothing_heavy_is_imported(command: list[str]) -> None:
     code = (
         f"import sys; from qspec.cli import main; assert main({[*command, str(MAIN_RECIPE)]!r}) == 0\n"
@@ -148,7 +168,14 @@ def test_a_corrupt_or_foreign_cache_is_rebuilt(tmp_path: Path, monkeypatch: pyte
         (file,) = (tmp_path / "qspec").iterdir()
         assert file.stat().st_mode & 0o077 == 0
         whole = file.read_bytes()
-        for damage in (b"", b"{}", b"\x80\x04N.", whole[:-100], whole[:40] + b"\0" + whole[41:], bytes(32) + whole[32:]):
+        for damage in (
+            b"",
+            b"{}",
+            b"\x80\x04N.",
+            whole[:-100],
+            whole[:40] + b"\0" + whole[41:],
+            bytes(32) + whole[32:],
+        ):
             file.write_bytes(damage)
             grammar.tables.cache_clear()
             assert run(grammar.tables(), "qspec 1", "version").children == ["1"]

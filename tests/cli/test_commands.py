@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.language.fakes import ROOT, load, recipe
 
 import qspec
 from qspec import cli
 from qspec.cli import COMMANDS, main
 from qspec.errors import InputError
+from tests.language.fakes import ROOT, load, recipe
 
 LOOSE = recipe().replace("  family llada", "family    llada   # the family")
 NEAT = recipe().replace("  family llada", "  family llada  # the family")
@@ -48,28 +48,38 @@ class _Stop:
     def add_arguments(self, parser: object) -> None:
         pass
 
-    def run(self, args: object) -> int:
+    def run(self, _args: object) -> int:
         raise self.error
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (InputError("the file is gone", where="x", hint="look"), 3, "qspec: the file is gone\n  where: x\n  next:  look\n"),
+        (
+            InputError("the file is gone", where="x", hint="look"),
+            3,
+            "qspec: the file is gone\n  where: x\n  next:  look\n",
+        ),
         (KeyboardInterrupt(), 130, "qspec: interrupted\n"),
     ],
 )
 def test_errors_become_exit_codes(
-    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli, "import_module", lambda name: _Stop(error))
+    monkeypatch.setattr(cli, "import_module", lambda _name: _Stop(error))
     assert main(["check"]) == code
     assert capsys.readouterr().err == message
 
 
 def test_a_closed_pipe_is_quiet() -> None:
     code = "import sys; from qspec.cli import main; sys.exit(main(['explain']))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None

@@ -1,4 +1,5 @@
-"""Passes with the contracts of the real ones and none of their mathematics: goldens do not change when a pass does."""
+"""Passes with the contracts of the real ones and none of their mathematics: goldens do not change when a
+pass does."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ RULES = "\nlayers blocks[*].* use w8a8\n"
 APPLY = "\napply rtn() on blocks[*].*\n"
 
 
-def recipe(more: str = "", *, head: str = HEAD, scheme: str = SCHEME, rules: str = RULES, apply: str = APPLY) -> str:
+def recipe(
+    more: str = "", *, head: str = HEAD, scheme: str = SCHEME, rules: str = RULES, apply: str = APPLY
+) -> str:
     """A small good recipe, with parts replaced."""
     return head + scheme + rules + apply + more
 

@@ -14,7 +14,8 @@ NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
 WORDS = NAMES.map(lambda n: s.Word(AT, n))
 REFERENCES = NAMES.map(lambda n: s.Reference(AT, n))
 STRINGS = st.text(
-    st.characters(codec="utf-8", exclude_characters='"', exclude_categories=["Cc", "Cs", "Cf", "Zl", "Zp"]), max_size=12
+    st.characters(codec="utf-8", exclude_characters='"', exclude_categories=["Cc", "Cs", "Cf", "Zl", "Zp"]),
+    max_size=12,
 ).map(lambda t: s.Text(AT, t))
 INTEGERS = st.integers(-(10**9), 10**9).map(lambda n: s.Number(AT, n, str(n)))
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: s.Number(AT, x, repr(x)))
@@ -35,7 +36,9 @@ INDICES = st.builds(_indices, st.integers(0, 40), st.integers(1, 9), st.sampled_
 SEGMENTS = st.one_of(
     st.just(s.Segment(AT, ())),
     st.builds(
-        lambda w, i: s.Segment(AT, (w,), tuple(i)), NAMES.map(lambda n: s.Word(AT, f"r{n}")), st.lists(INDICES, max_size=3)
+        lambda w, i: s.Segment(AT, (w,), tuple(i)),
+        NAMES.map(lambda n: s.Word(AT, f"r{n}")),
+        st.lists(INDICES, max_size=3),
     ),
     st.builds(lambda ws: s.Segment(AT, tuple(ws), braces=True), st.lists(WORDS, min_size=1, max_size=3)),
 )
@@ -93,19 +96,30 @@ SETTINGS = {
         MASKS,
     ),
     "scheme": OPERANDS,
-    "task": st.builds(lambda k, v: s.Setting(AT, k, v), _key("shots", "length", "steps", "block", "limit"), COUNTS),
+    "task": st.builds(
+        lambda k, v: s.Setting(AT, k, v), _key("shots", "length", "steps", "block", "limit"), COUNTS
+    ),
     "emit": st.one_of(
         st.builds(
-            lambda k, b, n: s.Names(AT, k, b, tuple(n)), _key("kernels"), WORDS, st.lists(WORDS, min_size=1, max_size=3)
+            lambda k, b, n: s.Names(AT, k, b, tuple(n)),
+            _key("kernels"),
+            WORDS,
+            st.lists(WORDS, min_size=1, max_size=3),
         ),
-        st.builds(lambda k, n: s.Names(AT, k, None, tuple(n)), _key("regime"), st.lists(WORDS, min_size=1, max_size=3)),
+        st.builds(
+            lambda k, n: s.Names(AT, k, None, tuple(n)),
+            _key("regime"),
+            st.lists(WORDS, min_size=1, max_size=3),
+        ),
     ),
 }
 COMMENT = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cf", "Zl", "Zp", "Zs"]), max_size=10
 ).map(lambda t: f"# {t}".rstrip())
 COMMENTS = st.builds(
-    lambda before, after, blank: s.Comments(tuple(t for t, _ in before), after, blank, tuple(g for _, g in before)),
+    lambda before, after, blank: s.Comments(
+        tuple(t for t, _ in before), after, blank, tuple(g for _, g in before)
+    ),
     st.lists(st.tuples(COMMENT, st.booleans()), max_size=2),
     st.none() | COMMENT,
     st.booleans(),
@@ -133,11 +147,17 @@ STATEMENTS = st.one_of(
     INTEGERS.map(lambda n: s.Version(AT, n)),
     STRINGS.map(lambda t: s.Extends(AT, t)),
     st.builds(
-        lambda n, v, r: s.Param(AT, n, v, *(r or (None, None))), WORDS, LITERALS, st.none() | st.tuples(NUMBERS, NUMBERS)
+        lambda n, v, r: s.Param(AT, n, v, *(r or (None, None))),
+        WORDS,
+        LITERALS,
+        st.none() | st.tuples(NUMBERS, NUMBERS),
     ),
     st.builds(lambda x, w: s.Layers(AT, x, w), SELECTORS, st.none() | WORDS),
     st.builds(lambda n, a, x: s.Apply(AT, n, a, x), WORDS, ARGUMENTS, SELECTORS),
-    *(_block(kind, kind in ("recipe", "scheme")) for kind in ("recipe", "calibrate", "scheme", "evaluate", "emit")),
+    *(
+        _block(kind, kind in ("recipe", "scheme"))
+        for kind in ("recipe", "calibrate", "scheme", "evaluate", "emit")
+    ),
 )
 FILES = st.builds(
     lambda items, closing: s.File("r.qs", tuple(items), (), closing),

@@ -52,13 +52,16 @@ def test_a_tree_survives_formatting_and_parsing(file: s.File) -> None:
 
 
 def loosened(text: str, rng: random.Random) -> str:
-    """The same recipe, badly laid out: other spaces, blank lines, lines broken inside brackets, comments added."""
+    """The same recipe, badly laid out: other spaces, blank lines, lines broken inside brackets, comments
+    added."""
     lines = []
     for line in text.split("\n"):
         code, hash_, comment = line.partition("#")
         quoted = '"' in code
         if not quoted:
-            code = code.replace("(", rng.choice(["(", "( ", "(\n   "])).replace(", ", rng.choice([",", ", ", ",\n "]))
+            code = code.replace("(", rng.choice(["(", "( ", "(\n   "])).replace(
+                ", ", rng.choice([",", ", ", ",\n "])
+            )
             code = code.replace("  ", rng.choice([" ", "   ", "\t"]))
         lines.append(" " * rng.randrange(4) + code + hash_ + comment)
         lines += [""] * rng.randrange(3) + (["   # added"] if rng.random() < 0.1 else [])

@@ -33,8 +33,14 @@ RECIPES = sorted((ROOT / "recipes").glob("*.qs"))
 
 def test_defaults() -> None:
     spec = load(recipe()).spec
-    assert (spec.name, spec.family, spec.model) == ("r", "llada", ModelRef("GSAI-ML/LLaDA-8B-Instruct", "main"))
-    assert spec.calibrate == Calibration(NamedText("wikitext2"), 128, 2048, MaskDistribution("uniform", 0.0, 1.0), 0)
+    assert (spec.name, spec.family, spec.model) == (
+        "r",
+        "llada",
+        ModelRef("GSAI-ML/LLaDA-8B-Instruct", "main"),
+    )
+    assert spec.calibrate == Calibration(
+        NamedText("wikitext2"), 128, 2048, MaskDistribution("uniform", 0.0, 1.0), 0
+    )
     assert spec.evaluate == Evaluation((), ())
     assert spec.emit == Emit(("sm_90",), ("full_sequence",))
 
@@ -85,7 +91,9 @@ def test_calibration_and_evaluation() -> None:
         "  task mmlu { limit 10 }\n  task gsm8k { shots 2 length 64 steps 32 block 16 }\n}\n"
     )
     spec = load(recipe(more)).spec
-    assert spec.calibrate == Calibration(FileText("a b.jsonl", "body"), 3, 64, MaskDistribution("fixed", 0.25, 0.25), 9)
+    assert spec.calibrate == Calibration(
+        FileText("a b.jsonl", "body"), 3, 64, MaskDistribution("fixed", 0.25, 0.25), 9
+    )
     assert spec.evaluate.nelbo == (NelboRequest(NamedText("c4"), 64), NelboRequest(FileText("x.txt"), 2))
     assert spec.evaluate.tasks == (TaskRequest("mmlu", limit=10), TaskRequest("gsm8k", 2, 64, 32, 16))
     assert load(spec.text).spec == spec
@@ -114,7 +122,9 @@ def test_passes_get_typed_parameters() -> None:
     spec = load(recipe(apply=apply)).spec
     assert [use.params for use in spec.passes] == [Smooth(0.5), Gptq(0.01, "natural", 64)]
     assert spec.passes[1].text == "apply gptq(damp = 1e-2, order = natural, block = 64) on blocks[*].*"
-    assert load(recipe(apply="\napply rtn on blocks[*].*\n")).spec.passes[0].text == "apply rtn() on blocks[*].*"
+    assert (
+        load(recipe(apply="\napply rtn on blocks[*].*\n")).spec.passes[0].text == "apply rtn() on blocks[*].*"
+    )
 
 
 def test_names_that_the_data_knows() -> None:
@@ -124,7 +134,9 @@ def test_names_that_the_data_knows() -> None:
 
 # --- params ---
 
-PARAM_HEAD = HEAD.replace("qspec 1\n", "qspec 1\n\nparam bits = 8 in 2..8\nparam a = 0.5\nparam o = natural\n", 1)
+PARAM_HEAD = HEAD.replace(
+    "qspec 1\n", "qspec 1\n\nparam bits = 8 in 2..8\nparam a = 0.5\nparam o = natural\n", 1
+)
 PARAM_SCHEME = SCHEME.replace("weights     int8", "weights     int($bits)")
 PARAM_APPLY = "\napply smooth(alpha = $a) on blocks[*].*\napply gptq(order = $o) on blocks[*].*\n"
 PARAMS = recipe(head=PARAM_HEAD, scheme=PARAM_SCHEME, apply=PARAM_APPLY)
@@ -174,7 +186,11 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 def test_extends(tmp_path: Path) -> None:
     base_more = "\ncalibrate {\n  samples 16\n  seed    3\n}\n\nevaluate {\n  task mmlu\n  task gsm8k { shots 1 }\n}\n"
-    write(tmp_path, "bases/base.qs", recipe(base_more, head=HEAD.replace("qspec 1\n", "qspec 1\n\nparam n = 1\n", 1)))
+    write(
+        tmp_path,
+        "bases/base.qs",
+        recipe(base_more, head=HEAD.replace("qspec 1\n", "qspec 1\n\nparam n = 1\n", 1)),
+    )
     path = write(
         tmp_path,
         "mine.qs",
@@ -224,7 +240,14 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         (["smooth() on blocks[*].*", "rotate_duquant() on blocks[*].*", "gptq() on blocks[*].*"], []),
         (["rtn() on blocks[*].attention.*", "gptq() on blocks[*].mlp.*"], []),
         (["rtn() on blocks[*].*", "smooth() on blocks[*].*"], ["QS050"]),
-        (["rtn() on blocks[*].mlp.*", "smooth() on blocks[*].attention.*", "rtn() on blocks[*].attention.*"], []),
+        (
+            [
+                "rtn() on blocks[*].mlp.*",
+                "smooth() on blocks[*].attention.*",
+                "rtn() on blocks[*].attention.*",
+            ],
+            [],
+        ),
         (["rotate_duquant() on blocks[*].*", "smooth() on blocks[*].*", "rtn() on blocks[*].*"], ["QS050"]),
         (["rtn() on blocks[*].*", "rtn() on blocks[*].mlp.down"], ["QS050"]),
         (["rtn() on blocks[0..15].*", "gptq() on blocks[16..31].*"], []),

@@ -16,7 +16,11 @@ PARTS = ["attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate",
 
 
 def modules(layers: int) -> list[ModuleEntry]:
-    inner = [(f"blocks[{b}].{p}", Role(p, b), f"m.{b}.{p.split('.')[1]}", "x") for b in range(layers) for p in PARTS]
+    inner = [
+        (f"blocks[{b}].{p}", Role(p, b), f"m.{b}.{p.split('.')[1]}", "x")
+        for b in range(layers)
+        for p in PARTS
+    ]
     rows = [("embedding", Role("embedding"), "m.wte", ""), *inner, ("head", Role("head"), "m.ff_out", "h")]
     for name, role, _, _ in rows:
         assert str(role) == name
@@ -28,7 +32,9 @@ def selected(text: str, layers: int = 4) -> list[str]:
 
 
 def blocks(text: str, layers: int) -> list[int]:
-    return [e.role.block for e in modules(layers) if e.role.part == "mlp.up" and Selector(text).matches(e, layers)]  # type: ignore[misc]
+    return [
+        e.role.block for e in modules(layers) if e.role.part == "mlp.up" and Selector(text).matches(e, layers)
+    ]  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -91,13 +97,17 @@ def test_experts() -> None:
 
 
 def test_selectors_are_equal_when_they_read_equal() -> None:
-    spec = load(recipe(rules="\nlayers blocks[ * ] . { mlp } . *,head,embedding keep\nlayers blocks[*].* use w8a8\n"))
+    spec = load(
+        recipe(rules="\nlayers blocks[ * ] . { mlp } . *,head,embedding keep\nlayers blocks[*].* use w8a8\n")
+    )
     rule = spec.spec.rules[0]
     assert rule.selector == Selector("blocks[*].{mlp}.*, head, embedding")
     assert rule.text == "layers blocks[*].{mlp}.*, head, embedding keep"
 
 
-@pytest.mark.parametrize("text", ["", "blocks[", "head keep", "blocks[1].", "module(x)", 'module("(a+)+")', "a..b"])
+@pytest.mark.parametrize(
+    "text", ["", "blocks[", "head keep", "blocks[1].", "module(x)", 'module("(a+)+")', "a..b"]
+)
 def test_a_bad_selector_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"selector|cannot be used"):
         Selector(text).terms  # noqa: B018
@@ -112,7 +122,9 @@ def test_patterns_that_are_refused(pattern: str) -> None:
     assert problem(pattern)
 
 
-@pytest.mark.parametrize("pattern", [r"model\.blocks\.(0|1|31)\.ff_out", "m.[0-9]+.up", "a?b{2,3}", ".*ff_out", "[^a]b"])
+@pytest.mark.parametrize(
+    "pattern", [r"model\.blocks\.(0|1|31)\.ff_out", "m.[0-9]+.up", "a?b{2,3}", ".*ff_out", "[^a]b"]
+)
 def test_patterns_that_are_accepted(pattern: str) -> None:
     assert problem(pattern) is None
 

@@ -1,0 +1,48 @@
+"""The reference page: its examples are right and canonical, its lists are those of the code."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qspec import passes
+from qspec.formats import NUMBER_FORMATS
+from qspec.language import convert
+from qspec.language.formatter import format_source
+from qspec.language.mistakes import SETTINGS
+from qspec.language.pieces import BLOCK_KINDS
+from qspec.language.spec import REGIMES, TARGETS, TASKS, TEXTS
+from tests.language.fakes import PASSES, ROOT, codes
+from tests.language.test_errors import completed
+
+PAGE = (ROOT / "grammar" / "reference.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```qs\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_there_are_examples_of_every_block() -> None:
+    assert len(EXAMPLES) >= 8
+    for kind in (*BLOCK_KINDS, "param", "layers", "apply"):
+        assert any(re.search(rf"^{kind}\b", e, re.MULTILINE) for e in EXAMPLES), kind
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples(example: str) -> None:
+    assert codes(completed(example)) == []
+    assert format_source(example) == example
+
+
+def test_every_word_is_on_the_page() -> None:
+    words = [*TARGETS, *REGIMES, *TASKS, *TEXTS, *passes.available(), *SETTINGS]
+    words += [key for keys in SETTINGS.values() for key in keys]
+    words += [name for name in NUMBER_FORMATS if not re.fullmatch(r"int[3-7]", name)]
+    words += [name for cls in passes.available().values() for name in convert.names(cls)]
+    assert [word for word in words if word not in PAGE] == []
+
+
+def test_the_fakes_have_the_real_contracts() -> None:
+    real = passes.available()
+    for name, fake in PASSES.items():
+        for fact in ("requires", "establishes", "clears", "quantizes", "transform"):
+            assert getattr(fake, fact) == getattr(real[name], fact), (name, fact)
+        assert convert.names(fake) == convert.names(real[name])
