@@ -48,7 +48,7 @@ class Pass:
 
     def rewrite(self, block: Any, uses: Any) -> None:
         """Rewrites the selected linears of one block; see `qspec.passes.base.Block`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no rewrite")
 
 
 @dataclass(frozen=True)

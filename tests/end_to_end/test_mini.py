@@ -1,0 +1,279 @@
+"""From recipe to report on a checkpoint that compiles in seconds: the result, its determinism, and every way to fail."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import qspec
+from qspec import artifact, cli, numerics
+from qspec.artifact import Manifest, verify
+from qspec.compiler import Artifact, gather
+from qspec.errors import InputError, MachineError, NumericsError
+from qspec.evaluate import evaluate
+from qspec.kernels.linear import QuantLinear
+from qspec.language.spec import Pass
+from qspec.passes.smooth import Smooth
+from tests.end_to_end.conftest import Mini
+
+
+@pytest.fixture(scope="module")
+def compiled(mini: Mini, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return qspec.compile(mini.recipe, out=tmp_path_factory.mktemp("out") / "mini", device="cpu")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything but the report, which holds timings."""
+    found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    return {name: p.read_bytes() for name, p in found.items() if not name.startswith("report/")}
+
+
+def test_everything_named_was_quantized_as_planned(compiled: Artifact) -> None:
+    model, _ = qspec.load(compiled.path, device="cpu")
+    kinds = {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+    assert len(kinds) == 14
+    for module in compiled.plan.modules:
+        if module.entry.role.block is not None:
+            wanted = 8 if str(module.entry.role) == "blocks[1].mlp.down" else 4
+            assert kinds[module.entry.module].kernels.gemm.weight_bits == wanted
+            assert kinds[module.entry.module].kernels.gemm.activation_bits == wanted
+
+
+def test_stored_bytes_are_the_plans(compiled: Artifact) -> None:
+    index = json.loads((compiled.path / artifact.INDEX).read_text())
+    assert index["metadata"]["total_size"] == compiled.plan.bytes_after == compiled.manifest.bytes_after
+
+
+def test_the_published_layout_is_kept(compiled: Artifact) -> None:
+    index = json.loads((compiled.path / artifact.INDEX).read_text())["weight_map"]
+    modules = {re.sub(r"\.(weight|codes|scale|transform\.\w+)$", "", name) for name in index}
+    assert modules == {m.entry.module for m in compiled.plan.modules} | {
+        *(f"model.transformer.blocks.{i}.{norm}" for i in (0, 1) for norm in ("attn_norm", "ff_norm")),
+        "model.transformer.ln_f",
+    }
+
+
+def test_report_is_the_contracts(compiled: Artifact) -> None:
+    report = json.loads((compiled.path / "report" / "report.json").read_text())
+    assert report["model"]["standin"] is False
+    assert report["execution"].startswith("CPU reference")
+    assert {m["metric"] for m in report["metrics"]} == {"nelbo"}
+    assert set(report["metrics"][0]) >= {"task", "metric", "baseline", "quantized", "drop_percent", "tier", "n", "stderr"}
+    assert report["bits_per_weight"] == pytest.approx(compiled.plan.bits_per_weight)
+    assert report["bytes"] == {"before": compiled.plan.bytes_before, "after": compiled.plan.bytes_after}
+    assert all(row["sqnr_db"] > 5 for row in report["layers"] if row["scheme"])
+    assert {"outliers", "kernels", "environment", "timings"} <= set(report)
+
+
+def test_load_gives_the_logits_that_were_evaluated(compiled: Artifact, mini: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mini.recipe.parent)
+    again = evaluate(compiled.path, str(mini.model), device="cpu")
+    report = json.loads((compiled.path / "report" / "report.json").read_text())
+    for found, wanted in zip(again["metrics"], report["metrics"], strict=True):
+        assert found["quantized"] == wanted["quantized"]
+        assert found["baseline"] == wanted["baseline"]
+
+
+def test_compiling_twice_gives_the_same_bytes(compiled: Artifact, mini: Mini, tmp_path: Path) -> None:
+    again = qspec.compile(mini.recipe, out=tmp_path / "again", device="cpu", evaluate=False)
+    assert files(again.path) == files(compiled.path)
+
+
+def compile_command(mini: Mini, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "qspec", "compile", str(mini.recipe), "--device", "cpu", "--out", str(out), "--no-eval", *more]
+
+
+def test_killed_and_started_again_ends_in_the_same_bytes(compiled: Artifact, mini: Mini, tmp_path: Path) -> None:
+    """SIGKILL after the first whole block; the next run takes it over and the result is the same to the byte."""
+    out = tmp_path / "killed"
+    process = subprocess.Popen(compile_command(mini, out), stderr=subprocess.DEVNULL)
+    shard = out.with_name("killed.partial") / "model-00001-of-00003.safetensors"
+    deadline = time.monotonic() + 120
+    while not shard.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists(), "the compile ended before it was killed"
+    done = subprocess.run(compile_command(mini, out), capture_output=True, text=True, check=True)
+    assert "taken from the interrupted run" in done.stderr or not shard.exists()
+    assert files(out) == files(compiled.path)
+
+
+def test_ctrl_c_says_how_to_go_on(mini: Mini, tmp_path: Path) -> None:
+    out = tmp_path / "interrupted"
+    process = subprocess.Popen(compile_command(mini, out), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not out.with_name("interrupted.partial").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not out.exists()
+
+
+def test_a_full_disk_is_one_message_and_the_next_run_goes_on(
+    compiled: Artifact, mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = iter(range(100))
+    save = artifact.save_file
+
+    def fail_late(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if next(writes) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(artifact, "save_file", fail_late)
+    out = tmp_path / "full"
+    with pytest.raises(MachineError, match="the disk is full"):
+        qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False)
+    assert not out.exists()
+    again = qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False)
+    assert files(again.path) == files(compiled.path)
+
+
+def test_every_flipped_byte_is_exit_3_naming_the_file(
+    compiled: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(compiled.path, copy)
+    for path in sorted(p for p in copy.rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+        assert cli.main(["generate", str(copy), "--prompt", "x", "--length", "2", "--device", "cpu"]) == 3
+        message = capsys.readouterr().err
+        assert path.name in message
+        assert "Traceback" not in message
+        path.write_bytes(whole)
+    verify(copy)
+
+
+def test_a_pass_that_changes_the_function_stops_the_compile(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Smooth.rewrite
+
+    def wrong(self: Smooth, block: object, uses: tuple[object, ...]) -> None:
+        honest(self, block, uses)  # type: ignore[arg-type]
+        uses[0].weight = uses[0].weight * 1.01  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Smooth, "rewrite", wrong)
+    with pytest.raises(NumericsError, match="smooth changed the function of block 0"):
+        qspec.compile(mini.recipe, out=tmp_path / "wrong", device="cpu", evaluate=False)
+
+
+def test_nan_scales_stop_the_compile(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numerics, "weight_scales", lambda w, _: (numerics._stored(w[:, :1] * float("nan"), torch.float32), None))
+    with pytest.raises(NumericsError, match="NaN"):
+        qspec.compile(mini.recipe, out=tmp_path / "nan", device="cpu", evaluate=False)
+    assert not (tmp_path / "nan").exists()
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code, and everything that was printed."""
+    code = cli.main([str(a) for a in arguments])
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return code, printed.out + printed.err
+
+
+def test_missing_checkpoints(mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "recipes/llada_w4a4.qs"
+    code, message = run(capsys, "compile", recipe, "--no-standin", "--out", tmp_path / "a")
+    assert (code, "is not on this machine, and a stand-in was ruled out" in message) == (3, True)
+    code, message = run(capsys, "compile", recipe, "--locked", "--out", tmp_path / "a")
+    assert code == 3
+    code, message = run(capsys, "compile", recipe, "--model", tmp_path / "nowhere", "--out", tmp_path / "a")
+    assert (code, "nowhere" in message) == (3, True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_corrupt_checkpoint_names_file_and_tensor(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(mini.model, broken)
+    shard = broken / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, message = run(capsys, "compile", mini.recipe, "--model", broken, "--out", tmp_path / "a")
+    assert (code, shard.name in message) == (3, True)
+
+
+def test_an_unwritable_output(mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, message = run(capsys, "compile", mini.recipe, "--out", tmp_path / "file" / "out", "--no-eval")
+    assert (code, "cannot write here" in message) == (3, True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    code, message = run(capsys, "compile", mini.recipe, "--out", tmp_path / "mine", "--no-eval")
+    assert (code, "not a qspec artifact" in message) == (3, True)
+
+
+def test_another_family(mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "other.qs"
+    recipe.write_text(mini.recipe.read_text().replace("family llada", "family dreem"))
+    code, message = run(capsys, "check", recipe)
+    assert (code, "dreem" in message) == (1, True)
+
+
+def test_missing_calibration_text(mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "elsewhere.qs"
+    shutil.copy(mini.recipe, recipe)
+    code, message = run(capsys, "compile", recipe, "--out", tmp_path / "a")
+    assert (code, "text.txt" in message) == (3, True)
+
+
+def test_lock_holds_and_refuses(mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    for name in ("mini.qs", "text.txt"):
+        shutil.copy(mini.recipe.parent / name, folder / name)
+    recipe = folder / "mini.qs"
+    code, message = run(capsys, "compile", recipe, "--locked", "--out", tmp_path / "a", "--no-eval")
+    assert (code, "there is no lock file" in message) == (3, True)
+    assert run(capsys, "lock", recipe, "--device", "cpu")[0] == 0
+    assert run(capsys, "compile", recipe, "--locked", "--device", "cpu", "--out", tmp_path / "a", "--no-eval", "--quiet")[0] == 0
+    assert (tmp_path / "a" / "recipe.lock").read_text() == (folder / "mini.lock").read_text()
+    (folder / "text.txt").write_text((folder / "text.txt").read_text().replace("Koso", "Gubur"))
+    code, message = run(capsys, "compile", recipe, "--locked", "--device", "cpu", "--out", tmp_path / "b", "--no-eval")
+    assert (code, "calibration.tokens_sha256 is" in message) == (3, True)
+
+
+def test_gather_reads_no_weights_into_memory(mini: Mini) -> None:
+    """Planning a compile must not load the model: everything it holds is small."""
+    inputs = gather(mini.recipe, device="cpu")
+    assert inputs.tokens.ids.shape == (6, 48)
+    assert inputs.plan.block_weights == 2 * (4 * 64 * 64 + 3 * 64 * 96)
+
+
+def test_manifest_round_trip(compiled: Artifact) -> None:
+    manifest = Manifest.read(compiled.path)
+    assert manifest == compiled.manifest
+    assert {r.transform for r in manifest.modules if r.role == "blocks[0].attention.k"} == {
+        "model.transformer.blocks.0.q_proj"
+    }
+
+
+def test_passes_cannot_be_called_without_a_rewrite() -> None:
+    with pytest.raises(TypeError, match="Pass defines no rewrite"):
+        Pass().rewrite(None, ())
+
+
+def test_bad_devices(mini: Mini) -> None:
+    with pytest.raises(InputError, match="unknown device"):
+        qspec.compile(mini.recipe, device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(MachineError, match="no CUDA GPU"):
+            qspec.compile(mini.recipe, device="cuda")
