@@ -1,0 +1,87 @@
+"""Every shipped recipe, compiled and measured on the bundled stand-in.
+
+The quick suite draws fewer calibration samples and asks fewer items; `-m slow` runs the recipes to the letter, and is the
+acceptance test: what they keep of the unquantized accuracy, through the packed artifact.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qspec
+from qspec import resources
+from qspec.kernels.linear import QuantLinear
+
+RECIPES = {path.stem: path for path in sorted(resources.recipes().glob("*.qs"))}
+KINDS = ("mmlu", "gsm8k", "humaneval")  # answered by tiny-llada's recall, arithmetic and brackets
+
+# share of the unquantized exact match that must remain on every kind: (at least, at most)
+KEEPS = {
+    "llada_w4a4": (0.90, 1.1),
+    "llada_w8a8": (0.98, 1.1),
+    "llada_w4a16": (0.98, 1.1),
+    "llada_mixed": (0.90, 1.1),
+    "llada_rtn_w4a4": (0.0, 0.5),
+}
+
+
+def test_every_recipe_has_its_expectation() -> None:
+    assert set(RECIPES) == set(KEEPS)
+
+
+def quick(recipe: Path, folder: Path) -> Path:
+    """The recipe with a fifth of the calibration samples and a third of the items."""
+    text = recipe.read_text().replace("samples 128", "samples 24").replace("samples 64", "samples 8")
+    text = re.sub(r"task  (\w+)( \{ )?", r"task \1 { limit 16 ", text)
+    text = re.sub(r"(task \w+ \{[^}\n]*)$", r"\1}", text, flags=re.MULTILINE)
+    copy = folder / recipe.name
+    copy.write_text(text)
+    return copy
+
+
+def exact_match(report: dict[str, Any]) -> dict[str, tuple[float, float, int]]:
+    return {
+        m["task"]: (m["baseline"], m["quantized"], m["n"]) for m in report["metrics"] if m["metric"] == "exact_match"
+    }
+
+
+def check(name: str, path: Path) -> None:
+    report = json.loads((path / "report" / "report.json").read_text())
+    assert report["model"]["standin"] is True
+    assert report["execution"].startswith("CPU reference")
+    scores = exact_match(report)
+    assert set(scores) == set(KINDS)
+    low, high = KEEPS[name]
+    for kind, (baseline, quantized, _) in scores.items():
+        assert baseline >= 0.95, kind
+        assert low * baseline <= quantized <= high * baseline, (kind, baseline, quantized)
+
+
+def assert_quantized_as_named(path: Path, manifest: Any) -> None:
+    """Each module that a rule gives a scheme runs packed, in the bits of that scheme; nothing else does."""
+    model, _ = qspec.load(path, device="cpu")
+    packed = {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+    assert set(packed) == {r.module for r in manifest.modules if r.scheme}
+    for record in manifest.modules:
+        if record.scheme:
+            gemm = packed[record.module].kernels.gemm
+            assert f"W{gemm.weight_bits}A{gemm.activation_bits}" == record.label
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_compiles_and_holds(name: str, tmp_path: Path) -> None:
+    compiled = qspec.compile(quick(RECIPES[name], tmp_path), out=tmp_path / name, device="cpu")
+    check(name, compiled.path)
+    assert_quantized_as_named(compiled.path, compiled.manifest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_acceptance(name: str, tmp_path: Path) -> None:
+    compiled = qspec.compile(RECIPES[name], out=tmp_path / name, device="cpu")
+    check(name, compiled.path)
