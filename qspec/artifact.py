@@ -1,7 +1,7 @@
 """The artifact: what a compiled model's folder holds, its manifest and hashes, and the workspace it grows in.
 
-A compile writes into `<out>.partial`, block by block, and renames that folder to `<out>` when everything is there. Killed
-at any moment, the next run with the same inputs goes on after the last whole block.
+A compile writes into `<out>.partial`, block by block, and renames that folder to `<out>` when everything is there.
+Killed at any moment, the next run with the same inputs goes on after the last whole block.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class CalibrationRecord(_Record):
 class ModuleRecord(_Record):
     """One module of the model as it was compiled.
 
-    row, gemm: kernels as in the catalogue, None where kept. transform: the module whose tensors hold the input transform.
+    row, gemm: kernels as in the catalogue, None where kept. transform: the module whose tensors hold the input's.
     """
 
     role: str
@@ -200,9 +200,7 @@ def _verify_files(folder: Path, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
         path = inside(folder, name)
         if not path.is_file():
-            raise InputError(
-                "a file of the artifact is missing", where=str(path), hint="compile the recipe again"
-            )
+            raise InputError("a file of the artifact is missing", where=str(path), hint="compile the recipe again")
         if sha256(path) != digest:
             raise _changed(path)
 
@@ -274,16 +272,15 @@ class Workspace:
     def write_shard(self, shard: str, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
         """Writes a safetensors file and then records it."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        digest = write_whole_with(
-            self.folder / shard, lambda path: save_file(plain, path, metadata={"format": "pt"})
-        )
+        digest = write_whole_with(self.folder / shard, lambda path: save_file(plain, path, metadata={"format": "pt"}))
         sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in plain.items()}
         self._progress["shards"][shard] = {"sha256": digest, "tensors": sizes, **extra}
         write_whole(self._progress_file, json.dumps(self._progress))
 
     def read_shard(self, shard: str) -> dict[str, Tensor]:
         """The tensors of a shard that is written."""
-        return load_file(self.folder / shard)
+        tensors: dict[str, Tensor] = load_file(self.folder / shard)
+        return tensors
 
     def write(self, name: str, content: bytes | str) -> None:
         write_whole(self.folder / name, content)

@@ -139,7 +139,9 @@ def _tokens(spec: Spec, plan: Plan, origin: Origin, sources: DataSources) -> Cal
                 hint="lower `length` in the calibrate block",
             )
         length = plan.shape.max_length
-        sources.replacements.append(f"calibration length {spec.calibrate.length}: {length}, the most that {origin.id} takes")
+        sources.replacements.append(
+            f"calibration length {spec.calibrate.length}: {length}, the most that {origin.id} takes"
+        )
     text = sources.calibration(spec.calibrate.text)
     tokenizer = load_tokenizer(origin.folder)
     return calibration_tokens(text.documents, tokenizer, spec.calibrate, length, plan.shape.mask_token)

@@ -10,7 +10,7 @@ from typing import Literal
 class NumberFormat:
     """A storage format for one number.
 
-    name: as written in a recipe. bits: storage bits a value. kind: "int" (two's complement, qmin < 0), "uint" or "float".
+    name: as written in a recipe. bits: of storage a value. kind: "int" (two's complement, qmin < 0), "uint", "float".
     qmin, qmax: the smallest and largest code (for floats: the largest magnitude, with its sign).
     """
 

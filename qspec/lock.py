@@ -64,7 +64,9 @@ class Lock:
         try:
             content = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise InputError("there is no lock file", where=str(path), hint=f"make it: qspec lock {path.stem}.qs") from None
+            raise InputError(
+                "there is no lock file", where=str(path), hint=f"make it: qspec lock {path.stem}.qs"
+            ) from None
         except ValueError as error:
             raise InputError(f"not a lock file: {error}", where=str(path)) from None
         if not isinstance(content, dict) or content.get("qspec_lock") != FORMAT:

@@ -7,8 +7,9 @@ For a slice x of one scale group and a format with codes [qmin, qmax]:
                                                           q = clamp(round_half_even(x / s) + z, qmin, qmax)
     dequantize   x^ = s * (q - z)
 
-min and max include 0, so that zero is always exact. Scales are rounded to the dtype in which they are stored before any
-code is computed from them, and a slice of zeros gets scale 1. Divisions are IEEE float32 divisions: kernels use the same.
+min and max include 0, so that zero is always exact. Scales are rounded to the dtype in which they are stored before
+any code is computed from them, and a slice of zeros gets scale 1. Divisions are IEEE float32 divisions, as in the
+kernels.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ NORM_BITS = 32  # norm gains stay in float32: smoothing folds scales into them
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """One module's fate. rule: the statement that decided (None: no rule matched). passes: those that touch it, in order."""
+    """One module's fate. rule: the statement that decided (None: no rule). passes: those that touch it, in order."""
 
     entry: ModuleEntry
     rule: Rule | None

@@ -1,4 +1,4 @@
-"""What a long phase tells the user: a live line on a terminal, plain lines elsewhere, nothing when asked to be quiet."""
+"""What a long phase tells the user: a live line on a terminal, plain lines elsewhere, nothing when quiet."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Peak memory is one block in float32, its copies, and the calibration stream, wha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,12 +14,11 @@ from torch import Tensor
 from qspec.artifact import ModuleRecord, Workspace, kernel_fields
 from qspec.calibrate.stream import Stream
 from qspec.errors import NumericsError
-from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
-from qspec.models.decoder import Decoder, DecoderBlock
-from qspec.passes.block import Block, Linear
+from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
 from qspec.numerics import sqnr_db
+from qspec.passes.block import Block, Linear
 from qspec.plan import ModulePlan, Plan
 from qspec.progress import Progress
 from qspec.runtime import default_dtype, fill_block, install_block, place_outer
@@ -48,16 +48,18 @@ def quantize_blocks(
     stream = Stream.start(decoder, ids.to(device), batch)
     by_role: dict[str, ModuleRecord] = {}
     for index, module in enumerate(progress.blocks(decoder.blocks)):
-        records, stream = _one_block(plan, checkpoint, index, module, stream, workspace, shards[index], device, progress)
+        records, stream = _one_block(
+            plan, checkpoint, index, module, stream, workspace, shards[index], device, progress
+        )
         by_role.update({record.role: record for record in records})
         module.to_empty(device="meta")
     if workspace.finished(shards[-1]) is None:
-        workspace.write_shard(shards[-1], {name: _stored_outer(name, t) for name, t in outer.items()}, {})
+        workspace.write_shard(shards[-1], {name: _stored_outer(t) for name, t in outer.items()}, {})
     workspace.write_index(shards)
     return tuple(by_role.get(str(m.entry.role)) or record_of(m) for m in plan.modules)
 
 
-def _stored_outer(name: str, tensor: Tensor) -> Tensor:
+def _stored_outer(tensor: Tensor) -> Tensor:
     """Norm gains are kept in float32 everywhere in an artifact, embedding and head in bfloat16."""
     return tensor.float() if tensor.ndim == 1 else tensor.to(torch.bfloat16)
 
@@ -112,33 +114,22 @@ def compile_block(
     return _packed(block, plans)
 
 
-class _preserved:
+@contextmanager
+def _preserved(block: Block, name: str) -> Iterator[None]:
     """Checks on one calibration batch that a pass left the block's function alone."""
-
-    def __init__(self, block: Block, name: str) -> None:
-        self.block, self.name = block, name
-
-    def _output(self) -> Tensor:
-        return next(self.block.stream.outputs(self.block.module)).float()
-
-    def __enter__(self) -> None:
-        self.before = self._output()
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None:
-            return
-        change = float((self._output() - self.before).norm() / self.before.norm())
-        limit = PRESERVED if self.block.stream.batches[0].dtype == torch.float32 else 100 * PRESERVED
-        if not change < limit:
-            raise NumericsError(
-                f"{self.name} changed the function of block {self.block.index} by {change:.1e} (limit {limit:.0e})",
-                hint="this is a fault in the pass, or the weights hold values that float32 cannot carry",
-            )
+    before = next(block.stream.outputs(block.module)).float()
+    yield
+    after = next(block.stream.outputs(block.module)).float()
+    change = float((after - before).norm() / before.norm())
+    limit = PRESERVED if block.stream.batches[0].dtype == torch.float32 else 100 * PRESERVED
+    if not change < limit:
+        raise NumericsError(
+            f"{name} changed the function of block {block.index} by {change:.1e} (limit {limit:.0e})",
+            hint="this is a fault in the pass, or the weights hold values that float32 cannot carry",
+        )
 
 
-def _packed(
-    block: Block, plans: Mapping[str, ModulePlan]
-) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
+def _packed(block: Block, plans: Mapping[str, ModulePlan]) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
     quality = _quality(block)
     owners: dict[int, str] = {}
     packed: dict[str, PackedLinear] = {}
@@ -146,9 +137,7 @@ def _packed(
     for part, linear in block.linears.items():
         record = record_of(plans[part])
         if linear.quantized is not None:
-            packed[part] = PackedLinear.from_quantized(
-                linear.quantized, linear.bias, linear.transform, linear.formats
-            )
+            packed[part] = PackedLinear.from_quantized(linear.quantized, linear.bias, linear.transform, linear.formats)
             sqnr, weight_sqnr = quality[part]
             update: dict[str, object] = {"sqnr_db": sqnr, "weight_sqnr_db": weight_sqnr}
             if linear.transform is not None:
@@ -220,12 +209,8 @@ def artifact_tensors(
             continue
         kept = module.part(part)
         dtype = torch.bfloat16 if isinstance(kept, Linear) else torch.float32
-        tensors[f"{name}.weight"] = kept.weight.detach().to(dtype)
-        if getattr(kept, "bias", None) is not None:
-            tensors[f"{name}.bias"] = kept.bias.detach().to(dtype)
+        weight, bias = weight_and_bias(kept)
+        tensors[f"{name}.weight"] = weight.to(dtype)
+        if bias is not None:
+            tensors[f"{name}.bias"] = bias.to(dtype)
     return tensors
-
-
-def quant_linears(decoder: Decoder) -> Iterator[tuple[str, QuantLinear]]:
-    """(name, module) of every quantized linear of a model."""
-    return ((n, m) for n, m in decoder.named_modules() if isinstance(m, QuantLinear))

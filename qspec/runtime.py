@@ -39,7 +39,7 @@ def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = Non
 
 
 def find_device(name: str) -> torch.device:
-    """"auto" takes the GPU where there is one."""
+    """ "auto" takes the GPU where there is one."""
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {name!r}", hint="auto, cpu or cuda")
     if name == "auto":

@@ -42,7 +42,7 @@ class InputTransform:
         return block_rotate(x[..., self.permutation.long()], self.rotations[1].float())
 
     def absorb(self, w: Tensor) -> Tensor:
-        """W T^-1 in w's dtype (float32 or float64), for W [out, in]: T applied to the rows of W with R replaced by R^-T."""
+        """W T^-1 in w's dtype, for W [out, in]: T applied to the rows of W, with R replaced by R^-T."""
         inverses = [torch.linalg.inv(r.double()).T for r in self.rotations]
         out = block_rotate(w.double(), inverses[0])
         if self.permutation is not None:

@@ -26,7 +26,7 @@ class Stream:
     @classmethod
     def start(cls, decoder: Decoder, ids: Tensor, batch: int) -> Stream:
         """The embedded calibration tokens ids [samples, length]."""
-        chunks = ids.split(batch)
+        chunks = torch.split(ids, batch)
         with torch.no_grad():
             return cls(
                 tuple(decoder.embed(chunk) for chunk in chunks),

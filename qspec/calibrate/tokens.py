@@ -24,7 +24,7 @@ class Encodes(Protocol):
 
 @dataclass(frozen=True)
 class CalibrationTokens:
-    """ids: int64 [samples, length], masked. ratio: float32 [samples], the share t that each sample's mask was drawn with."""
+    """ids: int64 [samples, length], masked. ratio: float32 [samples], the share t that each mask was drawn with."""
 
     ids: Tensor
     ratio: Tensor

@@ -13,7 +13,9 @@ from qspec.plan import Plan
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
-    parser.add_argument("--model", metavar="PATH_OR_ID", help="folder with a config.json, instead of the recipe's model")
+    parser.add_argument(
+        "--model", metavar="PATH_OR_ID", help="folder with a config.json, instead of the recipe's model"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_settings(parser)
 
@@ -34,13 +36,13 @@ def render(plan: Plan, notice: str | None) -> str:
         *([notice, ""] if notice else []),
         f"{plan.spec.name}: {plan.family}, {shape.layers} blocks, width {shape.width}, ffn {shape.ffn}",
         f"  block weights    {plan.block_weights / 1e9:.2f} B ({plan.block_weights:,})",
-        f"  bits per weight  {plan.bits_per_weight:.3f}  (codes, scales, zero points, online transforms; kept ones at 16)",
+        f"  bits per weight  {plan.bits_per_weight:.3f}  (codes, scales, zero points, online transforms; kept: 16)",
         f"  model bytes      {_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
         f"  compile needs    about {_size(plan.compile_memory())} of memory, "
         f"{plan.compile_operations() / 1e12:.1f} TFLOP",
         "",
     ]
-    width = max(len(s.text) for s in (*plan.spec.passes, *(r.rule for r in plan.rules))) + 2
+    width = max(len(text) for text in (*(u.text for u in plan.spec.passes), *(r.rule.text for r in plan.rules))) + 2
     lines.append(f"{'rules, later ones win':<{width}}  matched  decides")
     lines += [f"  {r.rule.text:<{width}}{r.matched:>7}{r.decides:>9}" for r in plan.rules]
     lines += ["", f"{'passes, in order':<{width}}  modules"]

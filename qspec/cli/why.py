@@ -15,7 +15,9 @@ from qspec.language.parser import read
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
     parser.add_argument("role", metavar="ROLE", help="one module, such as blocks[31].mlp.down")
-    parser.add_argument("--model", metavar="PATH_OR_ID", help="folder with a config.json, instead of the recipe's model")
+    parser.add_argument(
+        "--model", metavar="PATH_OR_ID", help="folder with a config.json, instead of the recipe's model"
+    )
     add_settings(parser)
 
 
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if notice:
         print(notice)
     print(f"{args.role} is {module.entry.module} [{module.entry.out_features}, {module.entry.in_features}]")
-    matching = [rule for rule in plan.rules_for(module)]
+    matching = plan.rules_for(module)
     for rule in matching:
         decided = "decides" if rule is module.rule else "overruled"
         print(f"  {decided:<10} {_place(rule.span)}  {rule.text}")

@@ -27,7 +27,7 @@ from qspec.language.spec import Calibration, Evaluation, FileText, TaskRequest, 
 
 STANDIN_FILE = "standin.json"
 STANDIN_ITEMS = 48  # items of a stand-in's task unless the recipe sets a limit
-STANDIN_DRAWS = 4
+STANDIN_DRAWS = 2
 DATA_VARIABLE = "QSPEC_DATA"
 _SPLIT_TITLES: Mapping[Split, str] = {"calibration": "calibration", "heldout": "held-out"}
 

@@ -38,9 +38,7 @@ def evaluate(artifact: str | Path, model: str | None = None, device: str = "auto
 class _Callable(ModuleType):
     """Importing this package sets `qspec.evaluate` to the package; a public function has that name too."""
 
-    def __call__(
-        self, artifact: str | Path, model: str | None = None, device: str = "auto"
-    ) -> dict[str, Any]:
+    def __call__(self, artifact: str | Path, model: str | None = None, device: str = "auto") -> dict[str, Any]:
         return evaluate(artifact, model, device)
 
 

@@ -68,9 +68,7 @@ def batches(
         yield _padded(chosen, rows, shape, device)
 
 
-def _padded(
-    chosen: Sequence[int], rows: Sequence[MaskedRow], shape: DecoderShape, device: torch.device
-) -> Batch:
+def _padded(chosen: Sequence[int], rows: Sequence[MaskedRow], shape: DecoderShape, device: torch.device) -> Batch:
     length = max(rows[index].tokens.numel() for index in chosen)
     targets = torch.full((len(chosen), length), shape.pad_token, dtype=torch.int64)
     masked = torch.zeros(len(chosen), length, dtype=torch.bool)

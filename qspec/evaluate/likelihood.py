@@ -104,14 +104,10 @@ def measure_choices(
 ) -> Metric:
     """Share of items whose right choice gets the largest likelihood, of both models on the same rows."""
     longest = baseline.shape.max_length
-    rated = [
-        rate(choice, tokenizer, longest, task.draws, seed) for item in task.items for choice in item.choices
-    ]
+    rated = [rate(choice, tokenizer, longest, task.draws, seed) for item in task.items for choice in item.choices]
     before = log_likelihoods(baseline, rated, progress)
     after = log_likelihoods(quantized, rated, progress)
-    return accuracy(
-        task.name, task.title, "choice_accuracy", _right(task.items, before), _right(task.items, after)
-    )
+    return accuracy(task.name, task.title, "choice_accuracy", _right(task.items, before), _right(task.items, after))
 
 
 @torch.no_grad()

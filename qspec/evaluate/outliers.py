@@ -150,9 +150,7 @@ def compare(baseline: Decoder, quantized: Decoder, ids: Tensor) -> OutlierReport
 
 
 @contextmanager
-def _watched(
-    decoder: Decoder, stage: Stage, found: dict[str, tuple[SiteOutliers, Picture]]
-) -> Iterator[None]:
+def _watched(decoder: Decoder, stage: Stage, found: dict[str, tuple[SiteOutliers, Picture]]) -> Iterator[None]:
     """While it lasts, what every site sees is described in `found`."""
 
     def observer(site: str) -> Callable[[Tensor], None]:

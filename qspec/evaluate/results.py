@@ -131,9 +131,7 @@ def average(values: Sequence[float]) -> Estimate:
     return Estimate(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n))
 
 
-def accuracy(
-    task: str, title: str, metric: str, baseline: Sequence[bool], quantized: Sequence[bool]
-) -> Metric:
+def accuracy(task: str, title: str, metric: str, baseline: Sequence[bool], quantized: Sequence[bool]) -> Metric:
     """A share of right answers of both models over the same items; drop = (baseline - quantized) /
     baseline.
     """

@@ -22,7 +22,7 @@ from qspec.evaluate.forward import BATCH_TOKENS, Progress, Tokenizer, silent
 from qspec.evaluate.results import Flips, Metric, Sample, accuracy
 from qspec.models.sampler import Denoiser, SamplerSettings, SampleStep, left_padded, sample, until
 
-SAMPLES_KEPT = 8  # texts of one task in the report
+SAMPLES_KEPT = 5  # texts of one task in the report
 PROMPT_KEPT = 1200  # characters of a prompt's end in the report
 FLIP_PARTS = 32  # points of the curve of commit flips, at most
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -65,8 +65,7 @@ def measure_task(
     after = denoise(quantized, prompts, settings, lambda done, _: progress(len(prompts) + done, total))
     texts = [_texts(tokenizer, run, baseline.shape.eos_token, task.stop) for run in (before, after)]
     right = [
-        [is_right(text, item.answer, scoring) for text, item in zip(own, task.items, strict=True)]
-        for own in texts
+        [is_right(text, item.answer, scoring) for text, item in zip(own, task.items, strict=True)] for own in texts
     ]
     return TaskResult(
         metric=accuracy(task.name, task.title, "exact_match", right[0], right[1]),
@@ -181,8 +180,8 @@ def _kept(task: TaskData, texts: Sequence[list[str]], right: Sequence[list[bool]
             task.name,
             _end_of_prompt(item),
             item.answer,
-            texts[0][index],
-            texts[1][index],
+            texts[0][index].strip(),
+            texts[1][index].strip(),
             right[0][index],
             right[1][index],
         )

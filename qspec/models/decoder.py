@@ -253,6 +253,12 @@ def project(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     return outputs
 
 
+def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Of a norm or linear, detached; bias None where it has none."""
+    weight, bias = cast(Tensor, module.weight), cast("Tensor | None", getattr(module, "bias", None))
+    return weight.detach(), None if bias is None else bias.detach()
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -1,4 +1,4 @@
-"""What a pass rewrites: the linears of one block, their inputs on the calibration data, and the sites that they share."""
+"""What a pass rewrites: the linears of one block, their inputs on the calibration data, the sites that they share."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from qspec import numerics
 from qspec.calibrate.stream import Stream
 from qspec.errors import InputError
 from qspec.formats import Scheme
+from qspec.models.decoder import DecoderBlock, weight_and_bias
 from qspec.models.family import DecoderShape, ModuleEntry
 from qspec.transforms import InputTransform
-
-if TYPE_CHECKING:
-    from qspec.models.decoder import DecoderBlock
 
 # What produces the input of a site, and so can absorb its scale: a norm's gain or the rows of a linear.
 PRODUCERS = {
@@ -77,7 +74,7 @@ class Linear(nn.Module):
         """[..., out], with the rounding that has been decided so far."""
         if self.observe is not None:
             self.observe(prepared.raw.reshape(-1, prepared.raw.shape[-1]))
-        return F.linear(prepared.ready, self.rounded_weight(), self.bias).to(prepared.raw.dtype)
+        return functional.linear(prepared.ready, self.rounded_weight(), self.bias).to(prepared.raw.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.prepare(x))
@@ -142,9 +139,7 @@ class Block:
         self.seed = seed
         self.linears: dict[str, Linear] = {}
         for part, (entry, scheme) in schemes.items():
-            old = module.part(part)
-            bias = None if old.bias is None else old.bias.detach()
-            self.linears[part] = Linear(entry, scheme, old.weight.detach(), bias)
+            self.linears[part] = Linear(entry, scheme, *weight_and_bias(module.part(part)))
             module.replace(part, self.linears[part])
         self._statistics: dict[str, Statistics] = {}
 
@@ -213,7 +208,7 @@ class Block:
     def rescale_input(self, site: str, scale: Tensor) -> None:
         """x, W --> x / s, W s for every linear of the site; 1 / s goes into what produces x.
 
-        scale: float32 [in]. Where several query heads read one value head, they share its scale (the largest of theirs).
+        scale: float32 [in]. Where several query heads read one value head, they share its scale (their largest).
         Raises InputError if the producer, or a reader, is quantized already.
         """
         producer = PRODUCERS[site]
@@ -240,7 +235,8 @@ class Block:
             source.bias = None if source.bias is None else source.bias / rows
         else:
             norm = self.module.part(producer)
-            norm.weight = nn.Parameter(norm.weight.detach().float() / rows, requires_grad=False)
+            gain, _ = weight_and_bias(norm)
+            norm.weight = nn.Parameter(gain.float() / rows, requires_grad=False)
         if site in self._statistics:
             known = self._statistics[site]
             self._statistics[site] = Statistics(known.peaks / scale, known.rows / scale)

@@ -28,8 +28,8 @@ class Gptq(Pass):
     """W --> codes(W) with least ||(W - W^) X||^2, column by column (arXiv 2210.17323, algorithm 1).
 
     H = 2 X^T X / n over the calibration inputs X [n, in], damped by damp * mean(diag H); U = upper Cholesky factor of
-    H^-1. For each column j: q = round(w_j), e = (w_j - q) / U_jj, W[:, j:] -= e U[j, j:]. Inputs are those that the block
-    sees with its earlier linears already quantized.
+    H^-1. For each column j: q = round(w_j), e = (w_j - q) / U_jj, W[:, j:] -= e U[j, j:]. Inputs are those that the
+    block sees with its earlier linears already quantized.
 
     Scales are fixed from the whole W before the first column (static groups), so activation order costs nothing at run
     time.

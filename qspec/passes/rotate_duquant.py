@@ -31,8 +31,8 @@ class RotateDuquant(Pass):
     at which the sample's rounding noise is lowest. The zigzag permutation deals channels, sorted by magnitude, over the
     blocks like cards, back and forth, so that every block gets the same share of large ones.
 
-    Where we differ: the paper keeps the step with the lowest single peak. A token's rounding noise grows with the square
-    of its own largest value, so we keep the step with the lowest mean square of the tokens' peaks, over rows drawn from
+    Where we differ: the paper keeps the step with the lowest single peak. A token's rounding noise grows with the
+    square of its own largest value, so we keep the step with the lowest mean square of the tokens' peaks, over rows drawn from
     the whole calibration set (the seed paper's code fitted on one averaged sequence).
 
     Parameters: block, channels in a rotation; steps, greedy steps tried.
@@ -46,7 +46,7 @@ class RotateDuquant(Pass):
     transform: ClassVar[Literal["none", "rotate", "rotate_permute_rotate"]] = "rotate_permute_rotate"
 
     def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
-        """Finds one transform for each input that selected linears read, and multiplies its inverse into their weights."""
+        """Finds one transform for each input that selected linears read; their weights absorb its inverse."""
         for site in block.sites(uses):
             transform = self.fit(block.statistics(site.name).rows, block.generator(site.name))
             for linear in site.linears:

@@ -182,9 +182,7 @@ def report_data(
         kl=found.kl,
         flips=found.flips,
         samples=found.samples,
-        not_measured=found.not_measured
-        if measurements
-        else ("nothing was measured: evaluation was left out",),
+        not_measured=found.not_measured if measurements else ("nothing was measured: evaluation was left out",),
         seed=found.seed,
         hashes=_hashes(manifest),
         memory=dict(memory),

@@ -17,7 +17,7 @@ def environment() -> dict[str, str]:
     """Names and values for people; nothing that identifies the machine or its user."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     found |= {name: _version(name) for name in PACKAGES}
-    found["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    found["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} used"
     found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return found
 

@@ -67,9 +67,7 @@ def bits_map(layers: Sequence[LayerRow]) -> Figure:
         x = LABEL + width * place
         label = f"{layer.role} {_bits(layer.bits)}"
         _cell(svg, x, y, width, height, layer.bits, _bits_tip(layer), label)
-    caption = (
-        "Stored bits per weight with scales and zero points. Columns are blocks; stronger colour, fewer bits."
-    )
+    caption = "Stored bits per weight with scales and zero points. Columns are blocks; stronger colour, fewer bits."
     return Figure("bits", caption, svg)
 
 
@@ -102,12 +100,8 @@ def error_strip(layers: Sequence[LayerRow]) -> Figure:
         y = 8 + 22 * (index + 0.5)
         svg.text(LABEL - 6, y + 4, _short(part), "t", "end")
         for layer in row:
-            svg.circle(
-                scale(layer.sqnr_db or 0.0), y, 3.6, "f-quant dot", f"{layer.role}: {layer.sqnr_db:.1f} dB"
-            )
-    caption = (
-        "Signal to quantization noise of each layer's output on calibration data; further right is better."
-    )
+            svg.circle(scale(layer.sqnr_db or 0.0), y, 3.6, "f-quant dot", f"{layer.role}: {layer.sqnr_db:.1f} dB")
+    caption = "Signal to quantization noise of each layer's output on calibration data; further right is better."
     return Figure("errors", caption, svg)
 
 
@@ -128,9 +122,7 @@ def accuracy(metrics: Sequence[Metric]) -> Figure:
             (13, "base", metric.baseline, metric.baseline_stderr),
             (24, "quant", metric.quantized, metric.quantized_stderr),
         ):
-            x, left, right = (
-                scale(100 * max(0.0, min(1.0, v))) for v in (value, value - error, value + error)
-            )
+            x, left, right = (scale(100 * max(0.0, min(1.0, v))) for v in (value, value - error, value + error))
             svg.line(left, y + offset, right, y + offset, f"s-{css} whisker")
             svg.circle(x, y + offset, 4, f"f-{css}", f"{100 * value:.1f} % ± {100 * error:.1f}")
     return Figure("accuracy", "Share of items answered rightly, with one standard error each way.", svg)
@@ -171,9 +163,7 @@ def flip_curves(flips: Sequence[Flips]) -> Figure:
     svg.text(WIDTH - 12, 166, "last step", "t m", "end")
     for index, one in enumerate(flips):
         steps = max(1, len(one.commit_flips) - 1)
-        points = [
-            (across(s / steps), up(rate)) for s, rate in enumerate(one.commit_flips) if rate is not None
-        ]
+        points = [(across(s / steps), up(rate)) for s, rate in enumerate(one.commit_flips) if rate is not None]
         svg.polyline(points, f"curve c{index % CURVES}")
     caption = (
         "Share of the positions committed at each step by the unquantized model that the quantized model "
@@ -251,9 +241,7 @@ def _ridge(picture: Picture, scale: float) -> Svg:
             for column, value in enumerate(values)
         )
         svg.raw(
-            Markup(
-                '<path class="ridge" transform="translate({} {})" stroke="url(#{})" d="M0 0L{}L{} 0"/>'
-            ).format(
+            Markup('<path class="ridge" transform="translate({} {})" stroke="url(#{})" d="M0 0L{}L{} 0"/>').format(
                 number(left + shift * row), number(floor - back * row), name, line, number(across * columns)
             )
         )
@@ -305,13 +293,19 @@ def _by_role(
         else:
             outer.append(layer)
     blocks = max((block + 1 for row in cells.values() for block in row), default=0)
-    grid = {part: {block: _mean_bits(own) for block, own in row.items()} for part, row in cells.items()}
+    grid = {part: {block: _cell_of(own) for block, own in row.items()} for part, row in cells.items()}
     return grid, outer, blocks
 
 
-def _mean_bits(layers: Sequence[LayerRow]) -> tuple[float, str]:
+def mean_bits(layers: Sequence[LayerRow]) -> float:
+    """Stored bits of an average weight of these modules."""
     sizes = [max(1, layer.in_features * layer.out_features) for layer in layers]
-    bits = sum(layer.bits * size for layer, size in zip(layers, sizes, strict=True)) / sum(sizes)
+    return sum(layer.bits * size for layer, size in zip(layers, sizes, strict=True)) / sum(sizes)
+
+
+def _cell_of(layers: Sequence[LayerRow]) -> tuple[float, str]:
+    """(bits, tip) of the modules that share a cell."""
+    bits = mean_bits(layers)
     return bits, _bits_tip(layers[0]) if len(layers) == 1 else f"{len(layers)} modules: {bits:.3f} bits"
 
 

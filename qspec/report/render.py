@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from qspec.evaluate.outliers import SiteOutliers
 from qspec.evaluate.results import Sample
 from qspec.report.data import LayerRow, ReportData
-from qspec.report.figures import EXACT_DB, METRIC_NAMES, Figure
+from qspec.report.figures import EXACT_DB, METRIC_NAMES, Figure, mean_bits
 from qspec.report.svg import clean
 from qspec.report.text import drop, score
 from qspec.report.verdict import percent, verdict
@@ -85,6 +85,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "data": data,
         "verdict": verdict(data),
         "schemes": _schemes(data.layers),
+        "transform_bits": _transform_bits(data),
         "layers": _worst_first(data.layers) if len(data.layers) > LAYERS_SHOWN else data.layers,
         "layer_limit": LAYERS_SHOWN,
         "worst": [layer for layer in _worst_first(data.layers) if _lost(layer)][:5],
@@ -113,11 +114,16 @@ def _schemes(layers: tuple[LayerRow, ...]) -> list[SchemeSummary]:
         groups.setdefault((layer.scheme or "kept", layer.label), []).append(layer)
     out = []
     for (name, label), own in groups.items():
-        sizes = [max(1, layer.in_features * layer.out_features) for layer in own]
-        bits = sum(layer.bits * size for layer, size in zip(own, sizes, strict=True)) / sum(sizes)
+        bits = mean_bits(own)
         rules = dict.fromkeys(layer.rule or "no rule" for layer in own)
         out.append(SchemeSummary(name, label, len(own), bits, "; ".join(rules)))
     return out
+
+
+def _transform_bits(data: ReportData) -> float:
+    """Bits per block weight that the modules' own bits do not explain: rotations and permutations kept online."""
+    own = [layer for layer in data.layers if layer.role.startswith("blocks[")]
+    return data.bits_per_weight - mean_bits(own) if own else 0.0
 
 
 def _lost(layer: LayerRow) -> bool:
@@ -125,9 +131,7 @@ def _lost(layer: LayerRow) -> bool:
 
 
 def _worst_first(layers: tuple[LayerRow, ...]) -> list[LayerRow]:
-    return sorted(layers, key=lambda layer: layer.sqnr_db if layer.sqnr_db is not None else EXACT_DB)[
-        :LAYERS_SHOWN
-    ]
+    return sorted(layers, key=lambda layer: layer.sqnr_db if layer.sqnr_db is not None else EXACT_DB)[:LAYERS_SHOWN]
 
 
 def _pairs(data: ReportData) -> list[tuple[SiteOutliers, SiteOutliers | None]]:
@@ -182,9 +186,7 @@ def _recipe(text: str) -> Markup:
     lines = []
     for line in text.splitlines():
         code, mark, comment = _comment(line)
-        lines.append(
-            escape(code) + (Markup('<span class="c">{}</span>').format(mark + comment) if mark else "")
-        )
+        lines.append(escape(code) + (Markup('<span class="c">{}</span>').format(mark + comment) if mark else ""))
     return Markup("\n").join(lines)
 
 

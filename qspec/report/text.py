@@ -15,9 +15,7 @@ def summary(data: ReportData) -> str:
     """Verdict, a line on the stand-in, the table of metrics, what was not measured."""
     lines = [verdict(data).headline]
     if data.model.standin:
-        lines.append(
-            f"Measured on the stand-in {data.model.id}, not on a real {data.model.family} checkpoint."
-        )
+        lines.append(f"Measured on the stand-in {data.model.id}, not on a real {data.model.family} checkpoint.")
     if data.metrics:
         lines += ["", *_table([_HEAD, *map(_row, data.metrics)])]
     return "\n".join([*lines, *data.not_measured])
