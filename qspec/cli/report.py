@@ -11,12 +11,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qspec.artifact import Manifest, seal_report
-    from qspec.report import ReportData, write_report
+    from qspec.artifact import Manifest
+    from qspec.report import ReportData, replace_report
 
     folder = Path(args.artifact)
     Manifest.read(folder)
-    write_report(folder / "report", ReportData.read(folder / "report" / "report.json"))
-    seal_report(folder)
+    replace_report(folder, ReportData.read(folder / "report" / "report.json"))
     print(folder / "report" / "report.html")
     return 0

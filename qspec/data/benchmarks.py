@@ -162,9 +162,7 @@ def _task(
     if not items:
         raise InputError("the task file is empty", where=str(path))
     chosen = spread(items, request.limit)
-    return TaskData(
-        request.name, title, (scoring,), chosen, request.length, request.steps, request.block, stop, draws
-    )
+    return TaskData(request.name, title, (scoring,), chosen, request.length, request.steps, request.block, stop, draws)
 
 
 TEXTS: Mapping[str, Callable[[Path, Split], TextData]] = {"wikitext2": wikitext2, "c4": c4}

@@ -185,7 +185,7 @@ def _watch(linear: nn.Module, observe: Callable[[Tensor], None]) -> Callable[[],
     transform = cast("InputTransform | None", linear.transform)
 
     def watched(x: Tensor) -> object:
-        observe(x if transform is None else transform.apply(x))
+        observe(x if transform is None else transform.to(x.device).apply(x))
         return prepare(x)
 
     linear.prepare = watched  # type: ignore[assignment]

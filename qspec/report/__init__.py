@@ -5,17 +5,19 @@ as SVG.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from qspec.files import write_whole
+from qspec.artifact import seal_report
+from qspec.files import machine_errors, sync_folder, write_whole
 from qspec.report.data import ReportData, report_data
 from qspec.report.environment import environment, memory
 from qspec.report.figures import figures
 from qspec.report.render import asset, html, markdown
 from qspec.report.verdict import verdict
 
-__all__ = ["ReportData", "environment", "memory", "report_data", "report_json", "write_report"]
+__all__ = ["ReportData", "environment", "memory", "replace_report", "report_data", "report_json", "write_report"]
 
 
 def write_report(folder: Path, data: ReportData) -> dict[str, Any]:
@@ -33,6 +35,26 @@ def write_report(folder: Path, data: ReportData) -> dict[str, Any]:
     for old in (folder / "figures").glob("*.svg"):
         if old.stem not in drawn:
             old.unlink()
+    return content
+
+
+def replace_report(artifact: Path, data: ReportData) -> dict[str, Any]:
+    """Gives a finished artifact a new, sealed report; returns what report.json holds.
+
+    The report is written beside the artifact and moved in whole: whenever this is killed, the artifact has its old
+    report, the new one or none, and loads. Errors: MachineError or InputError where nothing can be written there.
+    """
+    artifact = artifact.resolve()
+    staging = artifact.with_name(f"{artifact.name}.report.partial")
+    with machine_errors(staging):
+        shutil.rmtree(staging, ignore_errors=True)
+        content = write_report(staging / "report", data)
+        seal_report(staging)
+        if (artifact / "report").exists():
+            (artifact / "report").replace(staging / "old")
+        (staging / "report").replace(artifact / "report")
+        sync_folder(artifact)
+        shutil.rmtree(staging)
     return content
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qspec.artifact import seal_report
 from qspec.evaluate import evaluate_artifact
 from qspec.progress import Quiet
-from qspec.report import ReportData, environment, memory, report_data, write_report
+from qspec.report import ReportData, environment, memory, replace_report, report_data
 
 
 def make_report(artifact: Path, model: str | None, device: str, files: Path, progress: Quiet) -> ReportData:
@@ -26,6 +25,5 @@ def make_report(artifact: Path, model: str | None, device: str, files: Path, pro
         timings=progress.seconds,
         memory=memory(),
     )
-    write_report(artifact / "report", data)
-    seal_report(artifact)
+    replace_report(artifact, data)
     return data

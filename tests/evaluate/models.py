@@ -96,8 +96,7 @@ def unigram(probabilities: Mapping[int, float], own: DecoderShape | None = None)
 def oracle(answers: Mapping[str, str], backwards: bool = False) -> Known:
     """Continues each prompt with its answer and then ends of text; surest of early (late) positions."""
     tokens = {
-        tuple(VOCAB.index(c) for c in prompt): [VOCAB.index(c) for c in answer]
-        for prompt, answer in answers.items()
+        tuple(VOCAB.index(c) for c in prompt): [VOCAB.index(c) for c in answer] for prompt, answer in answers.items()
     }
 
     def logits(ids: Tensor, mask: Tensor) -> Tensor:

@@ -43,8 +43,7 @@ def conditional_model() -> Known:
                     sum(
                         float(table[full])
                         for full in itertools.product(range(SYMBOLS), repeat=LENGTH)
-                        if full[place] == symbol
-                        and all(t in (SYMBOLS, f) for t, f in zip(tokens, full, strict=True))
+                        if full[place] == symbol and all(t in (SYMBOLS, f) for t, f in zip(tokens, full, strict=True))
                     )
                     for symbol in range(SYMBOLS)
                 ]

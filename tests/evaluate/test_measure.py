@@ -35,9 +35,7 @@ def standin(tmp_path: Path) -> Path:
     files = {
         "text.jsonl": [{"text": "some text to measure, "}, {"text": "and a little more of it"}],
         "sums.jsonl": [{"prompt": p, "answer": ANSWERS[p]} for p in ("1+1=", "2+1=")],
-        "recall.jsonl": [
-            {"prompt": p, "answer": ANSWERS[p], "choices": ["a", "b"]} for p in ("red ", "blue ")
-        ],
+        "recall.jsonl": [{"prompt": p, "answer": ANSWERS[p], "choices": ["a", "b"]} for p in ("red ", "blue ")],
     }
     for name, rows in files.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -62,9 +60,7 @@ def test_everything_that_was_asked_for(standin: Path) -> None:
         ("gsm8k", "exact_match"),
     ]
     assert [(metric.baseline, metric.quantized) for metric in found.metrics[1:]] == [(1.0, 0.5)] * 3
-    assert found.metrics[0].baseline == pytest.approx(
-        math.log(SIZE), rel=1e-6
-    )  # the oracle knows no plain text
+    assert found.metrics[0].baseline == pytest.approx(math.log(SIZE), rel=1e-6)  # the oracle knows no plain text
     assert [flips.task for flips in found.flips] == ["mmlu", "gsm8k"]
     assert {sample.task for sample in found.samples} == {"mmlu", "gsm8k"}
     assert found.not_measured == ("not measured: humaneval: tiny-llada has no task of its own in its place",)

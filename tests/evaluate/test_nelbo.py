@@ -174,7 +174,5 @@ def test_logits_that_are_not_finite_stop_the_measurement() -> None:
 def test_progress_counts_every_row() -> None:
     seen: list[tuple[int, int]] = []
     data = text("a" * 64, "b" * 64)
-    measure_nelbo(
-        uniform(), uniform(), Characters(), data, "t", 9, 0, lambda done, total: seen.append((done, total))
-    )
+    measure_nelbo(uniform(), uniform(), Characters(), data, "t", 9, 0, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (2 * DRAWS, 2 * DRAWS)

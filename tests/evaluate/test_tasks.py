@@ -110,12 +110,8 @@ def test_commit_flips_of_opposite_orders() -> None:
 
 def test_commit_flips_by_hand() -> None:
     end = EOS
-    before = Trajectory(
-        torch.tensor([[5, 6, end, end], [7, 8, 9, 9]]), torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
-    )
-    after = Trajectory(
-        torch.tensor([[5, 1, end, 2], [7, 8, 9, 1]]), torch.tensor([[0, 2, 1, 0], [3, 2, 0, 1]])
-    )
+    before = Trajectory(torch.tensor([[5, 6, end, end], [7, 8, 9, 9]]), torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]]))
+    after = Trajectory(torch.tensor([[5, 1, end, 2], [7, 8, 9, 1]]), torch.tensor([[0, 2, 1, 0], [3, 2, 0, 1]]))
     found = compare("t", before, after, steps=4, eos=end)
     # counted: the first row's first three positions, all of the second
     assert found.positions == 7

@@ -189,8 +189,6 @@ def _poisoned(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
         return {_poisoned(key): _poisoned(one) for key, one in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {
-            one.name: _poisoned(getattr(value, one.name), one.name) for one in dataclasses.fields(value)
-        }
+        changed = {one.name: _poisoned(getattr(value, one.name), one.name) for one in dataclasses.fields(value)}
         return dataclasses.replace(value, **changed)
     return value

@@ -76,9 +76,7 @@ def test_it_prints(page: Page, files: dict[str, Path], tmp_path: Path) -> None:
 
 def test_a_complaint_would_be_seen(page: Page, tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
-    bad.write_text(
-        "<script>console.error('x')</script><img src='gone.png'><div style='width: 3000px'>x</div>"
-    )
+    bad.write_text("<script>console.error('x')</script><img src='gone.png'><div style='width: 3000px'>x</div>")
     page.open(bad, 390)
     assert page.complaints()
     assert len(page.requests()) == 2

@@ -129,9 +129,7 @@ def test_a_report_of_a_large_model_stays_small(tmp_path: Path) -> None:
 
 def test_a_model_of_thousands_of_modules_shows_the_worst(tmp_path: Path) -> None:
     data = sample_report(blocks=200)
-    worst = min(
-        (layer for layer in data.layers if layer.sqnr_db is not None), key=lambda one: one.sqnr_db or 0
-    )
+    worst = min((layer for layer in data.layers if layer.sqnr_db is not None), key=lambda one: one.sqnr_db or 0)
     write_report(tmp_path, data)
     page = (tmp_path / "report.html").read_text()
     assert "The 1000 worst of 1402 modules" in page
@@ -156,6 +154,17 @@ def test_html_shows_every_part(folder: Path) -> None:
         assert text in page, text
     assert page.count('class="tier significant"') == 2  # the headline's and gsm8k's
     assert page.count("<svg") == 10
+
+
+def test_bits_of_online_transforms_are_named(tmp_path: Path) -> None:
+    own = [layer for layer in sample_report().layers if layer.role.startswith("blocks[")]
+    weights = sum(layer.in_features * layer.out_features for layer in own)
+    mean = sum(layer.bits * layer.in_features * layer.out_features for layer in own) / weights
+    write_report(tmp_path, dataclasses.replace(sample_report(), bits_per_weight=mean + 0.25))
+    page = (tmp_path / "report.html").read_text()
+    assert f"{mean:.3f} for codes, scales and kept weights, 0.250 for the online transforms" in page
+    write_report(tmp_path, dataclasses.replace(sample_report(), bits_per_weight=mean))
+    assert "online transforms" not in (tmp_path / "report.html").read_text()
 
 
 def test_a_real_checkpoint_has_no_banner(tmp_path: Path) -> None:
@@ -236,8 +245,8 @@ def test_a_recipe_with_backticks_stays_in_its_block(tmp_path: Path) -> None:
 def test_markdown_has_the_metrics(folder: Path) -> None:
     text = (folder / "report.md").read_text()
     assert text.startswith("# Keeps 95.8 % of the unquantized accuracy")
-    assert "| gsm8k | exact match | 97.9 % | 89.6 % | −8.3 % ± 4.0 % | 8.5 % | significant | 48 |" in text
-    assert "| wikitext2 | NELBO | 1.4633 | 1.5133 | +0.0500 ± 0.0058 | 3.4 % | moderate | 3 |" in text
+    assert "| gsm8k | exact match | 97.9 % | 89.6 % | 8.5 % | significant | −8.3 % ± 4.0 % | 48 |" in text
+    assert "| wikitext2 | NELBO | 1.4633 | 1.5133 | 3.4 % | moderate | +0.0500 ± 0.0058 | 3 |" in text
     assert "- not measured: mbpp" in text
 
 
@@ -281,9 +290,7 @@ def share(task: str, before: int, after: int, n: int = 100, metric: str = "exact
 
 
 def test_verdict_is_the_ratio_of_the_means() -> None:
-    found = verdict(
-        with_metrics(share("a", 80, 76), share("b", 60, 60), share("b", 90, 9, metric="choice_accuracy"))
-    )
+    found = verdict(with_metrics(share("a", 80, 76), share("b", 60, 60), share("b", 90, 9, metric="choice_accuracy")))
     # (76 + 60) / (80 + 60) = 0.97142...; the second measure of b does not count
     assert found.headline == "Keeps 97.1 % of the unquantized accuracy at 4.43 bits per weight."
     assert found.tier == "moderate"
@@ -352,9 +359,7 @@ def test_data_from_a_manifest() -> None:
         bytes_after=40,
         files={"config.json": "5" * 64},
     )
-    measured = Measurements(
-        (share("a", 5, 5),), (), (), (), ("not measured: b: why",), ("one", "two"), 7, {"a": 1.5}
-    )
+    measured = Measurements((share("a", 5, 5),), (), (), (), ("not measured: b: why",), ("one", "two"), 7, {"a": 1.5})
     common = {
         "execution": "here",
         "environment": {"torch": "2"},

@@ -1,0 +1,151 @@
+"""`qspec report` and `qspec eval`, with the measuring itself replaced."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+import qspec.report
+from qspec.artifact import CalibrationRecord, Manifest, ModelRecord, verify
+from qspec.cli import main
+from qspec.errors import InputError, MachineError
+from qspec.evaluate import Evaluated
+from qspec.evaluate.artifact import find_baseline
+from qspec.evaluate.results import Measurements
+from qspec.files import sha256
+from qspec.report import make, replace_report, write_report
+from tests.report.sample import outlier_report, sample_report
+
+
+def manifest(standin: bool = False, files: dict[str, str] | None = None, id: str = "tiny-llada") -> Manifest:
+    return Manifest(
+        format=1,
+        qspec="0.1.0",
+        name="llada_w4a4",
+        recipe="qspec 1\n",
+        model=ModelRecord(id=id, revision="main", family="llada", standin=standin, replacements=(), files=files or {}),
+        calibration=CalibrationRecord(tokens_sha256="0" * 64, samples=1, length=8, seed=0),
+        modules=(),
+        kernels=(),
+        bits_per_weight=4.5,
+        bytes_before=100,
+        bytes_after=30,
+        files={},
+    ).sealed()
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "qspec.json").write_text(manifest().text())
+    return folder
+
+
+def test_report_renders_again_and_seals(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_report(artifact / "report", sample_report())
+    before = (artifact / "report/report.html").read_bytes()
+    (artifact / "report/report.html").unlink()
+    assert main(["report", str(artifact)]) == 0
+    assert (artifact / "report/report.html").read_bytes() == before
+    assert capsys.readouterr().out.strip() == str(artifact / "report/report.html")
+    verify(artifact)
+    (artifact / "report/report.md").write_text("changed")
+    with pytest.raises(InputError, match="was changed"):
+        verify(artifact)
+
+
+def test_a_report_is_replaced_whole(artifact: Path) -> None:
+    write_report(artifact / "report", sample_report())
+    (artifact / "report/figures/old.svg").write_text("<svg/>")
+    replace_report(artifact, sample_report())
+    verify(artifact)
+    assert not (artifact / "report/figures/old.svg").exists()
+    assert sorted(p.name for p in artifact.parent.iterdir()) == [artifact.name]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_report(artifact, sample_report())
+    before = (artifact / "report/report.html").read_bytes()
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(qspec.report, "seal_report", full)
+    with pytest.raises(MachineError, match="the disk is full"):
+        replace_report(artifact, sample_report(2))
+    assert (artifact / "report/report.html").read_bytes() == before
+    verify(artifact)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"format": 1}'])
+def test_report_without_usable_data_is_one_message(
+    artifact: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (artifact / "report").mkdir()
+        (artifact / "report/report.json").write_text(content)
+    assert main(["report", str(artifact)]) == 3
+    error = capsys.readouterr().err
+    assert "report.json" in error
+    assert "Traceback" not in error
+
+
+def test_report_of_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 3
+    assert "not a qspec artifact" in capsys.readouterr().err
+
+
+def test_eval_writes_the_report(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def measured(*arguments: object) -> Evaluated:
+        asked.append(arguments[:4])
+        data = sample_report()
+        found = Measurements(data.metrics, data.kl, data.flips, data.samples, (), (), 3, {"gsm8k": 1.0})
+        return Evaluated(manifest(standin=True), found, outlier_report(2), "CPU reference", 2.0)
+
+    monkeypatch.setattr(make, "evaluate_artifact", measured)
+    arguments = [str(artifact), "--model", "original", "--device", "cpu", "--files", "here", "--quiet"]
+    assert main(["eval", *arguments]) == 0
+    assert asked == [(artifact, "original", "cpu", Path("here"))]
+    out = capsys.readouterr().out
+    assert out.startswith("Keeps 95.8 % of the unquantized accuracy at 4.50 bits per weight.")
+    assert out.rstrip().endswith(str(artifact / "report/report.html"))
+    verify(artifact)
+    content = json.loads((artifact / "report/report.json").read_text())
+    assert content["execution"] == "CPU reference"
+    assert content["timings"] == {"gsm8k": 1.0}
+    assert content["environment"]["torch"]
+    assert main(["eval", *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == content["metrics"]
+
+
+def test_the_baseline_must_be_the_checkpoint_that_was_compiled(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    files = {"config.json": sha256(folder / "config.json")}
+    assert find_baseline(manifest(files=files).model, str(folder)) == folder
+    assert find_baseline(manifest(files=files, id=str(folder)).model, None) == folder
+    (folder / "config.json").write_text("{ }")
+    with pytest.raises(InputError, match=r"config\.json is another file"):
+        find_baseline(manifest(files=files).model, str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        find_baseline(manifest(files=files).model, str(folder))
+
+
+def test_a_baseline_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        find_baseline(manifest(id=str(tmp_path / "gone")).model, None)
+    assert caught.value.hint == "give it: qspec eval ARTIFACT --model FOLDER"
+
+
+def test_the_bundled_standin_is_found_again() -> None:
+    assert find_baseline(manifest(standin=True).model, None).name == "tiny-llada"
