@@ -346,9 +346,7 @@ def test_a_bad_mmlu_row(benchmarks: Path, line: str, where: int, message: str) -
         ("winogrande", "winogrande", {"question": "no blank", "choices": ["a", "b"], "answer": 0}, 'no "_"'),
     ],
 )
-def test_a_bad_choice_row(
-    benchmarks: Path, task: str, file: str, line: dict[str, object], message: str
-) -> None:
+def test_a_bad_choice_row(benchmarks: Path, task: str, file: str, line: dict[str, object], message: str) -> None:
     path = write(benchmarks / f"multiple-choice/{file}-test.jsonl", *rows(line))
     with pytest.raises(InputError) as caught:
         real(benchmarks).task(TaskRequest(task))

@@ -13,8 +13,7 @@ Row = Mapping[str, Any]
 
 
 def read_documents(path: Path, field: str | None = None) -> tuple[str, ...]:
-    """The documents of a text file (one) or of one field of a JSON-lines file (one a row, without blank
-    ones).
+    """The documents of a text file (one) or of one field of a JSON-lines file (one a row, without blank ones).
 
     Errors: InputError naming file and line: a missing, empty or binary file, bad JSON, a missing or
     non-text field.

@@ -70,9 +70,7 @@ class NotMeasured:
 
 
 def spread(items: Sequence[T], limit: int | None) -> tuple[T, ...]:
-    """`limit` items at even distances, so that all parts of an ordered file are met; without a limit all
-    of them.
-    """
+    """`limit` items at even distances, so that all parts of an ordered file are met; without a limit all of them."""
     if limit is None or limit >= len(items):
         return tuple(items)
     return tuple(items[index * len(items) // limit] for index in range(limit))

@@ -1,6 +1,4 @@
-"""Measures an artifact again: finds the checkpoint that it was compiled from, loads both, and runs its
-own recipe.
-"""
+"""Measures an artifact again: finds the checkpoint that it was compiled from, loads both, and runs its own recipe."""
 
 from __future__ import annotations
 

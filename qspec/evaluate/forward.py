@@ -41,9 +41,7 @@ class MaskedRow:
 
 @dataclass(frozen=True)
 class Batch:
-    """rows: indices into the list that was batched. ids, masked, real: [b, t]; ids holds mask tokens
-    where masked.
-    """
+    """rows: indices into the list that was batched. ids, masked, real: [b, t]; ids holds mask tokens where masked."""
 
     rows: tuple[int, ...]
     ids: Tensor

@@ -35,9 +35,7 @@ GROUP = 8
 
 @dataclass(frozen=True)
 class RatedChoice:
-    """A choice as tokens, with the weight L'/l of every draw. rows: what the model is given, one for
-    each draw.
-    """
+    """A choice as tokens, with the weight L'/l of every draw. rows: what the model is given, one for each draw."""
 
     rows: tuple[MaskedRow, ...]
     weights: tuple[float, ...]
@@ -59,8 +57,7 @@ def _rounded_up(numerator: int, denominator: int) -> int:
 
 
 def encode_choice(choice: Choice, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[int]]:
-    """(context, target) tokens. The text is encoded whole and split after the context's tokens, as lm-eval
-    does.
+    """(context, target) tokens. The text is encoded whole and split after the context's tokens, as lm-eval does.
 
     A context that is too long loses its beginning. Errors: InputError where the target alone is too long or
     is empty.
@@ -78,9 +75,7 @@ def encode_choice(choice: Choice, tokenizer: Tokenizer, longest: int) -> tuple[l
 
 
 def rate(choice: Choice, tokenizer: Tokenizer, longest: int, draws: int, seed: int) -> RatedChoice:
-    """The rows of one choice. The seed is mixed with its text, so that the draws depend on neither order
-    nor limit.
-    """
+    """The rows of one choice. The seed is mixed with its text, so that the draws depend on neither order nor limit."""
     context, target = encode_choice(choice, tokenizer, longest)
     mixed = zlib.crc32(f"{seed}/{choice.context}/{choice.text}".encode())
     generator = torch.Generator().manual_seed(mixed)

@@ -144,9 +144,7 @@ def _per_sample(summed: Tensor, sums: _Sums) -> list[float]:
 
 
 def _buckets(text: str, rows: Sequence[MaskedRow], sums: _Sums) -> tuple[KlBucket, ...]:
-    """The KL of all masked positions of rows whose mask ratio falls into each fifth of (0, 1]; empty
-    ones are left out.
-    """
+    """Mean KL at the masked positions of rows in each fifth of the mask ratios (0, 1]; without empty fifths."""
     ratios = torch.tensor([row.masked.double().mean().item() for row in rows])
     bucket = (ratios * BUCKETS - 1e-6).floor().clamp(0, BUCKETS - 1).long()
     found = []

@@ -56,9 +56,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class KlBucket:
-    """Mean KL(quantized || unquantized) in nats at masked positions, of inputs with low < mask ratio <=
-    high.
-    """
+    """Mean KL(quantized || unquantized) in nats at masked positions, of inputs with low < mask ratio <= high."""
 
     text: str
     low: float
@@ -132,9 +130,7 @@ def average(values: Sequence[float]) -> Estimate:
 
 
 def accuracy(task: str, title: str, metric: str, baseline: Sequence[bool], quantized: Sequence[bool]) -> Metric:
-    """A share of right answers of both models over the same items; drop = (baseline - quantized) /
-    baseline.
-    """
+    """A share of right answers of both models over the same items; drop = (baseline - quantized) / baseline."""
     n = len(baseline)
     before, after = sum(baseline) / n, sum(quantized) / n
     differences = [float(q) - float(b) for b, q in zip(baseline, quantized, strict=True)]

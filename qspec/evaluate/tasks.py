@@ -30,9 +30,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What one model wrote. tokens, commit_step: int64 [items, length]; the step at which each position
-    was committed.
-    """
+    """What one model wrote: its tokens, and the step that committed each; int64 [items, length] both."""
 
     tokens: Tensor
     commit_step: Tensor
@@ -97,9 +95,7 @@ def denoise(
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Consecutive parts of `order`, longest first, of at most BATCH_TOKENS tokens with padding (one row
-    at least).
-    """
+    """Consecutive parts of `order`, longest first, of at most BATCH_TOKENS tokens with padding (one row at least)."""
     start = 0
     while start < len(order):
         size = max(1, BATCH_TOKENS // lengths[order[start]])
@@ -108,9 +104,7 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
 
 
 def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, eos: int) -> Flips:
-    """Commit flips along the steps and token flips, at the positions up to the unquantized model's first
-    end of text.
-    """
+    """Commit and token flips at the positions up to the unquantized model's first end of text."""
     counted = _through_end(baseline.tokens, eos)
     moved = (baseline.commit_step != quantized.commit_step)[counted].double()
     part = baseline.commit_step[counted] * min(FLIP_PARTS, steps) // steps
@@ -142,9 +136,7 @@ def is_right(text: str, reference: str, scoring: Scoring) -> bool:
 
 
 def last_number(text: str) -> Decimal | None:
-    """The first number after the last ####; without ####, the last number of the text; None without a
-    number.
-    """
+    """The first number after the last ####; without ####, the last number of the text; None without a number."""
     _, mark, tail = text.rpartition("####")
     numbers = _NUMBER.findall(tail if mark else text)
     if not numbers:

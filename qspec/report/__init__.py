@@ -1,6 +1,4 @@
-"""The report of a compiled model: one HTML page, Markdown for pull requests, JSON for machines, figures
-as SVG.
-"""
+"""The report of a compiled model: one HTML page, Markdown for pull requests, JSON for machines, figures as SVG."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ __all__ = ["ReportData", "environment", "memory", "replace_report", "report_data
 
 
 def write_report(folder: Path, data: ReportData) -> dict[str, Any]:
-    """Writes report.html, report.md, report.json and figures/*.svg below `folder`; returns what report.json
-    holds.
+    """Writes report.html, report.md, report.json and figures/*.svg below `folder`; returns what report.json holds.
 
     Errors: MachineError or InputError where the folder cannot be written.
     """

@@ -173,9 +173,7 @@ def flip_curves(flips: Sequence[Flips]) -> Figure:
 
 
 def outlier_ratios(before: Sequence[SiteOutliers], after: Sequence[SiteOutliers]) -> Figure:
-    """Largest channel over median channel along the depth, one panel for each site, on a logarithmic
-    scale.
-    """
+    """Largest channel over median channel along the depth, one panel for each site, on a logarithmic scale."""
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for stage, rows in (("base", before), ("quant", after)):
         for row in rows:
@@ -281,9 +279,7 @@ SITE_NAMES = {
 def _by_role(
     layers: Sequence[LayerRow],
 ) -> tuple[dict[str, dict[int, tuple[float, str]]], list[LayerRow], int]:
-    """(part -> block -> (bits, tip), modules outside the blocks, number of blocks); experts share their
-    part's cell.
-    """
+    """(part -> block -> (bits, tip), modules outside the blocks, number of blocks); experts share their part's cell."""
     cells: dict[str, dict[int, list[LayerRow]]] = {}
     outer = []
     for layer in layers:

@@ -1,6 +1,4 @@
-"""Report data to HTML and Markdown. Every value is escaped: a recipe, a prompt or a model's name may be
-hostile.
-"""
+"""Report data to HTML and Markdown. Every value is escaped: a recipe, a prompt or a model's name may be hostile."""
 
 from __future__ import annotations
 

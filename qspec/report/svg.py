@@ -1,6 +1,4 @@
-"""A small SVG writer: every value is escaped, colours are named by CSS classes, so that light and dark
-share a drawing.
-"""
+"""A small SVG writer: every value is escaped; CSS classes name the colours, so that light and dark share a drawing."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 @dataclass
 class Svg:
-    """A drawing of width x height units, about one unit a pixel. title: what it shows, for readers who
-    cannot see it.
-    """
+    """A drawing of width x height units, about a pixel each. title: what it shows, for who cannot see it."""
 
     width: float
     height: float

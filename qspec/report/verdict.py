@@ -14,9 +14,7 @@ ORDER: tuple[Tier, ...] = ("negligible", "moderate", "significant", "undefined")
 
 @dataclass(frozen=True)
 class Verdict:
-    """headline: the sentence. details: what stands below it, a few words each. tier: of the headline's
-    drop.
-    """
+    """headline: the sentence. details: what stands below it, a few words each. tier: of the headline's drop."""
 
     headline: str
     details: tuple[str, ...]
