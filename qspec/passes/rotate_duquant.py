@@ -32,8 +32,8 @@ class RotateDuquant(Pass):
     blocks like cards, back and forth, so that every block gets the same share of large ones.
 
     Where we differ: the paper keeps the step with the lowest single peak. A token's rounding noise grows with the
-    square of its own largest value, so we keep the step with the lowest mean square of the tokens' peaks, over rows drawn from
-    the whole calibration set (the seed paper's code fitted on one averaged sequence).
+    square of its own largest value, so we keep the step with the lowest mean square of the tokens' peaks, over rows
+    drawn from the whole calibration set (the seed paper's code fitted on one averaged sequence).
 
     Parameters: block, channels in a rotation; steps, greedy steps tried.
     """
