@@ -16,6 +16,7 @@ import torch
 from qspec import __version__, passes
 from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, Workspace
 from qspec.calibrate.tokens import CalibrationTokens, calibration_tokens
+from qspec.card import model_card
 from qspec.data import DataSources
 from qspec.errors import InputError
 from qspec.kernels import generate
@@ -160,7 +161,7 @@ def _lock(spec: Spec, origin: Origin, tokens: CalibrationTokens, device: torch.d
 
 
 def _write_beside(workspace: Workspace, inputs: Inputs) -> None:
-    """Config, tokenizer, recipe and lock."""
+    """Config, tokenizer, recipe, lock and model card."""
     checkpoint = inputs.checkpoint
     config = {**checkpoint.config, "quantization_config": {"quant_method": "qspec", "manifest": "qspec.json"}}
     workspace.write("config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -169,6 +170,7 @@ def _write_beside(workspace: Workspace, inputs: Inputs) -> None:
             workspace.write(name, (checkpoint.folder / name).read_bytes())
     workspace.write("recipe.qs", inputs.spec.text)
     workspace.write("recipe.lock", inputs.lock.text())
+    workspace.write("README.md", model_card(inputs.spec, inputs.plan, inputs.origin, __version__))
 
 
 def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleRecord, ...]) -> Manifest:

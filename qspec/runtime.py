@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qspec.artifact import MANIFEST, ModuleRecord, verify
+from qspec.artifact import MANIFEST, Manifest, ModuleRecord, verify
 from qspec.errors import InputError, MachineError
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
@@ -69,17 +69,29 @@ def load_artifact(folder: Path, device: torch.device, dtype: torch.dtype) -> Dec
     tensors: dict[str, Tensor] = {}
     for shard in sorted(name for name in manifest.files if name.endswith(".safetensors")):
         tensors.update(load_file(folder / shard))
+    place(decoder, manifest, tensors, device, dtype, folder / "kernels")
+    return decoder
+
+
+def place(
+    decoder: Decoder,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: Path,
+) -> None:
+    """Puts an artifact's tensors (full names) into a decoder, its quantized linears as QuantLinears."""
+    start = decoder.family.blocks
     blocks: dict[int, list[ModuleRecord]] = {}
     for record in manifest.modules:
         if record.role.startswith("blocks["):
             blocks.setdefault(int(record.role[7 : record.role.index("]")]), []).append(record)
     for index, block in enumerate(decoder.blocks):
-        prefix = f"{family.blocks}.{index}."
-        own = {name: t for name, t in tensors.items() if name.startswith(prefix)}
-        install_block(block, blocks[index], own, device, dtype, folder / "kernels")
-    outer = {name: t for name, t in tensors.items() if not name.startswith(f"{family.blocks}.")}
+        own = {name: t for name, t in tensors.items() if name.startswith(f"{start}.{index}.")}
+        install_block(block, blocks[index], own, device, dtype, kernels)
+    outer = {name: t for name, t in tensors.items() if not name.startswith(f"{start}.")}
     place_outer(decoder, outer, device, dtype)
-    return decoder
 
 
 def place_outer(decoder: Decoder, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:

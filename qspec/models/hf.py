@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from qspec.errors import InputError
 from qspec.models.decoder import Decoder
 from qspec.models.registry import family_of
 
@@ -63,6 +64,19 @@ class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Weights come from a checkpoint; torch's own initialisation stands until then."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers has it, except that a tensor too few or too many is an InputError and not a warning."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for kind in ("missing", "unexpected"):
+            if names := sorted(info[f"{kind}_keys"]):
+                raise InputError(
+                    f"{len(names)} tensors are {kind}, the first is {names[0]}",
+                    where=str(model.config.name_or_path),
+                    hint="an artifact that qspec compiled loads only after `import qspec.hf`",
+                )
+        return (model, info) if output_loading_info else model
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_unused: Any

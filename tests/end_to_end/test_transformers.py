@@ -1,0 +1,180 @@
+"""An artifact in transformers: the logits of `qspec.load`, every tensor placed, anything changed refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM
+
+import qspec
+import qspec.hf
+from qspec.artifact import verify
+from qspec.card import model_card
+from qspec.compiler import Artifact, gather
+from qspec.errors import InputError
+from qspec.kernels.linear import QuantLinear
+from qspec.models.hf import LLaDAModelLM
+from tests.end_to_end.conftest import Mini
+
+IDS = torch.arange(1, 25).reshape(2, 12)
+MASK = torch.tensor([[1] * 12, [1] * 7 + [0] * 5])
+DOWN = "model.transformer.blocks.1.ff_out"
+
+
+@pytest.fixture(scope="module")
+def compiled(mini: Mini, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("out") / "mini"
+    return qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False)
+
+
+@pytest.fixture
+def copy(compiled: Artifact, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(compiled.path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_logits_are_those_of_load(compiled: Artifact, auto: type[AutoModel], dtype: torch.dtype) -> None:
+    model, info = auto.from_pretrained(compiled.path, dtype=dtype, output_loading_info=True)
+    ours, _ = qspec.load(compiled.path, device="cpu", dtype=dtype)
+    with torch.no_grad():
+        logits = model(input_ids=IDS, attention_mask=MASK).logits
+        assert torch.equal(logits, ours(IDS, MASK).logits)
+    assert logits.shape == (2, 12, 640)
+    assert logits.dtype == dtype
+    assert not any(info.values())
+
+
+def test_the_model_holds_what_the_artifact_holds(compiled: Artifact) -> None:
+    model = AutoModel.from_pretrained(compiled.path)
+    assert isinstance(model, LLaDAModelLM)
+    quantized = {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+    ours, _ = qspec.load(compiled.path, device="cpu")
+    assert set(quantized) == {name for name, m in ours.named_modules() if isinstance(m, QuantLinear)}
+    assert len(quantized) == 14
+    assert quantized[DOWN].codes.dtype == torch.int8
+    assert quantized[DOWN].codes.shape == (64, 96)
+    transforms = {id(m.transform) for m in quantized.values()}
+    assert len(transforms) == 2 * 4  # one for each site, shared by its linears
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not any(t.is_meta for t in model.state_dict().values())
+    assert model.is_quantized
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_model_that_moves_to_the_gpu_and_back(compiled: Artifact) -> None:
+    model = AutoModel.from_pretrained(compiled.path, dtype=torch.float32)
+    with torch.no_grad():
+        before = model(IDS, MASK).logits
+        ours, _ = qspec.load(compiled.path, device="cuda", dtype=torch.float32)
+        on_gpu = model.to("cuda")(IDS.cuda(), MASK.cuda()).logits
+        assert torch.equal(on_gpu, ours(IDS.cuda(), MASK.cuda()).logits)
+        assert torch.equal(model.to("cpu")(IDS, MASK).logits, before)
+
+
+def test_loading_says_nothing_of_strange_tensors(compiled: Artifact) -> None:
+    """In a process of its own, where only qspec.hf was imported, and with every warning an error."""
+    code = f"import qspec.hf, transformers; transformers.AutoModel.from_pretrained({str(compiled.path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    output = done.stdout + done.stderr
+    assert not [word for word in ("UNEXPECTED", "MISSING", "MISMATCH", "Unknown") if word in output]
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["model-00001-*.safetensors", "model-*-of-00003.safetensors", "kernels/*.py", "README.md", "recipe.qs"]
+)
+def test_a_changed_file_is_refused(copy: Path, pattern: str) -> None:
+    path = sorted(copy.glob(pattern))[-1]
+    flip(path)
+    with pytest.raises(InputError, match="changed after it was written") as caught:
+        AutoModel.from_pretrained(copy)
+    assert path.name in str(caught.value)
+
+
+def test_a_changed_config_is_refused(copy: Path) -> None:
+    edit(copy / "config.json", lambda config: config.update(rope_theta=10000.0))
+    with pytest.raises(InputError, match="changed after it was written"):
+        AutoModel.from_pretrained(copy)
+
+
+def test_a_config_that_hides_the_quantization_is_refused(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    edit(copy / "config.json", lambda config: config.pop("quantization_config"))
+    with pytest.raises(InputError, match=r"tensors are missing, the first is model\.transformer\.blocks\.0"):
+        AutoModel.from_pretrained(copy)
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize("change", [{"manifest": "../other.json"}, {"bits": 4}])
+def test_another_quantization_config_is_refused(copy: Path, change: dict[str, object]) -> None:
+    edit(copy / "config.json", lambda config: config["quantization_config"].update(change))  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="not one that qspec wrote"):
+        AutoModel.from_pretrained(copy)
+
+
+def test_a_file_too_many_is_refused(copy: Path) -> None:
+    (copy / "extra.py").write_text("")
+    with pytest.raises(InputError, match="does not belong to the artifact"):
+        AutoModel.from_pretrained(copy)
+
+
+def test_a_float_checkpoint_is_not_quantized_on_the_way(mini: Mini) -> None:
+    with pytest.raises(ValueError, match="require the model to be pre-quantized"):
+        AutoModel.from_pretrained(mini.model, quantization_config=qspec.hf.QspecConfig())
+
+
+def test_saving_is_refused_rather_than_half_done(compiled: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not serializable"):
+        AutoModel.from_pretrained(compiled.path).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_the_config_keeps_its_keys(compiled: Artifact) -> None:
+    stored = json.loads((compiled.path / "config.json").read_text())["quantization_config"]
+    assert qspec.hf.QspecConfig(**stored).to_dict() == stored
+
+
+def test_the_model_card_is_sealed_and_says_how_to_load(compiled: Artifact, mini: Mini) -> None:
+    text = (compiled.path / "README.md").read_text()
+    assert "README.md" in verify(compiled.path).files
+    assert "# `mini`" in text
+    assert f"| model | `{mini.model}`, revision `main` |" in text
+    assert f"| bits per weight | {compiled.manifest.bits_per_weight:.2f}," in text
+    assert "qspec.load(" in text
+    assert "import qspec.hf" in text
+    assert "stand-in" not in text
+
+
+def test_the_model_card_keeps_hostile_names_in_their_place(mini: Mini) -> None:
+    inputs = gather(mini.recipe, device="cpu")
+    hostile = "a`\n\n<script>alert(1)</script>\n---\n| [x](javascript:1) \u202e" + "b" * 500
+    origin = replace(inputs.origin, id=hostile, standin=True)
+    text = model_card(inputs.spec, inputs.plan, origin, "1")
+    plain = model_card(inputs.spec, inputs.plan, replace(inputs.origin, standin=True), "1")
+    assert len(text.splitlines()) == len(plain.splitlines())
+    assert "stand-in model `a???<script>alert(1)</script>?---?? [x](javascript:1) ?bbb" in text
+    assert "\u202e" not in text
+    assert "b" * 201 not in text
+    assert f"not from `{mini.model}`" in text
