@@ -68,8 +68,12 @@ def test_the_text_of_figures_can_be_read_on_a_phone(page: Page, files: dict[str,
     assert smallest >= 9
 
 
-def test_it_prints(page: Page, files: dict[str, Path], tmp_path: Path) -> None:
-    page.open(files["plain"], 1000)
+def test_it_prints_on_white_and_within_the_page(page: Page, files: dict[str, Path], tmp_path: Path) -> None:
+    page.open(files["deep"], 794, dark=True)
+    page.call("Emulation.setEmulatedMedia", media="print", features=[])
+    assert page.value(PAPER) == "rgb(252, 251, 248)"
+    assert page.value("document.documentElement.scrollWidth") <= 794
+    page.call("Emulation.setEmulatedMedia", media="")
     page.pdf(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF-")
 
