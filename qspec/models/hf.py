@@ -78,9 +78,7 @@ class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
                 )
         return (model, info) if output_loading_info else model
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_unused: Any
-    ) -> MaskedLMOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_unused: Any) -> MaskedLMOutput:
         return MaskedLMOutput(logits=self.decoder(input_ids, attention_mask).logits)
 
 
