@@ -146,7 +146,8 @@ class Manifest(_Record):
 def verify(folder: Path) -> Manifest:
     """The manifest, after every file's hash was checked.
 
-    Raises InputError naming the first file that is missing, was changed, or does not belong to the artifact.
+    Raises InputError naming the first file that is missing, was changed, or does not belong to the artifact. Hidden
+    files at the top (a hub's .gitattributes) are nobody's: nothing reads them.
     """
     manifest = Manifest.read(folder)
     _verify_files(folder, manifest.files)
@@ -157,7 +158,7 @@ def verify(folder: Path) -> Manifest:
         _verify_files(folder, sums)
         listed |= {REPORT_SEAL, *sums}
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    if strange := sorted(present - listed - set(HIDDEN)):
+    if strange := sorted(name for name in present - listed if not name.startswith(".")):
         raise InputError(
             "a file does not belong to the artifact",
             where=str(folder / strange[0]),

@@ -163,7 +163,11 @@ def _lock(spec: Spec, origin: Origin, tokens: CalibrationTokens, device: torch.d
 def _write_beside(workspace: Workspace, inputs: Inputs) -> None:
     """Config, tokenizer, recipe, lock and model card."""
     checkpoint = inputs.checkpoint
-    config = {**checkpoint.config, "quantization_config": {"quant_method": "qspec", "manifest": "qspec.json"}}
+    config = {
+        "torch_dtype": "bfloat16",  # of what is kept; transformers would guess it from the first tensor
+        **checkpoint.config,
+        "quantization_config": {"quant_method": "qspec", "manifest": "qspec.json"},
+    }
     workspace.write("config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     for name in COPIED:
         if (checkpoint.folder / name).is_file():

@@ -188,9 +188,7 @@ def listed(names: Sequence[str], last: str = "or") -> str:
 # --- rendering ---
 
 
-def render_text(
-    diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source], *, color: bool = False
-) -> str:
+def render_text(diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source], *, color: bool = False) -> str:
     """Every diagnostic as rustc shows them, with a blank line between two; no trailing newline."""
     paint = _PAINT if color else _PLAIN
     return "\n\n".join(_render_one(d, sources, paint) for d in diagnostics)
@@ -291,13 +289,7 @@ def _visible(char: str) -> str:
 def _columns(text: str) -> int:
     """Terminal columns that the text takes: wide characters two, combining ones none."""
     return sum(
-        4
-        if c == "\t"
-        else 0
-        if unicodedata.combining(c)
-        else 2
-        if unicodedata.east_asian_width(c) in "WF"
-        else 1
+        4 if c == "\t" else 0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text
     )
 

@@ -18,6 +18,9 @@ from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
 
+# Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
+UNLIMITED = 1 << 60
+
 
 def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Decoder, Any]:
     """(model, tokenizer) of an artifact, or of an unquantized checkpoint folder.
@@ -175,6 +178,8 @@ def load_tokenizer(folder: Path) -> Any:
     if not (folder / "tokenizer.json").is_file():
         raise InputError("tokenizer.json is missing", where=str(folder), hint="copy it from the original model")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except (ValueError, OSError, TypeError, KeyError) as error:
         raise InputError(f"the tokenizer cannot be read: {error}", where=str(folder / "tokenizer.json")) from error
+    tokenizer.model_max_length = UNLIMITED
+    return tokenizer

@@ -52,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("qspec: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the interpreter flushes once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         return _BROKEN_PIPE
 
 
@@ -78,9 +76,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _unknown(command: str) -> UsageError:
     guess = closest(command, COMMANDS)
     if command.startswith("-"):
-        return UsageError(
-            f"there is no option {command!r} before the command", hint="qspec --help lists the commands"
-        )
+        return UsageError(f"there is no option {command!r} before the command", hint="qspec --help lists the commands")
     hint = f"did you mean `qspec {guess}`?" if guess else "qspec --help lists the commands"
     return UsageError(f"there is no command {command!r}", hint=hint)
 

@@ -10,9 +10,7 @@ from qspec.language.explanations import explanations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "code", metavar="CODE", nargs="?", help="such as QS012; without it, all codes are listed"
-    )
+    parser.add_argument("code", metavar="CODE", nargs="?", help="such as QS012; without it, all codes are listed")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,12 +17,8 @@ from qspec.language.parser import decode, read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="a .qs file, or - to read and write standard streams"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 where a file would change"
-    )
+    parser.add_argument("files", metavar="FILE", nargs="+", help="a .qs file, or - to read and write standard streams")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file would change")
     parser.add_argument("--diff", action="store_true", help="change nothing; print what would change")
 
 
@@ -77,6 +73,4 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise InputError(
-            f"the recipe cannot be written: {error.strerror or error}", where=str(path)
-        ) from None
+        raise InputError(f"the recipe cannot be written: {error.strerror or error}", where=str(path)) from None

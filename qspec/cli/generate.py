@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=128, help="tokens to generate (default: 128)")
     parser.add_argument("--steps", type=int, help="forward passes (default: one for each token)")
     parser.add_argument("--block", type=int, help="tokens denoised together (default: all of them)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
-    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
     parser.add_argument("--cfg", type=float, default=0.0, metavar="SCALE", help="guidance (default: 0, none)")
     parser.add_argument("--remasking", choices=("low_confidence", "random"), default="low_confidence")
     parser.add_argument("--seed", type=int, default=0)

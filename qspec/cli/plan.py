@@ -35,7 +35,7 @@ def render(plan: Plan, notice: str | None) -> str:
     lines = [
         *([notice, ""] if notice else []),
         f"{plan.spec.name}: {plan.family}, {shape.layers} blocks, width {shape.width}, ffn {shape.ffn}",
-        f"  block weights    {plan.block_weights / 1e9:.2f} B ({plan.block_weights:,})",
+        f"  block weights    {_count(plan.block_weights)} ({plan.block_weights:,})",
         f"  bits per weight  {plan.bits_per_weight:.3f}  (codes, scales, zero points, online transforms; kept: 16)",
         f"  model bytes      {_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
         f"  compile needs    about {_size(plan.compile_memory())} of memory, "
@@ -77,6 +77,10 @@ def _ranges(numbers: list[int]) -> str:
         else:
             runs.append([n])
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}..{r[-1]}" for r in runs)
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e9:.2f} B" if weights >= 1e9 else f"{weights / 1e6:.2f} M"
 
 
 def _size(count: int) -> str:

@@ -19,13 +19,9 @@ from qspec.models.registry import FAMILIES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a .qs file")
-    parser.add_argument(
-        "--resolved", action="store_true", help="bases flattened, params set, defaults filled in"
-    )
+    parser.add_argument("--resolved", action="store_true", help="bases flattened, params set, defaults filled in")
     parser.add_argument("--json", action="store_true", help="the resolved recipe as JSON")
-    parser.add_argument(
-        "--schema", action="store_true", help="the JSON schema of --json and of the passes' parameters"
-    )
+    parser.add_argument("--schema", action="store_true", help="the JSON schema of --json and of the passes' parameters")
     add_settings(parser)
 
 

@@ -100,9 +100,7 @@ def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024, columns: int 
     return AheadReport(kernel.name, target, found, registers, stack, shared, problems)
 
 
-def _problems(
-    kernel: Kernel, target: Target, found: tuple[str, ...], stack: int, shared: int
-) -> tuple[str, ...]:
+def _problems(kernel: Kernel, target: Target, found: tuple[str, ...], stack: int, shared: int) -> tuple[str, ...]:
     problems = []
     wanted = _instructions(kernel, target)
     if wanted and not any(name.startswith(wanted) for name in found):

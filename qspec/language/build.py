@@ -189,9 +189,7 @@ class Builder:
 
     def kernels(self, tree: Tree) -> s.Names:
         key, back_end, *targets = tree.children
-        return s.Names(
-            self._span(tree), self._word(key), self._word(back_end), tuple(self._word(t) for t in targets)
-        )
+        return s.Names(self._span(tree), self._word(key), self._word(back_end), tuple(self._word(t) for t in targets))
 
     def regime(self, tree: Tree) -> s.Names:
         key, *names = tree.children
@@ -202,8 +200,7 @@ class Builder:
     def selector(self, tree: Any) -> s.SelectorNode:
         terms = tuple(self.build(t) for t in tree.children)
         count = sum(
-            1 if isinstance(t, s.ModuleTerm) else sum(len(g.names) + len(g.indices) for g in t.segments)
-            for t in terms
+            1 if isinstance(t, s.ModuleTerm) else sum(len(g.names) + len(g.indices) for g in t.segments) for t in terms
         )
         if count > MAX_TERMS:
             self._report(

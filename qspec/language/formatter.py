@@ -242,9 +242,7 @@ def _runs(lines: Sequence[Line], together: Callable[[Line, Line], bool]) -> list
 def _aligned(lines: Sequence[Line]) -> list[str]:
     """The cells of each line, padded to common columns; a cell wider than WIDEST does not widen its
     column."""
-    columns = [
-        c for c in range(max(len(line.cells) for line in lines)) if any(_cell(line, c) for line in lines)
-    ]
+    columns = [c for c in range(max(len(line.cells) for line in lines)) if any(_cell(line, c) for line in lines)]
     widths = {c: max((len(_cell(line, c)) for line in lines if _pads(line, c)), default=0) for c in columns}
     return [" ".join(_cell(line, c).ljust(widths[c]) for c in columns).rstrip() for line in lines]
 

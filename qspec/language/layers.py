@@ -73,9 +73,7 @@ def outline_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) 
     sure: dict[tuple[str, Span], Diagnostic] | None = None
     for layers in counts:
         modules = _representatives(spec, family, layers)
-        found = {
-            (d.code, d.span): d for d in problems(spec, modules, layers, sources) if not _needs_names(d, spec)
-        }
+        found = {(d.code, d.span): d for d in problems(spec, modules, layers, sources) if not _needs_names(d, spec)}
         sure = found if sure is None else {key: d for key, d in sure.items() if key in found}
         if not sure:
             return ()
@@ -101,12 +99,7 @@ def _least_layers(spec: Spec) -> int:
 def _representatives(spec: Spec, family: Family, layers: int) -> list[ModuleEntry]:
     """Modules of those blocks at which some selector may change its mind; the others are like one of
     these."""
-    ends = {
-        (i if i >= 0 else i + layers) + step
-        for part in _index_parts(spec)
-        for i in part
-        for step in (-1, 0, 1)
-    }
+    ends = {(i if i >= 0 else i + layers) + step for part in _index_parts(spec) for i in part for step in (-1, 0, 1)}
     blocks = sorted(b for b in ends | {0, layers - 1} if 0 <= b < layers)
     return list(family.outline(blocks))
 

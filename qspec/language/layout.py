@@ -34,9 +34,7 @@ class Layout:
     warnings: tuple[Diagnostic, ...] = ()
 
 
-def matches(
-    selectors: Sequence[Selector], modules: Sequence[ModuleEntry], layers: int
-) -> list[tuple[bool, ...]]:
+def matches(selectors: Sequence[Selector], modules: Sequence[ModuleEntry], layers: int) -> list[tuple[bool, ...]]:
     """For each module, which of the selectors select it."""
     columns = {s: [s.matches(entry, layers) for entry in modules] for s in dict.fromkeys(selectors)}
     return list(zip(*(columns[s] for s in selectors), strict=True)) if selectors else [()] * len(modules)
@@ -47,8 +45,7 @@ def lay_out(rules: Sequence[Rule], modules: Sequence[ModuleEntry], layers: int) 
     rows = matches([rule.selector for rule in rules], modules, layers)
     winners = [max((i for i, hit in enumerate(row) if hit), default=-1) for row in rows]
     counts = tuple(
-        RuleCount(rule, sum(row[i] for row in rows), sum(w == i for w in winners))
-        for i, rule in enumerate(rules)
+        RuleCount(rule, sum(row[i] for row in rows), sum(w == i for w in winners)) for i, rule in enumerate(rules)
     )
     decided = tuple(rules[w] if w >= 0 else None for w in winners)
     return Layout(tuple(modules), decided, counts)

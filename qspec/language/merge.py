@@ -104,9 +104,7 @@ def _check_version(merged: Merged, file: s.File, source: Source) -> None:
         message = f"version {quote(number.text)} of the language is not known"
         merged.report("QS008", message, number.span, f"write `qspec {VERSION}`, or install a newer qspec")
     if nodes[0] is not versions[0] and not merged.partial:
-        merged.report(
-            "QS008", "the version is not the first statement", versions[0].span, "move it to the first line"
-        )
+        merged.report("QS008", "the version is not the first statement", versions[0].span, "move it to the first line")
 
 
 def _extend(merged: Merged, node: s.Extends, source: Source, chain: tuple[Path, ...], one: _One) -> None:
@@ -165,9 +163,7 @@ class _One:
             case s.Version():
                 self.first("version", node.span, "the version")
             case s.Param():
-                if not self.first(
-                    f"param {node.name.name}", node.name.span, f"param {quote(node.name.name)}"
-                ):
+                if not self.first(f"param {node.name.name}", node.name.span, f"param {quote(node.name.name)}"):
                     self.merged.params[node.name.name] = node
             case s.Layers():
                 self.merged.layers.append(node)
@@ -183,9 +179,7 @@ class _One:
     def _add_block(self, block: s.Block) -> None:
         if block.kind == "scheme":
             assert block.name is not None
-            if not self.first(
-                f"scheme {block.name.name}", block.name.span, f"scheme {quote(block.name.name)}"
-            ):
+            if not self.first(f"scheme {block.name.name}", block.name.span, f"scheme {quote(block.name.name)}"):
                 self._settings(block, f"scheme {block.name.name}")
                 self.merged.schemes[block.name.name] = block
             return

@@ -57,12 +57,8 @@ class PassCheck:
         message = f"`{use.name}` needs {_WHY[fact]}"
         if culprit is None:
             makers = [i for i, u in enumerate(self.spec.passes) if fact in u.params.establishes and i > index]
-            hint = (
-                f"move this line below `{self.spec.passes[makers[0]].name}`" if makers else "remove this line"
-            )
-            return Diagnostic(
-                "QS050", message, use.span, hint, edits=self._move(makers[0], index) if makers else ()
-            )
+            hint = f"move this line below `{self.spec.passes[makers[0]].name}`" if makers else "remove this line"
+            return Diagnostic("QS050", message, use.span, hint, edits=self._move(makers[0], index) if makers else ())
         before = self.spec.passes[culprit]
         note = (Note(before.span, f"`{before.name}` comes first and ends that"),)
         sequence = [i for i in range(len(self.spec.passes)) if i != index]
@@ -72,9 +68,7 @@ class PassCheck:
             or index in self._order(sequence)
             or len(self._order(sequence)) >= len(self._order(range(len(self.spec.passes))))
         ):
-            hint = (
-                f"remove one of the two, or give them different layers: after `{before.name}` this cannot run"
-            )
+            hint = f"remove one of the two, or give them different layers: after `{before.name}` this cannot run"
             return Diagnostic("QS050", message, use.span, hint, notes=note)
         hint = f"move this line above `{before.name}`"
         return Diagnostic("QS050", message, use.span, hint, edits=self._move(index, culprit), notes=note)
@@ -99,8 +93,7 @@ class PassCheck:
         lost: dict[Rule, list[str]] = {}
         for m, rule in enumerate(self.layout.decided):
             quantized = any(
-                hit and use.params.quantizes
-                for hit, use in zip(self.touched[m], self.spec.passes, strict=True)
+                hit and use.params.quantizes for hit, use in zip(self.touched[m], self.spec.passes, strict=True)
             )
             if rule is not None and rule.scheme is not None and not quantized:
                 lost.setdefault(rule, []).append(str(self.layout.modules[m].role))

@@ -66,9 +66,7 @@ class Params:
         for name, node in self.declared.items():
             if name not in self.used and node.span.path == self.merged.path:
                 message = f"param {quote(name)} is not used"
-                self.merged.warn(
-                    "QS019", message, node.name.span, f"write `${name}` where it belongs, or remove it"
-                )
+                self.merged.warn("QS019", message, node.name.span, f"write `${name}` where it belongs, or remove it")
 
     def _set(self, name: str, text: str) -> None:
         node = self.declared.get(name)
@@ -78,16 +76,12 @@ class Params:
             known = ", ".join(sorted(self.declared)) or "none"
             hint = f"did you mean `--set {guess}=...`?" if guess else f"params of this recipe: {known}"
             if not self.merged.partial:
-                self.merged.report(
-                    "QS014", f"--set names {quote(name)}, which is no param of the recipe", start, hint
-                )
+                self.merged.report("QS014", f"--set names {quote(name)}, which is no param of the recipe", start, hint)
             return
         value = _read(text, node.value)
         if value is None:
             kind = {"Number": "number", "Text": "string", "Word": "word"}[type(node.value).__name__]
-            message = (
-                f"--set {name}: {quote(text)} is not a {kind}, as the param's default {shown(node.value)} is"
-            )
+            message = f"--set {name}: {quote(text)} is not a {kind}, as the param's default {shown(node.value)} is"
             self._bad(name, message, node.value.span, f"give a {kind}")
             return
         self.values[name] = value

@@ -29,9 +29,7 @@ def decode(data: bytes, path: str) -> tuple[Source, list[Diagnostic]]:
     if len(data) > MAX_BYTES:
         message = f"the file has {len(data)} bytes; a recipe has at most {MAX_BYTES}"
         return nothing, [
-            Diagnostic(
-                "QS002", message, Span(0, 0, path), "check that this is a recipe; split it with `extends`"
-            )
+            Diagnostic("QS002", message, Span(0, 0, path), "check that this is a recipe; split it with `extends`")
         ]
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -39,16 +37,12 @@ def decode(data: bytes, path: str) -> tuple[Source, list[Diagnostic]]:
         message = f"the file is not UTF-8 text (byte {error.start})"
         at = len(data[: error.start].decode("utf-8-sig"))
         shown = Source(path, data.decode("utf-8-sig", errors="replace"))
-        return shown, [
-            Diagnostic("QS001", message, Span(at, at + 1, path), "save it as UTF-8; a recipe is plain text")
-        ]
+        return shown, [Diagnostic("QS001", message, Span(at, at + 1, path), "save it as UTF-8; a recipe is plain text")]
     for offset, char in enumerate(text):
         if (char < " " and char not in "\n\t") or char == "\x7f" or char in _DECEITFUL:
             message = f"the file holds the control character U+{ord(char):04X}"
             span = Span(offset, offset + 1, path)
-            return Source(path, text), [
-                Diagnostic("QS001", message, span, "remove it; a recipe is plain text")
-            ]
+            return Source(path, text), [Diagnostic("QS001", message, span, "remove it; a recipe is plain text")]
     return Source(path, text), []
 
 
@@ -69,9 +63,7 @@ def parse_selector(text: str) -> SelectorNode:
     try:
         tree = run(grammar.tables(), text, "selector")
     except Mismatch as error:
-        raise ValueError(
-            f"{quote(text)} is not a selector: {describe(error, text, 'selector').message}"
-        ) from None
+        raise ValueError(f"{quote(text)} is not a selector: {describe(error, text, 'selector').message}") from None
     return Builder("", 0).selector(tree)
 
 
@@ -134,9 +126,7 @@ class _Parser:
             self._parse(f"{kind}_head", piece, None)
             if not piece.broken and not self._reported_in(piece):
                 span = Span(piece.end - 1, piece.end, self.path)
-                self._report(
-                    "QS005", f"`{kind}` needs a block", span, "open it with `{` at the end of this line"
-                )
+                self._report("QS005", f"`{kind}` needs a block", span, "open it with `{` at the end of this line")
             return []
         if kind in ("calibrate", "evaluate", "emit"):
             self._parse(f"{kind}_head", piece.head, None)

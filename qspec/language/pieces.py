@@ -307,6 +307,4 @@ class _Cutter:
         span = Span(block.open, block.open + 1, self.source.path)
         name = _WORD.match(block.word)
         of = f" of `{name[0]}`" if name else ""
-        self.problems.append(
-            Diagnostic("QS004", f"this `{{`{of} is never closed", span, "add `}` after its last line")
-        )
+        self.problems.append(Diagnostic("QS004", f"this `{{`{of} is never closed", span, "add `}` after its last line"))

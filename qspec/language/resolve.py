@@ -99,9 +99,7 @@ class Resolver:
             self._refuse(code, what, node, plain, refusal)
             return None
 
-    def _refuse(
-        self, code: str, what: str, node: s.Node, plain: convert.Plain, refusal: convert.Refusal
-    ) -> None:
+    def _refuse(self, code: str, what: str, node: s.Node, plain: convert.Plain, refusal: convert.Refusal) -> None:
         edits = (Edit(node.span, refusal.guess),) if refusal.guess else ()
         message = f"{what}: {convert.shown(plain)} {refusal.why}"
         self.report(code, message, node.span, refusal.hint, edits, self.params.notes(node))
@@ -139,9 +137,7 @@ class Resolver:
     def _recipe(self) -> tuple[str, ModelRef]:
         nodes = self.merged.settings.get("recipe", {})
         if "recipe" not in self.merged.blocks:
-            self._missing(
-                "the recipe has no block `recipe`", 'add `recipe NAME { family llada  model "..." }`'
-            )
+            self._missing("the recipe has no block `recipe`", 'add `recipe NAME { family llada  model "..." }`')
         else:
             for key, example in (("family", "family llada"), ("model", 'model "GSAI-ML/LLaDA-8B-Instruct"')):
                 if key not in nodes:
@@ -160,9 +156,7 @@ class Resolver:
             self._unknown("QS020", "family", node.value, self.families)
         return name
 
-    def _unknown(
-        self, code: str, kind: str, word: s.Word | s.Text, known: Any, plural: str | None = None
-    ) -> None:
+    def _unknown(self, code: str, kind: str, word: s.Word | s.Text, known: Any, plural: str | None = None) -> None:
         """There is no such thing; did you mean another?"""
         name = word.name if isinstance(word, s.Word) else word.value
         guess = closest(name, known, digits=kind != "target")
@@ -212,9 +206,7 @@ class Resolver:
         if node.kind == "none":
             return MaskDistribution("none", 0.0, 0.0)
         keys = ("low", "high") if node.kind == "uniform" else ("low",)
-        values = [
-            self._field(MaskDistribution, k, n, "`mask`") for k, n in zip(keys, node.numbers, strict=True)
-        ]
+        values = [self._field(MaskDistribution, k, n, "`mask`") for k, n in zip(keys, node.numbers, strict=True)]
         if None in values:
             return MaskDistribution()
         low, high = values[0], values[-1]
@@ -228,9 +220,7 @@ class Resolver:
         nelbo = []
         for node in self.merged.nelbo.values():
             samples = (
-                self._field(NelboRequest, "samples", node.samples, "`samples` of `nelbo`")
-                if node.samples
-                else None
+                self._field(NelboRequest, "samples", node.samples, "`samples` of `nelbo`") if node.samples else None
             )
             text = self._text(node.source)
             nelbo.append(NelboRequest(text, samples) if samples is not None else NelboRequest(text))
@@ -258,9 +248,7 @@ class Resolver:
             count = task.length // task.block
             message = f"{task.steps} steps cannot be shared evenly by {count} blocks"
             span = nodes["steps"].span if "steps" in nodes else head
-            self.report(
-                "QS018", message, span, f"choose `steps` as a multiple of {count} (`length` / `block`)"
-            )
+            self.report("QS018", message, span, f"choose `steps` as a multiple of {count} (`length` / `block`)")
 
     def _emit(self) -> Emit:
         nodes = self.merged.settings.get("emit", {})
@@ -334,9 +322,7 @@ class Resolver:
         for argument in node.arguments:
             name = argument.name.name
             if name not in known:
-                self._unknown(
-                    "QS024", f"parameter of `{node.name.name}` called", argument.name, known, "parameters"
-                )
+                self._unknown("QS024", f"parameter of `{node.name.name}` called", argument.name, known, "parameters")
                 continue
             if name in spans:
                 self._twice(f"parameter {quote(name)}", argument.name.span, spans[name])
@@ -368,6 +354,4 @@ class Resolver:
             if name not in used and block.name is not None:
                 hint = f"add `layers SELECTOR use {name}`, or remove the scheme"
                 if block.span.path == self.merged.path:
-                    self.merged.warn(
-                        "QS044", f"scheme {quote(name)} is not used by any rule", block.name.span, hint
-                    )
+                    self.merged.warn("QS044", f"scheme {quote(name)} is not used by any rule", block.name.span, hint)

@@ -43,9 +43,7 @@ class SchemeReader:
         if "weights" not in operands:
             if not self.merged.partial:
                 hint = "add a line such as `weights int4 per channel symmetric`"
-                self.merged.report(
-                    "QS012", f"scheme {quote(name)} does not say its `weights`", block.head, hint
-                )
+                self.merged.report("QS012", f"scheme {quote(name)} does not say its `weights`", block.head, hint)
             return None
         before = len(self.merged.problems)
         formats = {key: self._operand(key, node) for key, node in operands.items()}
@@ -154,9 +152,7 @@ class SchemeReader:
                 "block": "blocks are tiles of a weight matrix",
             }[node.kind]
             hint = f"write per {listed(allowed).replace('`', '')}"
-            self.merged.report(
-                "QS040", f"`{key}` cannot be quantized per {node.kind}: {why}", node.span, hint
-            )
+            self.merged.report("QS040", f"`{key}` cannot be quantized per {node.kind}: {why}", node.span, hint)
             return None
         return Granularity(node.kind, node.columns if node.kind == "block" else size, node.rows)
 
@@ -168,9 +164,7 @@ class SchemeReader:
         if number.kind == "uint" and symmetric:
             self._flip(written, "asymmetric", f"`{number}` has no negative codes, so it cannot be symmetric")
         if number.kind == "float" and not symmetric:
-            self._flip(
-                written, "symmetric", f"`{number}` has a sign and no zero point, so it cannot be asymmetric"
-            )
+            self._flip(written, "symmetric", f"`{number}` has a sign and no zero point, so it cannot be asymmetric")
         return symmetric
 
     def _flip(self, word: s.Word, other: str, message: str) -> None:

@@ -71,9 +71,7 @@ def path_matches(term: RoleTerm, path: Path, layers: int) -> bool:
     steps = term.segments
     if len(path) < len(steps) or (len(path) > len(steps) and steps[-1].names):
         return False
-    return all(
-        step_matches(step, name, index, layers) for step, (name, index) in zip(steps, path, strict=False)
-    )
+    return all(step_matches(step, name, index, layers) for step, (name, index) in zip(steps, path, strict=False))
 
 
 def step_matches(step: Segment, name: str, index: int | None, layers: int) -> bool:

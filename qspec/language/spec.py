@@ -42,9 +42,7 @@ class Pass:
     establishes: ClassVar[frozenset[Fact]] = frozenset()
     clears: ClassVar[frozenset[Fact]] = frozenset()
     quantizes: ClassVar[bool] = False  # turns weights into codes
-    transform: ClassVar[Literal["none", "rotate", "rotate_permute_rotate"]] = (
-        "none"  # left online on the input
-    )
+    transform: ClassVar[Literal["none", "rotate", "rotate_permute_rotate"]] = "none"  # left online on the input
 
     def rewrite(self, block: Any, uses: Any) -> None:
         """Rewrites the selected linears of one block; see `qspec.passes.base.Block`."""

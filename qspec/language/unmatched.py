@@ -55,17 +55,13 @@ def _matches_nothing(term: Term, modules: Sequence[ModuleEntry], layers: int) ->
         word = segment.names[0] if segment.names else None
         if word and word.name in ("norm", "final_norm"):
             hint = "norms stay as they are; select linears, the embedding or the head"
-            return Diagnostic(
-                "QS031", f"{quote(str(term))} is a norm, which is not quantized", term.span, hint
-            )
+            return Diagnostic("QS031", f"{quote(str(term))} is a norm, which is not quantized", term.span, hint)
     wrong = _wrong_word(term, known)
     if wrong:
         word, guess = wrong
         what = f"{message}: there is no {quote(word.name)}"
         if guess:
-            return Diagnostic(
-                "QS030", what, word.span, f"did you mean `{guess}`?", edits=(Edit(word.span, guess),)
-            )
+            return Diagnostic("QS030", what, word.span, f"did you mean `{guess}`?", edits=(Edit(word.span, guess),))
         return Diagnostic("QS030", what, word.span, f"roles are {_roles(modules)}")
     better = _longer(term, modules, layers)
     if better:

@@ -100,22 +100,16 @@ class Checkpoint:
         except torch.OutOfMemoryError as error:
             size = sum(t.bytes for t in self.tensors.values()) / 2**30
             what = f"the model ({size:.1f} GiB as stored) does not fit the memory of {device}"
-            raise MachineError(
-                what, where=str(self.folder), hint="free memory or use another device"
-            ) from error
+            raise MachineError(what, where=str(self.folder), hint="free memory or use another device") from error
         return decoder.eval().requires_grad_(False)
 
 
-def load_decoder(
-    folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> Decoder:
+def load_decoder(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:
     """The unquantized model of a checkpoint folder, ready to run; dtype None keeps the stored one."""
     return Checkpoint.open(folder).load(device, dtype)
 
 
-def check_layout(
-    folder: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]
-) -> None:
+def check_layout(folder: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]) -> None:
     """Stored names, shapes and dtypes against the layout. Errors: InputError naming file and tensor."""
     missing = [name for name in expected if name not in found]
     if missing:
@@ -125,9 +119,7 @@ def check_layout(
     unexpected = [name for name in found if name not in expected]
     if unexpected:
         first = found[unexpected[0]]
-        what = (
-            f"{first.file.name} holds tensor {first.name}, which the model does not have{_others(unexpected)}"
-        )
+        what = f"{first.file.name} holds tensor {first.name}, which the model does not have{_others(unexpected)}"
         raise InputError(what, where=first.where, hint="config.json and weights are of different models")
     for name, shape in expected.items():
         tensor = found[name]
@@ -136,9 +128,7 @@ def check_layout(
             hint = "config.json and weights are of different models"
             raise InputError(what, where=tensor.where, hint=hint)
         if tensor.dtype not in DTYPES:
-            what = (
-                f"{tensor.file.name}: tensor {name} is stored as {tensor.dtype}, not as F16, BF16, F32 or F64"
-            )
+            what = f"{tensor.file.name}: tensor {name} is stored as {tensor.dtype}, not as F16, BF16, F32 or F64"
             raise InputError(what, where=tensor.where, hint="use the unquantized checkpoint")
 
 

@@ -173,9 +173,7 @@ class Decoder(nn.Module):
             return functional.linear(x, cast(Tensor, self.embedding.weight))
         return cast(Tensor, head(x))
 
-    def context(
-        self, ids_or_shape: Tensor | Sequence[int], attention_mask: Tensor | None = None
-    ) -> AttentionContext:
+    def context(self, ids_or_shape: Tensor | Sequence[int], attention_mask: Tensor | None = None) -> AttentionContext:
         """Rotary tables and padding mask for ids [b, t], or for a shape (b, t) on the model's device.
 
         attention_mask: [b, t], nonzero = real. Positions count real tokens only, so that a padded row

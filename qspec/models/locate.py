@@ -33,9 +33,7 @@ def checkpoint_locate(
             hint="give the folder that holds config.json and *.safetensors",
         )
     if revision is not None and not REVISION.fullmatch(revision):
-        raise InputError(
-            f"{revision!r} is not a revision", where=id_or_path, hint="give a branch, tag or commit"
-        )
+        raise InputError(f"{revision!r} is not a revision", where=id_or_path, hint="give a branch, tag or commit")
     if download:
         return _download(id_or_path, revision)
     return _cached(id_or_path, revision, weights)

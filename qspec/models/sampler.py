@@ -233,9 +233,7 @@ def _commit(
     Returns their places in the block, and (tokens, confidence) there, each [b, count].
     """
     if not bool(logits.isfinite().all()):
-        raise NumericsError(
-            "the model's logits are NaN or Inf", hint="look for broken scales in the artifact"
-        )
+        raise NumericsError("the model's logits are NaN or Inf", hint="look for broken scales in the artifact")
     predicted = _choose(logits, settings.temperature, generator)
     confidence = _confidence(logits, predicted, settings.remasking, generator)
     confidence = confidence.masked_fill(block != mask, -torch.inf)
@@ -253,9 +251,7 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> T
     return (logits.double() - temperature * (-noise.log()).log()).argmax(-1)
 
 
-def _confidence(
-    logits: Tensor, predicted: Tensor, remasking: Remasking, generator: torch.Generator
-) -> Tensor:
+def _confidence(logits: Tensor, predicted: Tensor, remasking: Remasking, generator: torch.Generator) -> Tensor:
     """float32 [b, B]: the predicted token's probability, or a random number."""
     if remasking == "random":
         return torch.rand(predicted.shape, generator=generator).to(logits.device)

@@ -151,9 +151,7 @@ def _span(path: Path, name: str, entry: Any, data: int) -> tuple[int, int]:
     """Start and end of a tensor's data, both inside the file and as long as its shape and dtype say."""
     where = f"{path}: {_short(name)}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise InputError(
-            f"{path.name}: tensor {_short(name)} lacks dtype, shape or data_offsets", where=where
-        )
+        raise InputError(f"{path.name}: tensor {_short(name)} lacks dtype, shape or data_offsets", where=where)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
         raise InputError(f"{path.name}: tensor {_short(name)} has unknown dtype {_short(dtype)}", where=where)

@@ -1,0 +1,88 @@
+"""Every command in the documents runs, and prints what they show."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.models.layout import LLADA_8B
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+
+
+def transcripts() -> list[tuple[str, str]]:
+    """(command, what it prints) of every console block of the README."""
+    blocks = re.findall(r"```console\n\$ (.*?)\n(.*?)```", README, flags=re.DOTALL)
+    return [(command, output) for command, output in blocks]
+
+
+def run(command: str, folder: Path) -> str:
+    words = shlex.split(command)
+    assert words[0] == "qspec"
+    done = subprocess.run([sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the README's commands run: the recipes, LLaDA-8B's config.json, and the recipe with mistakes."""
+    import json
+    import shutil
+
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (tmp_path / "LLaDA-8B-Instruct").mkdir()
+    (tmp_path / "LLaDA-8B-Instruct" / "config.json").write_text(json.dumps(LLADA_8B))
+    (tmp_path / "mistakes.qs").write_text((ROOT / "tests" / "errors" / "readme.qs").read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize(("command", "shown"), [t for t in transcripts() if "compile" not in t[0]])
+def test_transcripts(command: str, shown: str, folder: Path) -> None:
+    assert run(command, folder).strip() == shown.strip()
+
+
+def test_there_are_transcripts() -> None:
+    assert [shlex.split(c)[1] for c, _ in transcripts()] == ["compile", "check", "plan", "why"]
+
+
+def test_the_two_commands_come_first() -> None:
+    blocks = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+    assert [kind for kind, _ in blocks[:2]] == ["sh", "sh"]
+    assert blocks[0][1].strip().endswith("qspec compile recipes/llada_w4a4.qs")
+    assert blocks[1][1].strip().endswith("-m pytest")
+    assert all("\n" not in text.strip() for _, text in blocks[:2])
+
+
+def test_the_recipe_shown_is_the_recipe() -> None:
+    assert (ROOT / "recipes" / "llada_w4a4.qs").read_text().strip() in README
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_that_are_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    links = re.findall(r"\]\(([\w./-]+)\)", text)
+    paths = re.findall(r"`((?:qspec|grammar|codegen|recipes|tests|examples)/[\w./-]+)`", text)
+    missing = [p for p in (*links, *paths) if not (ROOT / p.rstrip("/")).exists()]
+    assert not missing
+
+
+def test_architecture_is_short() -> None:
+    assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) < 150
+
+
+def test_python_example_parses_and_names_the_api() -> None:
+    import qspec
+
+    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert code is not None
+    compile(code[1], "README.md", "exec")
+    used = set(re.findall(r"qspec\.(\w+)\(", code[1]))
+    assert used <= set(qspec.__all__)
