@@ -270,6 +270,10 @@ class Workspace:
             return None
         return dict(record)
 
+    def shards(self) -> int:
+        """How many shards are whole."""
+        return len(self._progress["shards"])
+
     def write_shard(self, shard: str, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
         """Writes a safetensors file and then records it."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

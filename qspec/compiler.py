@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecor
 from qspec.calibrate.tokens import CalibrationTokens, calibration_tokens
 from qspec.card import model_card
 from qspec.data import DataSources
-from qspec.errors import InputError
+from qspec.errors import InputError, MachineError
 from qspec.kernels import generate
 from qspec.language import load_recipe
 from qspec.language.spec import Spec
@@ -72,7 +73,7 @@ def compile(  # the public name: qspec.compile
     if locked:
         Lock.read(lock_path(inputs.recipe)).require(inputs.lock, lock_path(inputs.recipe))
     workspace = Workspace(Path(out) if out else Path("build") / inputs.spec.name, inputs.lock.digest)
-    try:
+    with _kept(workspace, progress):
         with progress.phase("quantize"):
             records = quantize_blocks(
                 inputs.plan, inputs.checkpoint, inputs.tokens.ids, workspace, inputs.device, progress
@@ -84,6 +85,22 @@ def compile(  # the public name: qspec.compile
             baseline = str(inputs.origin.folder)
             report = make_report(workspace.folder, baseline, inputs.device.type, inputs.recipe.parent, progress)
         return Artifact(workspace.publish(), manifest, inputs.plan, report)
+
+
+@contextmanager
+def _kept(workspace: Workspace, progress: Progress) -> Iterator[None]:
+    """Around the long work: whatever ends it, the user hears what was kept and how to go on."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MachineError(
+            "out of memory",
+            where=f"{workspace.shards()} finished shards are kept in {workspace.folder}",
+            hint="free memory, or lower `samples` or `length` in the calibrate block; then run the same command again",
+        ) from error
+    except KeyboardInterrupt:
+        progress.note(f"{workspace.shards()} finished shards are kept in {workspace.folder}; the same command goes on")
+        raise
     finally:
         workspace.close()
 

@@ -1,4 +1,4 @@
-"""The artifact's manifest and workspace: tampering is named, an interrupted run goes on, nothing half-made is published."""
+"""Manifest and workspace: tampering is named, an interrupted run goes on, nothing half-made is published."""
 
 from __future__ import annotations
 

@@ -78,9 +78,7 @@ def test_no_kernel_says_why(scheme: Scheme, reason: str) -> None:
     assert "int4 and int8" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize(
-    ("transform", "block"), [("hadamard", 128), ("rotate", 96), ("rotate", 0), ("none", 64)]
-)
+@pytest.mark.parametrize(("transform", "block"), [("hadamard", 128), ("rotate", 96), ("rotate", 0), ("none", 64)])
 def test_no_kernel_for_a_transform(transform: str, block: int) -> None:
     with pytest.raises(NoKernel):
         kernels_for(Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN)), transform, block)
@@ -120,9 +118,7 @@ def test_names_are_unique() -> None:
     assert len(clips) == 4
 
 
-@pytest.mark.parametrize(
-    ("columns", "block"), [(128, 128), (4096, 128), (192, 64), (96, 32), (32, 32), (18944, 128)]
-)
+@pytest.mark.parametrize(("columns", "block"), [(128, 128), (4096, 128), (192, 64), (96, 32), (32, 32), (18944, 128)])
 def test_pack_block(columns: int, block: int) -> None:
     assert pack_block(columns) == block
 

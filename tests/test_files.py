@@ -34,7 +34,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["b.txt"]
 
 
-@pytest.mark.parametrize(("code", "kind"), [(errno.EACCES, InputError), (errno.EROFS, InputError), (errno.EIO, MachineError)])
+@pytest.mark.parametrize(
+    ("code", "kind"), [(errno.EACCES, InputError), (errno.EROFS, InputError), (errno.EIO, MachineError)]
+)
 def test_refusals_name_the_path(tmp_path: Path, code: int, kind: type[Exception]) -> None:
     def fail(_: Path) -> None:
         raise OSError(code, "refused")

@@ -20,7 +20,9 @@ class Letters:
         return [ord(c) for c in text]
 
 
-def draw(mask: MaskDistribution, samples: int = 64, seed: int = 0, length: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(
+    mask: MaskDistribution, samples: int = 64, seed: int = 0, length: int = 50
+) -> tuple[torch.Tensor, torch.Tensor]:
     wanted = Calibration(samples=samples, mask=mask, seed=seed)
     tokens = calibration_tokens(["abcdefghij" * 20, "klmnopqrst" * 20], Letters(), wanted, length, MASK)
     return tokens.ids, tokens.ratio

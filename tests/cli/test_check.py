@@ -128,9 +128,7 @@ def python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "command", [["check"], ["fmt", "--check"], ["show", "--resolved"], ["show", "--json"]]
-)
+@pytest.mark.parametrize("command", [["check"], ["fmt", "--check"], ["show", "--resolved"], ["show", "--json"]])
 def test_nothing_heavy_is_imported(command: list[str]) -> None:
     code = (
         f"import sys; from qspec.cli import main; assert main({[*command, str(MAIN_RECIPE)]!r}) == 0\n"

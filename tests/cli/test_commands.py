@@ -77,9 +77,7 @@ def test_errors_become_exit_codes(
 
 def test_a_closed_pipe_is_quiet() -> None:
     code = "import sys; from qspec.cli import main; sys.exit(main(['explain']))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None

@@ -1,7 +1,7 @@
 """Every shipped recipe, compiled and measured on the bundled stand-in.
 
-The quick suite draws fewer calibration samples and asks fewer items; `-m slow` runs the recipes to the letter, and is the
-acceptance test: what they keep of the unquantized accuracy, through the packed artifact.
+The quick suite draws fewer calibration samples and asks fewer items; `-m slow` runs the recipes to the letter, and is
+the acceptance test: what they keep of the unquantized accuracy, through the packed artifact.
 """
 
 from __future__ import annotations

@@ -105,9 +105,7 @@ def multiplied_on_gpu(library: KernelLibrary, packed: PackedLinear, prepared: Pr
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("fmt", INTEGER, ids=str)
-def test_integer_products_are_the_references_bits(
-    fmt: Format, shape: tuple[int, int], library: KernelLibrary
-) -> None:
+def test_integer_products_are_the_references_bits(fmt: Format, shape: tuple[int, int], library: KernelLibrary) -> None:
     channels, columns = shape
     packed = random_linear(fmt, channels, columns, seed=channels, device="cuda")
     weight = ReferenceWeight.of(moved(packed, "cpu"))
@@ -158,9 +156,7 @@ def test_the_largest_sums_are_exact(symmetric: bool, library: KernelLibrary) -> 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("fmt", WEIGHT_ONLY, ids=str)
-def test_weight_only_products_are_near_float64(
-    fmt: Format, shape: tuple[int, int], library: KernelLibrary
-) -> None:
+def test_weight_only_products_are_near_float64(fmt: Format, shape: tuple[int, int], library: KernelLibrary) -> None:
     channels, columns = shape
     packed = random_linear(fmt, channels, columns, seed=channels, device="cuda")
     zeros = packed.unpacked_zeros()
@@ -195,9 +191,7 @@ def test_row_kernels_without_transform_are_the_references_bits(
 
 @pytest.mark.parametrize("columns", [4096, 12288])
 @pytest.mark.parametrize("row", ROTATED_ROWS, ids=lambda row: row.name)
-def test_row_kernels_with_transform_are_near_float64(
-    row: RowKernel, columns: int, library: KernelLibrary
-) -> None:
+def test_row_kernels_with_transform_are_near_float64(row: RowKernel, columns: int, library: KernelLibrary) -> None:
     transform = random_transform(row.transform, row.rotation_block, columns, seed=columns)
     assert transform is not None
     for tokens in TOKENS:
@@ -224,12 +218,8 @@ def expected_transform(transform: InputTransform, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["rotate", "rotate_permute_rotate"])
-@pytest.mark.parametrize(
-    ("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)]
-)
-def test_transforms_alone_are_near_float64(
-    kind: str, dtype: torch.dtype, limit: float, library: KernelLibrary
-) -> None:
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)])
+def test_transforms_alone_are_near_float64(kind: str, dtype: torch.dtype, limit: float, library: KernelLibrary) -> None:
     transform = random_transform(kind, 128, 4096, seed=3)
     assert transform is not None
     x = random_input(123, 4096, 3, dtype, device="cuda")

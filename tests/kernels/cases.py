@@ -98,9 +98,7 @@ def random_linear(
     return PackedLinear.from_quantized(quantized, b, transform, fmt.scheme())
 
 
-def random_input(
-    rows: int, columns: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> Tensor:
+def random_input(rows: int, columns: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
     """Rows of very different sizes, a row of zeros, channels with outliers; float16 stays in range."""
     generator = torch.Generator(device).manual_seed(seed + 1000)
     x = torch.randn(rows, columns, generator=generator, device=device) - 0.2

@@ -114,9 +114,7 @@ def test_row_kernel_without_transform_equals_the_reference(row: RowKernel, dtype
             assert torch.equal(found.zero, expected.zero)
 
 
-@pytest.mark.parametrize(
-    "row", row_kernels("rotate") + row_kernels("rotate_permute_rotate"), ids=lambda row: row.name
-)
+@pytest.mark.parametrize("row", row_kernels("rotate") + row_kernels("rotate_permute_rotate"), ids=lambda row: row.name)
 def test_row_kernel_with_transform_is_near_float64(row: RowKernel) -> None:
     unit = max(row.group or 0, row.rotation_block)
     for tokens, columns in ((1, unit), (5, unit * 3), (17, unit * 5)):
@@ -134,9 +132,7 @@ def test_row_kernel_with_transform_is_near_float64(row: RowKernel) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rotate", "rotate_permute_rotate"])
-@pytest.mark.parametrize(
-    ("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)]
-)
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)])
 def test_transform_alone_is_near_float64(kind: str, dtype: torch.dtype, limit: float) -> None:
     row = RowKernel(kind, 32, 16, None, True, 1.0)
     transform = random_transform(kind, 32, 96, seed=3)

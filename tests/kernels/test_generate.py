@@ -52,9 +52,7 @@ def every_kernel() -> list[Kernel]:
     blocks = [("none", 0), *product(("rotate", "rotate_permute_rotate"), ROTATION_BLOCKS)]
     rows = [
         RowKernel(kind, block, bits, group, symmetric, clip)
-        for (kind, block), bits, group, symmetric, clip in product(
-            blocks, (4, 8), groups, (True, False), (1.0, 0.9)
-        )
+        for (kind, block), bits, group, symmetric, clip in product(blocks, (4, 8), groups, (True, False), (1.0, 0.9))
     ]
     transforms = [RowKernel(kind, block, 16, None, True, 1.0) for kind, block in blocks if block]
     return [*gemms, *floats, *rows, *transforms]
@@ -129,9 +127,7 @@ def test_a_missing_file_is_an_error_not_a_fallback(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / file_name(SHOWN[0]))
 
 
-def test_a_library_without_folder_renders_into_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_without_folder_renders_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library = KernelLibrary()
     module = library.module(SHOWN[0])

@@ -136,9 +136,7 @@ def test_a_tensor_that_cannot_be_right_is_named(fault: str) -> None:
     assert caught.value.where == f"blocks[0].mlp.up.{suffix}"
 
 
-@pytest.mark.parametrize(
-    "suffix", ["codes", "scale", "zero", "bias", "transform.rotation0", "transform.permutation"]
-)
+@pytest.mark.parametrize("suffix", ["codes", "scale", "zero", "bias", "transform.rotation0", "transform.permutation"])
 def test_a_missing_tensor_is_named(suffix: str) -> None:
     transform = random_transform("rotate_permute_rotate", 32, 64, seed=0)
     packed = random_linear(Format(w_symmetric=False), 6, 64, seed=0, transform=transform)

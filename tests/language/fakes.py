@@ -61,9 +61,7 @@ RULES = "\nlayers blocks[*].* use w8a8\n"
 APPLY = "\napply rtn() on blocks[*].*\n"
 
 
-def recipe(
-    more: str = "", *, head: str = HEAD, scheme: str = SCHEME, rules: str = RULES, apply: str = APPLY
-) -> str:
+def recipe(more: str = "", *, head: str = HEAD, scheme: str = SCHEME, rules: str = RULES, apply: str = APPLY) -> str:
     """A small good recipe, with parts replaced."""
     return head + scheme + rules + apply + more
 

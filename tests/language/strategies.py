@@ -96,9 +96,7 @@ SETTINGS = {
         MASKS,
     ),
     "scheme": OPERANDS,
-    "task": st.builds(
-        lambda k, v: s.Setting(AT, k, v), _key("shots", "length", "steps", "block", "limit"), COUNTS
-    ),
+    "task": st.builds(lambda k, v: s.Setting(AT, k, v), _key("shots", "length", "steps", "block", "limit"), COUNTS),
     "emit": st.one_of(
         st.builds(
             lambda k, b, n: s.Names(AT, k, b, tuple(n)),
@@ -117,9 +115,7 @@ COMMENT = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cf", "Zl", "Zp", "Zs"]), max_size=10
 ).map(lambda t: f"# {t}".rstrip())
 COMMENTS = st.builds(
-    lambda before, after, blank: s.Comments(
-        tuple(t for t, _ in before), after, blank, tuple(g for _, g in before)
-    ),
+    lambda before, after, blank: s.Comments(tuple(t for t, _ in before), after, blank, tuple(g for _, g in before)),
     st.lists(st.tuples(COMMENT, st.booleans()), max_size=2),
     st.none() | COMMENT,
     st.booleans(),
@@ -154,10 +150,7 @@ STATEMENTS = st.one_of(
     ),
     st.builds(lambda x, w: s.Layers(AT, x, w), SELECTORS, st.none() | WORDS),
     st.builds(lambda n, a, x: s.Apply(AT, n, a, x), WORDS, ARGUMENTS, SELECTORS),
-    *(
-        _block(kind, kind in ("recipe", "scheme"))
-        for kind in ("recipe", "calibrate", "scheme", "evaluate", "emit")
-    ),
+    *(_block(kind, kind in ("recipe", "scheme")) for kind in ("recipe", "calibrate", "scheme", "evaluate", "emit")),
 )
 FILES = st.builds(
     lambda items, closing: s.File("r.qs", tuple(items), (), closing),

@@ -66,9 +66,7 @@ def test_there_are_many_and_none_is_left_over() -> None:
 def test_every_code_has_an_explanation_and_a_golden() -> None:
     shown = set()
     for golden in FOLDER.glob("*.txt"):
-        shown |= set(
-            re.findall(r"^(?:error|warning)\[(QS\d{3})\]", golden.read_text(encoding="utf-8"), re.MULTILINE)
-        )
+        shown |= set(re.findall(r"^(?:error|warning)\[(QS\d{3})\]", golden.read_text(encoding="utf-8"), re.MULTILINE))
     used = set()
     for source in (ROOT / "qspec").rglob("*.py"):
         used |= set(re.findall(r'"(QS\d{3})"', source.read_text(encoding="utf-8")))

@@ -59,9 +59,7 @@ def loosened(text: str, rng: random.Random) -> str:
         code, hash_, comment = line.partition("#")
         quoted = '"' in code
         if not quoted:
-            code = code.replace("(", rng.choice(["(", "( ", "(\n   "])).replace(
-                ", ", rng.choice([",", ", ", ",\n "])
-            )
+            code = code.replace("(", rng.choice(["(", "( ", "(\n   "])).replace(", ", rng.choice([",", ", ", ",\n "]))
             code = code.replace("  ", rng.choice([" ", "   ", "\t"]))
         lines.append(" " * rng.randrange(4) + code + hash_ + comment)
         lines += [""] * rng.randrange(3) + (["   # added"] if rng.random() < 0.1 else [])
@@ -90,7 +88,8 @@ def test_recipes_are_canonical_and_fit_the_whole_grammar(path) -> None:  # type:
 def test_whole_layout() -> None:
     loose = (
         "qspec   1\n# about\nrecipe  r{family llada model \"m\" # the model\n}\n"
-        "scheme w8a8 { # opening\nweights int8 per channel symmetric clip mse\nactivations int($b) per token clip 0.9 # a\n"
+        "scheme w8a8 { # opening\nweights int8 per channel symmetric clip mse\n"
+        "activations int($b) per token clip 0.9 # a\n"
         "# before the brace\n}# after\n"
         "layers blocks[ * ] . { q , k }, head  keep # one\nlayers blocks[0,4 .. 7,-1].* use w8a8 # two\n\n\n"
         "apply rtn on blocks[*].*\napply smooth(\n  alpha=0.5, # strength\n) on blocks[*].*\n"

@@ -20,7 +20,8 @@ LINES = {
     "param": ["param x = 1", 'param in = "s" in 1..2', "param a = b in 1.5..2", "param x 1"],
     "layers": ["layers head keep", "layers blocks[*].{a,b}.*, module(\"x\"), * use keep", "layers use use use",
                "layers blocks[0, 4..7, -3..-1].mlp keep", "layers head", "layers x[1 keep"],
-    "apply": ["apply rtn on head", "apply a() on b", "apply a(b = 1, c = $d, on = on,) on b", "apply a(b) on c", "apply ?"],
+    "apply": ["apply rtn on head", "apply a() on b", "apply a(b = 1, c = $d, on = on,) on b",
+              "apply a(b) on c", "apply ?"],
     "scheme_body": ["weights int4 per channel symmetric clip mse activations none", "weights $f per group $g clip 0.9",
                     "weights int(4) per block 128x128 asymmetric", "weights int4 per tensor clip none weights none",
                     "weights symmetric per token symmetric"],
@@ -82,9 +83,7 @@ def test_trees_and_errors_are_larks() -> None:
             good += compare(lark, text, start)
             for _ in range(30):
                 words = text.split(" ")
-                words[rng.randrange(len(words))] = rng.choice(
-                    ["keep", "$x", "x", "1..2", "mse", ",", '"', "(", ""]
-                )
+                words[rng.randrange(len(words))] = rng.choice(["keep", "$x", "x", "1..2", "mse", ",", '"', "(", ""])
                 bad += not compare(lark, " ".join(words), start)
     assert good >= 25
     assert bad >= 300
@@ -94,10 +93,7 @@ def test_a_cached_table_is_what_lark_gives() -> None:
     built = grammar.compiled(grammar.lark_parser(grammar.STARTS))
     recipes = (ROOT / "recipes").glob("*.qs")
     layers = [
-        line
-        for p in recipes
-        for line in p.read_text().split("\n")
-        if line.startswith("layers") and "#" not in line
+        line for p in recipes for line in p.read_text().split("\n") if line.startswith("layers") and "#" not in line
     ]
     assert len(layers) > 5
     for line in layers:

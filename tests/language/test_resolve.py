@@ -38,9 +38,7 @@ def test_defaults() -> None:
         "llada",
         ModelRef("GSAI-ML/LLaDA-8B-Instruct", "main"),
     )
-    assert spec.calibrate == Calibration(
-        NamedText("wikitext2"), 128, 2048, MaskDistribution("uniform", 0.0, 1.0), 0
-    )
+    assert spec.calibrate == Calibration(NamedText("wikitext2"), 128, 2048, MaskDistribution("uniform", 0.0, 1.0), 0)
     assert spec.evaluate == Evaluation((), ())
     assert spec.emit == Emit(("sm_90",), ("full_sequence",))
 
@@ -91,9 +89,7 @@ def test_calibration_and_evaluation() -> None:
         "  task mmlu { limit 10 }\n  task gsm8k { shots 2 length 64 steps 32 block 16 }\n}\n"
     )
     spec = load(recipe(more)).spec
-    assert spec.calibrate == Calibration(
-        FileText("a b.jsonl", "body"), 3, 64, MaskDistribution("fixed", 0.25, 0.25), 9
-    )
+    assert spec.calibrate == Calibration(FileText("a b.jsonl", "body"), 3, 64, MaskDistribution("fixed", 0.25, 0.25), 9)
     assert spec.evaluate.nelbo == (NelboRequest(NamedText("c4"), 64), NelboRequest(FileText("x.txt"), 2))
     assert spec.evaluate.tasks == (TaskRequest("mmlu", limit=10), TaskRequest("gsm8k", 2, 64, 32, 16))
     assert load(spec.text).spec == spec
@@ -122,9 +118,7 @@ def test_passes_get_typed_parameters() -> None:
     spec = load(recipe(apply=apply)).spec
     assert [use.params for use in spec.passes] == [Smooth(0.5), Gptq(0.01, "natural", 64)]
     assert spec.passes[1].text == "apply gptq(damp = 1e-2, order = natural, block = 64) on blocks[*].*"
-    assert (
-        load(recipe(apply="\napply rtn on blocks[*].*\n")).spec.passes[0].text == "apply rtn() on blocks[*].*"
-    )
+    assert load(recipe(apply="\napply rtn on blocks[*].*\n")).spec.passes[0].text == "apply rtn() on blocks[*].*"
 
 
 def test_names_that_the_data_knows() -> None:
@@ -134,9 +128,7 @@ def test_names_that_the_data_knows() -> None:
 
 # --- params ---
 
-PARAM_HEAD = HEAD.replace(
-    "qspec 1\n", "qspec 1\n\nparam bits = 8 in 2..8\nparam a = 0.5\nparam o = natural\n", 1
-)
+PARAM_HEAD = HEAD.replace("qspec 1\n", "qspec 1\n\nparam bits = 8 in 2..8\nparam a = 0.5\nparam o = natural\n", 1)
 PARAM_SCHEME = SCHEME.replace("weights     int8", "weights     int($bits)")
 PARAM_APPLY = "\napply smooth(alpha = $a) on blocks[*].*\napply gptq(order = $o) on blocks[*].*\n"
 PARAMS = recipe(head=PARAM_HEAD, scheme=PARAM_SCHEME, apply=PARAM_APPLY)
@@ -194,7 +186,8 @@ def test_extends(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "mine.qs",
-        'qspec 1\n\nextends "bases/base.qs"\n\nparam n = 32\n\nrecipe mine {\n  model "other"\n}\n\ncalibrate {\n  samples $n\n}\n'
+        'qspec 1\n\nextends "bases/base.qs"\n\nparam n = 32\n\n'
+        'recipe mine {\n  model "other"\n}\n\ncalibrate {\n  samples $n\n}\n'
         "\nscheme w8a8 {\n  weights int8 per group 128\n}\n\nlayers blocks[0].mlp.down keep\n\n"
         "apply gptq() on blocks[*].*\n\nevaluate {\n  task gsm8k { shots 4 }\n}\n",
     )

@@ -148,9 +148,7 @@ def test_too_many_bytes_are_not_parsed() -> None:
 
 
 def test_decoding() -> None:
-    assert (
-        decode(b"\xef\xbb\xbfqspec 1\r\nlayers head keep\r", "r.qs")[0].text == "qspec 1\nlayers head keep\n"
-    )
+    assert decode(b"\xef\xbb\xbfqspec 1\r\nlayers head keep\r", "r.qs")[0].text == "qspec 1\nlayers head keep\n"
     assert [d.code for d in decode(b"qspec 1\n\xff", "r.qs")[1]] == ["QS001"]
     assert [d.code for d in decode("qspec 1 # \u202e".encode(), "r.qs")[1]] == ["QS001"]
     assert [d.code for d in decode(b"qspec 1\n\x1b[31m", "r.qs")[1]] == ["QS001"]

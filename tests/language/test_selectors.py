@@ -16,11 +16,7 @@ PARTS = ["attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate",
 
 
 def modules(layers: int) -> list[ModuleEntry]:
-    inner = [
-        (f"blocks[{b}].{p}", Role(p, b), f"m.{b}.{p.split('.')[1]}", "x")
-        for b in range(layers)
-        for p in PARTS
-    ]
+    inner = [(f"blocks[{b}].{p}", Role(p, b), f"m.{b}.{p.split('.')[1]}", "x") for b in range(layers) for p in PARTS]
     rows = [("embedding", Role("embedding"), "m.wte", ""), *inner, ("head", Role("head"), "m.ff_out", "h")]
     for name, role, _, _ in rows:
         assert str(role) == name
@@ -32,9 +28,7 @@ def selected(text: str, layers: int = 4) -> list[str]:
 
 
 def blocks(text: str, layers: int) -> list[int]:
-    return [
-        e.role.block for e in modules(layers) if e.role.part == "mlp.up" and Selector(text).matches(e, layers)
-    ]  # type: ignore[misc]
+    return [e.role.block for e in modules(layers) if e.role.part == "mlp.up" and Selector(text).matches(e, layers)]  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -97,17 +91,13 @@ def test_experts() -> None:
 
 
 def test_selectors_are_equal_when_they_read_equal() -> None:
-    spec = load(
-        recipe(rules="\nlayers blocks[ * ] . { mlp } . *,head,embedding keep\nlayers blocks[*].* use w8a8\n")
-    )
+    spec = load(recipe(rules="\nlayers blocks[ * ] . { mlp } . *,head,embedding keep\nlayers blocks[*].* use w8a8\n"))
     rule = spec.spec.rules[0]
     assert rule.selector == Selector("blocks[*].{mlp}.*, head, embedding")
     assert rule.text == "layers blocks[*].{mlp}.*, head, embedding keep"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "blocks[", "head keep", "blocks[1].", "module(x)", 'module("(a+)+")', "a..b"]
-)
+@pytest.mark.parametrize("text", ["", "blocks[", "head keep", "blocks[1].", "module(x)", 'module("(a+)+")', "a..b"])
 def test_a_bad_selector_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"selector|cannot be used"):
         Selector(text).terms  # noqa: B018
@@ -115,8 +105,8 @@ def test_a_bad_selector_is_a_value_error(text: str) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(a+)+", "(a|a)*", "(.*)*", "a**", "a+?+", ".*.*.*.*", r"(a)\1", "(?=a)a", "(?i)a", "a{2}{3}", "(", ")", "[z-a]", "",
-     "a" * 201, r"\b", r"\xff", "(" * 9 + ")" * 9, "é"],
+    ["(a+)+", "(a|a)*", "(.*)*", "a**", "a+?+", ".*.*.*.*", r"(a)\1", "(?=a)a", "(?i)a", "a{2}{3}", "(", ")", "[z-a]",
+     "", "a" * 201, r"\b", r"\xff", "(" * 9 + ")" * 9, "é"],
 )  # fmt: skip
 def test_patterns_that_are_refused(pattern: str) -> None:
     assert problem(pattern)

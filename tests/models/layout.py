@@ -97,9 +97,7 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, Array]:
     return weights
 
 
-def forward(
-    config: dict[str, Any], weights: dict[str, Array], ids: Array, real: Array | None = None
-) -> Array:
+def forward(config: dict[str, Any], weights: dict[str, Array], ids: Array, real: Array | None = None) -> Array:
     """Logits float64 [t, vocab] of one sequence ids [t], head by head and pair by pair.
 
     real: 1 for the tokens to keep, 0 for padding.

@@ -29,12 +29,8 @@ def weights() -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize(
-    "change", [{}, {"n_kv_heads": 2}, {"weight_tying": True}, {"include_qkv_bias": True}], ids=str
-)
-def test_a_two_block_checkpoint_gives_the_papers_logits(
-    tmp_path: Path, change: dict[str, Any], shards: int
-) -> None:
+@pytest.mark.parametrize("change", [{}, {"n_kv_heads": 2}, {"weight_tying": True}, {"include_qkv_bias": True}], ids=str)
+def test_a_two_block_checkpoint_gives_the_papers_logits(tmp_path: Path, change: dict[str, Any], shards: int) -> None:
     config = TINY | change
     values = random_weights(config)
     write_checkpoint(tmp_path, config, values, shards)
@@ -81,25 +77,17 @@ def test_one_block_alone_equals_the_models(tmp_path: Path, weights: dict[str, Ar
 @pytest.mark.parametrize(
     ("stored", "dtype"), [("F16", np.float16), ("F32", np.float32), ("F64", np.float64), ("BF16", None)]
 )
-def test_every_float_dtype_is_read(
-    tmp_path: Path, weights: dict[str, Array], stored: str, dtype: Any
-) -> None:
+def test_every_float_dtype_is_read(tmp_path: Path, weights: dict[str, Array], stored: str, dtype: Any) -> None:
     """bfloat16 is the upper half of a float32."""
 
     def raw(value: Array) -> bytes:
-        return (
-            value.astype(dtype).tobytes() if dtype else (value.view(np.uint32) >> 16).astype("<u2").tobytes()
-        )
+        return value.astype(dtype).tobytes() if dtype else (value.view(np.uint32) >> 16).astype("<u2").tobytes()
 
     write_checkpoint(tmp_path, TINY, weights)
     table = {name: (stored, value.shape, raw(value)) for name, value in weights.items()}
     write_safetensors(tmp_path / "model.safetensors", table)
     checkpoint = Checkpoint.open(tmp_path)
-    assert (
-        checkpoint.dtype
-        == checkpoint.tensor(DOWN).dtype
-        == checkpoint.load().embed(torch.tensor([[1]])).dtype
-    )
+    assert checkpoint.dtype == checkpoint.tensor(DOWN).dtype == checkpoint.load().embed(torch.tensor([[1]])).dtype
     cut = (weights[DOWN].view(np.uint32) & 0xFFFF0000).view(np.float32)
     expected = weights[DOWN].astype(dtype) if dtype else cut
     assert np.array_equal(checkpoint.tensor(DOWN, torch.float64).numpy(), expected.astype(np.float64))
@@ -116,14 +104,10 @@ def assert_refused(folder: Path, what: str, where: str) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [DOWN, "model.transformer.ln_f.weight", "model.transformer.wte.weight"])
-def test_nan_and_inf_weights_are_refused(
-    tmp_path: Path, weights: dict[str, Array], name: str, bad: float
-) -> None:
+def test_nan_and_inf_weights_are_refused(tmp_path: Path, weights: dict[str, Array], name: str, bad: float) -> None:
     weights[name].flat[-3] = bad
     files = write_checkpoint(tmp_path, TINY, weights, shards=2)
-    assert_refused(
-        tmp_path, f"{files[name]}: tensor {name} holds NaN or Inf", f"{tmp_path / files[name]}: {name}"
-    )
+    assert_refused(tmp_path, f"{files[name]}: tensor {name} holds NaN or Inf", f"{tmp_path / files[name]}: {name}")
 
 
 def test_values_beyond_the_wanted_dtype_are_refused(tmp_path: Path, weights: dict[str, Array]) -> None:
@@ -180,9 +164,7 @@ def test_a_dtype_that_is_not_floating_is_refused(
     )
 
 
-def test_a_file_that_shrinks_after_it_was_opened_is_refused(
-    tmp_path: Path, weights: dict[str, Array]
-) -> None:
+def test_a_file_that_shrinks_after_it_was_opened_is_refused(tmp_path: Path, weights: dict[str, Array]) -> None:
     write_checkpoint(tmp_path, TINY, weights)
     checkpoint = Checkpoint.open(tmp_path)
     path = tmp_path / "model.safetensors"

@@ -19,9 +19,7 @@ REMOTE = {"auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
 
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])
 @pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize(
-    "change", [{}, {"n_kv_heads": 2, "include_qkv_bias": True}, {"weight_tying": True}], ids=str
-)
+@pytest.mark.parametrize("change", [{}, {"n_kv_heads": 2, "include_qkv_bias": True}, {"weight_tying": True}], ids=str)
 def test_from_pretrained_gives_the_decoders_logits(
     tmp_path: Path, change: dict[str, Any], shards: int, auto: Any
 ) -> None:
@@ -72,9 +70,7 @@ def test_registration_can_be_repeated() -> None:
 
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    torch.save(
-        {name: torch.zeros(shape) for name, shape in shapes(TINY).items()}, tmp_path / "pytorch_model.bin"
-    )
+    torch.save({name: torch.zeros(shape) for name, shape in shapes(TINY).items()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle"):
         load_decoder(tmp_path)
     write_safetensors(tmp_path / "model.safetensors", random_weights(TINY))

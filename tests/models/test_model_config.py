@@ -215,8 +215,6 @@ def test_a_bad_key_is_reported_with_its_file(tmp_path: Path) -> None:
 def test_reading_a_config_never_imports_torch() -> None:
     modules = "config, family, fields, llada, locate, registry, shards"
     heavy = "('torch', 'numpy', 'transformers', 'safetensors', 'huggingface_hub', 'pydantic')"
-    script = (
-        f"import sys; from qspec.models import {modules}; print([m for m in {heavy} if m in sys.modules])"
-    )
+    script = f"import sys; from qspec.models import {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -25,17 +25,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4), (torch.bfloat16, 5e-2)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
 def test_logits_equal_the_papers_equations(folder: Path, dtype: torch.dtype, tolerance: float) -> None:
     ids = np.random.default_rng(3).integers(0, 50, (2, 33))
     mask = np.ones((2, 33), dtype=np.int64)
     mask[1, :9] = 0
     decoder = load_decoder(folder, "cuda", dtype)
-    logits = (
-        decoder(torch.from_numpy(ids).cuda(), torch.from_numpy(mask).cuda()).logits.double().cpu().numpy()
-    )
+    logits = decoder(torch.from_numpy(ids).cuda(), torch.from_numpy(mask).cuda()).logits.double().cpu().numpy()
     for row in range(2):
         expected = forward(CONFIG, random_weights(CONFIG), ids[row], mask[row])
         found = logits[row][mask[row] == 1]

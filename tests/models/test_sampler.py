@@ -39,7 +39,7 @@ class Scripted:
         self.logits = logits
         self.finished: list[tuple[int, ...]] = []
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return self.logits(input_ids)
 
     def finish(self, x: Tensor) -> Tensor:
@@ -101,9 +101,7 @@ SETTINGS = {
     "temperature": SamplerSettings(12, 6, 4, temperature=0.7, seed=3),
     "high temperature": SamplerSettings(8, 8, 8, temperature=2.0, seed=11),
     "random": SamplerSettings(12, 6, 6, remasking="random", seed=1),
-    "random, temperature, guidance": SamplerSettings(
-        10, 4, 5, temperature=1.0, remasking="random", cfg=0.5, seed=8
-    ),
+    "random, temperature, guidance": SamplerSettings(10, 4, 5, temperature=1.0, remasking="random", cfg=0.5, seed=8),
 }
 
 
@@ -187,9 +185,7 @@ def test_confidence_is_float32_for_a_16_bit_model() -> None:
     sample(model, torch.tensor([[1, 2]]), None, SamplerSettings(2, 2, 2), steps.append)
     assert [step.positions.tolist() for step in steps] == [[[1]], [[0]]]
     assert steps[0].confidence.dtype == torch.float32
-    assert steps[0].confidence.item() == pytest.approx(
-        math.exp(11.75) / (math.exp(11.75) + VOCAB - 1), rel=1e-6
-    )
+    assert steps[0].confidence.item() == pytest.approx(math.exp(11.75) / (math.exp(11.75) + VOCAB - 1), rel=1e-6)
 
 
 def test_steps_are_reported_as_they_are_taken() -> None:

@@ -94,9 +94,7 @@ def test_an_index_that_names_a_pickle_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path, "two.bin is a pickle", str(tmp_path / "two.bin"))
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}', "{" * 10**5]
-)
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}', "{" * 10**5])
 def test_an_index_that_is_not_one_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / INDEX).write_text(content)
     assert_refused(tmp_path, INDEX, str(tmp_path / INDEX))
@@ -237,9 +235,7 @@ def test_a_header_that_is_no_table_is_refused(tmp_path: Path, header: bytes) -> 
 
 
 def test_metadata_is_no_tensor(tmp_path: Path) -> None:
-    write_raw(
-        tmp_path / SINGLE, json.dumps({"__metadata__": {"format": "pt"}, "a": GOOD}).encode(), bytes(24)
-    )
+    write_raw(tmp_path / SINGLE, json.dumps({"__metadata__": {"format": "pt"}, "a": GOOD}).encode(), bytes(24))
     assert set(tensor_table(tmp_path)) == {"a"}
 
 

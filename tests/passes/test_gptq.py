@@ -28,7 +28,8 @@ def correlated(rows: int, columns: int, seed: int) -> Tensor:
 def naive(w: Tensor, h: Tensor, fmt: TensorFormat, order: list[int], damp: float) -> Tensor:
     """Optimal brain quantization, one column at a time, with an explicit inverse that shrinks: float64 throughout.
 
-    After column j is fixed, the rest moves by -e H^-1[j, rest] / H^-1[j, j] and j leaves the inverse (arXiv 2210.17323, eq. 2-3).
+    After column j is fixed, the rest moves by -e H^-1[j, rest] / H^-1[j, j] and j leaves the inverse
+    (arXiv 2210.17323, eq. 2-3).
     """
     scale, zero = numerics.weight_scales(w, fmt)
     group = fmt.group(w.shape[1])
