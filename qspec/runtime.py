@@ -130,7 +130,8 @@ def install_block(
         record = by_module.get(name)
         own = {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")}
         if record is None or record.kernels is None:
-            block.replace(part, _kept(block.part(part), own, device, dtype, name))
+            kept = block.part(part) if record is None else _linear(record)
+            block.replace(part, _kept(kept, own, device, dtype, name))
             continue
         if record.transform not in (None, name):
             own.update(_transform_tensors(tensors, record.transform))
@@ -140,6 +141,11 @@ def install_block(
         if record.transform is not None:
             packed = packed.with_transform(transforms.setdefault(record.transform, packed.transform))
         block.replace(part, QuantLinear(packed, kernels).to(device))
+
+
+def _linear(record: ModuleRecord) -> nn.Linear:
+    """The linear that a kept module's record describes, without weights."""
+    return nn.Linear(record.in_features, record.out_features, bias=record.bias, device="meta")
 
 
 def _common_prefix(by_module: Mapping[str, ModuleRecord], block: DecoderBlock) -> str:
@@ -156,13 +162,15 @@ def _transform_tensors(tensors: Mapping[str, Tensor], owner: str | None) -> dict
 def _kept(
     module: nn.Module, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype, where: str
 ) -> nn.Module:
-    """A norm or a linear that stays in floating point."""
-    if "weight" not in tensors:
-        raise InputError("a tensor of the artifact is missing", where=f"{where}.weight", hint="compile again")
-    placed = {key: t.to(device, _kept_dtype(t, dtype)) for key, t in tensors.items()}
-    if module.weight.shape != placed["weight"].shape:
-        raise InputError("a tensor of the artifact has another shape than the model", where=f"{where}.weight")
-    module.load_state_dict(placed, strict=True, assign=True)
+    """A norm or a linear that stays in floating point, with its tensors. Raises InputError where they do not fit it."""
+    expected = {key: t.shape for key, t in module.state_dict().items()}
+    if expected != {key: t.shape for key, t in tensors.items()}:
+        raise InputError(
+            "the artifact's tensors are not those of the model",
+            where=where,
+            hint="the artifact is damaged or of another version; compile the recipe again",
+        )
+    module.load_state_dict({key: t.to(device, _kept_dtype(t, dtype)) for key, t in tensors.items()}, assign=True)
     return module.requires_grad_(False)
 
 

@@ -43,6 +43,7 @@ scheme w8a8 {{
 
 layers blocks[*].*         use w4a4
 layers blocks[-1].mlp.down use w8a8
+layers blocks[0].mlp.gate  keep
 
 apply smooth(alpha = 0.6)                   on blocks[*].*
 apply rotate_duquant(block = 32, steps = 8) on blocks[*].*
