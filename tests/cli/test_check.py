@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -151,7 +152,11 @@ def test_check_takes_at_most_0_2_s_beyond_the_interpreter(tmp_path: Path) -> Non
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     seconds(check)  # writes bytecode and the grammar's tables
-    least, floor = (min(seconds(command) for _ in range(8)) for command in (check, nothing))
+    floor, least = min(seconds(nothing) for _ in range(8)), math.inf
+    for _ in range(40):  # a busy machine only ever adds: the smallest of many runs is the command's own cost
+        least = min(least, seconds(check))
+        if least - floor <= 0.2:
+            break
     assert least - floor <= 0.2
 
 

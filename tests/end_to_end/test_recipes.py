@@ -20,7 +20,9 @@ from qspec.kernels.linear import QuantLinear
 RECIPES = {path.stem: path for path in sorted(resources.recipes().glob("*.qs"))}
 KINDS = ("mmlu", "gsm8k", "humaneval")  # answered by tiny-llada's recall, arithmetic and brackets
 
-# share of the unquantized exact match that must remain on every kind: (at least, at most)
+# Share of the unquantized exact match that must remain on every kind: (at least, at most). The quick suite asks 16 items
+# with a fifth of the calibration, so one item weighs 6 %: it lets two of them go.
+QUICK_SLACK = 0.13
 KEEPS = {
     "llada_w4a4": (0.90, 1.1),
     "llada_w8a8": (0.98, 1.1),
@@ -50,7 +52,7 @@ def exact_match(report: dict[str, Any]) -> dict[str, tuple[float, float, int]]:
     }
 
 
-def check(name: str, path: Path) -> None:
+def check(name: str, path: Path, slack: float) -> None:
     report = json.loads((path / "report" / "report.json").read_text())
     assert report["model"]["standin"] is True
     assert report["execution"].startswith("CPU reference")
@@ -59,7 +61,7 @@ def check(name: str, path: Path) -> None:
     low, high = KEEPS[name]
     for kind, (baseline, quantized, _) in scores.items():
         assert baseline >= 0.95, kind
-        assert low * baseline <= quantized <= high * baseline, (kind, baseline, quantized)
+        assert (low - slack) * baseline <= quantized <= high * baseline, (kind, baseline, quantized)
 
 
 def assert_quantized_as_named(path: Path, manifest: Any) -> None:
@@ -76,7 +78,7 @@ def assert_quantized_as_named(path: Path, manifest: Any) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_compiles_and_holds(name: str, tmp_path: Path) -> None:
     compiled = qspec.compile(quick(RECIPES[name], tmp_path), out=tmp_path / name, device="cpu")
-    check(name, compiled.path)
+    check(name, compiled.path, QUICK_SLACK)
     assert_quantized_as_named(compiled.path, compiled.manifest)
 
 
@@ -84,4 +86,4 @@ def test_compiles_and_holds(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_acceptance(name: str, tmp_path: Path) -> None:
     compiled = qspec.compile(RECIPES[name], out=tmp_path / name, device="cpu")
-    check(name, compiled.path)
+    check(name, compiled.path, 0.0)
