@@ -20,8 +20,8 @@ from qspec.kernels.linear import QuantLinear
 RECIPES = {path.stem: path for path in sorted(resources.recipes().glob("*.qs"))}
 KINDS = ("mmlu", "gsm8k", "humaneval")  # answered by tiny-llada's recall, arithmetic and brackets
 
-# Share of the unquantized exact match that must remain on every kind: (at least, at most). The quick suite asks 16 items
-# with a fifth of the calibration, so one item weighs 6 %: it lets two of them go.
+# Share of the unquantized exact match that must remain on every kind: (at least, at most). The quick suite asks 16
+# items with a fifth of the calibration, so one item weighs 6 %: it lets two of them go.
 QUICK_SLACK = 0.13
 KEEPS = {
     "llada_w4a4": (0.90, 1.1),
