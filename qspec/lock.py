@@ -85,10 +85,14 @@ class Lock:
 
 
 def machine_kind(device: torch.device) -> str:
-    """What bit-identical results depend on: the GPU's name, or the CPU's architecture and vector instructions."""
+    """What bit-identical results depend on: the GPU's name, or the CPU's architecture, vector instructions and threads.
+
+    Threads count because they split float sums; set OMP_NUM_THREADS to compare across machines.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"cpu {platform.machine()} {capability}, {torch.get_num_threads()} threads"
 
 
 def checkpoint_hashes(folder: Path) -> dict[str, str]:
