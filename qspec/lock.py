@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from qspec import __version__
 from qspec.errors import InputError
 from qspec.files import sha256
 
 FORMAT = 1
-PACKAGES = ("qspec", "torch", "triton", "transformers", "safetensors", "numpy")
+PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -45,7 +46,7 @@ class Lock:
                 "recipe": recipe,
                 "model": {"id": model, "revision": revision, "files": files},
                 "calibration": {"tokens_sha256": calibration, "seed": seed},
-                "packages": {name: _version(name) for name in PACKAGES},
+                "packages": package_versions(),
                 "machine": machine_kind(device),
             }
         )
@@ -104,6 +105,11 @@ def checkpoint_hashes(folder: Path) -> dict[str, str]:
 def lock_path(recipe: Path) -> Path:
     """NAME.lock beside NAME.qs."""
     return recipe.with_suffix(".lock")
+
+
+def package_versions() -> dict[str, str]:
+    """qspec's own version, also where it is not installed, and those of what it computes with."""
+    return {"qspec": __version__, **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str:

@@ -6,17 +6,16 @@ import os
 import platform
 import resource
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from qspec.lock import PACKAGES
+from qspec.lock import package_versions
 
 
 def environment() -> dict[str, str]:
     """Names and values for people; nothing that identifies the machine or its user."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    found |= {name: _version(name) for name in PACKAGES}
+    found |= package_versions()
     found["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} used"
     found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return found
@@ -29,10 +28,3 @@ def memory() -> dict[str, int]:
     if torch.cuda.is_available():
         found["peak on the GPU"] = torch.cuda.max_memory_allocated()
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
