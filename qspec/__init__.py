@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from qspec.models.sampler import generate as generate
     from qspec.runtime import load as load
 
-__version__ = "0.1.0"
+from qspec.version import __version__
+
 __all__ = ["__version__", "compile", "evaluate", "generate", "load"]
 
 _HOMES = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from qspec import __version__, passes
+from qspec import passes
 from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, Workspace
 from qspec.calibrate.tokens import CalibrationTokens, calibration_tokens
 from qspec.card import model_card
@@ -33,6 +33,7 @@ from qspec.quantize import quantize_blocks
 from qspec.report import ReportData
 from qspec.report.make import make_report
 from qspec.runtime import find_device, load_tokenizer
+from qspec.version import __version__
 
 COPIED = ("generation_config.json", *TOKENIZER_FILES, "vocab.json", "merges.txt", "added_tokens.json")
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from qspec import __version__
 from qspec.errors import InputError
 from qspec.files import sha256
+from qspec.version import __version__
 
 FORMAT = 1
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy")
