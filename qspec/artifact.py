@@ -82,7 +82,8 @@ class ModuleRecord(_Record):
         """The catalogue's value."""
         if self.gemm is None:
             return None
-        return LayerKernels(RowKernel(**self.row) if self.row else None, GemmKernel(**self.gemm))
+        row = RowKernel(**self.row | {"rotations": tuple(self.row["rotations"])}) if self.row else None
+        return LayerKernels(row, GemmKernel(**self.gemm))
 
 
 class KernelRecord(_Record):

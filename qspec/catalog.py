@@ -9,14 +9,12 @@ line holds only integers and words from here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal
 
 from qspec.errors import InputError
 from qspec.formats import Scheme, TensorFormat
 
-Transform = Literal["none", "rotate", "rotate_permute_rotate"]
-
-TRANSFORMS: tuple[str, ...] = get_args(Transform)
+TRANSFORMS = ("none", "rotate", "rotate_permute_rotate")  # by the number of rotations
 GROUPS = (32, 64, 128, 256, 512, 1024)  # input channels that may share a scale
 ROTATION_BLOCKS = (16, 32, 64, 128)  # one [block, block] matrix fits in shared memory
 PACK_BLOCKS = (128, 64, 32)  # input channels whose 4-bit codes are packed together
@@ -40,27 +38,23 @@ class NoKernel(InputError):  # noqa: N818 - read as a statement: `except NoKerne
 class RowKernel:
     """One pass over the rows of X [tokens, K]: the online transform, then dynamic quantization.
 
-    transform, rotation_block: as `qspec.transforms` (block 0 with "none").
+    rotations: block sizes of the rotations of the transform (`qspec.transforms`): none, one, or two with a permutation
+    between them.
     bits: 4 or 8 (int8 codes out), or 16: transform only, floats out.
     group: input channels that share a scale; None is per token. clip: factor on the range before rounding.
     """
 
-    transform: Transform
-    rotation_block: int
+    rotations: tuple[int, ...]
     bits: int
     group: int | None
     symmetric: bool
     clip: float
 
     def __post_init__(self) -> None:
-        _require(self.transform in TRANSFORMS, f"there is no transform {self.transform!r}")
-        if self.transform == "none":
-            _require(self.rotation_block == 0, "a rotation block without a rotation")
-        else:
-            _check_choice(self.rotation_block, ROTATION_BLOCKS, "a rotation block")
+        _check_rotations(self.rotations)
         _require(type(self.symmetric) is bool, "symmetric is neither true nor false")
         if self.bits == 16:
-            _require(self.transform != "none", "16-bit activations without a transform need no row kernel")
+            _require(self.rotations != (), "16-bit activations without a transform need no row kernel")
             plain = self.group is None and self.symmetric and self.clip == 1.0
             _require(plain, "16-bit activations have no scales")
             return
@@ -71,9 +65,14 @@ class RowKernel:
         _require(low <= self.clip <= high, f"an activation clip of {self.clip} is not in {low} .. {high}")
 
     @property
+    def transform(self) -> str:
+        """What its template calls the transform."""
+        return TRANSFORMS[len(self.rotations)]
+
+    @property
     def name(self) -> str:
         """Such as row_rotate_permute_rotate128_int4_token_sym, row_none_int8_group64_asym_clip0p9."""
-        block = str(self.rotation_block) if self.rotation_block else ""
+        block = "x".join(str(size) for size in dict.fromkeys(self.rotations))
         if self.bits == 16:
             return f"row_{self.transform}{block}_float"
         share = "token" if self.group is None else f"group{self.group}"
@@ -127,22 +126,21 @@ class LayerKernels:
         sizes = {
             "weight group": self.gemm.weight_group,
             "activation group": self.gemm.activation_group,
-            "rotation block": self.row.rotation_block if self.row else None,
         }
+        for number, block in enumerate(self.row.rotations if self.row else (), 1):
+            sizes[f"block of rotation {number}"] = block
         for what, size in sizes.items():
             if size and in_features % size:
                 reason = f"{in_features} input channels do not divide by the {what}, {size}"
                 raise NoKernel(reason, where=where)
 
 
-def kernels_for(scheme: Scheme, transform: str = "none", rotation_block: int = 0) -> LayerKernels:
-    """The kernels of a linear with this scheme whose input goes through `transform`. Raises NoKernel."""
-    _require(transform in TRANSFORMS, f"there is no transform {transform!r}")
-    online = cast(Transform, transform)
+def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = ()) -> LayerKernels:
+    """The kernels of a linear with this scheme whose input is rotated in blocks of these sizes. Raises NoKernel."""
     weight_group = _integer_format(scheme.weights, "weights", "channel")
     weights, activations = scheme.weights, scheme.activations
     if activations is None:
-        row = None if online == "none" else RowKernel(online, rotation_block, 16, None, True, 1.0)
+        row = RowKernel(rotations, 16, None, True, 1.0) if rotations else None
         gemm = GemmKernel(weights.number.bits, weight_group, weights.symmetric, 16, None, True)
         return LayerKernels(row, gemm)
     group = _integer_format(activations, "activations", "token")
@@ -150,7 +148,7 @@ def kernels_for(scheme: Scheme, transform: str = "none", rotation_block: int = 0
     clip = float(activations.clip.ratio) if activations.clip.kind == "ratio" else 1.0
     bits = activations.number.bits
     return LayerKernels(
-        RowKernel(online, rotation_block, bits, group, activations.symmetric, clip),
+        RowKernel(rotations, bits, group, activations.symmetric, clip),
         GemmKernel(weights.number.bits, weight_group, weights.symmetric, bits, group, activations.symmetric),
     )
 
@@ -172,6 +170,13 @@ def _integer_format(fmt: TensorFormat, operand: str, whole: Literal["channel", "
     group = fmt.granularity.size if kind == "group" else None
     _check_group(group, operand)
     return group
+
+
+def _check_rotations(rotations: tuple[int, ...]) -> None:
+    _require(len(rotations) < len(TRANSFORMS), f"{len(rotations)} rotations have no kernel")
+    for block in rotations:
+        _check_choice(block, ROTATION_BLOCKS, "a rotation block")
+    _require(len(set(rotations)) <= 1, "rotations of two sizes have no kernel")
 
 
 def _check_bits(bits: int, operand: str) -> None:

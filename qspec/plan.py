@@ -41,6 +41,11 @@ class ModulePlan:
         return self.stored_bits / self.entry.weights
 
     @property
+    def rotations(self) -> tuple[int, ...]:
+        """Block sizes of the rotations of its input that are computed online."""
+        return self.kernels.row.rotations if self.kernels and self.kernels.row else ()
+
+    @property
     def kernel(self) -> str:
         """Names of the kernels that will run it, the row kernel first; "bf16" where it is kept."""
         if self.kernels is None:
@@ -180,17 +185,11 @@ class Plan:
 
     def _transform_bits(self) -> int:
         """Rotations in float16 and permutations in int32, one for each input that is transformed."""
-        rows = {m.entry.site: m for m in self.modules if m.kernels and m.kernels.row}
-        bits = 0
-        for m in rows.values():
-            assert m.kernels is not None
-            assert m.kernels.row is not None
-            row = m.kernels.row
-            if row.transform == "rotate":
-                bits += row.rotation_block**2 * 16
-            elif row.transform == "rotate_permute_rotate":
-                bits += 2 * row.rotation_block**2 * 16 + m.entry.in_features * 32
-        return bits
+        inputs = {(m.entry.site, m.rotations): m.entry.in_features for m in self.modules if m.rotations}
+        return sum(
+            sum(block**2 * 16 for block in rotations) + (channels * 32 if len(rotations) > 1 else 0)
+            for (_, rotations), channels in inputs.items()
+        )
 
     def _norm_gains(self) -> int:
         return (2 * self.shape.layers + 1) * self.shape.width
@@ -227,8 +226,7 @@ def _module_plan(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int)
             hint=f"add `layers {entry.role} keep`",
         )
     uses = tuple(use for use in spec.passes if use.selector.matches(entry, layers))
-    rotating = [use.params for use in uses if use.params.transform != "none"]
-    transform = rotating[-1].transform if rotating else "none"
-    kernels = kernels_for(scheme, transform, getattr(rotating[-1], "block", 0) if rotating else 0)
+    online = [found for use in uses if (found := use.params.online(entry.role.part, entry.in_features))]
+    kernels = kernels_for(scheme, online[-1] if online else ())
     kernels.check(entry.in_features, str(entry.role))
     return ModulePlan(entry, rule, scheme, uses, kernels)

@@ -20,19 +20,16 @@ from torch import Tensor
 class InputTransform:
     """rotations: one or two float16 [block, block]; permutation: int32 [in] (None with one rotation).
 
-    y[:, j] = x[:, permutation[j]] for the permutation step.
+    The two blocks may differ in size. y[:, j] = x[:, permutation[j]] for the permutation step.
     """
 
     rotations: tuple[Tensor, ...]
     permutation: Tensor | None = None
 
     @property
-    def kind(self) -> str:
-        return "rotate" if self.permutation is None else "rotate_permute_rotate"
-
-    @property
-    def block(self) -> int:
-        return int(self.rotations[0].shape[0])
+    def blocks(self) -> tuple[int, ...]:
+        """The size of each rotation's block."""
+        return tuple(int(rotation.shape[0]) for rotation in self.rotations)
 
     def apply(self, x: Tensor) -> Tensor:
         """T(x) in float32 for x [..., in]."""

@@ -23,35 +23,32 @@ def group(size: int) -> Granularity:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "transform", "block", "row", "gemm"),
+    ("scheme", "rotations", "row", "gemm"),
     [
         (
             Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN)),
-            "rotate_permute_rotate",
-            128,
+            (128, 128),
             "row_rotate_permute_rotate128_int4_token_sym",
             "gemm_w4_sym_a4",
         ),
         (
             Scheme("s", fmt("int4", group(128)), fmt("int4", TOKEN, clip=Clip("ratio", 0.9))),
-            "rotate",
-            64,
+            (64,),
             "row_rotate64_int4_token_sym_clip0p9",
             "gemm_w4g128_sym_a4",
         ),
         (
             Scheme("s", fmt("int8", CHANNEL, False), fmt("int8", group(64), False)),
-            "none",
-            0,
+            (),
             "row_none_int8_group64_asym",
             "gemm_w8_asym_a8g64_asym",
         ),
-        (Scheme("s", fmt("int4", group(128), False)), "none", 0, None, "gemm_w4g128_asym_a16"),
-        (Scheme("s", fmt("int8", CHANNEL)), "rotate", 32, "row_rotate32_float", "gemm_w8_sym_a16"),
+        (Scheme("s", fmt("int4", group(128), False)), (), None, "gemm_w4g128_asym_a16"),
+        (Scheme("s", fmt("int8", CHANNEL)), (32,), "row_rotate32_float", "gemm_w8_sym_a16"),
     ],
 )
-def test_kernels_for(scheme: Scheme, transform: str, block: int, row: str | None, gemm: str) -> None:
-    found = kernels_for(scheme, transform, block)
+def test_kernels_for(scheme: Scheme, rotations: tuple[int, ...], row: str | None, gemm: str) -> None:
+    found = kernels_for(scheme, rotations)
     assert (found.row.name if found.row else None) == row
     assert found.gemm.name == gemm
 
@@ -78,23 +75,23 @@ def test_no_kernel_says_why(scheme: Scheme, reason: str) -> None:
     assert "int4 and int8" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize(("transform", "block"), [("hadamard", 128), ("rotate", 96), ("rotate", 0), ("none", 64)])
-def test_no_kernel_for_a_transform(transform: str, block: int) -> None:
+@pytest.mark.parametrize("rotations", [(96,), (0,), (64, 96), (64, 64, 64)])
+def test_no_kernel_for_these_rotations(rotations: tuple[int, ...]) -> None:
     with pytest.raises(NoKernel):
-        kernels_for(Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN)), transform, block)
+        kernels_for(Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN)), rotations)
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        ("none", 0, 4, None, True, float("nan")),
-        ("none", 0, 4, None, True, 1),
-        ("none", 0, 4, None, 1, 1.0),
-        ("none", 0, True, None, True, 1.0),
-        ("none", 0, 4, "128", True, 1.0),
-        ("none", 0, 4, 128.0, True, 1.0),
-        ("none", 0, 16, None, True, 1.0),
-        ("x); import os; (", 0, 4, None, True, 1.0),
+        ((), 4, None, True, float("nan")),
+        ((), 4, None, True, 1),
+        ((), 4, None, 1, 1.0),
+        ((), True, None, True, 1.0),
+        ((), 4, "128", True, 1.0),
+        ((), 4, 128.0, True, 1.0),
+        ((), 16, None, True, 1.0),
+        ("x); import os; (", 4, None, True, 1.0),
     ],
 )
 def test_only_checked_values_make_a_kernel(fields: tuple[object, ...]) -> None:
@@ -114,7 +111,7 @@ def test_names_are_unique() -> None:
         for asym in (True, False)
     ]
     assert len({kernel.name for kernel in kernels}) == len(kernels)
-    clips = {RowKernel("none", 0, 4, None, True, clip).name for clip in (1.0, 0.9, 0.95, 0.09)}
+    clips = {RowKernel((), 4, None, True, clip).name for clip in (1.0, 0.9, 0.95, 0.09)}
     assert len(clips) == 4
 
 

@@ -116,7 +116,7 @@ def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
     """The matrix instructions of which a kernel must have one; none where it multiplies nothing."""
     if isinstance(kernel, GemmKernel):
         return target.floats if kernel.activation_bits == 16 else target.integers
-    return () if kernel.transform == "none" else ROTATION
+    return () if not kernel.rotations else ROTATION
 
 
 def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int) -> Any:

@@ -175,7 +175,7 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
 def _row_values(kernel: RowKernel) -> dict[str, Any]:
     quantized = kernel.bits != 16
     number = NUMBER_FORMATS[f"int{kernel.bits}"] if quantized else None
-    block = kernel.rotation_block or None
+    block = kernel.rotations[0] if kernel.rotations else None
     tile = block or (None if kernel.group is None else max(kernel.group, PIECE))
     return {
         "transform": kernel.transform,

@@ -94,8 +94,7 @@ class PackedLinear:
         cls, quantized: Quantized, bias: Tensor | None, transform: InputTransform | None, scheme: Scheme
     ) -> PackedLinear:
         """Packs the codes of W [N, K]. Raises NoKernel where nothing can run this scheme at this K."""
-        kind, block = ("none", 0) if transform is None else (transform.kind, transform.block)
-        kernels = kernels_for(scheme, kind, block)
+        kernels = kernels_for(scheme, () if transform is None else transform.blocks)
         rows, columns = quantized.codes.shape
         kernels.check(columns)
         four_bit = kernels.gemm.weight_bits == 4
@@ -198,13 +197,11 @@ def layout(
         expected["zero"] = (torch.uint8 if four_bit else torch.int8, (groups, width))
     if bias:
         expected["bias"] = (torch.float32, (out_features,))
-    row = kernels.row
-    if row is not None and row.transform != "none":
-        block = (row.rotation_block, row.rotation_block)
-        expected["transform.rotation0"] = (torch.float16, block)
-        if row.transform == "rotate_permute_rotate":
-            expected["transform.rotation1"] = (torch.float16, block)
-            expected["transform.permutation"] = (torch.int32, (in_features,))
+    rotations = kernels.row.rotations if kernels.row else ()
+    for index, block in enumerate(rotations):
+        expected[f"transform.rotation{index}"] = (torch.float16, (block, block))
+    if len(rotations) > 1:
+        expected["transform.permutation"] = (torch.int32, (in_features,))
     return expected
 
 
@@ -228,8 +225,7 @@ def _check_tensor(name: str, tensor: Tensor | None, dtype: torch.dtype, shape: t
 
 def _transform(kernels: LayerKernels, tensors: Mapping[str, Tensor], where: str) -> InputTransform | None:
     """The input transform among the tensors; its permutation must name every channel once."""
-    row = kernels.row
-    if row is None or row.transform == "none":
+    if kernels.row is None or not kernels.row.rotations:
         return None
     permutation = tensors.get("transform.permutation")
     if permutation is None:

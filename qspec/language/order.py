@@ -125,16 +125,17 @@ class PassCheck:
         found: dict[str, Diagnostic] = {}
         for m, scheme in enumerate(self.schemes):
             for i, use in enumerate(self.spec.passes):
-                if scheme is not None and self.touched[m][i] and use.params.transform != "none":
-                    problem = _transform_problem(use, scheme)
+                if scheme is not None and self.touched[m][i]:
+                    entry = self.layout.modules[m]
+                    problem = _transform_problem(use, scheme, use.params.online(entry.role.part, entry.in_features))
                     if problem:
                         found.setdefault(f"{i} {problem.message}", problem)
         return list(found.values())
 
 
-def _transform_problem(use: PassUse, scheme: Scheme) -> Diagnostic | None:
+def _transform_problem(use: PassUse, scheme: Scheme, rotations: tuple[int, ...]) -> Diagnostic | None:
     try:
-        kernels_for(scheme, use.params.transform, getattr(use.params, "block", 0))
+        kernels_for(scheme, rotations)
     except NoKernel as missing:
         message = f"`{use.name}` cannot run with scheme `{scheme.name}`: {missing.what}"
         return Diagnostic("QS043", message, use.span, "change the parameters of the pass, or the scheme")

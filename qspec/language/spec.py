@@ -42,7 +42,13 @@ class Pass:
     establishes: ClassVar[frozenset[Fact]] = frozenset()
     clears: ClassVar[frozenset[Fact]] = frozenset()
     quantizes: ClassVar[bool] = False  # turns weights into codes
-    transform: ClassVar[Literal["none", "rotate", "rotate_permute_rotate"]] = "none"  # left online on the input
+
+    def online(self, part: str, in_features: int) -> tuple[int, ...]:
+        """Block sizes of the rotations that it leaves online on the input of a linear, none by default.
+
+        part: "attention.q". in_features: 0 where no model is known yet; a pass whose rotations depend on it says ().
+        """
+        return ()
 
     def rewrite(self, block: Any, uses: Any) -> None:
         """Rewrites the selected linears of one block; see `qspec.passes.base.Block`."""

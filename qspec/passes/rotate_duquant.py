@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge, Le
 
@@ -43,7 +43,10 @@ class RotateDuquant(Pass):
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT})
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
-    transform: ClassVar[Literal["none", "rotate", "rotate_permute_rotate"]] = "rotate_permute_rotate"
+
+    def online(self, part: str, in_features: int) -> tuple[int, ...]:
+        """R1 and R2, on every input."""
+        return (self.block, self.block)
 
     def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
         """Finds one transform for each input that selected linears read; their weights absorb its inverse."""

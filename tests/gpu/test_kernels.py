@@ -58,17 +58,17 @@ WEIGHT_ONLY = (
     Format(w_bits=8, a_bits=16),
 )
 PLAIN_ROWS = (
-    RowKernel("none", 0, 4, None, True, 0.9),
-    RowKernel("none", 0, 8, None, False, 1.0),
-    RowKernel("none", 0, 8, 128, True, 1.0),
-    RowKernel("none", 0, 4, 64, False, 0.95),
+    RowKernel((), 4, None, True, 0.9),
+    RowKernel((), 8, None, False, 1.0),
+    RowKernel((), 8, 128, True, 1.0),
+    RowKernel((), 4, 64, False, 0.95),
 )
 ROTATED_ROWS = (
-    RowKernel("rotate", 128, 4, None, True, 1.0),
-    RowKernel("rotate", 64, 8, 128, False, 1.0),
-    RowKernel("rotate_permute_rotate", 128, 4, None, True, 0.9),
-    RowKernel("rotate_permute_rotate", 128, 8, None, True, 1.0),
-    RowKernel("rotate_permute_rotate", 128, 4, 64, False, 1.0),
+    RowKernel((128,), 4, None, True, 1.0),
+    RowKernel((64,), 8, 128, False, 1.0),
+    RowKernel((128, 128), 4, None, True, 0.9),
+    RowKernel((128, 128), 8, None, True, 1.0),
+    RowKernel((128, 128), 4, 64, False, 1.0),
 )
 
 
@@ -232,7 +232,7 @@ def test_a_small_transform_by_whole_matrices(library: KernelLibrary) -> None:
     transform = random_transform("rotate_permute_rotate", 16, 96, seed=3)
     assert transform is not None
     x = random_input(19, 96, 3, device="cuda")
-    row = RowKernel("rotate_permute_rotate", 16, 16, None, True, 1.0)
+    row = RowKernel((16, 16), 16, None, True, 1.0)
     found = prepared_on_gpu(library, row, transform, x)
     assert relative_error(found.values, transformed(transform, x.cpu())) < 1e-5
 

@@ -18,10 +18,10 @@ KERNELS: tuple[Kernel, ...] = (
     GemmKernel(8, None, True, 8, None, True),
     GemmKernel(4, 128, False, 16, None, True),
     GemmKernel(8, None, True, 16, None, True),
-    RowKernel("none", 0, 8, None, True, 1.0),
-    RowKernel("none", 0, 4, 64, False, 0.9),
-    RowKernel("rotate", 64, 4, 128, True, 1.0),
-    RowKernel("rotate_permute_rotate", 128, 4, None, True, 0.9),
+    RowKernel((), 8, None, True, 1.0),
+    RowKernel((), 4, 64, False, 0.9),
+    RowKernel((64,), 4, 128, True, 1.0),
+    RowKernel((128, 128), 4, None, True, 0.9),
 )
 
 

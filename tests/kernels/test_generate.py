@@ -26,12 +26,12 @@ SHOWN: tuple[Kernel, ...] = (
     GemmKernel(8, None, False, 8, 256, True),
     GemmKernel(4, 128, False, 16, None, True),
     GemmKernel(8, None, True, 16, None, True),
-    RowKernel("none", 0, 8, None, True, 1.0),
-    RowKernel("none", 0, 4, 64, False, 1.0),
-    RowKernel("rotate", 64, 4, 128, True, 1.0),
-    RowKernel("rotate", 128, 16, None, True, 1.0),
-    RowKernel("rotate_permute_rotate", 128, 4, None, True, 0.9),
-    RowKernel("rotate_permute_rotate", 64, 8, 32, False, 1.0),
+    RowKernel((), 8, None, True, 1.0),
+    RowKernel((), 4, 64, False, 1.0),
+    RowKernel((64,), 4, 128, True, 1.0),
+    RowKernel((128,), 16, None, True, 1.0),
+    RowKernel((128, 128), 4, None, True, 0.9),
+    RowKernel((64, 64), 8, 32, False, 1.0),
 )
 LONGEST_LINE = 110
 

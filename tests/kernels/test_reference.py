@@ -89,7 +89,7 @@ def test_a_transform_alone_keeps_the_dtype() -> None:
     fmt = Format(a_bits=16)
     packed = random_linear(fmt, 5, 64, seed=0, transform=transform)
     assert isinstance(packed.kernels, LayerKernels)
-    assert packed.kernels.row == RowKernel("rotate", 32, 16, None, True, 1.0)
+    assert packed.kernels.row == RowKernel((32,), 16, None, True, 1.0)
     x = random_input(4, 64, 0, torch.bfloat16)
     prepared = reference.prepare(packed.kernels.row, transform, x)
     assert prepared.values.dtype == torch.bfloat16
@@ -102,4 +102,4 @@ def test_values_that_are_not_finite_stop(bad: float) -> None:
     x = random_input(4, 64, 0)
     x[2, 3] = bad
     with pytest.raises(NumericsError):
-        reference.prepare(RowKernel("none", 0, 8, None, True, 1.0), None, x)
+        reference.prepare(RowKernel((), 8, None, True, 1.0), None, x)

@@ -45,7 +45,9 @@ class Rotate(Pass):
     steps: Annotated[int, Ge(1), Le(4096)] = 256
     requires: ClassVar[frozenset[Fact]] = _PLAIN
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
-    transform: ClassVar[Literal["none", "rotate", "rotate_permute_rotate"]] = "rotate_permute_rotate"
+
+    def online(self, part: str, in_features: int) -> tuple[int, ...]:
+        return (self.block, self.block)
 
 
 PASSES: dict[str, type[Pass]] = {"gptq": Gptq, "rotate_duquant": Rotate, "rtn": Rtn, "smooth": Smooth}

@@ -318,7 +318,7 @@ def test_verdict_without_tasks() -> None:
 
 
 def test_data_from_a_manifest() -> None:
-    row, gemm = RowKernel("rotate", 64, 4, None, True, 0.9), GemmKernel(4, None, True, 4, None, True)
+    row, gemm = RowKernel((64,), 4, None, True, 0.9), GemmKernel(4, None, True, 4, None, True)
     common = {
         "in_features": 64,
         "out_features": 64,
