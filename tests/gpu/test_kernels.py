@@ -192,7 +192,7 @@ def test_row_kernels_without_transform_are_the_references_bits(
 @pytest.mark.parametrize("columns", [4096, 12288])
 @pytest.mark.parametrize("row", ROTATED_ROWS, ids=lambda row: row.name)
 def test_row_kernels_with_transform_are_near_float64(row: RowKernel, columns: int, library: KernelLibrary) -> None:
-    transform = random_transform(row.transform, row.rotation_block, columns, seed=columns)
+    transform = random_transform(row.rotations, columns, seed=columns)
     assert transform is not None
     for tokens in TOKENS:
         for dtype in (torch.float32, torch.bfloat16):
@@ -208,28 +208,31 @@ def test_row_kernels_with_transform_are_near_float64(row: RowKernel, columns: in
 
 def expected_transform(transform: InputTransform, x: Tensor) -> Tensor:
     """T(x) in float64 on the GPU, block by block: whole matrices of this size take too long."""
-    first = transform.rotations[0].double().to(x.device)
-    y = (x.double().reshape(-1, transform.block) @ first).reshape(x.shape)
+
+    def rotated(y: Tensor, rotation: Tensor) -> Tensor:
+        return (y.reshape(-1, rotation.shape[0]) @ rotation.double().to(x.device)).reshape(x.shape)
+
+    y = rotated(x.double(), transform.rotations[0])
     if transform.permutation is None:
         return y.cpu()
-    y = y[:, transform.permutation.long().to(x.device)]
-    second = transform.rotations[1].double().to(x.device)
-    return (y.reshape(-1, transform.block) @ second).reshape(x.shape).cpu()
+    return rotated(y[:, transform.permutation.long().to(x.device)], transform.rotations[1]).cpu()
 
 
-@pytest.mark.parametrize("kind", ["rotate", "rotate_permute_rotate"])
+@pytest.mark.parametrize("rotations", [(128,), (128, 128)])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)])
-def test_transforms_alone_are_near_float64(kind: str, dtype: torch.dtype, limit: float, library: KernelLibrary) -> None:
-    transform = random_transform(kind, 128, 4096, seed=3)
+def test_transforms_alone_are_near_float64(
+    rotations: tuple[int, ...], dtype: torch.dtype, limit: float, library: KernelLibrary
+) -> None:
+    transform = random_transform(rotations, 4096, seed=3)
     assert transform is not None
     x = random_input(123, 4096, 3, dtype, device="cuda")
-    found = prepared_on_gpu(library, RowKernel(kind, 128, 16, None, True, 1.0), transform, x)
+    found = prepared_on_gpu(library, RowKernel(rotations, 16, None, True, 1.0), transform, x)
     assert found.values.dtype == dtype
     assert relative_error(found.values, expected_transform(transform, x)) < limit
 
 
 def test_a_small_transform_by_whole_matrices(library: KernelLibrary) -> None:
-    transform = random_transform("rotate_permute_rotate", 16, 96, seed=3)
+    transform = random_transform((16, 16), 96, seed=3)
     assert transform is not None
     x = random_input(19, 96, 3, device="cuda")
     row = RowKernel((16, 16), 16, None, True, 1.0)
@@ -250,7 +253,7 @@ def test_nan_never_becomes_a_plausible_number(bad: float, symmetric: bool, libra
 
 
 def test_a_quantized_linear_runs_triton_and_agrees_with_the_cpu() -> None:
-    transform = random_transform("rotate_permute_rotate", 128, 4096, seed=0)
+    transform = random_transform((128, 128), 4096, seed=0)
     packed = random_linear(Format(clip=0.9), 4096, 4096, seed=0, transform=transform)
     here, there = QuantLinear(packed), QuantLinear(packed).to("cuda")
     assert (here.execution, there.execution) == ("reference", "triton")

@@ -110,18 +110,15 @@ def random_input(rows: int, columns: int, seed: int, dtype: torch.dtype = torch.
     return x.to(dtype)
 
 
-def random_transform(kind: str, block: int, columns: int, seed: int) -> InputTransform | None:
-    if kind == "none":
+def random_transform(blocks: tuple[int, ...], columns: int, seed: int) -> InputTransform | None:
+    """Rotations in blocks of these sizes, two of them with a permutation between them; None for none."""
+    if not blocks:
         return None
     generator = torch.Generator().manual_seed(seed + 2000)
-
-    def rotation() -> Tensor:
-        return torch.linalg.qr(torch.randn(block, block, generator=generator)).Q.half()
-
-    if kind == "rotate":
-        return InputTransform((rotation(),))
-    permutation = torch.randperm(columns, generator=generator).to(torch.int32)
-    return InputTransform((rotation(), rotation()), permutation)
+    rotations = [torch.linalg.qr(torch.randn(block, block, generator=generator)).Q.half() for block in blocks]
+    if len(blocks) == 1:
+        return InputTransform(tuple(rotations))
+    return InputTransform(tuple(rotations), torch.randperm(columns, generator=generator).to(torch.int32))
 
 
 def expected_product(packed: PackedLinear, prepared: PreparedInput) -> np.ndarray:
@@ -167,12 +164,14 @@ def dequantized_product(packed: PackedLinear, x: Tensor) -> Tensor:
 
 def transformed(transform: InputTransform, x: Tensor) -> Tensor:
     """T(x) in float64, by whole matrices."""
-    blocks = x.shape[1] // transform.block
-    y = x.double() @ torch.block_diag(*[transform.rotations[0].double()] * blocks)
+    first, *second = (
+        torch.block_diag(*[rotation.double()] * (x.shape[1] // rotation.shape[0])) for rotation in transform.rotations
+    )
+    y = x.double() @ first
     if transform.permutation is None:
         return y
     moved = torch.stack([y[:, int(p)] for p in transform.permutation], dim=1)
-    return moved @ torch.block_diag(*[transform.rotations[1].double()] * blocks)
+    return moved @ second[0]
 
 
 def codes_that_differ(found: PreparedInput, expected: PreparedInput) -> float:
@@ -210,8 +209,8 @@ def poisoned_memory() -> Iterator[None]:
 
 
 ROWS = tuple(
-    RowKernel(transform, block, bits, group, symmetric, clip)
-    for transform, block in (("none", 0), ("rotate", 32), ("rotate_permute_rotate", 64))
+    RowKernel(rotations, bits, group, symmetric, clip)
+    for rotations in ((), (32,), (64, 64))
     for bits, group, symmetric, clip in (
         (4, None, True, 1.0),
         (8, None, False, 0.9),

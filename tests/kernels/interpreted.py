@@ -89,17 +89,13 @@ def test_weight_only_product_is_near_float64(fmt: Format, dtype: torch.dtype, li
         assert relative_error(found, dequantized_product(packed, x)) < limit
 
 
-def row_kernels(transform: str) -> list[RowKernel]:
-    return [row for row in ROWS if row.transform == transform]
-
-
 def prepared_by(row: RowKernel, transform: InputTransform | None, x: Tensor) -> PreparedInput:
     placed = None if transform is None else PlacedTransform.of(transform, x.device)
     return launch.prepare(KernelLibrary(), row, placed, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("row", row_kernels("none"), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.rotations], ids=lambda row: row.name)
 def test_row_kernel_without_transform_equals_the_reference(row: RowKernel, dtype: torch.dtype) -> None:
     unit = max(row.group or 32, 32)
     for tokens, columns in ((1, unit), (5, unit * 3), (17, unit * 33)):  # the last: several tiles and a tail
@@ -114,11 +110,11 @@ def test_row_kernel_without_transform_equals_the_reference(row: RowKernel, dtype
             assert torch.equal(found.zero, expected.zero)
 
 
-@pytest.mark.parametrize("row", row_kernels("rotate") + row_kernels("rotate_permute_rotate"), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.rotations], ids=lambda row: row.name)
 def test_row_kernel_with_transform_is_near_float64(row: RowKernel) -> None:
-    unit = max(row.group or 0, row.rotation_block)
+    unit = max(row.group or 0, *row.rotations)
     for tokens, columns in ((1, unit), (5, unit * 3), (17, unit * 5)):
-        transform = random_transform(row.transform, row.rotation_block, columns, tokens)
+        transform = random_transform(row.rotations, columns, tokens)
         assert transform is not None
         x = random_input(tokens, columns, tokens, torch.bfloat16)
         found, expected = prepared_by(row, transform, x), reference.prepare(row, transform, x)
@@ -131,11 +127,11 @@ def test_row_kernel_with_transform_is_near_float64(row: RowKernel) -> None:
         assert errors[0] < 1.01 * errors[1]
 
 
-@pytest.mark.parametrize("kind", ["rotate", "rotate_permute_rotate"])
+@pytest.mark.parametrize("rotations", [(32,), (32, 32)])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)])
-def test_transform_alone_is_near_float64(kind: str, dtype: torch.dtype, limit: float) -> None:
-    row = RowKernel(kind, 32, 16, None, True, 1.0)
-    transform = random_transform(kind, 32, 96, seed=3)
+def test_transform_alone_is_near_float64(rotations: tuple[int, ...], dtype: torch.dtype, limit: float) -> None:
+    row = RowKernel(rotations, 16, None, True, 1.0)
+    transform = random_transform(rotations, 96, seed=3)
     x = random_input(19, 96, 3, dtype)
     found = prepared_by(row, transform, x)
     assert found.values.dtype == dtype

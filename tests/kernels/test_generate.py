@@ -49,12 +49,12 @@ def every_kernel() -> list[Kernel]:
         GemmKernel(w, group, symmetric, 16, None, True)
         for w, group, symmetric in product((4, 8), groups, (True, False))
     ]
-    blocks = [("none", 0), *product(("rotate", "rotate_permute_rotate"), ROTATION_BLOCKS)]
+    rotations = [(), *((size,) for size in ROTATION_BLOCKS), *((size, size) for size in ROTATION_BLOCKS)]
     rows = [
-        RowKernel(kind, block, bits, group, symmetric, clip)
-        for (kind, block), bits, group, symmetric, clip in product(blocks, (4, 8), groups, (True, False), (1.0, 0.9))
+        RowKernel(sizes, bits, group, symmetric, clip)
+        for sizes, bits, group, symmetric, clip in product(rotations, (4, 8), groups, (True, False), (1.0, 0.9))
     ]
-    transforms = [RowKernel(kind, block, 16, None, True, 1.0) for kind, block in blocks if block]
+    transforms = [RowKernel(sizes, 16, None, True, 1.0) for sizes in rotations if sizes]
     return [*gemms, *floats, *rows, *transforms]
 
 

@@ -17,7 +17,7 @@ from qspec.kernels.reference import ReferenceWeight
 from tests.kernels.cases import Format, random_input, random_linear, random_transform, relative_error
 
 
-@pytest.mark.parametrize("kind", ["none", "rotate", "rotate_permute_rotate"])
+@pytest.mark.parametrize("rotations", [(), (32,), (32, 32)])
 @pytest.mark.parametrize(
     ("fmt", "limit"),
     [
@@ -28,10 +28,10 @@ from tests.kernels.cases import Format, random_input, random_linear, random_tran
     ],
     ids=str,
 )
-def test_approximates_the_float_linear(fmt: Format, limit: float, kind: str) -> None:
+def test_approximates_the_float_linear(fmt: Format, limit: float, rotations: tuple[int, ...]) -> None:
     """Quantizing T(x) and W T^-1 gives x W^T + b but for the rounding, whatever T is."""
     weight, bias, x = torch.randn(48, 192), torch.randn(48), torch.randn(3, 11, 192)
-    transform = random_transform(kind, 32, 192, seed=4)
+    transform = random_transform(rotations, 192, seed=4)
     stored = weight if transform is None else transform.absorb(weight)
     quantized = numerics.quantize_weight(stored, fmt.scheme().weights)
     linear = QuantLinear(PackedLinear.from_quantized(quantized, bias, transform, fmt.scheme()))
@@ -41,7 +41,7 @@ def test_approximates_the_float_linear(fmt: Format, limit: float, kind: str) -> 
 
 
 def test_what_is_prepared_once_serves_every_linear_of_the_site() -> None:
-    transform = random_transform("rotate_permute_rotate", 32, 64, seed=0)
+    transform = random_transform((32, 32), 64, seed=0)
     q, k = (QuantLinear(random_linear(Format(), rows, 64, rows, transform=transform)) for rows in (10, 24))
     x = random_input(5, 64, 0)
     assert q.transform is k.transform

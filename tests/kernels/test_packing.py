@@ -85,7 +85,7 @@ def test_true_bits_a_weight(fmt: Format, bits: float) -> None:
 def test_tensors_and_back(fmt: Format) -> None:
     weight = torch.randn(33, 256)
     quantized = numerics.quantize_weight(weight, fmt.scheme().weights)
-    transform = random_transform("rotate_permute_rotate", 64, 256, seed=2)
+    transform = random_transform((64, 64), 256, seed=2)
     packed = PackedLinear.from_quantized(quantized, torch.randn(33), transform, fmt.scheme())
     found = PackedLinear.from_tensors(packed.kernels, 33, 256, packed.tensors(), where="q", bias=True)
     assert torch.equal(found.unpacked_codes(), quantized.codes)
@@ -127,7 +127,7 @@ def spoiled(name: str, tensor: Tensor) -> Tensor:
 )
 def test_a_tensor_that_cannot_be_right_is_named(fault: str) -> None:
     suffix = fault.rpartition(".")[0]
-    transform = random_transform("rotate_permute_rotate", 32, 64, seed=0)
+    transform = random_transform((32, 32), 64, seed=0)
     packed = random_linear(Format(w_symmetric=False), 6, 64, seed=0, transform=transform)
     tensors = packed.tensors()
     tensors[suffix] = spoiled(fault, tensors[suffix])
@@ -138,7 +138,7 @@ def test_a_tensor_that_cannot_be_right_is_named(fault: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["codes", "scale", "zero", "bias", "transform.rotation0", "transform.permutation"])
 def test_a_missing_tensor_is_named(suffix: str) -> None:
-    transform = random_transform("rotate_permute_rotate", 32, 64, seed=0)
+    transform = random_transform((32, 32), 64, seed=0)
     packed = random_linear(Format(w_symmetric=False), 6, 64, seed=0, transform=transform)
     tensors = packed.tensors()
     del tensors[suffix]
@@ -162,7 +162,7 @@ def test_a_width_without_a_pack_block_is_refused() -> None:
 
 
 def test_with_transform_shares_the_object() -> None:
-    transform = random_transform("rotate", 32, 64, seed=0)
+    transform = random_transform((32,), 64, seed=0)
     packed = random_linear(Format(), 6, 64, seed=0, transform=transform)
     assert transform is not None
     other = replace(transform)
