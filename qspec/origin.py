@@ -11,6 +11,8 @@ from qspec.errors import InputError
 from qspec.language.spec import Spec
 from qspec.models.locate import checkpoint_locate
 
+BUNDLED = "bundled"  # the revision of what ships with qspec
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -24,7 +26,7 @@ class Origin:
 
 
 def find_checkpoint(spec: Spec, model: str | None, *, download: bool, standin: bool) -> Origin:
-    """`model` if given, else the recipe's model in the local cache, else the family's stand-in.
+    """`model` if given, else the recipe's model in the local cache, else the stand-in of the recipe's first family.
 
     Never downloads unless `download`. Raises InputError where the checkpoint is absent and no stand-in may be used.
     """
@@ -32,7 +34,9 @@ def find_checkpoint(spec: Spec, model: str | None, *, download: bool, standin: b
     folder = checkpoint_locate(wanted, revision, download=download)
     if folder is not None:
         bundled = (folder / STANDIN_FILE).is_file()
-        notice = f"{wanted} is a bundled stand-in model, not a real {spec.family} checkpoint" if bundled else None
+        notice = f"{wanted} is a bundled stand-in model, not a real checkpoint" if bundled else None
+        if folder.parent == resources.standins():
+            revision = BUNDLED
         return Origin(folder, wanted, revision, bundled, notice)
     if model:
         raise InputError(
@@ -44,11 +48,12 @@ def find_checkpoint(spec: Spec, model: str | None, *, download: bool, standin: b
             f"{wanted} is not on this machine, and a stand-in was ruled out",
             hint="give --model FOLDER, or add --download",
         )
-    folder = resources.standin(spec.family)
+    family = spec.families[0]
+    folder = resources.standin(family)
     if not folder.is_dir():
         raise InputError(
-            f"{wanted} is not on this machine, and the family {spec.family} has no stand-in",
+            f"{wanted} is not on this machine, and the family {family} has no stand-in",
             hint="give --model FOLDER, or add --download",
         )
     notice = f"{wanted} is not on this machine: compiling the bundled stand-in {folder.name} instead"
-    return Origin(folder, folder.name, "bundled", True, notice)
+    return Origin(folder, folder.name, BUNDLED, True, notice)

@@ -201,11 +201,12 @@ class Plan:
 
 def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
     """Decides every module. Raises RecipeError, with the lines concerned, where the recipe does not fit this model."""
-    if family.name != spec.family:
+    if family.name not in spec.families:
+        known = " or ".join(spec.families)
         raise InputError(
-            f"the recipe is for the family {spec.family}, the checkpoint is {family.name}",
+            f"the recipe is for the family {known}, the checkpoint is {family.name}",
             where=spec.source,
-            hint=f"change `family` in the recipe, or give a {spec.family} checkpoint",
+            hint=f"add {family.name} to `family` in the recipe, or give a checkpoint of {known}",
         )
     layout = verify(spec, family.modules(shape), shape.layers)
     modules = tuple(

@@ -27,6 +27,11 @@ def recipes() -> Path:
     return _shared("recipes")
 
 
+def standins() -> Path:
+    """The folder with the bundled small checkpoints, each named `tiny-FAMILY`."""
+    return _PACKAGE / "standins"
+
+
 def standin(family: str) -> Path:
     """The bundled small checkpoint that stands in for a family's real one: tiny-llada for llada."""
-    return _PACKAGE / "standins" / f"tiny-{family}"
+    return standins() / f"tiny-{family}"

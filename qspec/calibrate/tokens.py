@@ -24,15 +24,24 @@ class Encodes(Protocol):
 
 @dataclass(frozen=True)
 class CalibrationTokens:
-    """ids: int64 [samples, length], masked. ratio: float32 [samples], the share t that each mask was drawn with."""
+    """Rows of text as the model sees them while it denoises, on the CPU.
+
+    ids: int64 [rows, length], the mask token where masked. masked: bool [rows, length]. weight: float32
+    [rows, length], how much a token counts in statistics and Hessians. ratio: float32 [rows], the share t that
+    each row's mask was drawn with.
+    """
 
     ids: Tensor
+    masked: Tensor
+    weight: Tensor
     ratio: Tensor
 
     @property
     def sha256(self) -> str:
-        """Hash of the exact tokens, for the manifest and the lock."""
-        return hashlib.sha256(self.ids.to(torch.int64).numpy().tobytes()).hexdigest()
+        """Hash of the exact tokens and of their weights, for the manifest and the lock."""
+        digest = hashlib.sha256(self.ids.numpy().tobytes())
+        digest.update(self.weight.numpy().tobytes())
+        return digest.hexdigest()
 
 
 def calibration_tokens(
@@ -55,7 +64,7 @@ def calibration_tokens(
     ids = torch.stack([stream[start : start + length] for start in starts.tolist()])
     ratio = _ratios(wanted.mask, wanted.samples, generator)
     masked = torch.rand(ids.shape, generator=generator) < ratio[:, None]
-    return CalibrationTokens(ids.masked_fill(masked, mask_token), ratio)
+    return CalibrationTokens(ids.masked_fill(masked, mask_token), masked, torch.ones(ids.shape), ratio)
 
 
 def _ratios(mask: MaskDistribution, samples: int, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,11 @@ from qspec.cli.options import add_settings, settings_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
-    parser.add_argument("--model", metavar="PATH_OR_ID", help="checkpoint folder or hub id, instead of the recipe's")
+    parser.add_argument(
+        "--model",
+        metavar="PATH_OR_ID",
+        help="checkpoint folder, hub id, or bundled stand-in such as tiny-llada, instead of the recipe's",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--download", action="store_true", help="fetch a missing checkpoint from the hub")
     add_settings(parser)

@@ -14,7 +14,9 @@ from qspec.plan import Plan
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
     parser.add_argument(
-        "--model", metavar="PATH_OR_ID", help="folder with a config.json, instead of the recipe's model"
+        "--model",
+        metavar="PATH_OR_ID",
+        help="folder with a config.json, hub id, or bundled stand-in such as tiny-llada, instead of the recipe's model",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_settings(parser)

@@ -16,7 +16,8 @@ from qspec.plan import Plan, make_plan
 def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> tuple[Plan, str | None]:
     """The plan, and a notice where the stand-in's config had to serve.
 
-    The config comes from `model`, else from the recipe's model in the local cache, else from the bundled stand-in.
+    The config comes from `model`, else from the recipe's model in the local cache, else from the stand-in of
+    the recipe's first family.
     """
     spec = load_recipe(recipe, passes.available(), settings, FAMILIES).spec
     folder = checkpoint_locate(model or spec.model.id, None if model else spec.model.revision, weights=False)
@@ -24,7 +25,7 @@ def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> tuple[
     if folder is None:
         if model:
             raise InputError(f"there is no config.json of {model!r} on this machine", hint="give a folder")
-        folder = resources.standin(spec.family)
+        folder = resources.standin(spec.families[0])
         notice = f"{spec.model.id} is not on this machine: planning for the bundled stand-in {folder.name} instead"
     family, shape, _ = read_config(folder)
     return make_plan(spec, family, shape), notice

@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
     parser.add_argument("role", metavar="ROLE", help="one module, such as blocks[31].mlp.down")
     parser.add_argument(
-        "--model", metavar="PATH_OR_ID", help="folder with a config.json, instead of the recipe's model"
+        "--model",
+        metavar="PATH_OR_ID",
+        help="folder with a config.json, hub id, or bundled stand-in such as tiny-llada, instead of the recipe's model",
     )
     add_settings(parser)
 

@@ -104,6 +104,6 @@ def _spec(
     families: Mapping[str, Family],
 ) -> tuple[Spec | None, tuple[Diagnostic, ...]]:
     spec = Resolver(merged, passes, settings, families).spec()
-    if spec is not None and spec.family in families:
-        merged.problems += outline_problems(spec, families[spec.family], merged.sources)
+    if spec is not None and families:
+        merged.problems += outline_problems(spec, [families[name] for name in spec.families], merged.sources)
     return spec, in_order(merged.problems, merged.sources)

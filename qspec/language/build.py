@@ -122,11 +122,11 @@ class Builder:
 
     calibrate_body = scheme_body = evaluate_body = task_body = emit_body = recipe_body
 
-    def family(self, tree: Tree) -> s.Setting:
+    def calibrate_number(self, tree: Tree) -> s.Setting:
         key, value = tree.children
         return s.Setting(self._span(tree), self._word(key), self._value(value))
 
-    calibrate_number = task_number = family
+    task_number = calibrate_number
 
     def model(self, tree: Tree) -> s.Model:
         key, name, revision = tree.children
@@ -194,6 +194,8 @@ class Builder:
     def regime(self, tree: Tree) -> s.Names:
         key, *names = tree.children
         return s.Names(self._span(tree), self._word(key), None, tuple(self._word(n) for n in names))
+
+    family = regime
 
     # --- selectors ---
 

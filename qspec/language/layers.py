@@ -1,7 +1,7 @@
 """The rules and passes of a recipe against the modules of a model: who decides what, and what cannot be.
 
 `verify` is exact, for a model whose number of blocks is known (the plan calls it). `outline_problems` is
-for `check`, where only the family is known: it tries a few numbers of blocks and reports what is wrong with
+for `check`, where only the families are known: it tries a few numbers of blocks and reports what is wrong with
 all of them.
 """
 
@@ -65,9 +65,17 @@ def _selectors(spec: Spec) -> list[Selector]:
 # --- without a model ---
 
 
-def outline_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) -> tuple[Diagnostic, ...]:
-    """What is wrong whatever the number of blocks: tried with the smallest that the indices admit, and with
-    more."""
+def outline_problems(spec: Spec, families: Sequence[Family], sources: Mapping[str, Source]) -> tuple[Diagnostic, ...]:
+    """What is wrong for one of the families whatever the number of blocks; each problem once."""
+    found: dict[tuple[str, Span], Diagnostic] = {}
+    for family in families:
+        for problem in _family_problems(spec, family, sources):
+            found.setdefault((problem.code, problem.span), problem)
+    return tuple(found.values())
+
+
+def _family_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) -> tuple[Diagnostic, ...]:
+    """Tried with the smallest number of blocks that the indices admit, and with more."""
     least = _least_layers(spec)
     counts = [least, least + 1, 2 * least, 2 * least + 3] if _index_parts(spec) else [2]
     sure: dict[tuple[str, Span], Diagnostic] | None = None

@@ -33,7 +33,7 @@ _FORMS = {  # start rule -> how its statement looks
 }
 
 _SETTING_FORMS = {
-    "family": "family NAME",
+    "family": "family NAME, or family NAME, NAME",
     "model": 'model "ID" revision "REVISION"',
     "text": 'text "NAME", or text file("PATH")',
     "mask": "mask uniform(LOW, HIGH), mask fixed(SHARE) or mask none",

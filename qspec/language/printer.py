@@ -18,7 +18,7 @@ def spec_text(spec: Spec) -> str:
     lines = [
         "qspec 1",
         f"recipe {spec.name} {{",
-        f"family {spec.family}",
+        f"family {', '.join(spec.families)}",
         f'model "{spec.model.id}" revision "{spec.model.revision}"',
         "}",
         "calibrate {",

@@ -61,7 +61,7 @@ class Resolver:
 
     def spec(self) -> Spec | None:
         """Everything, in the order of the file."""
-        family, model = self._recipe()
+        families, model = self._recipe()
         calibrate = self._calibration()
         schemes = self.schemes.all()
         rules = tuple(r for node in self.merged.layers if (r := self._rule(node)))
@@ -74,7 +74,7 @@ class Resolver:
         assert self.merged.name is not None
         return Spec(
             name=self.merged.name.name,
-            family=family,
+            families=families,
             model=model,
             calibrate=calibrate,
             schemes=schemes,
@@ -134,7 +134,7 @@ class Resolver:
 
     # --- recipe, calibrate, evaluate, emit ---
 
-    def _recipe(self) -> tuple[str, ModelRef]:
+    def _recipe(self) -> tuple[tuple[str, ...], ModelRef]:
         nodes = self.merged.settings.get("recipe", {})
         if "recipe" not in self.merged.blocks:
             self._missing("the recipe has no block `recipe`", 'add `recipe NAME { family llada  model "..." }`')
@@ -142,19 +142,16 @@ class Resolver:
             for key, example in (("family", "family llada"), ("model", 'model "GSAI-ML/LLaDA-8B-Instruct"')):
                 if key not in nodes:
                     self._missing(f"`recipe` does not say its `{key}`", f"add a line such as `{example}`")
-        return self._family(nodes.get("family")), self._model(nodes.get("model"))
+        return self._families(nodes.get("family")), self._model(nodes.get("model"))
 
     def _missing(self, message: str, hint: str) -> None:
         if not self.merged.partial:
             self.report("QS012", message, self._end(), hint)
 
-    def _family(self, node: Any) -> str:
-        if node is None:
-            return ""
-        name: str = node.value.name
-        if self.families and name not in self.families:
-            self._unknown("QS020", "family", node.value, self.families)
-        return name
+    def _families(self, node: Any) -> tuple[str, ...]:
+        if not isinstance(node, s.Names):
+            return ()
+        return self._names(node, "family", self.families, "QS020", "families")
 
     def _unknown(self, code: str, kind: str, word: s.Word | s.Text, known: Any, plural: str | None = None) -> None:
         """There is no such thing; did you mean another?"""
@@ -262,11 +259,14 @@ class Resolver:
             given["regimes"] = self._names(regime, "regime", REGIMES)
         return Emit(**given)
 
-    def _names(self, node: s.Names, kind: str, known: Any) -> tuple[str, ...]:
+    def _names(
+        self, node: s.Names, kind: str, known: Any, code: str = "QS026", plural: str | None = None
+    ) -> tuple[str, ...]:
+        """A list of names, each known (where `known` names any) and given once."""
         found: dict[str, Span] = {}
         for word in node.names:
-            if word.name not in known:
-                self._unknown("QS026", kind, word, known)
+            if known and word.name not in known:
+                self._unknown(code, kind, word, known, plural)
             elif word.name in found:
                 self._twice(f"{kind} {quote(word.name)}", word.span, found[word.name])
             found.setdefault(word.name, word.span)

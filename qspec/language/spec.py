@@ -168,7 +168,7 @@ class Spec:
     """A whole recipe, resolved: parameters set, bases flattened, defaults filled in."""
 
     name: str
-    family: str
+    families: tuple[str, ...]  # that it is for; the checkpoint decides which of them applies
     model: ModelRef
     calibrate: Calibration
     schemes: Mapping[str, Scheme]

@@ -198,7 +198,7 @@ class Apply(Node):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Setting(Node):
-    """A keyword and its one value: `family llada`, `samples 128`, `shots 4`."""
+    """A keyword and its one value: `samples 128`, `shots 4`."""
 
     key: Word
     value: Value
@@ -288,7 +288,8 @@ class Nelbo(Node):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Names(Node):
-    """`kernels triton for sm_90, sm_80` (subject: the back end) or `regime block_decode, full_sequence`."""
+    """`family llada, dream`, `regime block_decode, full_sequence`, or `kernels triton for sm_90, sm_80` (subject:
+    the back end)."""
 
     key: Word
     subject: Word | None

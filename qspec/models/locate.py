@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from qspec import resources
 from qspec.errors import InputError, MachineError
 from qspec.models.shards import weight_files
 
+STANDIN = re.compile(r"tiny-[a-z0-9]+", re.ASCII)
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]*", re.ASCII)
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # never pickles, never code
@@ -19,13 +21,15 @@ def checkpoint_locate(
 ) -> Path | None:
     """The folder of a checkpoint, or None where this machine does not have it.
 
-    id_or_path: a folder, or a hub id `owner/name` at `revision`. weights False accepts a cache that holds
-    config.json alone. Errors: InputError for a path that is no folder, a text that is neither, and an id that
-    the hub does not know; MachineError where a download fails.
+    id_or_path: a folder, the name of a bundled stand-in such as tiny-llada, or a hub id `owner/name` at `revision`.
+    weights False accepts a cache that holds config.json alone. Errors: InputError for a path that is no folder,
+    a text that is none of these, and an id that the hub does not know; MachineError where a download fails.
     """
     path = Path(id_or_path)
     if str(id_or_path) and path.is_dir():
         return path
+    if STANDIN.fullmatch(str(id_or_path)) and (bundled := resources.standins() / id_or_path).is_dir():
+        return bundled
     if isinstance(id_or_path, Path) or not HUB_ID.fullmatch(id_or_path):
         raise InputError(
             f"{str(id_or_path)!r} is neither a folder nor a hub id such as GSAI-ML/LLaDA-8B-Instruct",

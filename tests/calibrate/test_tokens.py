@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,6 +52,21 @@ def test_share_of_masks_follows_the_ratio() -> None:
 def test_fixed_ratio_masks_all_or_nothing_at_its_ends() -> None:
     assert (draw(MaskDistribution("fixed", 1.0, 1.0))[0] == MASK).all()
     assert (draw(MaskDistribution("fixed", 0.0, 0.0))[0] != MASK).all()
+
+
+def test_masked_positions_are_told_apart_and_all_count_alike() -> None:
+    wanted = Calibration(samples=8, mask=MaskDistribution("fixed", 0.5, 0.5))
+    tokens = calibration_tokens(["abcdefghij" * 20], Letters(), wanted, 50, MASK)
+    assert torch.equal(tokens.masked, tokens.ids == MASK)
+    assert (tokens.weight == torch.ones(8, 50)).all()
+
+
+def test_the_hash_covers_tokens_and_weights() -> None:
+    wanted = Calibration(samples=8)
+    tokens = calibration_tokens(["abcdefghij" * 20], Letters(), wanted, 50, MASK)
+    others = [replace(tokens, weight=tokens.weight * 0.5), replace(tokens, ids=tokens.ids + 1)]
+    assert len({tokens.sha256, *(other.sha256 for other in others)}) == 3
+    assert replace(tokens, ratio=tokens.ratio.clone()).sha256 == tokens.sha256
 
 
 def test_seed_decides() -> None:

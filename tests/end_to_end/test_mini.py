@@ -11,19 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import qspec
-from qspec import artifact, cli, numerics
+from qspec import artifact, cli, numerics, passes, resources
 from qspec.artifact import Manifest, verify
 from qspec.compiler import Artifact, gather
 from qspec.errors import InputError, MachineError, NumericsError
 from qspec.evaluate import evaluate
 from qspec.kernels.linear import QuantLinear
+from qspec.language import load_recipe
 from qspec.language.spec import Pass
+from qspec.origin import find_checkpoint
 from qspec.passes.smooth import Smooth
 from tests.end_to_end.conftest import Mini
 
@@ -219,6 +222,21 @@ def test_missing_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     code, message = run(capsys, "compile", recipe, "--model", tmp_path / "nowhere", "--out", tmp_path / "a")
     assert (code, "nowhere" in message) == (3, True)
     assert not (tmp_path / "a").exists()
+
+
+def test_bundled_stand_ins() -> None:
+    spec = load_recipe(resources.recipes() / "llada_w4a4.qs", passes.available()).spec
+    several = replace(spec, families=("llada", "other"))
+    missing = find_checkpoint(several, None, download=False, standin=True)
+    named = find_checkpoint(several, "tiny-llada", download=False, standin=False)
+    assert missing.folder == named.folder == resources.standin("llada")
+    assert (named.id, named.revision, named.standin) == (missing.id, missing.revision, True)
+    assert missing.notice == (
+        "GSAI-ML/LLaDA-8B-Instruct is not on this machine: compiling the bundled stand-in tiny-llada instead"
+    )
+    assert named.notice == "tiny-llada is a bundled stand-in model, not a real checkpoint"
+    with pytest.raises(InputError, match="the family other has no stand-in"):
+        find_checkpoint(replace(spec, families=("other", "llada")), None, download=False, standin=True)
 
 
 def test_a_corrupt_checkpoint_names_file_and_tensor(

@@ -87,7 +87,11 @@ OPERANDS = st.one_of(
 NELBO = st.builds(lambda k, t, n: s.Nelbo(AT, k, t, n), _key("nelbo"), TEXTS, st.none() | COUNTS)
 SETTINGS = {
     "recipe": st.one_of(
-        st.builds(lambda k, v: s.Setting(AT, k, v), _key("family"), WORDS),
+        st.builds(
+            lambda k, n: s.Names(AT, k, None, tuple(n)),
+            _key("family"),
+            st.lists(WORDS, min_size=1, max_size=3),
+        ),
         st.builds(lambda k, i, r: s.Model(AT, k, i, r), _key("model"), QUOTED, st.none() | QUOTED),
     ),
     "calibrate": st.one_of(

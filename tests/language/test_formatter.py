@@ -87,7 +87,7 @@ def test_recipes_are_canonical_and_fit_the_whole_grammar(path) -> None:  # type:
 
 def test_whole_layout() -> None:
     loose = (
-        "qspec   1\n# about\nrecipe  r{family llada model \"m\" # the model\n}\n"
+        "qspec   1\n# about\nrecipe  r{family llada,dream model \"m\" # the model\n}\n"
         "scheme w8a8 { # opening\nweights int8 per channel symmetric clip mse\n"
         "activations int($b) per token clip 0.9 # a\n"
         "# before the brace\n}# after\n"
@@ -96,7 +96,7 @@ def test_whole_layout() -> None:
         "evaluate{nelbo on \"c4\" samples 3 task mmlu task gsm8k{shots 4 length 256}}\n# the end"
     )  # fmt: skip
     assert format_source(loose) == (
-        "qspec 1\n\n# about\nrecipe r {\n  family llada\n  model  \"m\"  # the model\n}\n\n"
+        "qspec 1\n\n# about\nrecipe r {\n  family llada, dream\n  model  \"m\"  # the model\n}\n\n"
         "scheme w8a8 {  # opening\n  weights     int8    per channel symmetric clip mse\n"
         "  activations int($b) per token             clip 0.9  # a\n  # before the brace\n}  # after\n\n"
         "layers blocks[*].{q,k}, head keep      # one\nlayers blocks[0, 4..7, -1].* use w8a8  # two\n\n"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qspec import passes
+from qspec import passes, resources
 from qspec.data import benchmarks
-from qspec.diagnostics import RecipeError
+from qspec.diagnostics import RecipeError, Source
 from qspec.errors import InputError
 from qspec.formats import Clip, Granularity
-from qspec.language import load_recipe
+from qspec.language import load_recipe, load_source
 from qspec.language.spec import (
     TASKS,
     TEXTS,
@@ -25,7 +26,10 @@ from qspec.language.spec import (
     NelboRequest,
     TaskRequest,
 )
+from qspec.models.config import read_json
+from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
+from qspec.plan import make_plan
 from tests.language.fakes import APPLY, HEAD, PASSES, ROOT, RULES, SCHEME, Gptq, Smooth, codes, load, recipe
 
 RECIPES = sorted((ROOT / "recipes").glob("*.qs"))
@@ -33,9 +37,9 @@ RECIPES = sorted((ROOT / "recipes").glob("*.qs"))
 
 def test_defaults() -> None:
     spec = load(recipe()).spec
-    assert (spec.name, spec.family, spec.model) == (
+    assert (spec.name, spec.families, spec.model) == (
         "r",
-        "llada",
+        ("llada",),
         ModelRef("GSAI-ML/LLaDA-8B-Instruct", "main"),
     )
     assert spec.calibrate == Calibration(NamedText("wikitext2"), 128, 2048, MaskDistribution("uniform", 0.0, 1.0), 0)
@@ -76,9 +80,6 @@ def test_recipes_have_no_diagnostics_and_flatten_to_themselves(path: Path) -> No
     assert loaded.warnings == ()
     assert load(loaded.spec.text).spec.rules == loaded.spec.rules
     again = path.parent / "again.qs"
-    from qspec.diagnostics import Source
-    from qspec.language import load_source
-
     assert load_source(Source(str(again), loaded.spec.text), known, (), FAMILIES).spec == loaded.spec
 
 
@@ -193,7 +194,7 @@ def test_extends(tmp_path: Path) -> None:
     )
     loaded = load_recipe(path, PASSES, (), FAMILIES)
     spec = loaded.spec
-    assert (spec.name, spec.family, spec.model.id) == ("mine", "llada", "other")
+    assert (spec.name, spec.families, spec.model.id) == ("mine", ("llada",), "other")
     assert (spec.calibrate.samples, spec.calibrate.seed) == (32, 3)
     assert spec.schemes["w8a8"].label == "W8A16"
     assert [r.text for r in spec.rules] == ["layers blocks[*].* use w8a8", "layers blocks[0].mlp.down keep"]
@@ -222,6 +223,36 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.qs", PASSES)
     with pytest.raises(InputError, match="cannot be read"):
         load_recipe(tmp_path, PASSES)
+
+
+# --- families ---
+
+OTHER = replace(LLADA, name="other", parts={**LLADA.parts, "mlp.down": "down_proj"}, blocks="model.layers")
+
+
+def test_a_recipe_for_several_families() -> None:
+    families = {"llada": LLADA, "other": OTHER}
+    text = recipe().replace("family llada", "family other, llada")
+    spec = load_source(Source("r.qs", text), PASSES, (), families).spec
+    assert spec.families == ("other", "llada")
+    assert "\n  family other, llada\n" in spec.text
+    assert load_source(Source("r.qs", spec.text), PASSES, (), families).spec == spec
+
+
+def test_what_is_wrong_for_several_families_is_said_once() -> None:
+    text = recipe(rules="\nlayers blocks[*].mpl.* use w8a8\n").replace("family llada", "family other, llada")
+    with pytest.raises(RecipeError) as caught:
+        load_source(Source("r.qs", text), PASSES, (), {"llada": LLADA, "other": OTHER})
+    assert [d.code for d in caught.value.diagnostics] == ["QS030"]
+
+
+def test_the_checkpoint_decides_which_family_applies() -> None:
+    spec = load(recipe()).spec
+    shape = LLADA.shape(read_json(resources.standin("llada") / "config.json", 1 << 20))
+    assert make_plan(replace(spec, families=("other", "llada")), LLADA, shape).family == "llada"
+    with pytest.raises(InputError, match="for the family other or more, the checkpoint is llada") as caught:
+        make_plan(replace(spec, families=("other", "more")), LLADA, shape)
+    assert caught.value.hint == "add llada to `family` in the recipe, or give a checkpoint of other or more"
 
 
 # --- order ---
@@ -265,11 +296,8 @@ def test_the_message_says_which_line_to_move_where() -> None:
 
 
 def test_without_families_only_the_text_is_checked() -> None:
-    from qspec.diagnostics import Source
-    from qspec.language import load_source
-
     text = recipe(rules="\nlayers blocks[*].mpl.* use w8a8\n").replace("family llada", "family other")
-    assert load_source(Source("r.qs", text), PASSES).spec.family == "other"
+    assert load_source(Source("r.qs", text), PASSES).spec.families == ("other",)
 
 
 def test_parts_of_the_recipe_are_the_ones_above() -> None:

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from qspec import resources
 from qspec.errors import InputError, MachineError
 from qspec.models.locate import checkpoint_locate
 from tests.models.layout import TINY, random_weights, write_checkpoint
@@ -37,6 +38,15 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert checkpoint_locate(tmp_path / "owner") == tmp_path / "owner"
     monkeypatch.chdir(tmp_path)
     assert checkpoint_locate("owner/tiny") == Path("owner/tiny")  # a folder comes before the hub
+
+
+def test_a_bundled_stand_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checkpoint_locate("tiny-llada") == resources.standin("llada")
+    with pytest.raises(InputError, match="neither a folder"):
+        checkpoint_locate("tiny-nobody")
+    (tmp_path / "tiny-llada").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_locate("tiny-llada") == Path("tiny-llada")  # a folder comes first here too
 
 
 @pytest.mark.parametrize("shards", [1, 2])
