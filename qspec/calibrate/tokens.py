@@ -53,18 +53,34 @@ def calibration_tokens(
     forward process of a masked diffusion LLM (arXiv 2502.09992, eq. 2). All draws come from the recipe's seed.
     Raises InputError where the text is shorter than one window.
     """
+    generator = torch.Generator().manual_seed(wanted.seed)
+    ids = windows(texts, tokenizer, wanted.samples, length, generator)
+    ratio = _ratios(wanted.mask, wanted.samples, generator)
+    masked = positions_below(ratio, torch.rand(ids.shape, generator=generator))
+    return CalibrationTokens(ids.masked_fill(masked, mask_token), masked, torch.ones(ids.shape), ratio)
+
+
+def windows(texts: Sequence[str], tokenizer: Encodes, samples: int, length: int, generator: torch.Generator) -> Tensor:
+    """int64 [samples, length]: stretches of the joined text, unmasked, at random offsets.
+
+    Raises InputError where the text is shorter than one of them.
+    """
     stream = torch.tensor([i for text in texts for i in tokenizer.encode(text, add_special_tokens=False)])
     if stream.numel() < length:
         raise InputError(
             f"the calibration text has {stream.numel()} tokens, fewer than one sample of {length}",
-            hint="give more text, or a smaller `length` in the calibrate block",
+            hint="give more text, or a smaller `length`",
         )
-    generator = torch.Generator().manual_seed(wanted.seed)
-    starts = torch.randint(stream.numel() - length + 1, (wanted.samples,), generator=generator)
-    ids = torch.stack([stream[start : start + length] for start in starts.tolist()])
-    ratio = _ratios(wanted.mask, wanted.samples, generator)
-    masked = torch.rand(ids.shape, generator=generator) < ratio[:, None]
-    return CalibrationTokens(ids.masked_fill(masked, mask_token), masked, torch.ones(ids.shape), ratio)
+    starts = torch.randint(stream.numel() - length + 1, (samples,), generator=generator)
+    return torch.stack([stream[start : start + length] for start in starts.tolist()])
+
+
+def positions_below(ratio: Tensor, draw: Tensor) -> Tensor:
+    """bool [samples, length]: the positions that are masked at the shares ratio [samples], for draws u ~ U(0, 1).
+
+    The same draws compared with growing ratios give nested masks: what is masked at one is masked at every larger one.
+    """
+    return draw < ratio[:, None]
 
 
 def _ratios(mask: MaskDistribution, samples: int, generator: torch.Generator) -> Tensor:

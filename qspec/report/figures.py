@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from qspec.evaluate.outliers import Picture, SiteOutliers
+from qspec.calibrate.outliers import Picture, SiteOutliers
 from qspec.evaluate.results import Flips, KlBucket, Metric
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.svg import Svg, number

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from qspec.evaluate.outliers import SiteOutliers
+from qspec.calibrate.outliers import SiteOutliers
 from qspec.evaluate.results import Sample
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.figures import EXACT_DB, METRIC_NAMES, Figure, mean_bits

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from qspec.evaluate.outliers import OutlierReport, describe, picture
+from qspec.calibrate.outliers import describe, picture
+from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, KlBucket, Sample, accuracy, nelbo
 from qspec.report.data import Bytes, KernelInfo, LayerRow, ModelInfo, RecipeInfo, ReportData
 
@@ -98,7 +99,7 @@ def outlier_report(blocks: int) -> OutlierReport:
             if site in ("attention.input", "mlp.input"):
                 x[:, 40 + block] *= 12 + 3 * block
             if site == "mlp.gated" and block in (1, 4):
-                x[torch.randint(0, 128, (22,), generator=generator), 300] = 150.0 + 20 * block
+                x[torch.randint(0, 128, (22,), generator=generator), 300] = 600.0 + 20 * block
             name = f"blocks[{block}].{site}"
             tables["before"].append(describe(name, x))
             tables["after"].append(describe(name, even))
