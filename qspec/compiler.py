@@ -77,7 +77,7 @@ def compile(  # the public name: qspec.compile
     with _kept(workspace, progress):
         with progress.phase("quantize"):
             records = quantize_blocks(
-                inputs.plan, inputs.checkpoint, inputs.tokens.ids, workspace, inputs.device, progress
+                inputs.plan, inputs.checkpoint, inputs.tokens, workspace, inputs.device, progress
             )
         _write_beside(workspace, inputs)
         manifest = _write_manifest(workspace, inputs, records)

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from qspec.artifact import ModuleRecord, Workspace, kernel_fields
 from qspec.calibrate.stream import Stream
+from qspec.calibrate.tokens import CalibrationTokens
 from qspec.errors import NumericsError
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
 from qspec.numerics import sqnr_db
 from qspec.passes.block import Block, Linear
+from qspec.passes.outer import Outer
 from qspec.plan import ModulePlan, Plan
 from qspec.progress import Progress
 from qspec.runtime import default_dtype, fill_block, install_block, place_outer
@@ -33,35 +35,50 @@ def shard_names(layers: int) -> list[str]:
 
 
 def quantize_blocks(
-    plan: Plan, checkpoint: Checkpoint, ids: Tensor, workspace: Workspace, device: torch.device, progress: Progress
+    plan: Plan,
+    checkpoint: Checkpoint,
+    tokens: CalibrationTokens,
+    workspace: Workspace,
+    device: torch.device,
+    progress: Progress,
 ) -> tuple[ModuleRecord, ...]:
     """Writes every shard; returns a record for each module, in the plan's order.
 
-    ids: int64 [samples, length], masked calibration tokens. Shards that a killed run finished are read, not made again.
+    tokens: the masked calibration tokens. Shards that a killed run finished are read, not made again.
     Raises NumericsError where a number cannot be right, MachineError where the disk is full.
     """
     decoder = Decoder(checkpoint.family, checkpoint.shape, device="meta")
     shards = shard_names(plan.shape.layers)
-    outer = checkpoint.globals()
-    place_outer(decoder, outer, device, default_dtype(device))
-    batch = max(1, BATCH_TOKENS // ids.shape[1])
-    stream = Stream.start(decoder, ids.to(device), batch)
+    stream = start(plan, checkpoint, decoder, tokens, workspace, shards[-1], device)
     by_role: dict[str, ModuleRecord] = {}
     for index, module in enumerate(progress.blocks(decoder.blocks)):
-        records, stream = _one_block(
-            plan, checkpoint, index, module, stream, workspace, shards[index], device, progress
-        )
+        records = _one_block(plan, checkpoint, index, module, stream, workspace, shards[index], device, progress)
         by_role.update({record.role: record for record in records})
         module.to_empty(device="meta")
-    if workspace.finished(shards[-1]) is None:
-        workspace.write_shard(shards[-1], {name: _stored_outer(t) for name, t in outer.items()}, {})
     workspace.write_index(shards)
     return tuple(by_role.get(str(m.entry.role)) or record_of(m) for m in plan.modules)
 
 
-def _stored_outer(tensor: Tensor) -> Tensor:
-    """Norm gains are kept in float32 everywhere in an artifact, embedding and head in bfloat16."""
-    return tensor.float() if tensor.ndim == 1 else tensor.to(torch.bfloat16)
+def start(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    tokens: CalibrationTokens,
+    workspace: Workspace,
+    shard: str,
+    device: torch.device,
+) -> Stream:
+    """The calibration stream at the first block; the shard of what lies outside the blocks is written."""
+    tensors = checkpoint.globals()
+    place_outer(decoder, tensors, torch.device("cpu"), default_dtype(device))  # only the embedding is needed, once
+    outer = Outer(checkpoint.family, plan.shape, tensors, plan.spec.calibrate.seed)
+    for use in plan.spec.passes:
+        use.params.rewrite_outer(outer)
+    if workspace.finished(shard) is None:
+        workspace.write_shard(shard, outer.stored(), {})
+    rows = max(1, BATCH_TOKENS // tokens.ids.shape[1])
+    exact = any(use.params.follows_exact for use in plan.spec.passes)
+    return Stream.start(decoder, tokens, rows, device, exact=exact, rotated=outer.rotated())
 
 
 def _one_block(
@@ -74,11 +91,13 @@ def _one_block(
     shard: str,
     device: torch.device,
     progress: Progress,
-) -> tuple[list[ModuleRecord], Stream]:
+) -> list[ModuleRecord]:
     done = workspace.finished(shard)
+    exact = None
+    if done is None or stream.follows_exact:
+        fill_block(module, {name: t.to(device) for name, t in checkpoint.block(index).items()})
+        exact = stream.exact_outputs(module)
     if done is None:
-        tensors = {name: t.to(device) for name, t in checkpoint.block(index).items()}
-        fill_block(module, tensors)
         packed, records = compile_block(plan, index, module, stream, progress)
         tensors = artifact_tensors(module, f"{checkpoint.family.blocks}.{index}", packed, records)
         workspace.write_shard(shard, tensors, {"modules": [r.model_dump(mode="json") for r in records]})
@@ -86,7 +105,8 @@ def _one_block(
         records = [ModuleRecord.model_validate(r) for r in done["modules"]]
         progress.note(f"block {index}: taken from the interrupted run")
     install_block(module, records, workspace.read_shard(shard), device, default_dtype(device), None)
-    return records, stream.through(module)
+    stream.advance(module, exact)
+    return records
 
 
 def compile_block(
@@ -102,7 +122,7 @@ def compile_block(
     block = Block(index, plan.shape, module, schemes, stream, plan.spec.calibrate.seed)
     for use in plan.spec.passes:
         uses = tuple(linear for part, linear in block.linears.items() if use in plans[part].passes)
-        if not uses:
+        if not uses and not use.params.whole_model:
             continue
         progress.step(f"{use.name} ({len(uses)} linears)")
         if use.params.quantizes:
@@ -117,11 +137,10 @@ def compile_block(
 @contextmanager
 def _preserved(block: Block, name: str) -> Iterator[None]:
     """Checks on one calibration batch that a pass left the block's function alone."""
-    before = next(block.stream.outputs(block.module)).float()
+    before = block.output()
     yield
-    after = next(block.stream.outputs(block.module)).float()
-    change = float((after - before).norm() / before.norm())
-    limit = PRESERVED if block.stream.batches[0].dtype == torch.float32 else 100 * PRESERVED
+    change = float((block.output() - before).norm() / before.norm())
+    limit = PRESERVED if block.stream.dtype == torch.float32 else 100 * PRESERVED
     if not change < limit:
         raise NumericsError(
             f"{name} changed the function of block {block.index} by {change:.1e} (limit {limit:.0e})",
@@ -175,11 +194,8 @@ def _quality(block: Block) -> dict[str, tuple[float, float]]:
 
     def watch(part: str, linear: Linear) -> None:
         def observe(x: Tensor) -> None:
-            if part in found:
-                return
-            inputs = x.float() if linear.transform is None else linear.transform.apply(x)
-            exact = inputs @ linear.weight.T
-            rounded = linear.prepare(x).ready @ linear.rounded_weight().T
+            exact = linear.transformed(x) @ linear.weight.T
+            rounded = linear.rounded_input(x) @ linear.rounded_weight().T
             found[part] = (sqnr_db(exact, rounded), sqnr_db(linear.weight, linear.rounded_weight()))
 
         linear.observe = observe
@@ -187,7 +203,7 @@ def _quality(block: Block) -> dict[str, tuple[float, float]]:
     quantized = {part: linear for part, linear in block.linears.items() if linear.quantized is not None}
     for part, linear in quantized.items():
         watch(part, linear)
-    next(block.stream.outputs(block.module))
+    block.output()
     for linear in quantized.values():
         linear.observe = None
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,35 +11,125 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from qspec.calibrate.tokens import CalibrationTokens
     from qspec.models.decoder import AttentionContext, Decoder, DecoderBlock
 
 
+@dataclass
+class Batch:
+    """Some rows of the calibration tokens, at a block's input.
+
+    x: [b, t, width], hidden states as the model computes them whose earlier blocks are quantized. exact: the same of the
+    unquantized model, None where no pass asks for it. masked: bool [b, t], where the model sees the mask token. weight:
+    float32 [b, t], what a token counts for in statistics.
+    """
+
+    x: Tensor
+    exact: Tensor | None
+    context: AttentionContext
+    masked: Tensor
+    weight: Tensor
+
+
 @dataclass(frozen=True)
+class Rotated:
+    """A residual stream in another basis: Q orthogonal float32 [width, width], and the embedding times Q [vocab, width]."""
+
+    basis: Tensor
+    embedding: Tensor
+
+
 class Stream:
-    """Hidden states at a block's input, in batches [batch, tokens, width], and what attention needs beside them."""
+    """All calibration rows at the input of one block; `advance` takes them through it.
 
-    batches: tuple[Tensor, ...]
-    contexts: tuple[AttentionContext, ...]
+    basis: orthogonal float32 [width, width] Q, where the residual stream was rotated: x holds h Q, `exact` holds h.
+    """
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def __init__(self, batches: list[Batch], basis: Tensor | None = None) -> None:
+        self.batches = batches
+        self.basis = basis
 
     @classmethod
-    def start(cls, decoder: Decoder, ids: Tensor, batch: int) -> Stream:
-        """The embedded calibration tokens ids [samples, length]."""
-        chunks = torch.split(ids, batch)
-        with torch.no_grad():
-            return cls(
-                tuple(decoder.embed(chunk) for chunk in chunks),
-                tuple(decoder.context(chunk, None) for chunk in chunks),
-            )
+    def start(
+        cls,
+        decoder: Decoder,
+        tokens: CalibrationTokens,
+        rows: int,
+        device: torch.device | str = "cpu",
+        *,
+        exact: bool = False,
+        rotated: Rotated | None = None,
+    ) -> Stream:
+        """The embedded tokens, `rows` of them in a batch, on a device.
 
-    def outputs(self, block: DecoderBlock) -> Iterator[Tensor]:
-        """The block's outputs, batch by batch."""
+        decoder: has the checkpoint's own embedding. rotated: the embedding that will be stored instead, if that differs.
+        exact: also follow the unquantized model.
+        """
+        batches = []
         with torch.no_grad():
-            for x, context in zip(self.batches, self.contexts, strict=True):
-                yield block(x, context)
+            for ids, masked, weight in zip(
+                *(torch.split(t, rows) for t in (tokens.ids, tokens.masked, tokens.weight)), strict=True
+            ):
+                own = decoder.embed(ids.to(decoder.device)).to(device)
+                x = own if rotated is None else rotated.embedding[ids].to(device, own.dtype)
+                context = decoder.context(ids.to(device), None)
+                batches.append(Batch(x, own if exact else None, context, masked.to(device), weight.to(device)))
+        return cls(batches, None if rotated is None else rotated.basis.to(device))
 
-    def through(self, block: DecoderBlock) -> Stream:
-        """The stream at the next block's input."""
-        return Stream(tuple(self.outputs(block)), self.contexts)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states."""
+        return self.batches[0].x.dtype
+
+    def inputs(self, in_basis: bool) -> Iterator[tuple[Tensor, Batch]]:
+        """Each batch's x for a block that was rotated into the stream's basis, or for one that was not (yet)."""
+        back = None if in_basis or self.basis is None else self.basis.T
+        for batch in self.batches:
+            yield _times(batch.x, back), batch
+
+    def exact_inputs(self, in_basis: bool) -> Iterator[tuple[Tensor, Batch]]:
+        """The same for what the unquantized model computes."""
+        forth = self.basis if in_basis else None
+        for batch in self.batches:
+            assert batch.exact is not None
+            yield _times(batch.exact, forth), batch
+
+    @property
+    def follows_exact(self) -> bool:
+        return self.batches[0].exact is not None
+
+    def advance(self, block: DecoderBlock, exact: list[Tensor] | None = None) -> None:
+        """To the next block's input, in place. block: quantized, in the stream's basis. exact: of `exact_outputs`."""
+        with torch.no_grad(), fast_products():
+            for batch in self.batches:
+                batch.x = block(batch.x, batch.context)
+        if exact is not None:
+            for batch, state in zip(self.batches, exact, strict=True):
+                batch.exact = state
+
+    def exact_outputs(self, block: DecoderBlock) -> list[Tensor] | None:
+        """What the unquantized model computes at the next block's input. block: as the checkpoint has it."""
+        if not self.follows_exact:
+            return None
+        with torch.no_grad(), fast_products():
+            return [block(batch.exact, batch.context) for batch in self.batches]
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """While it lasts, float32 products on a GPU may round their factors to TF32; on a CPU nothing changes.
+
+    Calibration inputs are bfloat16 on a GPU, which TF32 holds exactly; weights lose 2^-11 of their size. This is for
+    what is measured (activations, Hessians), never for what is stored.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _times(x: Tensor, rotation: Tensor | None) -> Tensor:
+    """x [b, t, d] times a rotation [d, d], in float32, in x's dtype."""
+    return x if rotation is None else (x.float() @ rotation).to(x.dtype)

@@ -14,6 +14,7 @@ from qspec.language.spec import INITIAL_FACTS, Fact, PassUse, Rule, Spec
 _WHY = {
     Fact.FLOAT_WEIGHTS: "weights that are not quantized yet",
     Fact.PLAIN_INPUT: "an input that no transform has changed",
+    Fact.OPEN_RANGE: "weights whose clip was not searched yet",
     Fact.CODES: "quantized weights",
 }
 

@@ -24,10 +24,11 @@ class Fact(StrEnum):
 
     FLOAT_WEIGHTS = "float_weights"  # the weights are not codes yet
     PLAIN_INPUT = "plain_input"  # nothing is computed online on the module's input
+    OPEN_RANGE = "open_range"  # no clip of the weights' ranges was searched for the weights as they are
     CODES = "codes"  # the weights are quantized
 
 
-INITIAL_FACTS = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT})
+INITIAL_FACTS = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Pass:
     establishes: ClassVar[frozenset[Fact]] = frozenset()
     clears: ClassVar[frozenset[Fact]] = frozenset()
     quantizes: ClassVar[bool] = False  # turns weights into codes
+    whole_model: ClassVar[bool] = False  # rewrites every block, and what lies outside them
+    follows_exact: ClassVar[bool] = False  # compares with the unquantized model's activations
 
     def online(self, part: str, in_features: int) -> tuple[int, ...]:
         """Block sizes of the rotations that it leaves online on the input of a linear, none by default.
@@ -51,8 +54,11 @@ class Pass:
         return ()
 
     def rewrite(self, block: Any, uses: Any) -> None:
-        """Rewrites the selected linears of one block; see `qspec.passes.base.Block`."""
+        """Rewrites the selected linears of one block; see `qspec.passes.block.Block`."""
         raise TypeError(f"{type(self).__name__} defines no rewrite")
+
+    def rewrite_outer(self, outer: Any) -> None:
+        """Rewrites what lies outside the blocks, before the first one: see `qspec.passes.outer.Outer`."""
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from qspec import numerics
-from qspec.calibrate.stream import Stream
+from qspec.calibrate.stream import Batch, Stream, fast_products
 from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.models.decoder import DecoderBlock, weight_and_bias
@@ -26,14 +27,19 @@ PRODUCERS = {
     "mlp.input": "mlp.norm",
     "mlp.gated": "mlp.up",
 }
+RESIDUAL_READERS = {"attention.norm": ("attention.q", "attention.k", "attention.v"), "mlp.norm": ("mlp.gate", "mlp.up")}
+RESIDUAL_WRITERS = ("attention.o", "mlp.down")
 SAMPLE_ROWS = 256  # tokens of an input that are kept for searches
 TOP_ROWS_SHARE = 4  # one in four sampled rows is among those with the largest peak, the rest are drawn at random
+
+Which = Literal["all", "masked", "visible"]
 
 
 class Linear(nn.Module):
     """One linear while it is compiled: float32 weight [out, in] until `quantized` is set.
 
-    `transform` is what its input goes through online; `weight` already holds the inverse.
+    `transform` is what its input goes through online; `weight` already holds the inverse. `clip`: ratio float32
+    [out, groups] that a search found for the ranges of the weight's groups, in place of the scheme's.
     """
 
     def __init__(self, entry: ModuleEntry, scheme: Scheme | None, weight: Tensor, bias: Tensor | None) -> None:
@@ -43,7 +49,9 @@ class Linear(nn.Module):
         self.weight = weight.float()
         self.bias = None if bias is None else bias.float()
         self.transform: InputTransform | None = None
+        self.clip: Tensor | None = None
         self.quantized: numerics.Quantized | None = None
+        self.rounding = True
         self.observe: Callable[[Tensor], None] | None = None
 
     @property
@@ -60,21 +68,30 @@ class Linear(nn.Module):
     @property
     def input_key(self) -> tuple[object, ...]:
         """Linears of one site with equal keys share `prepare`."""
-        return (id(self.transform), None if self.quantized is None else self.formats.activations)
+        return (id(self.transform), self.formats.activations if self._rounds else None)
 
     def prepare(self, x: Tensor) -> PreparedInput:
         """x [..., in] as it comes, and T(x), rounded to the scheme's activations once the weights are codes."""
-        ready = x.float() if self.transform is None else self.transform.apply(x)
-        if self.quantized is not None and self.formats.activations is not None:
-            rows = ready.reshape(-1, x.shape[-1])
-            ready = numerics.quantize_activations(rows, self.formats.activations).dequantize().reshape(x.shape)
-        return PreparedInput(x, ready)
+        return PreparedInput(x, self.rounded_input(x) if self._rounds else self.transformed(x))
+
+    def transformed(self, x: Tensor) -> Tensor:
+        """T(x) [..., in], float32."""
+        return x.float() if self.transform is None else self.transform.apply(x)
+
+    def rounded_input(self, x: Tensor) -> Tensor:
+        """T(x) [..., in], rounded to the scheme's activations, float32."""
+        ready = self.transformed(x)
+        if self.formats.activations is None:
+            return ready
+        rows = ready.reshape(-1, x.shape[-1])
+        return numerics.quantize_activations(rows, self.formats.activations).dequantize().reshape(x.shape)
 
     def multiply(self, prepared: PreparedInput) -> Tensor:
         """[..., out], with the rounding that has been decided so far."""
         if self.observe is not None:
             self.observe(prepared.raw.reshape(-1, prepared.raw.shape[-1]))
-        return functional.linear(prepared.ready, self.rounded_weight(), self.bias).to(prepared.raw.dtype)
+        weight = self.rounded_weight() if self._rounds else self.weight
+        return functional.linear(prepared.ready, weight, self.bias).to(prepared.raw.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.prepare(x))
@@ -82,6 +99,19 @@ class Linear(nn.Module):
     def rounded_weight(self) -> Tensor:
         """float32 [out, in]."""
         return self.weight if self.quantized is None else self.quantized.dequantize()
+
+    def require_float(self, who: str) -> None:
+        """Raises InputError where the weight is codes already."""
+        if self.quantized is not None:
+            raise InputError(
+                f"{who} rewrites {self.entry.role}, which is quantized already",
+                where=str(self.entry.role),
+                hint="put this pass before every quantizing pass",
+            )
+
+    @property
+    def _rounds(self) -> bool:
+        return self.rounding and self.quantized is not None
 
 
 @dataclass(frozen=True)
@@ -108,15 +138,53 @@ class Site:
         return list(groups.values())
 
 
+class Tokens(NamedTuple):
+    """What is known of the tokens of one batch: masked bool [tokens]; weight float32 [tokens], above 0."""
+
+    masked: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of an input X over some tokens. peaks: max |X_j|, float32 [in]; mean: mean |X_j| by the tokens' weights, float32 [in];
+    weight: the sum of those weights. All zero where there are no such tokens.
+    """
+
+    peaks: Tensor
+    mean: Tensor
+    weight: float
+
+    def scaled(self, factor: Tensor) -> Moments:
+        return Moments(self.peaks * factor, self.mean * factor, self.weight)
+
+
 @dataclass(frozen=True)
 class Statistics:
-    """Of a site's inputs X. peaks: max |X_j| over all calibration tokens, float32 [in].
+    """Of a site's inputs X, with masked and visible positions apart.
 
     rows: float32 [rows, in], inputs at tokens drawn at random and at those with the largest peaks.
     """
 
-    peaks: Tensor
+    masked: Moments
+    visible: Moments
     rows: Tensor
+
+    @property
+    def peaks(self) -> Tensor:
+        """max |X_j| over all tokens, float32 [in]."""
+        return torch.maximum(self.masked.peaks, self.visible.peaks)
+
+    @property
+    def mean(self) -> Tensor:
+        """mean |X_j| over all tokens by their weights, float32 [in]."""
+        parts = (self.masked, self.visible)
+        total = sum(part.weight for part in parts)
+        return torch.stack([part.mean * (part.weight / total) for part in parts]).sum(0)
+
+    def scaled(self, factor: Tensor) -> Statistics:
+        """Of X times factor [in]."""
+        return Statistics(self.masked.scaled(factor), self.visible.scaled(factor), self.rows * factor)
 
 
 class Block:
@@ -137,6 +205,7 @@ class Block:
         self.module = module
         self.stream = stream
         self.seed = seed
+        self.in_basis = stream.basis is None
         self.linears: dict[str, Linear] = {}
         for part, (entry, scheme) in schemes.items():
             self.linears[part] = Linear(entry, scheme, *weight_and_bias(module.part(part)))
@@ -158,52 +227,97 @@ class Block:
         wanted = set(uses)
         return [site for site in sites if wanted.intersection(site.linears)]
 
-    def visit_inputs(self, observers: dict[str, Callable[[Tensor], None]]) -> None:
-        """Runs the calibration data through the block once; each site's observer gets its inputs [tokens, in].
+    def output(self) -> Tensor:
+        """The block's output on the first calibration batch, in the basis that the checkpoint has, float32."""
+        x, batch = next(self.stream.inputs(self.in_basis))
+        with torch.no_grad(), fast_products():
+            y = self.module(x, batch.context).float()
+        return y if self.stream.basis is None or not self.in_basis else y @ self.stream.basis.T
 
-        A batch goes no further than the last site that is watched.
+    def inputs(self, sites: Collection[str]) -> Iterator[tuple[dict[str, Tensor], Tokens]]:
+        """Runs the calibration data through the block; for every batch, what each site sees: x [tokens, in].
+
+        Tokens of weight 0 are left out. A batch goes no further than the last site that is asked for.
         """
-        watched = [(site.linears[0], observers[site.name]) for site in self.sites() if site.name in observers]
-        for linear, observer in watched:
-            linear.observe = observer
-        last, final = watched[-1]
+        for x, batch in self.stream.inputs(self.in_basis):
+            keep = batch.weight.reshape(-1) > 0
+            if bool(keep.any()):
+                seen = {name: value[keep] for name, value in self._seen(sites, x, batch).items()}
+                yield seen, Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep])
 
-        def observe_and_stop(x: Tensor) -> None:
-            final(x)
-            raise _Reached
+    def paired_inputs(self, site: str) -> Iterator[tuple[Tensor, Tensor, Tokens]]:
+        """For every batch, what a site sees, and what it would see had nothing been rounded: x, exact [tokens, in]."""
+        rounded, exact = self.stream.inputs(self.in_basis), self.stream.exact_inputs(self.in_basis)
+        for (x, batch), (whole, _) in zip(rounded, exact, strict=True):
+            keep = batch.weight.reshape(-1) > 0
+            if bool(keep.any()):
+                seen = self._seen({site}, x, batch)[site]
+                with self._unrounded():
+                    unrounded = self._seen({site}, whole, batch)[site]
+                tokens = Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep])
+                yield seen[keep], unrounded[keep], tokens
 
-        last.observe = observe_and_stop
+    def _seen(self, sites: Collection[str], x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What each of these sites reads, [tokens, in], in one forward pass."""
+        seen: dict[str, Tensor] = {}
+        watched = [site for site in self.sites() if site.name in sites]
+
+        def watch(name: str) -> Callable[[Tensor], None]:
+            def observe(value: Tensor) -> None:
+                seen[name] = value
+                if len(seen) == len(watched):
+                    raise _Reached
+
+            return observe
+
+        for site in watched:
+            site.linears[0].observe = watch(site.name)
         try:
-            with torch.no_grad():
-                for x, context in zip(self.stream.batches, self.stream.contexts, strict=True):
-                    with suppress(_Reached):
-                        self.module(x, context)
+            with torch.no_grad(), fast_products(), suppress(_Reached):
+                self.module(x, batch.context)
         finally:
-            for linear, _ in watched:
-                linear.observe = None
+            for site in watched:
+                site.linears[0].observe = None
+        return seen
+
+    @contextmanager
+    def _unrounded(self) -> Iterator[None]:
+        for linear in self.linears.values():
+            linear.rounding = False
+        try:
+            yield
+        finally:
+            for linear in self.linears.values():
+                linear.rounding = True
 
     def statistics(self, site: str) -> Statistics:
-        """Peaks and sampled rows of a site's inputs; one pass over the calibration data serves all sites."""
+        """Peaks, means and sampled rows of a site's inputs; one pass over the calibration data serves all sites."""
         if site not in self._statistics:
-            gather = {s.name: _Gather(len(self.stream), self.generator(f"sample/{s.name}")) for s in self.sites()}
-            self.visit_inputs({name: gathered.observe for name, gathered in gather.items()})
+            names = [s.name for s in self.sites()]
+            gather = {name: _Gather(len(self.stream.batches), self.generator(f"sample/{name}")) for name in names}
+            for seen, tokens in self.inputs(names):
+                for name, x in seen.items():
+                    gather[name].observe(x, tokens)
             self._statistics = {name: gathered.statistics() for name, gathered in gather.items()}
         return self._statistics[site]
 
-    def hessian(self, site: str, transform: InputTransform | None) -> Tensor:
-        """H = 2 X^T X / n of the site's inputs after the transform, float32 [in, in]."""
-        total: list[Tensor] = []
-        count = 0
+    def hessian(self, site: str, transform: InputTransform | None, which: Which = "all") -> Tensor:
+        """H = 2 X^T diag(c) X / sum(c) of the site's inputs after the transform, float32 [in, in].
 
-        def observe(x: Tensor) -> None:
-            nonlocal count
-            x = x.float() if transform is None else transform.apply(x)
-            count += x.shape[0]
-            product = x.T @ x
-            total[:] = [product if not total else total[0] + product]
-
-        self.visit_inputs({site: observe})
-        return total[0] * (2.0 / count)
+        c: the tokens' weights. which: all positions, or the masked or the visible ones alone; zeros where there are none.
+        """
+        total: Tensor | None = None
+        count = torch.zeros((), dtype=torch.float64)
+        for seen, tokens in self.inputs({site}):
+            x = seen[site].float() if transform is None else transform.apply(seen[site])
+            weight = tokens.weight
+            if which != "all":
+                weight = weight * (tokens.masked if which == "masked" else ~tokens.masked)
+            count += weight.sum(dtype=torch.float64).cpu()
+            product = weighted_product(x, x, weight)
+            total = product if total is None else total.add_(product)
+        assert total is not None
+        return total.mul_(2.0 / max(float(count), 1e-30))
 
     def rescale_input(self, site: str, scale: Tensor) -> None:
         """x, W --> x / s, W s for every linear of the site; 1 / s goes into what produces x.
@@ -213,14 +327,8 @@ class Block:
         """
         producer = PRODUCERS[site]
         readers = next(s for s in self.sites() if s.name == site).linears
-        touched = [*readers, *([self.linears[producer]] if producer in self.linears else [])]
-        for linear in touched:
-            if linear.quantized is not None:
-                raise InputError(
-                    f"smoothing {site} rescales {linear.entry.role}, which is quantized already",
-                    where=f"block {self.index}",
-                    hint="put the smoothing pass before every quantizing pass",
-                )
+        for linear in [*readers, *([self.linears[producer]] if producer in self.linears else [])]:
+            linear.require_float(f"scaling {site}")
         rows = scale
         if site == "attention.mixed":
             shared = scale.reshape(self.shape.kv_heads, -1, self.shape.head_width).amax(1)
@@ -234,16 +342,50 @@ class Block:
             source.weight = source.weight / rows[:, None]
             source.bias = None if source.bias is None else source.bias / rows
         else:
-            norm = self.module.part(producer)
-            gain, _ = weight_and_bias(norm)
-            norm.weight = nn.Parameter(gain.float() / rows, requires_grad=False)
+            self._set_gain(producer, self._gain(producer) / rows)
         if site in self._statistics:
-            known = self._statistics[site]
-            self._statistics[site] = Statistics(known.peaks / scale, known.rows / scale)
+            self._statistics[site] = self._statistics[site].scaled(1 / scale)
+
+    def rotate_residual(self) -> None:
+        """The block in the stream's basis: reads h Q, writes y Q (arXiv 2404.00456, stage 1a).
+
+        With g a norm's gain: W --> W diag(g) Q for what reads the norm, g --> 1; W --> Q^T W, b --> b Q for what writes
+        to the residual stream. Raises InputError if a linear is quantized already.
+        """
+        basis = self.stream.basis
+        if basis is None or self.in_basis:
+            return
+        for linear in self.linears.values():
+            linear.require_float("rotating the residual stream")
+        q = basis.double()
+        for norm, readers in RESIDUAL_READERS.items():
+            gain = self._gain(norm).double()
+            for part in readers:
+                linear = self.linears[part]
+                linear.weight = (linear.weight.double() * gain @ q).float()
+            self._set_gain(norm, torch.ones_like(gain, dtype=torch.float32))
+        for part in RESIDUAL_WRITERS:
+            linear = self.linears[part]
+            linear.weight = (q.T @ linear.weight.double()).float()
+            linear.bias = None if linear.bias is None else (linear.bias.double() @ q).float()
+        self.in_basis = True
+        self.forget_statistics()
 
     def forget_statistics(self) -> None:
-        """To be called once weights were rounded: inputs further on have changed."""
+        """To be called once inputs further on have changed: weights were rounded, or rotated."""
         self._statistics.clear()
+
+    def _gain(self, norm: str) -> Tensor:
+        return weight_and_bias(self.module.part(norm))[0].float()
+
+    def _set_gain(self, norm: str, gain: Tensor) -> None:
+        self.module.part(norm).weight = nn.Parameter(gain, requires_grad=False)
+
+
+def weighted_product(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """X^T diag(c) Y, float32 [in, in], for X, Y [tokens, in] and c [tokens]."""
+    with fast_products():
+        return (x * weight[:, None]).T @ y
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: the last watched site was seen
@@ -259,18 +401,33 @@ class _Gather:
         self.generator = generator
         self.drawn: list[Tensor] = []
         self.largest: Tensor | None = None
-        self.peaks: Tensor | None = None
+        self.parts: dict[str, list[Moments]] = {"masked": [], "visible": []}
 
-    def observe(self, x: Tensor) -> None:
+    def observe(self, x: Tensor, tokens: Tokens) -> None:
         x = x.float()
-        peaks = x.abs().amax(0)
-        self.peaks = peaks if self.peaks is None else torch.maximum(self.peaks, peaks)
+        for name, chosen in (("masked", tokens.masked), ("visible", ~tokens.masked)):
+            self.parts[name] = [_merged([*self.parts[name], _moments(x, tokens.weight * chosen)])]
         chosen = torch.randperm(x.shape[0], generator=self.generator)[: self.each]
         self.drawn.append(x[chosen.to(x.device)])
         pool = x if self.largest is None else torch.cat([self.largest, x])
         self.largest = pool[pool.abs().amax(1).topk(min(self.top, pool.shape[0])).indices]
 
     def statistics(self) -> Statistics:
-        assert self.peaks is not None
         assert self.largest is not None
-        return Statistics(self.peaks, torch.cat([*self.drawn, self.largest])[-SAMPLE_ROWS:])
+        (masked,), (visible,) = self.parts["masked"], self.parts["visible"]
+        return Statistics(masked, visible, torch.cat([*self.drawn, self.largest])[-SAMPLE_ROWS:])
+
+
+def _moments(x: Tensor, weight: Tensor) -> Moments:
+    """Of the tokens of X [tokens, in] whose weight [tokens] is above 0."""
+    size = x.abs()
+    total = float(weight.sum())
+    counted = size * (weight > 0)[:, None]
+    return Moments(counted.amax(0), weight @ size / total if total else torch.zeros_like(x[0]), total)
+
+
+def _merged(parts: list[Moments]) -> Moments:
+    total = sum(part.weight for part in parts)
+    share = [part.weight / total if total else 0.0 for part in parts]
+    mean = torch.stack([part.mean * s for part, s in zip(parts, share, strict=True)]).sum(0)
+    return Moments(torch.stack([part.peaks for part in parts]).amax(0), mean, total)

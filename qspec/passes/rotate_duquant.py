@@ -41,7 +41,7 @@ class RotateDuquant(Pass):
     block: Annotated[int, Ge(16), Le(1024)] = 128
     steps: Annotated[int, Ge(1), Le(4096)] = 256
 
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT})
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
 
     def online(self, part: str, in_features: int) -> tuple[int, ...]:

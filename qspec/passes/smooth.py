@@ -33,7 +33,7 @@ class Smooth(Pass):
 
     alpha: Annotated[float, Ge(0), Le(1)] = 0.5
 
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT})
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
 
     def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
         """Smooths the inputs of the selected linears, in forward order."""

@@ -15,7 +15,7 @@ from qspec.language.spec import Fact, Pass
 from qspec.models.registry import FAMILIES
 
 _FLOAT = frozenset({Fact.FLOAT_WEIGHTS})
-_PLAIN = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT})
+_PLAIN = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
 
 
 @dataclass(frozen=True)
