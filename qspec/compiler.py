@@ -76,9 +76,7 @@ def compile(  # the public name: qspec.compile
     workspace = Workspace(Path(out) if out else Path("build") / inputs.spec.name, inputs.lock.digest)
     with _kept(workspace, progress):
         with progress.phase("quantize"):
-            records = quantize_blocks(
-                inputs.plan, inputs.checkpoint, inputs.tokens, workspace, inputs.device, progress
-            )
+            records = quantize_blocks(inputs.plan, inputs.checkpoint, inputs.tokens, workspace, inputs.device, progress)
         _write_beside(workspace, inputs)
         manifest = _write_manifest(workspace, inputs, records)
         report = None

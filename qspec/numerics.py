@@ -50,20 +50,23 @@ def scale_dtype(fmt: TensorFormat) -> torch.dtype:
     return torch.float16 if fmt.scale_bits() == 16 else torch.float32
 
 
-def weight_scales(w: Tensor, fmt: TensorFormat) -> tuple[Tensor, Tensor | None]:
+def weight_scales(w: Tensor, fmt: TensorFormat, clip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of every group of W, [rows, groups] each, the scale in its stored dtype.
 
-    w: float32 [rows, columns]. Raises NumericsError on values that are not finite.
+    w: float32 [rows, columns]. clip: ratio of each group's range, [rows, groups], in place of the format's own clip.
+    Raises NumericsError on values that are not finite.
     """
     grouped = _grouped(w, fmt)
+    if clip is not None:
+        return range_scales(grouped, fmt.number, fmt.symmetric, clip, scale_dtype(fmt))
     if fmt.clip.kind == "mse":
         return _searched(grouped, fmt)
     return range_scales(grouped, fmt.number, fmt.symmetric, fmt.clip.ratio, scale_dtype(fmt))
 
 
-def quantize_weight(w: Tensor, fmt: TensorFormat) -> Quantized:
-    """Round-to-nearest of W [rows, columns] with scales of its own."""
-    scale, zero = weight_scales(w, fmt)
+def quantize_weight(w: Tensor, fmt: TensorFormat, clip: Tensor | None = None) -> Quantized:
+    """Round-to-nearest of W [rows, columns] with scales of its own; clip as in `weight_scales`."""
+    scale, zero = weight_scales(w, fmt, clip)
     return Quantized(encode(w, scale, zero, fmt.number), scale, zero, fmt)
 
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Batch:
     """Some rows of the calibration tokens, at a block's input.
 
-    x: [b, t, width], hidden states as the model computes them whose earlier blocks are quantized. exact: the same of the
-    unquantized model, None where no pass asks for it. masked: bool [b, t], where the model sees the mask token. weight:
-    float32 [b, t], what a token counts for in statistics.
+    x: [b, t, width], hidden states as the model computes them whose earlier blocks are quantized. exact: the same of
+    the unquantized model, None where no pass asks for it. masked: bool [b, t], where the model sees the mask token.
+    weight: float32 [b, t], what a token counts for in statistics.
     """
 
     x: Tensor
@@ -33,7 +33,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rotated:
-    """A residual stream in another basis: Q orthogonal float32 [width, width], and the embedding times Q [vocab, width]."""
+    """A basis of the residual stream: Q orthogonal float32 [width, width], and the embedding [vocab, width] in it."""
 
     basis: Tensor
     embedding: Tensor
@@ -62,7 +62,7 @@ class Stream:
     ) -> Stream:
         """The embedded tokens, `rows` of them in a batch, on a device.
 
-        decoder: has the checkpoint's own embedding. rotated: the embedding that will be stored instead, if that differs.
+        decoder: has the checkpoint's own embedding. rotated: the embedding that will be stored instead, if another.
         exact: also follow the unquantized model.
         """
         batches = []

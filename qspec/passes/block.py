@@ -147,8 +147,8 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Moments:
-    """Of an input X over some tokens. peaks: max |X_j|, float32 [in]; mean: mean |X_j| by the tokens' weights, float32 [in];
-    weight: the sum of those weights. All zero where there are no such tokens.
+    """Of an input X over some tokens. peaks: max |X_j|, float32 [in]. mean: mean |X_j| by the tokens' weights, float32
+    [in]. weight: the sum of those weights. All zero where there are no such tokens.
     """
 
     peaks: Tensor
@@ -231,7 +231,7 @@ class Block:
         """The block's output on the first calibration batch, in the basis that the checkpoint has, float32."""
         x, batch = next(self.stream.inputs(self.in_basis))
         with torch.no_grad(), fast_products():
-            y = self.module(x, batch.context).float()
+            y: Tensor = self.module(x, batch.context).float()
         return y if self.stream.basis is None or not self.in_basis else y @ self.stream.basis.T
 
     def inputs(self, sites: Collection[str]) -> Iterator[tuple[dict[str, Tensor], Tokens]]:
@@ -304,7 +304,7 @@ class Block:
     def hessian(self, site: str, transform: InputTransform | None, which: Which = "all") -> Tensor:
         """H = 2 X^T diag(c) X / sum(c) of the site's inputs after the transform, float32 [in, in].
 
-        c: the tokens' weights. which: all positions, or the masked or the visible ones alone; zeros where there are none.
+        c: the tokens' weights. which: all positions, or the masked or the visible ones alone; zeros where none are.
         """
         total: Tensor | None = None
         count = torch.zeros((), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What lies outside the blocks: the embedding, the final norm and the head, as passes over the whole model rewrite them."""
+"""What lies outside the blocks: embedding, final norm and head, as passes over a whole model rewrite them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Outer:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/outer/{name}".encode()))
 
     def rotate_residual(self, basis: Tensor) -> None:
-        """h --> h Q for the residual stream: E --> E Q; with the final norm's gain g, head W --> W diag(g) Q and g --> 1.
+        """h --> h Q for the residual stream: E --> E Q; with g the final norm's gain, head W --> W diag(g) Q, g --> 1.
 
-        basis: orthogonal float32 [width, width]. Raises InputError where the head is tied to the embedding: they no longer
-        are one matrix once the gain is folded into the head.
+        basis: orthogonal float32 [width, width]. Raises InputError where the head is tied to the embedding: they are no
+        longer one matrix once the gain is folded into the head.
         """
         if self.shape.tied:
             raise InputError(
@@ -64,4 +64,4 @@ class Outer:
 
 def _rotated(weight: Tensor, q: Tensor) -> Tensor:
     """W Q in float32, some rows at a time: the embedding of a large model takes gigabytes in float64."""
-    return torch.cat([(rows.double() @ q).float() for rows in weight.split(8192)])
+    return torch.cat([(rows.double() @ q).float() for rows in torch.split(weight, 8192)])

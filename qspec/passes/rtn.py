@@ -30,4 +30,4 @@ class Rtn(Pass):
     def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
         """Quantizes each linear by itself; the block's inputs are not looked at."""
         for linear in uses:
-            linear.quantized = numerics.quantize_weight(linear.weight, linear.formats.weights)
+            linear.quantized = numerics.quantize_weight(linear.weight, linear.formats.weights, linear.clip)

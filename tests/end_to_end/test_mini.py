@@ -140,7 +140,7 @@ def test_out_of_memory_says_what_was_kept(mini: Mini, tmp_path: Path, monkeypatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Smooth, "rewrite", exhausted)
-    with pytest.raises(MachineError, match=r"out of memory\n  where: 0 finished shards are kept"):
+    with pytest.raises(MachineError, match=r"out of memory\n  where: 1 finished shards are kept"):
         qspec.compile(mini.recipe, out=tmp_path / "full", device="cpu", evaluate=False)
 
 

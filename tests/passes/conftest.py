@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from qspec.calibrate.stream import Stream
+from qspec.calibrate.tokens import CalibrationTokens
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, Scheme, TensorFormat
 from qspec.models.decoder import Decoder
 from qspec.models.family import DecoderShape
@@ -44,6 +46,12 @@ def scheme(weights: str, activations: str | None, group: int | None = None, symm
     )
 
 
+def unweighted(ids: Tensor) -> CalibrationTokens:
+    """Calibration rows ids [rows, length] of which every token counts alike; the last token of the vocabulary masks."""
+    masked = ids == SHAPE.mask_token
+    return CalibrationTokens(ids, masked, torch.ones(ids.shape), masked.float().mean(1))
+
+
 @pytest.fixture
 def make_block() -> Callable[[Scheme], Block]:
     """make_block(scheme) -> a Block whose every linear has the scheme; grouped-query attention, biases, outliers."""
@@ -57,6 +65,6 @@ def make_block() -> Callable[[Scheme], Block]:
         module.part("mlp.up").weight[7] *= 40.0  # a massive one, at the down-projection's input
         entries = {e.role.part: (e, chosen) for e in LLADA.modules(SHAPE) if e.role.block == 0}
         ids = torch.randint(0, SHAPE.vocab, (6, 20), generator=torch.Generator().manual_seed(seed))
-        return Block(0, SHAPE, module, entries, Stream.start(decoder, ids, 2), seed)
+        return Block(0, SHAPE, module, entries, Stream.start(decoder, unweighted(ids), 2, exact=True), seed)
 
     return make

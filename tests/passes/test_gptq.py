@@ -13,7 +13,7 @@ from qspec import numerics
 from qspec.errors import NumericsError
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
 from qspec.passes.block import Block
-from qspec.passes.gptq import Gptq
+from qspec.passes.gptq import Gptq, prepare, round_columns
 from tests.passes.conftest import scheme
 
 INT4 = TensorFormat(NUMBER_FORMATS["int4"], Granularity("channel"))
@@ -23,6 +23,15 @@ GROUPED = TensorFormat(NUMBER_FORMATS["int3"], Granularity("group", 8), symmetri
 def correlated(rows: int, columns: int, seed: int) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     return torch.randn(rows, columns, generator=g) @ torch.randn(columns, columns, generator=g)
+
+
+def quantized(
+    w: Tensor, x: Tensor, fmt: TensorFormat, order: str = "activation", damp: float = 0.01, block: int = 128
+) -> numerics.Quantized:
+    """GPTQ of W [out, in] for inputs X [n, in]."""
+    columns, factor = prepare(2 * x.T @ x / len(x), order, damp, "test")
+    scale, zero = numerics.weight_scales(w, fmt)
+    return numerics.Quantized(round_columns(w, scale, zero, fmt, columns, factor, block), scale, zero, fmt)
 
 
 def naive(w: Tensor, h: Tensor, fmt: TensorFormat, order: list[int], damp: float) -> Tensor:
@@ -56,11 +65,10 @@ def test_equals_the_naive_column_loop(fmt: TensorFormat, order: str) -> None:
     x = correlated(200, 32, 1)
     w = torch.randn(12, 32, generator=torch.Generator().manual_seed(2))
     h = 2 * x.T @ x / len(x)
-    gptq = Gptq(order=order, block=7)  # type: ignore[arg-type]
-    columns, factor = gptq.prepare(h, "test")
+    columns, _ = prepare(h, order, 0.01, "test")
     expected_order = list(range(32)) if order == "natural" else h.diagonal().argsort(descending=True).tolist()
     assert columns.tolist() == expected_order
-    ours = gptq.quantize(w, fmt, columns, factor).dequantize()
+    ours = quantized(w, x, fmt, order, block=7).dequantize()
     theirs = naive(w, h, fmt, expected_order, 0.01)
     assert (ours - theirs).abs().max() < 1e-5
 
@@ -69,8 +77,7 @@ def test_equals_the_naive_column_loop(fmt: TensorFormat, order: str) -> None:
 def test_beats_rounding_on_the_inputs(seed: int) -> None:
     x = correlated(300, 64, seed)
     w = torch.randn(20, 64, generator=torch.Generator().manual_seed(seed + 100))
-    gptq = Gptq()
-    ours = gptq.quantize(w, INT4, *gptq.prepare(2 * x.T @ x / len(x), "test")).dequantize()
+    ours = quantized(w, x, INT4).dequantize()
     rounded = numerics.quantize_weight(w, INT4).dequantize()
     assert (x @ (w - ours).T).norm() < 0.8 * (x @ (w - rounded).T).norm()
 
@@ -79,8 +86,7 @@ def test_two_columns_reach_the_optimum() -> None:
     """With two columns and the first fixed, the second is the best integer there is: try all of them."""
     x = correlated(50, 2, 3)
     w = torch.tensor([[0.37, -0.81], [0.9, 0.13]])
-    gptq = Gptq(damp=1e-9, order="natural")
-    found = gptq.quantize(w, INT4, *gptq.prepare(2 * x.T @ x / len(x), "test"))
+    found = quantized(w, x, INT4, "natural", damp=1e-9)
     for row in range(2):
         s, first = float(found.scale[row, 0]), float(found.codes[row, 0])
         errors = {}
@@ -93,14 +99,13 @@ def test_dead_channels_are_rounded_alone() -> None:
     x = correlated(100, 8, 4)
     x[:, 3] = 0
     w = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    gptq = Gptq()
-    found = gptq.quantize(w, INT4, *gptq.prepare(2 * x.T @ x / len(x), "test"))
+    found = quantized(w, x, INT4)
     torch.testing.assert_close(found.codes[:, 3], numerics.quantize_weight(w, INT4).codes[:, 3])
 
 
 def test_a_hessian_that_is_not_finite_stops() -> None:
     with pytest.raises(NumericsError, match="singular or not finite"):
-        Gptq().prepare(torch.full((4, 4), float("nan")), "blocks[0].mlp.input")
+        prepare(torch.full((4, 4), float("nan")), "activation", 0.01, "blocks[0].mlp.input")
 
 
 def test_later_sites_see_earlier_rounding(make_block: Callable[..., Block]) -> None:

@@ -13,7 +13,7 @@ from qspec.models.checkpoint import load_decoder
 from qspec.passes.block import Block
 from qspec.passes.rotate_duquant import RotateDuquant
 from qspec.passes.smooth import Smooth
-from tests.passes.conftest import scheme
+from tests.passes.conftest import scheme, unweighted
 
 MASK_SHARES = (0.0, 0.5, 1.0)
 
@@ -34,14 +34,14 @@ def test_logits_of_the_standin_stay(passes: tuple[Pass, ...]) -> None:
     inputs = [masked(ids, share, decoder.shape.mask_token) for share in MASK_SHARES]
     with torch.no_grad():
         before = [decoder(x).logits.double() for x in inputs]
-        stream = Stream.start(decoder, inputs[1], 2)
+        stream = Stream.start(decoder, unweighted(inputs[1]), 2)
         entries = decoder.family.modules(decoder.shape)
         for index, module in enumerate(decoder.blocks):
             parts = {e.role.part: (e, scheme("int4", "int4")) for e in entries if e.role.block == index}
             block = Block(index, decoder.shape, module, parts, stream, seed=0)
             for chosen in passes:
                 chosen.rewrite(block, tuple(block.linears.values()))
-            stream = stream.through(module)
+            stream.advance(module)
         after = [decoder(x).logits.double() for x in inputs]
     for one, other in zip(before, after, strict=True):
         assert (other - one).norm() / one.norm() < 1e-4

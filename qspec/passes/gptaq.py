@@ -1,0 +1,88 @@
+"""GPTAQ (arXiv 2504.02692): GPTQ that also makes up for the rounding of everything before this linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from qspec.language.spec import Fact, Pass
+from qspec.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from qspec.passes import block as blocks
+    from qspec.passes import gptq
+    from qspec.passes.block import Block, Linear
+else:
+    torch = LazyModule("torch")
+    blocks = LazyModule("qspec.passes.block")
+    gptq = LazyModule("qspec.passes.gptq")
+
+
+@dataclass(frozen=True)
+class Gptaq(Pass):
+    """W --> codes(W) with least ||W X_fp - W^ X||^2  (arXiv 2504.02692, eq. 7 and algorithm 1).
+
+    X is what the linear will multiply: its input behind quantized blocks and linears, transformed and rounded to the
+    scheme's activations; X_fp is what it would be had nothing been rounded. With dX = X_fp - X, tokens in rows with
+    weights c, H = 2 X^T diag(c) X / sum(c), D = 2 dX^T diag(c) X / sum(c), H^-1 = U^T U:
+
+        P = ((D U^T) * strictly upper ones) U
+        for each column j:  q = round(w_j), e = (w_j - q) / U_jj,  W[:, j+1:] += w_j P[j, j+1:] - e U[j, j+1:]
+
+    Where we differ: the paper takes the inputs before they are rounded; X holds that rounding here, so that the weights
+    make up for it too. `strength` scales P; the paper's code has 0.25, its text 1.
+
+    Parameters: damp, order, block as in `gptq`; strength.
+    """
+
+    damp: Annotated[float, Gt(0), Lt(1)] = 0.01
+    order: Literal["activation", "natural"] = "activation"
+    block: Annotated[int, Ge(1), Le(4096)] = 128
+    strength: Annotated[float, Ge(0), Le(1)] = 1.0
+
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS})
+    establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
+    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS})
+    quantizes: ClassVar[bool] = True
+    follows_exact: ClassVar[bool] = True
+
+    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
+        """Site by site in forward order, as `gptq`; linears that round their input differently are solved apart."""
+        for site in block.sites(uses):
+            for group in site.by_transform(uses):
+                for activations in dict.fromkeys(linear.formats.activations for linear in group):
+                    alike = [linear for linear in group if linear.formats.activations == activations]
+                    hessian, cross = products(block, site.name, alike[0])
+                    order, factor = gptq.prepare(hessian, self.order, self.damp, site.name)
+                    pull = steer(cross, order, factor) * self.strength
+                    gptq.quantize_group(alike, order, factor, self.block, pull)
+
+
+def products(block: Block, site: str, linear: Linear) -> tuple[Tensor, Tensor]:
+    """H and D of the class's docstring, float32 [in, in], for the input of a site as `linear` prepares it."""
+    count = 0.0
+    hessian: Tensor | None = None
+    cross: Tensor | None = None
+    for x, exact, tokens in block.paired_inputs(site):
+        ready = linear.rounded_input(x)
+        difference = linear.transformed(exact) - ready
+        count += float(tokens.weight.sum())
+        own = blocks.weighted_product(ready, ready, tokens.weight)
+        other = blocks.weighted_product(difference, ready, tokens.weight)
+        hessian = own if hessian is None else hessian.add_(own)
+        cross = other if cross is None else cross.add_(other)
+    assert hessian is not None
+    assert cross is not None
+    return hessian.mul_(2 / count), cross.mul_(2 / count)
+
+
+def steer(cross: Tensor, order: Tensor, factor: Tensor) -> Tensor:
+    """P [in, in] float32 in column order `order`, from D [in, in] in natural order and U [in, in] in that order."""
+    d = cross[order[:, None], order].double()
+    u = factor.double()
+    return ((d @ u.T).triu(1) @ u).float()
