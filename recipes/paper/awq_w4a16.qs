@@ -1,0 +1,17 @@
+qspec 1
+
+# AWQ at W4A16, groups of 128: scales, then clips, then rounding to nearest.
+extends "base/setup.qs"
+
+recipe awq_w4a16 {
+}
+
+scheme w4a16 {
+  weights     int4 per group 128 asymmetric
+  activations none
+}
+
+layers blocks[*].* use w4a16
+
+apply awq() on blocks[*].*
+apply rtn() on blocks[*].*
