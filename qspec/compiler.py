@@ -22,7 +22,7 @@ from qspec.data import DataSources
 from qspec.errors import InputError, MachineError
 from qspec.kernels import generate
 from qspec.language import load_recipe
-from qspec.language.spec import Spec
+from qspec.language.spec import Evaluation, Spec
 from qspec.lock import TOKENIZER_FILES, Lock, checkpoint_hashes, lock_path
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.registry import FAMILIES
@@ -69,7 +69,14 @@ def compile(  # the public name: qspec.compile
     """
     progress = progress or Quiet()
     inputs = gather(
-        recipe, model, device, settings=settings, download=download, standin=standin and not locked, progress=progress
+        recipe,
+        model,
+        device,
+        settings=settings,
+        evaluate=evaluate,
+        download=download,
+        standin=standin and not locked,
+        progress=progress,
     )
     if locked:
         Lock.read(lock_path(inputs.recipe)).require(inputs.lock, lock_path(inputs.recipe))
@@ -125,11 +132,15 @@ def gather(
     device: str = "auto",
     *,
     settings: Mapping[str, str] | None = None,
+    evaluate: bool = True,
     download: bool = False,
     standin: bool = True,
     progress: Progress | None = None,
 ) -> Inputs:
-    """The recipe's meaning, the checkpoint, the plan and the calibration tokens; errors as `compile`."""
+    """The recipe's meaning, the checkpoint, the plan and the calibration tokens; errors as `compile`.
+
+    evaluate: whether the data that the recipe is measured on must be there too.
+    """
     recipe = Path(recipe)
     spec = load_recipe(recipe, passes.available(), settings or {}, FAMILIES).spec
     target = find_device(device)
@@ -139,14 +150,14 @@ def gather(
     checkpoint = Checkpoint.open(origin.folder)
     plan = make_plan(spec, checkpoint.family, checkpoint.shape)
     sources = DataSources(origin.folder, recipe.parent)
+    sources.check(spec.calibrate, spec.evaluate if evaluate else Evaluation())
     tokens = _tokens(spec, plan, origin, sources)
     lock = _lock(spec, origin, tokens, target)
     return Inputs(recipe, spec, target, origin, checkpoint, plan, sources, tokens, lock)
 
 
 def _tokens(spec: Spec, plan: Plan, origin: Origin, sources: DataSources) -> CalibrationTokens:
-    """The calibration tokens; every text and task that the recipe names is looked for here, before any long work."""
-    sources.check(spec.calibrate, spec.evaluate)
+    """The calibration tokens."""
     length = spec.calibrate.length
     if length > plan.shape.max_length:
         if not origin.standin:

@@ -12,6 +12,7 @@ from qspec.data import DataSources
 from qspec.errors import InputError
 from qspec.evaluate.measure import measure, measure_outliers
 from qspec.evaluate.outliers import OutlierReport
+from qspec.evaluate.remembered import Remembered
 from qspec.evaluate.results import Measurements
 from qspec.language import load_recipe
 from qspec.lock import checkpoint_hashes
@@ -36,11 +37,12 @@ def evaluate_artifact(
     device: str = "auto",
     files: Path | None = None,
     progress: Progress | None = None,
+    baseline: Remembered | None = None,
 ) -> Evaluated:
     """Everything that the artifact's recipe asks for, measured anew with the seed that it was compiled with.
 
     model: the unquantized checkpoint. files: where the recipe's relative paths start; None is the current
-    folder. Errors: InputError for a changed artifact, a checkpoint that is not here or another one, and
+    folder. baseline: that checkpoint's model, where it is loaded already. Errors: InputError for a changed artifact, a checkpoint that is not here or another one, and
     missing data.
     """
     start, progress = time.perf_counter(), progress or Quiet()
@@ -51,11 +53,11 @@ def evaluate_artifact(
     sources.check(spec.calibrate, spec.evaluate)
     with progress.phase("load"):
         quantized, tokenizer = runtime.load(folder, device)
-        baseline, _ = runtime.load(original, device)
+        baseline = baseline or Remembered(runtime.load(original, device)[0])
     with progress.phase("evaluate"):
         seed = manifest.calibration.seed
         measurements = measure(baseline, quantized, tokenizer, spec.evaluate, sources, seed, progress)
-        outliers = measure_outliers(baseline, quantized, tokenizer, spec.calibrate, sources)
+        outliers = measure_outliers(baseline.model, quantized, tokenizer, spec.calibrate, sources)
     execution = runtime.execution(quantized.device)
     return Evaluated(manifest, measurements, outliers, execution, time.perf_counter() - start)
 

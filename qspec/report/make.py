@@ -5,17 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from qspec.evaluate import evaluate_artifact
+from qspec.evaluate.remembered import Remembered
 from qspec.progress import Quiet
 from qspec.report import ReportData, environment, memory, replace_report, report_data
 
 
-def make_report(artifact: Path, model: str | None, device: str, files: Path, progress: Quiet) -> ReportData:
+def make_report(
+    artifact: Path,
+    model: str | None,
+    device: str,
+    files: Path,
+    progress: Quiet,
+    baseline: Remembered | None = None,
+) -> ReportData:
     """Everything that the artifact's recipe asks for, measured through the packed artifact, rendered and sealed.
 
     model: the unquantized checkpoint, None to find it. files: where the recipe's relative paths start. progress: its
-    timings so far go into the report. Errors: as `evaluate_artifact`; MachineError where the disk is full.
+    timings so far go into the report. baseline: that checkpoint's model, where it is loaded already. Errors: as `evaluate_artifact`; MachineError where the disk is full.
     """
-    found = evaluate_artifact(artifact, model, device, files, progress)
+    found = evaluate_artifact(artifact, model, device, files, progress, baseline)
     data = report_data(
         found.manifest,
         found.measurements,

@@ -1,0 +1,127 @@
+"""The paper's tables from the results of a grid: Markdown, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cells import SETTINGS
+
+TIER_MARKS = {"negligible": "", "moderate": " ▾", "significant": " ▼", "undefined": " ?"}
+LEGEND = "Drops are relative to the unquantized model: none marked, below 1 %; ▾ moderate, 1 to 4 %; ▼ significant, above 4 %."
+
+
+@dataclass(frozen=True)
+class Row:
+    """setting: w4a4, or FP for the unquantized model. values: column -> (text, tier)."""
+
+    setting: str
+    method: str
+    values: dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def make_table(model: str, results: Sequence[dict[str, Any]]) -> Table:
+    """One row for the unquantized model and one for each result, grouped by setting.
+
+    results: of run.py, all of one model. A task's column is its first accuracy, in percent; `average` is over the tasks.
+    """
+    ordered = sorted(results, key=lambda r: SETTINGS.index(r["setting"]))
+    columns = tuple(dict.fromkeys(_column(m) for r in ordered for m in _shown(r["metrics"])))
+    columns = (*columns, "average", "bits")
+    first = ordered[0]
+    rows = [Row("FP", "unquantized", _values(first["metrics"], "baseline", None))]
+    rows += [Row(r["setting"], r["method"], _values(r["metrics"], "quantized", r["bits_per_weight"])) for r in ordered]
+    return Table(model, columns, tuple(rows))
+
+
+def _shown(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The NELBO, and for each task the accuracy that stands first."""
+    first: dict[str, dict[str, Any]] = {}
+    for metric in metrics:
+        first.setdefault(_column(metric), metric)
+    return list(first.values())
+
+
+def _column(metric: dict[str, Any]) -> str:
+    return "NELBO" if metric["metric"] == "nelbo" else str(metric["task"])
+
+
+def _values(metrics: Sequence[dict[str, Any]], which: str, bits: float | None) -> dict[str, tuple[str, str]]:
+    values, scores, before = {}, [], []
+    for metric in _shown(metrics):
+        tier = metric["tier"] if which == "quantized" else "negligible"
+        if metric["metric"] == "nelbo":
+            values["NELBO"] = (f"{metric[which]:.4f}", tier)
+            continue
+        values[_column(metric)] = (f"{100 * metric[which]:.1f}", tier)
+        scores.append(metric[which])
+        before.append(metric["baseline"])
+    if scores:
+        drop = 100 * (1 - sum(scores) / sum(before)) if sum(before) else 0.0
+        tier = "negligible" if drop < 1 else "moderate" if drop <= 4 else "significant"
+        values["average"] = (f"{100 * sum(scores) / len(scores):.1f}", tier)
+    values["bits"] = ("16" if bits is None else f"{bits:.2f}", "negligible")
+    return values
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """Every table with its title; tiers as marks."""
+    parts = []
+    for table in tables:
+        lines = [f"## {table.title}", "", "| setting | method | " + " | ".join(table.columns) + " |"]
+        lines.append("|---|---|" + "---|" * len(table.columns))
+        for row in table.rows:
+            cells = [_marked(row, column) for column in table.columns]
+            lines.append(f"| {row.setting.upper()} | {row.method} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, LEGEND]) + "\n"
+
+
+def _marked(row: Row, column: str) -> str:
+    text, tier = row.values.get(column, ("", "negligible"))
+    return f"{text}{TIER_MARKS[tier]}"
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color-scheme: light dark; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+tr.first td { border-top: 2px solid #888; }
+.moderate { background: #e0a80040; }
+.significant { background: #d0402040; }
+"""
+
+
+def page(tables: Sequence[Table]) -> str:
+    """An HTML page that needs nothing else."""
+    body = "".join(f"<h2>{html.escape(t.title)}</h2><div class=wide>{_html_table(t)}</div>" for t in tables)
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>Quantization tables</title><style>{STYLE}</style><h1>Quantization tables</h1>{body}"
+        "<p>Drops are relative to the unquantized model: no colour, below 1 %; <span class=moderate>moderate</span>, "
+        "1 to 4 %; <span class=significant>significant</span>, above 4 %.</p></html>\n"
+    )
+
+
+def _html_table(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("setting", "method", *table.columns))
+    lines, last = [], ""
+    for row in table.rows:
+        cells = [f"<td>{html.escape(row.setting.upper())}</td><td>{html.escape(row.method)}</td>"]
+        for column in table.columns:
+            text, tier = row.values.get(column, ("", "negligible"))
+            cells.append(f"<td class={tier}>{html.escape(text)}</td>")
+        lines.append(f"<tr{' class=first' if row.setting != last else ''}>{''.join(cells)}</tr>")
+        last = row.setting
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
