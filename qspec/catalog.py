@@ -16,7 +16,8 @@ from qspec.formats import Scheme, TensorFormat
 
 TRANSFORMS = ("none", "rotate", "rotate_permute_rotate")  # by the number of rotations
 GROUPS = (32, 64, 128, 256, 512, 1024)  # input channels that may share a scale
-ROTATION_BLOCKS = (16, 32, 64, 128)  # one [block, block] matrix fits in shared memory
+ROTATION_BLOCKS = (16, 32, 64, 128)  # of a first rotation: its matrix is held in shared memory
+SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 32, 18944 = 128 x 148, 768 = 64 x 12
 PACK_BLOCKS = (128, 64, 32)  # input channels whose 4-bit codes are packed together
 CLIP_RANGE = (0.01, 1.0)
 MAX_COLUMNS = 32768  # the int32 sum of K products of 8-bit differences: 255 * 255 * K < 2^31
@@ -174,9 +175,12 @@ def _integer_format(fmt: TensorFormat, operand: str, whole: Literal["channel", "
 
 def _check_rotations(rotations: tuple[int, ...]) -> None:
     _require(len(rotations) < len(TRANSFORMS), f"{len(rotations)} rotations have no kernel")
-    for block in rotations:
-        _check_choice(block, ROTATION_BLOCKS, "a rotation block")
-    _require(len(set(rotations)) <= 1, "rotations of two sizes have no kernel")
+    for first in rotations[:1]:
+        _check_choice(first, ROTATION_BLOCKS, "a rotation block")
+    for second in rotations[1:]:
+        low, high = SECOND_BLOCKS
+        fits = type(second) is int and low <= second <= high
+        _require(fits, f"a second rotation block of {second} has no kernel; there are {low} to {high}")
 
 
 def _check_bits(bits: int, operand: str) -> None:

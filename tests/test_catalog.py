@@ -75,7 +75,7 @@ def test_no_kernel_says_why(scheme: Scheme, reason: str) -> None:
     assert "int4 and int8" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("rotations", [(96,), (0,), (64, 96), (64, 64, 64)])
+@pytest.mark.parametrize("rotations", [(96,), (0,), (256,), (96, 64), (64, 1), (64, 257), (64, 64.0), (64, 64, 64)])
 def test_no_kernel_for_these_rotations(rotations: tuple[int, ...]) -> None:
     with pytest.raises(NoKernel):
         kernels_for(Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN)), rotations)

@@ -63,12 +63,35 @@ PLAIN_ROWS = (
     RowKernel((), 8, 128, True, 1.0),
     RowKernel((), 4, 64, False, 0.95),
 )
-ROTATED_ROWS = (
-    RowKernel((128,), 4, None, True, 1.0),
-    RowKernel((64,), 8, 128, False, 1.0),
-    RowKernel((128, 128), 4, None, True, 0.9),
-    RowKernel((128, 128), 8, None, True, 1.0),
-    RowKernel((128, 128), 4, 64, False, 1.0),
+ROTATED_ROWS = tuple(
+    (row, columns)
+    for row in (
+        RowKernel((128,), 4, None, True, 1.0),
+        RowKernel((64,), 8, 128, False, 1.0),
+        RowKernel((128, 128), 4, None, True, 0.9),
+        RowKernel((128, 128), 8, None, True, 1.0),
+        RowKernel((128, 128), 4, 64, False, 1.0),
+    )
+    for columns in (4096, 12288)
+)
+HADAMARD_ROWS = (  # the sizes of LLaDA-8B, Dream-7B and the stand-ins: K is the product of the two blocks
+    *(
+        (RowKernel((first, second), 4, None, True, 1.0), first * second)
+        for first, second in (
+            (128, 32),
+            (128, 96),
+            (128, 28),
+            (128, 148),
+            (64, 12),
+            (32, 28),
+            (128, 2),
+            (128, 8),
+            (64, 256),
+        )
+    ),
+    (RowKernel((128, 28), 8, 128, False, 1.0), 3584),  # groups cut blocks: through scratch
+    (RowKernel((128, 148), 4, 64, True, 1.0), 18944),
+    (RowKernel((64, 8), 4, 128, False, 0.9), 4096),  # a group is several blocks
 )
 
 
@@ -189,8 +212,7 @@ def test_row_kernels_without_transform_are_the_references_bits(
                 assert torch.equal(found.zero, expected.zero)
 
 
-@pytest.mark.parametrize("columns", [4096, 12288])
-@pytest.mark.parametrize("row", ROTATED_ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize(("row", "columns"), ROTATED_ROWS + HADAMARD_ROWS, ids=lambda part: getattr(part, "name", part))
 def test_row_kernels_with_transform_are_near_float64(row: RowKernel, columns: int, library: KernelLibrary) -> None:
     transform = random_transform(row.rotations, columns, seed=columns)
     assert transform is not None

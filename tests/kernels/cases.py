@@ -208,16 +208,21 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
-ROWS = tuple(
-    RowKernel(rotations, bits, group, symmetric, clip)
-    for rotations in ((), (32,), (64, 64))
-    for bits, group, symmetric, clip in (
-        (4, None, True, 1.0),
-        (8, None, False, 0.9),
-        (4, 128, False, 1.0),
-        (8, 32, True, 0.95),
-        (4, 64, True, 1.0),
-    )
+ROWS = (
+    *(
+        RowKernel(rotations, bits, group, symmetric, clip)
+        for rotations in ((), (32,), (64, 64))
+        for bits, group, symmetric, clip in (
+            (4, None, True, 1.0),
+            (8, None, False, 0.9),
+            (4, 128, False, 1.0),
+            (8, 32, True, 0.95),
+            (4, 64, True, 1.0),
+        )
+    ),
+    RowKernel((64, 12), 4, None, True, 0.9),
+    RowKernel((32, 8), 8, 64, False, 1.0),  # a group is several blocks
+    RowKernel((32, 12), 4, 64, True, 1.0),  # a group cuts a block
 )
 
 

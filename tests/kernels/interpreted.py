@@ -7,8 +7,10 @@ bf16 wrongly and rounds to it by truncation: what needs bf16 is tested on a GPU.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -112,8 +114,8 @@ def test_row_kernel_without_transform_equals_the_reference(row: RowKernel, dtype
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.rotations], ids=lambda row: row.name)
 def test_row_kernel_with_transform_is_near_float64(row: RowKernel) -> None:
-    unit = max(row.group or 0, *row.rotations)
-    for tokens, columns in ((1, unit), (5, unit * 3), (17, unit * 5)):
+    unit = math.lcm(row.group or 1, *row.rotations)
+    for tokens, columns in ((1, unit), (5, unit * 3), (17, unit)):
         transform = random_transform(row.rotations, columns, tokens)
         assert transform is not None
         x = random_input(tokens, columns, tokens, torch.bfloat16)
@@ -127,12 +129,19 @@ def test_row_kernel_with_transform_is_near_float64(row: RowKernel) -> None:
         assert errors[0] < 1.01 * errors[1]
 
 
-@pytest.mark.parametrize("rotations", [(32,), (32, 32)])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ("rotations", "dtype", "limit"),
+    [
+        *product([(32,), (32, 32), (32, 12)], [torch.float32], [1e-5]),
+        *product([(32,), (32, 32), (32, 12)], [torch.float16, torch.bfloat16], [1e-2]),
+        *product([(64, 2), (16, 28), (32, 96), (64, 148), (128, 256)], [torch.float32], [1e-5]),
+    ],
+)
 def test_transform_alone_is_near_float64(rotations: tuple[int, ...], dtype: torch.dtype, limit: float) -> None:
     row = RowKernel(rotations, 16, None, True, 1.0)
-    transform = random_transform(rotations, 96, seed=3)
-    x = random_input(19, 96, 3, dtype)
+    columns = math.lcm(*rotations)
+    transform = random_transform(rotations, columns, seed=3)
+    x = random_input(9, columns, 3, dtype)
     found = prepared_by(row, transform, x)
     assert found.values.dtype == dtype
     assert transform is not None

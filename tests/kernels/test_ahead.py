@@ -22,6 +22,8 @@ KERNELS: tuple[Kernel, ...] = (
     RowKernel((), 4, 64, False, 0.9),
     RowKernel((64,), 4, 128, True, 1.0),
     RowKernel((128, 128), 4, None, True, 0.9),
+    RowKernel((128, 148), 4, None, True, 1.0),
+    RowKernel((128, 256), 8, 64, False, 1.0),
 )
 
 

@@ -32,6 +32,8 @@ SHOWN: tuple[Kernel, ...] = (
     RowKernel((128,), 16, None, True, 1.0),
     RowKernel((128, 128), 4, None, True, 0.9),
     RowKernel((64, 64), 8, 32, False, 1.0),
+    RowKernel((128, 28), 4, None, True, 1.0),
+    RowKernel((128, 148), 8, 64, False, 1.0),
 )
 LONGEST_LINE = 110
 
@@ -49,7 +51,8 @@ def every_kernel() -> list[Kernel]:
         GemmKernel(w, group, symmetric, 16, None, True)
         for w, group, symmetric in product((4, 8), groups, (True, False))
     ]
-    rotations = [(), *((size,) for size in ROTATION_BLOCKS), *((size, size) for size in ROTATION_BLOCKS)]
+    seconds = (2, 8, 12, 28, 64, 96, 128, 148, 256)
+    rotations = [(), *((first,) for first in ROTATION_BLOCKS), *product(ROTATION_BLOCKS, seconds)]
     rows = [
         RowKernel(sizes, bits, group, symmetric, clip)
         for sizes, bits, group, symmetric, clip in product(rotations, (4, 8), groups, (True, False), (1.0, 0.9))
