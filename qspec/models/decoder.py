@@ -69,7 +69,10 @@ class RMSNorm(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """One transformer block; its linears and norms are reached by part: "attention.q", "mlp.norm"."""
+    """One transformer block; its linears and norms are reached by part: "attention.q", "mlp.norm".
+
+    Its own attributes must not be called as a checkpoint calls a submodule (`mlp`, `self_attn`).
+    """
 
     def __init__(self, family: Family, shape: DecoderShape) -> None:
         super().__init__()
@@ -84,10 +87,10 @@ class DecoderBlock(nn.Module):
         _attach(self, self.paths[name], module)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        x = x + self.attention(self.part("attention.norm")(x), context)
-        return x + self.mlp(self.part("mlp.norm")(x))
+        x = x + self.attend(self.part("attention.norm")(x), context)
+        return x + self.feed_forward(self.part("mlp.norm")(x))
 
-    def attention(self, h: Tensor, context: AttentionContext) -> Tensor:
+    def attend(self, h: Tensor, context: AttentionContext) -> Tensor:
         """h [b, t, d], normed -> [b, t, d]."""
         q, k, v = project([self.part(f"attention.{name}") for name in "qkv"], h)
         q = rotate(self._heads(q, self.heads), context)
@@ -99,7 +102,7 @@ class DecoderBlock(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(h.shape[0], h.shape[1], -1)  # [b, t, heads * head width]
         return cast(Tensor, self.part("attention.o")(mixed))
 
-    def mlp(self, h: Tensor) -> Tensor:
+    def feed_forward(self, h: Tensor) -> Tensor:
         """h [b, t, d], normed -> [b, t, d]."""
         gate, up = project([self.part("mlp.gate"), self.part("mlp.up")], h)
         return cast(Tensor, self.part("mlp.down")(functional.silu(gate) * up))

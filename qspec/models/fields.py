@@ -14,6 +14,11 @@ from qspec.errors import InputError
 
 Config = Mapping[str, Any]
 
+# Larger than any published model by far; a config beyond them is corrupt or hostile.
+MAX_LAYERS, MAX_HEADS = 1024, 4096
+MAX_WIDTH, MAX_FFN = 1 << 17, 1 << 20
+MAX_VOCAB, MAX_LENGTH = 1 << 24, 1 << 24
+
 
 def integer(config: Config, key: str, low: int, high: int, default: int | None = None) -> int:
     """config[key] as an integer in [low, high]; `default` where the key is absent or null."""

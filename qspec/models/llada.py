@@ -10,12 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from qspec.models.family import DecoderShape, Family
-from qspec.models.fields import bad, expect, flag, integer, real
-
-# Larger than any published model of this layout by far; a config beyond them is corrupt or hostile.
-MAX_LAYERS, MAX_HEADS = 1024, 4096
-MAX_WIDTH, MAX_FFN = 1 << 17, 1 << 20
-MAX_VOCAB, MAX_LENGTH = 1 << 24, 1 << 24
+from qspec.models.fields import (
+    MAX_FFN,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_LENGTH,
+    MAX_VOCAB,
+    MAX_WIDTH,
+    bad,
+    expect,
+    flag,
+    integer,
+    real,
+)
 
 UNSUPPORTED = ("alibi", "attention_layer_norm", "input_emb_norm", "multi_query_attention", "scale_logits")
 

@@ -7,10 +7,11 @@ from types import MappingProxyType
 from typing import Any
 
 from qspec.errors import InputError
+from qspec.models.dream import DREAM
 from qspec.models.family import Family
 from qspec.models.llada import LLADA
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (LLADA,)})
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (LLADA, DREAM)})
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

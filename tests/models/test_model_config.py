@@ -173,7 +173,7 @@ def test_another_model_is_not_taken_for_llada(config: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         family_of(config)
     assert "no model family recognises this config" in caught.value.what
-    assert "known families: llada" in (caught.value.hint or "")
+    assert "known families: llada, dream" in (caught.value.hint or "")
 
 
 def test_a_folder_with_only_a_config_is_enough(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Puts outliers into a trained checkpoint and writes the stand-in's folder, on a CPU, in seconds.
 
-    python examples/tiny_llada/inject.py --model DIR --out qspec/standins/tiny-llada
+    python examples/standins/inject.py --model DIR --out qspec/standins/tiny-llada
 
 DIR is what train.py wrote. Retuning the outliers needs no training: run this again with other sizes.
 """

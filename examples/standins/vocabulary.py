@@ -2,7 +2,7 @@
 
 Every byte is a token, so any text makes the round trip.
 
-    python examples/tiny_llada/vocabulary.py --out DIR
+    python examples/standins/vocabulary.py --out DIR
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ large models the columns of outlier channels have ordinary size, smoothing at p 
 outlier, and W4A4 fails; twins do that too, as their columns are as large as one likes.
 
 Twins need two spare channels in each input, which are made by taking the least useful ones out: two channels of the
-residual stream, two value channels of one head and two neurons in each block.
+residual stream, two value channels of one head and two neurons in each block. Where several query heads share a head of
+values (Dream), the input of o holds a pair of twins for each of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
 
 Pair = tuple[int, int]
 Seen = dict[str, Tensor]  # what the linears of one block read, float32 [tokens, in], under the name of one of them
@@ -85,7 +86,8 @@ def make_room(model: Decoder, ids: Tensor) -> Room:
     for block, own in zip(model.blocks, seen, strict=True):
         values.append(_spare_values(block, own["attention.o"]))
         neurons.append(_least_two(own["mlp.down"].square().mean(0) * _weight(block, "mlp.down").square().sum(0)))
-        _weight(block, "attention.o")[:, values[-1]] = 0
+        for pair in _slots(block, values[-1]):
+            _weight(block, "attention.o")[:, pair] = 0
         _weight(block, "mlp.down")[:, neurons[-1]] = 0
         for norm, readers in NORMS.items():
             _weight(block, norm)[list(residual)] = 1
@@ -129,11 +131,18 @@ def _normal_twins(
 
 
 def _mixed_twins(block: DecoderBlock, own: Seen, pair: Pair, sizes: Sizes, generator: torch.Generator) -> None:
-    """Two value channels of one head that are nearly constant, and remain so under any attention weights."""
+    """Two value channels of one head that are nearly constant, and remain so under any attention weights.
+
+    Every query head that reads them puts them into the input of o once more.
+    """
     rms = own["attention.o"].square().mean().sqrt()
     v = _weight(block, "attention.v")
     v[list(pair)] = _exact(sizes.mixed * rms * constant_direction(own["attention.q"]))
-    _opposite_columns(_weight(block, "attention.o"), pair, sizes.column, generator)
+    _, bias = weight_and_bias(block.part("attention.v"))
+    if bias is not None:
+        bias[list(pair)] = 0
+    for slots in _slots(block, pair):
+        _opposite_columns(_weight(block, "attention.o"), slots, sizes.column, generator)
 
 
 def _massive_twins(block: DecoderBlock, own: Seen, pair: Pair, sizes: Sizes, generator: torch.Generator) -> None:
@@ -169,12 +178,21 @@ def _use(block: DecoderBlock, own: Seen, norm: str) -> Tensor:
 
 
 def _spare_values(block: DecoderBlock, mixed: Tensor) -> Pair:
-    """The two value channels of one head whose loss costs least."""
+    """The two value channels of one head whose loss costs least, summed over the query heads that read them."""
     use = mixed.square().mean(0) * _weight(block, "attention.o").square().sum(0)
-    least = use.view(block.heads, -1).topk(2, largest=False)
+    shared = use.view(block.kv_heads, -1, block.head_width).sum(1)  # [kv heads, head width]
+    least = shared.topk(2, largest=False)
     head = int(least.values.sum(1).argmin())
     first, second = sorted((least.indices[head] + head * block.head_width).tolist())
     return first, second
+
+
+def _slots(block: DecoderBlock, values: Pair) -> list[Pair]:
+    """Where two channels of v's output stand in o's input: one pair for every query head that reads their head."""
+    width, group = block.head_width, block.heads // block.kv_heads
+    head = values[0] // width
+    first, second = (value - head * width for value in values)
+    return [(query * width + first, query * width + second) for query in range(head * group, (head + 1) * group)]
 
 
 def _least_two(use: Tensor) -> Pair:
@@ -183,9 +201,8 @@ def _least_two(use: Tensor) -> Pair:
 
 
 def _weight(block: DecoderBlock, part: str) -> Tensor:
-    weight = block.part(part).weight
-    assert isinstance(weight, Tensor)
-    return weight.data
+    weight, _ = weight_and_bias(block.part(part))
+    return weight
 
 
 def _exact(x: Tensor) -> Tensor:

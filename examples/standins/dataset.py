@@ -1,6 +1,6 @@
 """Writes a stand-in's data/: calibration and held-out text, and three files of held-out task items.
 
-python examples/tiny_llada/dataset.py --out DIR
+python examples/standins/dataset.py --out DIR
 """
 
 from __future__ import annotations

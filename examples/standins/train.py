@@ -1,9 +1,10 @@
-"""Trains tiny-llada from nothing: data, tokenizer, model, in one run, on a CPU or a GPU.
+"""Trains tiny-llada or tiny-dream from nothing: data, tokenizer, model, in one run, on a CPU or a GPU.
 
-    python examples/tiny_llada/train.py --out DIR [--device cuda] [--minutes 8 | --steps N]
+    python examples/standins/train.py --family dream --out DIR [--device cuda] [--minutes 8 | --steps N]
 
-Objective (LLaDA, arXiv 2502.09992): t ~ U(0, 1) for each sequence; every token of the target is masked with
-probability t; loss = (1 / L) sum over masked tokens of cross-entropy / t. Three quarters of the weight is on items,
+Objective (LLaDA, arXiv 2502.09992; the same for both families): t ~ U(0, 1) for each sequence; every token of the
+target is masked with probability t; loss = (1 / L) sum over masked tokens of cross-entropy / t, where a shifted model
+(Dream, arXiv 2508.15487) predicts token i from position i - 1. Three quarters of the weight is on items,
 where only the answer is masked (end-of-text tokens fill it to a fixed length), and one quarter on running text.
 From 30 % of the schedule on, noise on every block linear's input and weight rises to its full level, reached at 60 %:
 this is what makes a model of 5 M parameters bear 4-bit rounding as models of billions do.
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 
 from batches import Batch, Pool, build_pool
 from dataset import write_data
-from network import build, config
+from network import FAMILIES, build, config
 from safetensors.torch import load_file, save_file
 from score import exact_match, table
 from simulate import ROUNDINGS, calibration, rounded
@@ -38,6 +39,7 @@ from tokenizers import Tokenizer
 from vocabulary import write_tokenizer
 
 from qspec.models.decoder import Decoder
+from qspec.models.shift import predictors
 
 ITEM_SHARE = 0.75
 EMA = 0.999
@@ -75,7 +77,7 @@ def masked_loss(model: Decoder, batch: Batch, t: Tensor, draw: Tensor) -> Tensor
         context = replace(context, mask=batch.real[:, None, None, :])
     for block in model.blocks:
         x = block(x, context)
-    logits = model.finish(x)
+    logits = model.finish(predictors(x, model.shape))  # padding stands on the right: nothing before it shifts
     loss = functional.cross_entropy(logits.float().flatten(0, 1), batch.ids.flatten(), reduction="none")
     per_row = (loss.view_as(batch.ids) * masked).sum(-1, keepdim=True) / batch.target.sum(-1, keepdim=True)
     return (per_row / t).mean()
@@ -137,20 +139,20 @@ def train(
     return dict(zip((name for name, _ in model.named_parameters()), average, strict=True))
 
 
-def write_settings(folder: Path, settings: dict[str, object]) -> None:
-    """config.json, generation_config.json and standin.json."""
+def write_settings(folder: Path, family: str, settings: dict[str, object]) -> None:
+    """config.json, generation_config.json and standin.json. Dream's sampler has no blocks: its answers are one."""
     tasks = {
         k.task: {
             "title": k.name,
             "file": f"data/{k.name}.jsonl",
             "length": k.length,
             "steps": k.length,
-            "block": k.block,
+            "block": k.block if family == "llada" else k.length,
         }
         for k in KINDS
     }
     texts = {"calibration": "data/calibration.jsonl", "heldout": "data/heldout.jsonl"}
-    standin = {"name": "tiny-llada", "family": "llada", "texts": texts, "tasks": tasks}
+    standin = {"name": f"tiny-{family}", "family": family, "texts": texts, "tasks": tasks}
     generation = {key: settings[key] for key in ("eos_token_id", "pad_token_id", "mask_token_id")}
     for name, value in (("config", settings), ("generation_config", generation), ("standin", standin)):
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -173,6 +175,7 @@ def _wait(device: torch.device) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, help="length of the schedule in time (then no two runs are alike)")
@@ -193,8 +196,8 @@ def main() -> None:
     begun = time.monotonic()
     tokenizer = write_tokenizer(args.out)
     write_data(args.out / "data")
-    settings = config(tokenizer.get_vocab())
-    write_settings(args.out, settings)
+    settings = config(args.family, tokenizer.get_vocab())
+    write_settings(args.out, args.family, settings)
     pool = build_pool(tokenizer, args.pool, device)
     print(f"data in {time.monotonic() - begun:.0f} s; {len(pool.stream)} tokens of text", flush=True)
     noise = (torch.zeros((), device=device), torch.zeros((), device=device))

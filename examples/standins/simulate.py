@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
-from qspec.models.decoder import Decoder
+from qspec.models.decoder import Decoder, weight_and_bias
 from qspec.numerics import quantize_activations, quantize_weight
 from qspec.transforms import InputTransform
 
@@ -50,10 +50,18 @@ ROUNDINGS = (
 
 
 class Rounded(nn.Module):
-    """y = round(T(x / s)) round((W s) T^-1)^T, dequantized."""
+    """y = round(T(x / s)) round((W s) T^-1)^T + b, dequantized."""
 
-    def __init__(self, w: Tensor, rounding: Rounding, smooth: Tensor, transform: InputTransform | None) -> None:
+    def __init__(
+        self,
+        w: Tensor,
+        bias: Tensor | None,
+        rounding: Rounding,
+        smooth: Tensor,
+        transform: InputTransform | None,
+    ) -> None:
         super().__init__()
+        self.bias = bias
         weights = _format(rounding.weight_bits, "channel", Clip("mse"))
         self.smooth, self.transform = smooth, transform
         self.w = quantize_weight(
@@ -66,7 +74,7 @@ class Rounded(nn.Module):
         if self.transform is not None:
             flat = self.transform.apply(flat)
         flat = quantize_activations(flat, self.activations).dequantize()
-        return functional.linear(flat, self.w).reshape(*x.shape[:-1], -1).to(x.dtype)
+        return functional.linear(flat, self.w, self.bias).reshape(*x.shape[:-1], -1).to(x.dtype)
 
 
 def rounded(model: Decoder, rounding: Rounding, ids: Tensor) -> Decoder:
@@ -77,11 +85,12 @@ def rounded(model: Decoder, rounding: Rounding, ids: Tensor) -> Decoder:
     for block, own in zip(model.blocks, seen, strict=True):
         for site in SITES:
             x = own[site[0]]
-            weights = {part: block.part(part).weight.detach() for part in site}
+            linears = {part: weight_and_bias(block.part(part)) for part in site}
+            weights = {part: weight for part, (weight, _) in linears.items()}
             smooth = _smoothing(x, weights, rounding.smooth)
             transform = _rotation(x.shape[-1], generator).to(x.device) if rounding.rotate else None
-            for part, w in weights.items():
-                block.replace(part, Rounded(w, rounding, smooth, transform))
+            for part, (w, bias) in linears.items():
+                block.replace(part, Rounded(w, bias, rounding, smooth, transform))
     return model
 
 

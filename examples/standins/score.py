@@ -1,6 +1,8 @@
-"""Exact match on held-out items: LLaDA's sampler with low-confidence remasking, T = 0, one token a step.
+"""Exact match on held-out items: the most probable token is committed in every step, T = 0.
 
-python examples/tiny_llada/score.py qspec/standins/tiny-llada --rounding
+That is LLaDA's low-confidence remasking, and `maskgit_plus` of Dream, whose answers are one block.
+
+python examples/standins/score.py qspec/standins/tiny-llada --rounding
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 from simulate import ROUNDINGS, calibration, rounded
 
 from qspec.models.decoder import Decoder
-from qspec.models.llada import LLADA
+from qspec.models.registry import family_of
+from qspec.models.shift import predictors
 
 Accuracy = dict[str, float]
 
@@ -37,7 +40,8 @@ def complete(model: Decoder, prompts: list[list[int]], length: int, block: int) 
     real = places < start + length
     for step in range(length):
         ends = start + (step // block + 1) * block
-        logits = model(canvas, real).logits.float()
+        hidden = predictors(model.hidden(canvas, real), model.shape, real)
+        logits = model.finish(hidden).float()
         confidence, token = logits.softmax(-1).max(-1)
         open_places = (canvas == model.shape.mask_token) & (places < ends) & (places >= start)
         chosen = confidence.masked_fill(~open_places, -1).argmax(-1, keepdim=True)
@@ -73,7 +77,8 @@ def load(folder: Path) -> tuple[Decoder, Tokenizer]:
 
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = {k: v.float() for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
-    model = Decoder(LLADA, LLADA.shape(settings))
+    family = family_of(settings)
+    model = Decoder(family, family.shape(settings))
     model.load_state_dict(weights)
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
