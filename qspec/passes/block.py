@@ -230,7 +230,7 @@ class Block:
     def output(self) -> Tensor:
         """The block's output on the first calibration batch, in the basis that the checkpoint has, float32."""
         x, batch = next(self.stream.inputs(self.in_basis))
-        with torch.no_grad(), fast_products():
+        with torch.no_grad():
             y: Tensor = self.module(x, batch.context).float()
         return y if self.stream.basis is None or not self.in_basis else y @ self.stream.basis.T
 
