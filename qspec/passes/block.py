@@ -228,10 +228,13 @@ class Block:
         return [site for site in sites if wanted.intersection(site.linears)]
 
     def output(self) -> Tensor:
-        """The block's output on the first calibration batch, in the basis that the checkpoint has, float32."""
+        """The block's output on the first calibration batch, in the basis that the checkpoint has.
+
+        All of it in float32, whatever the stream's dtype, so that rounding does not hide what a pass did.
+        """
         x, batch = next(self.stream.inputs(self.in_basis))
         with torch.no_grad():
-            y: Tensor = self.module(x, batch.context).float()
+            y: Tensor = self.module(x.float(), batch.context)
         return y if self.stream.basis is None or not self.in_basis else y @ self.stream.basis.T
 
     def inputs(self, sites: Collection[str]) -> Iterator[tuple[dict[str, Tensor], Tokens]]:
