@@ -50,7 +50,7 @@ def test_transcripts(command: str, shown: str, folder: Path) -> None:
 
 
 def test_there_are_transcripts() -> None:
-    assert [shlex.split(c)[1] for c, _ in transcripts()] == ["compile", "check", "plan", "why"]
+    assert [shlex.split(c)[1] for c, _ in transcripts()] == ["compile", "check", "plan", "why", "inspect"]
 
 
 def test_the_two_commands_come_first() -> None:

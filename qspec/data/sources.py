@@ -140,7 +140,7 @@ class DataSources:
             raise InputError(
                 f'the data for "{name}" are not on this machine',
                 hint=f"set the environment variable {DATA_VARIABLE} to the folder that holds them, "
-                'or let the recipe name a file: file("text.jsonl", field = "text")',
+                'or name a file of your own; in a recipe: file("text.jsonl", field = "text")',
             )
         if not Path(folder).is_dir():
             raise InputError(f"{DATA_VARIABLE} does not name a folder", where=folder)

@@ -12,7 +12,8 @@ from qspec.files import machine_errors, sync_folder, write_whole
 from qspec.report.data import ReportData, report_data
 from qspec.report.environment import environment, memory
 from qspec.report.figures import figures
-from qspec.report.render import asset, html, markdown
+from qspec.report.page import asset
+from qspec.report.render import html, markdown
 from qspec.report.verdict import verdict
 
 __all__ = ["ReportData", "environment", "memory", "replace_report", "report_data", "report_json", "write_report"]

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from markupsafe import Markup
 
 from qspec.calibrate.outliers import Picture, SiteOutliers
 from qspec.evaluate.results import Flips, KlBucket, Metric
 from qspec.report.data import LayerRow, ReportData
-from qspec.report.svg import Svg, number
+from qspec.report.drawing import LABEL, ROLE, SITE_NAMES, WIDTH, Figure, Scale, block_numbers, part_of, peak_of, ridge
+from qspec.report.svg import Svg
 from qspec.report.verdict import task_scores
 
-WIDTH = 360.0
-LABEL = 62.0  # room for row labels at the left
-_ROLE = re.compile(r"blocks\[(\d+)\]\.(.+)")
-_INDEX = re.compile(r"\[\d+\]")
 CURVES = 4  # line colours
 EXACT_DB = 200.0  # what the error of a layer that lost nothing is recorded as
-
-
-@dataclass(frozen=True)
-class Figure:
-    """name: file name without ending."""
-
-    name: str
-    caption: str
-    svg: Svg
 
 
 def figures(data: ReportData) -> dict[str, Figure]:
@@ -54,9 +38,7 @@ def bits_map(layers: Sequence[LayerRow]) -> Figure:
     cell, top = (WIDTH - LABEL) / max(1, blocks), 18.0
     height = min(22.0, max(14.0, cell))
     svg = Svg(WIDTH, top + height * (len(grid) + 1) + 12, "Stored bits per weight, by layer and role")
-    for block in range(blocks):
-        if blocks <= 16 or block % 4 == 0 or block == blocks - 1:
-            svg.text(LABEL + cell * (block + 0.5), 12, str(block), "t m", "middle")
+    block_numbers(svg, blocks)
     for row, (part, columns) in enumerate(grid.items()):
         y = top + height * row
         svg.text(LABEL - 6, y + height / 2 + 4, _short(part), "t", "end")
@@ -86,10 +68,10 @@ def error_strip(layers: Sequence[LayerRow]) -> Figure:
     rows: dict[str, list[LayerRow]] = {}
     for layer in layers:
         if layer.sqnr_db is not None and layer.sqnr_db < EXACT_DB:
-            rows.setdefault(_part(layer.role)[1], []).append(layer)
+            rows.setdefault(part_of(layer.role)[1], []).append(layer)
     values = [layer.sqnr_db or 0.0 for row in rows.values() for layer in row] or [0.0]
     low, high = 10 * math.floor(min(values) / 10), 10 * math.ceil(max(values) / 10 + 1e-9)
-    scale = _Scale(low, high, LABEL + 8, WIDTH - 10)
+    scale = Scale(low, high, LABEL + 8, WIDTH - 10)
     svg = Svg(WIDTH, 34 + 22 * len(rows), "Output error of every quantized layer in decibels")
     bottom = 8 + 22.0 * len(rows)
     for tick in scale.ticks(6):
@@ -108,7 +90,7 @@ def error_strip(layers: Sequence[LayerRow]) -> Figure:
 def accuracy(metrics: Sequence[Metric]) -> Figure:
     """Both models' accuracies with one standard error each way."""
     shown = [metric for metric in metrics if metric.metric != "nelbo"]
-    scale = _Scale(0, 100, 118, WIDTH - 16)
+    scale = Scale(0, 100, 118, WIDTH - 16)
     svg = Svg(WIDTH, 26 + 36 * len(shown), "Accuracy of both models on each task")
     bottom = 4 + 36.0 * len(shown)
     for tick in (0, 25, 50, 75, 100):
@@ -154,7 +136,7 @@ def kl_bars(buckets: Sequence[KlBucket]) -> list[Figure]:
 
 def flip_curves(flips: Sequence[Flips]) -> Figure:
     """Share of commits that moved to another step, along the denoising of each task."""
-    across, up = _Scale(0, 1, 40, WIDTH - 12), _Scale(0, 1, 150, 14)
+    across, up = Scale(0, 1, 40, WIDTH - 12), Scale(0, 1, 150, 14)
     svg = Svg(WIDTH, 176, "Commit flips along the denoising steps")
     for share in (0, 0.5, 1):
         svg.line(40, up(share), WIDTH - 12, up(share), "axis" if share == 0 else "grid")
@@ -177,7 +159,7 @@ def outlier_ratios(before: Sequence[SiteOutliers], after: Sequence[SiteOutliers]
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for stage, rows in (("base", before), ("quant", after)):
         for row in rows:
-            block, site = _part(row.site)
+            block, site = part_of(row.site)
             panels.setdefault(site, {}).setdefault(stage, []).append((block, max(row.ratio, 1.0)))
     ratios = [ratio for panel in panels.values() for line in panel.values() for _, ratio in line]
     blocks = max(block for panel in panels.values() for line in panel.values() for block, _ in line)
@@ -186,8 +168,8 @@ def outlier_ratios(before: Sequence[SiteOutliers], after: Sequence[SiteOutliers]
     svg = Svg(WIDTH, height * -(-len(panels) // 2) + 6, "Outlier ratio of every input before and after")
     for index, (site, panel) in enumerate(panels.items()):
         x, y = width * (index % 2), height * (index // 2)
-        across = _Scale(0, max(1, blocks), x + 34, x + width - 10)
-        up = _Scale(0, top, y + 84, y + 24)
+        across = Scale(0, max(1, blocks), x + 34, x + width - 10)
+        up = Scale(0, top, y + 84, y + 24)
         svg.text(x + 34, y + 14, SITE_NAMES.get(site, site), "t")
         for power in range(top + 1):
             svg.line(x + 34, up(power), x + width - 10, up(power), "axis" if power == 0 else "grid")
@@ -210,70 +192,16 @@ def ridges(pictures: Sequence[Picture], before: Mapping[str, SiteOutliers]) -> l
     """Channel x token magnitudes as ridge lines; before and after of one site share their scale."""
     peaks: dict[str, float] = {}
     for picture in pictures:
-        peaks[picture.site] = max(peaks.get(picture.site, 0.0), _peak(picture))
+        peaks[picture.site] = max(peaks.get(picture.site, 0.0), peak_of(picture))
     out = []
     for picture in pictures:
         kind = before[picture.site].kind if picture.site in before else "none"
-        caption = f"{picture.stage.capitalize()}: |x| at {picture.site}, largest {_peak(picture):.3g}."
-        out.append(Figure(f"ridge-{kind}-{picture.stage}", caption, _ridge(picture, peaks[picture.site])))
+        caption = f"{picture.stage.capitalize()}: |x| at {picture.site}, largest {peak_of(picture):.3g}."
+        out.append(Figure(f"ridge-{kind}-{picture.stage}", caption, ridge(picture, peaks[picture.site])))
     return out
 
 
-def _ridge(picture: Picture, scale: float) -> Svg:
-    """Rows of tokens from back to front, each hiding what stands behind it."""
-    rows, columns = len(picture.magnitudes), max(1, len(picture.magnitudes[0]) - 1)
-    tall, floor, left = 96.0, 208.0, 14.0
-    across, back, shift = 272 / columns, 96 / max(1, rows), 52 / max(1, rows)
-    svg = Svg(WIDTH, 232, f"Magnitudes of channels and tokens at {picture.site}, {picture.stage}")
-    name = f"ramp-{picture.stage}-{re.sub('[^a-z0-9]+', '-', picture.site.lower())}"
-    stops = Markup("").join(
-        Markup('<stop offset="{}" class="{}"/>').format(offset, css)
-        for offset, css in (("0", "ramp-low"), ("0.12", "ramp-mid"), ("0.6", "ramp-high"))
-    )
-    gradient = '<defs><linearGradient id="{}" gradientUnits="userSpaceOnUse" x1="0" y1="0" x2="0" y2="{}">{}'
-    svg.raw(Markup(gradient + "</linearGradient></defs>").format(name, number(-tall), stops))
-    for row in reversed(range(rows)):
-        values = picture.magnitudes[row]
-        line = " ".join(
-            f"{number(across * column)} {-tall * min(1.0, value / (scale or 1.0)):.1f}"
-            for column, value in enumerate(values)
-        )
-        svg.raw(
-            Markup('<path class="ridge" transform="translate({} {})" stroke="url(#{})" d="M0 0L{}L{} 0"/>').format(
-                number(left + shift * row), number(floor - back * row), name, line, number(across * columns)
-            )
-        )
-    svg.text(left, floor + 16, "channel 0", "t m")
-    svg.text(left + 272, floor + 16, str(len(picture.magnitudes[0]) * picture.channel_step - 1), "t m", "end")
-    svg.text(left + 272 + shift * rows * 0.55 + 8, floor - back * rows * 0.45, "tokens", "t m")
-    return svg
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Maps low..high onto start..end."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / ((self.high - self.low) or 1) * (self.end - self.start)
-
-    def ticks(self, most: int) -> list[float]:
-        """Round numbers from low to high, at most `most` steps apart."""
-        step = next(s for s in (5, 10, 20, 50, 100, 1000) if (self.high - self.low) / s <= most)
-        return [self.low + step * i for i in range(int((self.high - self.low) / step) + 1)]
-
-
 METRIC_NAMES = {"exact_match": "exact match", "choice_accuracy": "rated choices", "nelbo": "NELBO"}
-SITE_NAMES = {
-    "attention.input": "input of q, k, v",
-    "attention.mixed": "input of o",
-    "mlp.input": "input of gate, up",
-    "mlp.gated": "input of down",
-}
 
 
 def _by_role(
@@ -283,8 +211,8 @@ def _by_role(
     cells: dict[str, dict[int, list[LayerRow]]] = {}
     outer = []
     for layer in layers:
-        if _ROLE.fullmatch(layer.role):
-            block, part = _part(layer.role)
+        if ROLE.fullmatch(layer.role):
+            block, part = part_of(layer.role)
             cells.setdefault(part, {}).setdefault(block, []).append(layer)
         else:
             outer.append(layer)
@@ -314,15 +242,5 @@ def _bits_tip(layer: LayerRow) -> str:
     return f"{layer.role}: {layer.label}, {layer.bits:.3f} bits"
 
 
-def _part(role: str) -> tuple[int, str]:
-    """(block, part without expert numbers) of `blocks[3].mlp.down`; block 0 for a role outside the blocks."""
-    found = _ROLE.fullmatch(role)
-    return (int(found[1]), _INDEX.sub("", found[2])) if found else (0, role)
-
-
 def _short(part: str) -> str:
     return part.rpartition(".")[2]
-
-
-def _peak(picture: Picture) -> float:
-    return max((max(row) for row in picture.magnitudes), default=0.0)

@@ -1,26 +1,24 @@
-"""Report data to HTML and Markdown. Every value is escaped: a recipe, a prompt or a model's name may be hostile."""
+"""Report data to HTML and Markdown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from qspec.calibrate.outliers import SiteOutliers
 from qspec.evaluate.results import Sample
 from qspec.report.data import LayerRow, ReportData
-from qspec.report.figures import EXACT_DB, METRIC_NAMES, Figure, mean_bits
-from qspec.report.svg import clean
+from qspec.report.drawing import Figure
+from qspec.report.figures import EXACT_DB, METRIC_NAMES, mean_bits
+from qspec.report.page import render_html, render_markdown
 from qspec.report.text import drop, score
 from qspec.report.verdict import percent, verdict
 
 LAYERS_SHOWN = 1000
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
 
 
 @dataclass(frozen=True)
@@ -36,23 +34,13 @@ class SchemeSummary:
 
 def html(data: ReportData, drawn: Mapping[str, Figure]) -> str:
     """One self-contained page."""
-    environment = _environment(autoescape=True)
-    style = Markup(asset("palette.css") + asset("page.css"))
-    page = environment.from_string(asset("report.html.jinja"))
-    return clean(page.render(_context(data), figures=drawn, style=style, sections=_sections(data)))
+    return render_html("report.html.jinja", FILTERS, _context(data), figures=drawn, sections=_sections(data))
 
 
 def markdown(data: ReportData) -> str:
     """The short form, for a pull request."""
-    environment = _environment(autoescape=False)
-    environment.finalize = _escaped_markdown
-    page = environment.from_string(asset("report.md.jinja"))
-    return clean(page.render(_context(data), recipe_block=Markup(_fenced(data.recipe.text))))
-
-
-def asset(name: str) -> str:
-    """The text of a template or style sheet."""
-    return (files("qspec.report") / "templates" / name).read_text(encoding="utf-8")
+    fenced = Markup(_fenced(data.recipe.text))
+    return render_markdown("report.md.jinja", FILTERS, _context(data), recipe_block=fenced)
 
 
 def bytes_text(value: float) -> str:
@@ -67,14 +55,6 @@ def bytes_text(value: float) -> str:
 def seconds_text(value: float) -> str:
     """Seconds below two minutes, else minutes."""
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
-
-
-def _environment(autoescape: bool) -> Environment:
-    environment = Environment(
-        loader=BaseLoader(), autoescape=autoescape, undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    environment.filters.update(FILTERS)
-    return environment
 
 
 def _context(data: ReportData) -> dict[str, Any]:
@@ -204,18 +184,6 @@ def _fenced(text: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text.rstrip()}\n{fence}"
-
-
-def _escaped_markdown(value: Any) -> Any:
-    """What Jinja prints into Markdown: one line, without meaning to Markdown or HTML."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    return (
-        _MARKDOWN.sub(r"\\\1", " ".join(value.split()))
-        .replace("\\<", "&lt;")
-        .replace("\\>", "&gt;")
-        .replace("\\&", "&amp;")
-    )
 
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
