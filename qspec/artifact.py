@@ -47,11 +47,19 @@ class ModelRecord(_Record):
 
 
 class CalibrationRecord(_Record):
-    """tokens_sha256: hash of the exact masked tokens."""
+    """The rows that statistics were taken from. tokens_sha256: hash of the exact masked tokens and their weights.
+
+    text, mask, weigh: as a recipe says them; mask None for rollouts. rows: samples times draws.
+    """
 
     tokens_sha256: str
+    text: str
     samples: int
     length: int
+    mask: str | None
+    draws: int
+    rows: int
+    weigh: str
     seed: int
 
 

@@ -9,14 +9,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from qspec import passes
 from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, Workspace
-from qspec.calibrate.tokens import CalibrationTokens, calibration_tokens
+from qspec.calibrate.rows import calibration_rows
+from qspec.calibrate.tokens import CalibrationTokens
 from qspec.card import model_card
 from qspec.data import DataSources
 from qspec.errors import InputError, MachineError
@@ -25,6 +26,7 @@ from qspec.language import load_recipe
 from qspec.language.spec import Evaluation, Spec
 from qspec.lock import TOKENIZER_FILES, Lock, checkpoint_hashes, lock_path
 from qspec.models.checkpoint import Checkpoint
+from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
 from qspec.origin import Origin, find_checkpoint
 from qspec.plan import Plan, make_plan
@@ -32,7 +34,7 @@ from qspec.progress import Progress, Quiet
 from qspec.quantize import quantize_blocks
 from qspec.report import ReportData
 from qspec.report.make import make_report
-from qspec.runtime import find_device, load_tokenizer
+from qspec.runtime import default_dtype, find_device, load_tokenizer
 from qspec.version import __version__
 
 COPIED = ("generation_config.json", *TOKENIZER_FILES, "vocab.json", "merges.txt", "added_tokens.json")
@@ -151,28 +153,50 @@ def gather(
     plan = make_plan(spec, checkpoint.family, checkpoint.shape)
     sources = DataSources(origin.folder, recipe.parent)
     sources.check(spec.calibrate, spec.evaluate if evaluate else Evaluation())
-    tokens = _tokens(spec, plan, origin, sources)
+    tokens = _tokens(spec, checkpoint, origin, sources, target, progress or Quiet())
     lock = _lock(spec, origin, tokens, target)
     return Inputs(recipe, spec, target, origin, checkpoint, plan, sources, tokens, lock)
 
 
-def _tokens(spec: Spec, plan: Plan, origin: Origin, sources: DataSources) -> CalibrationTokens:
-    """The calibration tokens."""
-    length = spec.calibrate.length
-    if length > plan.shape.max_length:
+def _tokens(
+    spec: Spec,
+    checkpoint: Checkpoint,
+    origin: Origin,
+    sources: DataSources,
+    device: torch.device,
+    progress: Progress,
+) -> CalibrationTokens:
+    """The calibration tokens.
+
+    Rollouts and certainties are made with the whole unquantized model, which is let go afterwards.
+    """
+    shape, wanted = checkpoint.shape, spec.calibrate
+    if wanted.length > shape.max_length:
         if not origin.standin:
             raise InputError(
-                f"calibration length {length} exceeds the model's {plan.shape.max_length} tokens",
+                f"calibration length {wanted.length} exceeds the model's {shape.max_length} tokens",
                 where=spec.source,
                 hint="lower `length` in the calibrate block",
             )
-        length = plan.shape.max_length
+        wanted = replace(wanted, length=shape.max_length)
         sources.replacements.append(
-            f"calibration length {spec.calibrate.length}: {length}, the most that {origin.id} takes"
+            f"calibration length {spec.calibrate.length}: {shape.max_length}, the most that {origin.id} takes"
         )
-    text = sources.calibration(spec.calibrate.text)
-    tokenizer = load_tokenizer(origin.folder)
-    return calibration_tokens(text.documents, tokenizer, spec.calibrate, length, plan.shape.mask_token)
+    documents, tokenizer = sources.calibration(wanted.source).documents, load_tokenizer(origin.folder)
+
+    def load() -> Decoder:
+        return checkpoint.load(device, default_dtype(device))
+
+    if not wanted.runs_model:
+        return calibration_rows(documents, tokenizer, wanted, shape.mask_token, load)
+    try:
+        with progress.phase("calibrate"):
+            return calibration_rows(documents, tokenizer, wanted, shape.mask_token, load)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MachineError(
+            "out of memory while the unquantized model made the calibration rows",
+            hint="free memory, lower `length`, or calibrate on masked text without `certainty`",
+        ) from error
 
 
 def _lock(spec: Spec, origin: Origin, tokens: CalibrationTokens, device: torch.device) -> Lock:
@@ -204,9 +228,25 @@ def _write_beside(workspace: Workspace, inputs: Inputs) -> None:
     workspace.write("README.md", model_card(inputs.spec, inputs.plan, inputs.origin, __version__))
 
 
+def _calibration_record(inputs: Inputs) -> CalibrationRecord:
+    wanted = inputs.spec.calibrate
+    rows, length = inputs.tokens.ids.shape
+    return CalibrationRecord(
+        tokens_sha256=inputs.tokens.sha256,
+        text=str(wanted.text),
+        samples=wanted.samples,
+        length=length,
+        mask=None if wanted.mask is None else str(wanted.mask),
+        draws=wanted.draws,
+        rows=rows,
+        weigh=str(wanted.weigh),
+        seed=wanted.seed,
+    )
+
+
 def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleRecord, ...]) -> Manifest:
     """Generates the kernels and seals everything that is there."""
-    spec, plan, origin, ids = inputs.spec, inputs.plan, inputs.origin, inputs.tokens.ids
+    spec, plan, origin = inputs.spec, inputs.plan, inputs.origin
     table = generate.write(workspace.folder / "kernels", plan.kernels())
     hashes = workspace.hashes()
     manifest = Manifest(
@@ -222,12 +262,7 @@ def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleR
             replacements=tuple(inputs.sources.replacements),
             files=inputs.lock.content["model"]["files"],
         ),
-        calibration=CalibrationRecord(
-            tokens_sha256=inputs.tokens.sha256,
-            samples=ids.shape[0],
-            length=ids.shape[1],
-            seed=spec.calibrate.seed,
-        ),
+        calibration=_calibration_record(inputs),
         modules=records,
         kernels=tuple(
             KernelRecord(name=name, file=f"kernels/{file}", sha256=hashes[f"kernels/{file}"])

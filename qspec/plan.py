@@ -12,7 +12,7 @@ from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.language.layers import verify
 from qspec.language.layout import RuleCount
-from qspec.language.spec import REGIMES, PassUse, Rule, Spec
+from qspec.language.spec import REGIMES, PassUse, Rollouts, Rule, Spec
 from qspec.models.family import DecoderShape, Family, ModuleEntry
 
 FLOAT_BITS = 16  # a module that is kept; and every module before compilation
@@ -111,29 +111,41 @@ class Plan:
         bits += sum(self._bias(m) * (FLOAT_BITS if m.scheme is None else 32) for m in self.modules)
         return (bits + self._norm_gains() * NORM_BITS) // 8
 
+    @property
+    def calibration_length(self) -> int:
+        """Tokens of a calibration row: no more than the model takes."""
+        return min(self.spec.calibrate.length, self.shape.max_length)
+
+    @property
+    def calibration_tokens(self) -> int:
+        return self.spec.calibrate.rows * self.calibration_length
+
     def compile_memory(self) -> int:
         """Bytes that compilation needs at its peak, beside the program itself: an estimate.
 
         One block in float32 three times over (original, rewritten, rounded), the widest Hessian with its factors in
-        float64, the calibration stream at a block's input and output, the embedding and the head.
+        float64, the calibration stream at a block's input and output, the embedding and the head. Before that, where
+        rollouts or certainties want it, the whole model in float32, as a CPU computes; a GPU takes half of that.
         """
-        calibrate = self.spec.calibrate
-        length = min(calibrate.length, self.shape.max_length)
         block = self.block_weights // self.shape.layers * 4 * 3
         hessian = max(m.entry.in_features for m in self._blocks()) ** 2 * 8 * 4
-        stream = calibrate.samples * length * self.shape.width * 4 * 2
-        return block + hessian + stream + 2 * self.shape.vocab * self.shape.width * 4
+        stream = self.calibration_tokens * self.shape.width * 4 * 2
+        quantizing = block + hessian + stream + 2 * self.shape.vocab * self.shape.width * 4
+        model = self.bytes_before * 32 // FLOAT_BITS if self.spec.calibrate.runs_model else 0
+        return max(quantizing, model)
 
     def compile_operations(self) -> int:
         """Floating-point operations of calibration and passes: an estimate.
 
-        One forward pass of the block for each statistic that a pass collects, one to hand the stream on, Hessians.
+        One forward pass of the block for each statistic that a pass collects, one to hand the stream on, Hessians;
+        of the model, one for each step of a rollout and one for certainties.
         """
-        calibrate = self.spec.calibrate
-        tokens = calibrate.samples * min(calibrate.length, self.shape.max_length)
+        calibrate, tokens = self.spec.calibrate, self.calibration_tokens
+        steps = calibrate.text.steps if isinstance(calibrate.text, Rollouts) else 0
+        model = tokens // calibrate.draws * steps + tokens * calibrate.weigh.certainty
         forwards = 1 + sum(1 if not use.params.quantizes else 4 for use in self.spec.passes)
         hessians = sum(m.entry.in_features**2 for m in self._blocks() if m.scheme is not None)
-        return 2 * tokens * (self.block_weights * forwards + hessians)
+        return 2 * tokens * (self.block_weights * forwards + hessians) + 2 * model * self.block_weights
 
     def notes(self) -> tuple[str, ...]:
         """What the declared targets and regimes mean for these layers."""
@@ -161,6 +173,7 @@ class Plan:
             "block_weights": self.block_weights,
             "bits_per_weight": self.bits_per_weight,
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "calibration": self._calibration(),
             "compile": {"memory_bytes": self.compile_memory(), "operations": self.compile_operations()},
             "rules": [{"text": r.rule.text, "matched": r.matched, "decides": r.decides} for r in self.rules],
             "passes": [
@@ -178,6 +191,19 @@ class Plan:
             ],
             "kernels": [kernel.name for kernel in self.kernels()],
             "notes": list(self.notes()),
+        }
+
+    def _calibration(self) -> dict[str, Any]:
+        wanted = self.spec.calibrate
+        return {
+            "text": str(wanted.text),
+            "samples": wanted.samples,
+            "draws": wanted.draws,
+            "rows": wanted.rows,
+            "length": self.calibration_length,
+            "tokens": self.calibration_tokens,
+            "mask": None if wanted.mask is None else str(wanted.mask),
+            "weigh": str(wanted.weigh),
         }
 
     def _blocks(self) -> Iterable[ModulePlan]:

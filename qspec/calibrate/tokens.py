@@ -13,7 +13,7 @@ from torch import Tensor
 from qspec.errors import InputError
 
 if TYPE_CHECKING:
-    from qspec.language.spec import Calibration, MaskDistribution
+    from qspec.language.spec import MaskDistribution
 
 
 class Encodes(Protocol):
@@ -44,22 +44,6 @@ class CalibrationTokens:
         return digest.hexdigest()
 
 
-def calibration_tokens(
-    texts: Sequence[str], tokenizer: Encodes, wanted: Calibration, length: int, mask_token: int
-) -> CalibrationTokens:
-    """Windows of `length` tokens at random offsets of the joined text, each masked at a share t of its own.
-
-    t ~ U(low, high) per sample; every token is replaced by the mask token with probability t, independently: the
-    forward process of a masked diffusion LLM (arXiv 2502.09992, eq. 2). All draws come from the recipe's seed.
-    Raises InputError where the text is shorter than one window.
-    """
-    generator = torch.Generator().manual_seed(wanted.seed)
-    ids = windows(texts, tokenizer, wanted.samples, length, generator)
-    ratio = _ratios(wanted.mask, wanted.samples, generator)
-    masked = positions_below(ratio, torch.rand(ids.shape, generator=generator))
-    return CalibrationTokens(ids.masked_fill(masked, mask_token), masked, torch.ones(ids.shape), ratio)
-
-
 def windows(texts: Sequence[str], tokenizer: Encodes, samples: int, length: int, generator: torch.Generator) -> Tensor:
     """int64 [samples, length]: stretches of the joined text, unmasked, at random offsets.
 
@@ -83,7 +67,31 @@ def positions_below(ratio: Tensor, draw: Tensor) -> Tensor:
     return draw < ratio[:, None]
 
 
-def _ratios(mask: MaskDistribution, samples: int, generator: torch.Generator) -> Tensor:
-    if mask.kind == "none":
-        return torch.zeros(samples)
-    return mask.low + (mask.high - mask.low) * torch.rand(samples, generator=generator)
+def draw_masks(
+    mask: MaskDistribution, samples: int, draws: int, length: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """masked bool [rows, length] and ratio float32 [rows], for rows = samples * draws in the samples' order.
+
+    The forward process of a masked diffusion LLM (arXiv 2502.09992, eq. 2): a row has a share t of its own, and each
+    of its tokens is masked with probability t, independently. With
+
+    uniform   t ~ U(low, high)
+    grid      t = low + (high - low) (d + (rank(s) + 1/2) / samples) / draws for sample s and draw d: evenly spaced over
+              all rows and over the draws of a sample; exactly round(t length) tokens are masked
+    fixed     t = low = high
+    prefix    t ~ U(low, high), and the first p tokens, p uniform on 0 .. length - 1, stay visible: masked calibration
+              simulation as in Quant-dLLM (arXiv 2510.03274), whose visible prefix has one length for all rows
+    none      t = 0
+    """
+    rows = samples * draws
+    if mask.kind == "grid":
+        rank = torch.randperm(samples, generator=generator)
+        place = torch.arange(draws) + (rank[:, None] + 0.5) / samples  # [samples, draws], in 0 .. draws
+        ratio = mask.low + (mask.high - mask.low) * place.flatten() / draws
+        order = torch.rand((rows, length), generator=generator).argsort(1).argsort(1)
+        return order < (ratio * length).round()[:, None], ratio
+    ratio = mask.low + (mask.high - mask.low) * torch.rand(rows, generator=generator)
+    masked = positions_below(ratio, torch.rand((rows, length), generator=generator))
+    if mask.kind == "prefix":
+        masked &= torch.arange(length) >= torch.randint(length, (rows, 1), generator=generator)
+    return masked, ratio

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.planned import planned
+from qspec.language.spec import Weighting
 from qspec.plan import Plan
 
 
@@ -40,6 +41,7 @@ def render(plan: Plan, notice: str | None) -> str:
         f"  block weights    {_count(plan.block_weights)} ({plan.block_weights:,})",
         f"  bits per weight  {plan.bits_per_weight:.3f}  (codes, scales, zero points, online transforms; kept: 16)",
         f"  model bytes      {_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
+        f"  calibration      {_calibration(plan)}",
         f"  compile needs    about {_size(plan.compile_memory())} of memory, "
         f"{plan.compile_operations() / 1e12:.1f} TFLOP",
         "",
@@ -54,6 +56,16 @@ def render(plan: Plan, notice: str | None) -> str:
     if plan.notes():
         lines += ["", "notes", *(f"  {note}" for note in plan.notes())]
     return "\n".join(lines)
+
+
+def _calibration(plan: Plan) -> str:
+    """Rows, tokens and masks; weights where they are not all the same."""
+    wanted = plan.spec.calibrate
+    draws = f" ({wanted.samples} samples, {wanted.draws} draws each)" if wanted.draws > 1 else ""
+    rows = f"{wanted.rows} rows of {plan.calibration_length} tokens{draws}, {plan.calibration_tokens:,} in all"
+    masks = str(wanted.text) if wanted.mask is None else f"mask {wanted.mask}"
+    weigh = f", weigh {wanted.weigh}" if wanted.weigh != Weighting() else ""
+    return f"{rows}; {masks}{weigh}"
 
 
 def _layers(plan: Plan) -> list[str]:

@@ -71,7 +71,7 @@ class DataSources:
 
     def check(self, calibrate: Calibration, evaluate: Evaluation) -> None:
         """Reads everything that the recipe names, so that a missing file is known before hours of work."""
-        self.calibration(calibrate.text)
+        self.calibration(calibrate.source)
         for request in evaluate.nelbo:
             self.heldout(request.text)
         for task in evaluate.tasks:

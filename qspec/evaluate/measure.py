@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from qspec.calibrate.tokens import calibration_tokens
+from qspec.calibrate.rows import calibration_rows
 from qspec.data import DataSources, NotMeasured, TaskData
 from qspec.evaluate import outliers
 from qspec.evaluate.forward import Progress as Parts
@@ -17,7 +17,7 @@ from qspec.evaluate.nelbo import measure_nelbo
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample
 from qspec.evaluate.tasks import measure_task
-from qspec.language.spec import Calibration, Evaluation, FileText, NelboRequest, TextSource
+from qspec.language.spec import Calibration, Evaluation, FileText, MaskDistribution, NelboRequest, TextSource
 from qspec.models.decoder import Decoder
 from qspec.models.sampler import Denoiser
 from qspec.progress import Progress, Quiet
@@ -68,12 +68,19 @@ def measure_outliers(
     calibrate: Calibration,
     sources: DataSources,
 ) -> OutlierReport:
-    """Outliers before and after on a few masked calibration sequences, drawn with the recipe's own seed."""
-    shape = baseline.shape
-    wanted = replace(calibrate, samples=min(calibrate.samples, OUTLIER_SAMPLES))
-    length = min(calibrate.length, shape.max_length, OUTLIER_LENGTH)
-    text = sources.calibration(calibrate.text)
-    tokens = calibration_tokens(text.documents, tokenizer, wanted, length, shape.mask_token)
+    """Outliers before and after on a few masked calibration sequences, drawn with the recipe's own seed.
+
+    Where the recipe calibrates on rollouts, these are windows of their prompts' text.
+    """
+    wanted = Calibration(
+        text=calibrate.source,
+        samples=min(calibrate.samples, OUTLIER_SAMPLES),
+        length=min(calibrate.length, baseline.shape.max_length, OUTLIER_LENGTH),
+        mask=calibrate.mask or MaskDistribution(),
+        seed=calibrate.seed,
+    )
+    text = sources.calibration(wanted.source)
+    tokens = calibration_rows(text.documents, tokenizer, wanted, baseline.shape.mask_token, lambda: baseline)
     return outliers.compare(baseline, quantized, tokens.ids)
 
 

@@ -143,8 +143,24 @@ class Builder:
         path, name = tree.children
         return s.FileSource(self._span(tree), self._value(path), self._value(name))
 
-    def text_rollouts(self, tree: Tree) -> s.Rollouts:
-        return s.Rollouts(self._span(tree), tuple(self._all(tree)))
+    def rollouts(self, tree: Tree) -> s.Rollouts:
+        parts = [(part, self.build(part)) for part in tree.children if isinstance(part, Tree)]
+        prompts = [(part, built) for part, built in parts if part.data == "prompts"]
+        for part, _ in prompts[1:]:
+            self._report("QS011", "`prompts` is given twice", part, "keep one of the two")
+        arguments = tuple(built for part, built in parts if part.data == "argument")
+        return s.Rollouts(self._span(tree), prompts[0][1] if prompts else None, arguments)
+
+    def prompts(self, tree: Tree) -> Any:
+        (words,) = self._all(tree)
+        return words
+
+    def weigh(self, tree: Tree) -> s.Weigh:
+        return s.Weigh(self._span(tree), self._word(tree.children[0]), tuple(self._all(tree)))
+
+    def share(self, tree: Tree) -> s.Share:
+        key, number = (*tree.children, None)[:2]
+        return s.Share(self._span(tree), self._word(key), self._value(number))
 
     def mask(self, tree: Tree) -> s.Mask:
         key, how = tree.children

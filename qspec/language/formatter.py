@@ -151,6 +151,8 @@ def _other_cells(node: s.Node) -> tuple[str, ...]:
         case s.Mask():
             numbers = f"({', '.join(map(_value, node.numbers))})" if node.numbers else ""
             return (node.key.name, node.kind + numbers)
+        case s.Weigh():
+            return (node.key.name, ", ".join(map(_share, node.shares)))
         case s.Nelbo():
             samples = f" samples {_value(node.samples)}" if node.samples else ""
             return (node.key.name, f"on {_words(node.source)}{samples}")
@@ -183,13 +185,18 @@ def _argument(node: s.Argument) -> str:
     return f"{node.name.name} = {_value(node.value)}"
 
 
-def _words(node: s.Words) -> str:
+def _share(node: s.Share) -> str:
+    return f"{node.key.name} {_value(node.number)}" if node.number else node.key.name
+
+
+def _words(node: s.Words | s.Rollouts) -> str:
     match node:
         case s.FileSource():
             name = f", field = {_value(node.field_)}" if node.field_ else ""
             return f"file({_value(node.path)}{name})"
         case s.Rollouts():
-            return f"rollouts({', '.join(map(_argument, node.arguments))})"
+            prompts = [f"prompts = {_words(node.prompts)}"] if node.prompts else []
+            return f"rollouts({', '.join([*prompts, *map(_argument, node.arguments)])})"
     return _value(node)
 
 

@@ -11,7 +11,7 @@ from qspec.language.lalr import END, Mismatch
 
 SETTINGS = {  # block -> its keywords
     "recipe": ("family", "model"),
-    "calibrate": ("text", "samples", "length", "mask", "seed"),
+    "calibrate": ("text", "samples", "length", "mask", "draws", "weigh", "seed"),
     "scheme": ("weights", "activations"),
     "evaluate": ("nelbo", "task"),
     "task": ("shots", "length", "steps", "block", "limit"),
@@ -35,8 +35,9 @@ _FORMS = {  # start rule -> how its statement looks
 _SETTING_FORMS = {
     "family": "family NAME, or family NAME, NAME",
     "model": 'model "ID" revision "REVISION"',
-    "text": 'text "NAME", or text file("PATH")',
-    "mask": "mask uniform(LOW, HIGH), mask fixed(SHARE) or mask none",
+    "text": 'text "NAME", text file("PATH") or text rollouts(prompts = "NAME")',
+    "mask": "mask uniform(LOW, HIGH), grid(LOW, HIGH), prefix(LOW, HIGH), fixed(SHARE) or none",
+    "weigh": "weigh masked NUMBER, unmasked NUMBER, or weigh certainty",
     "weights": "weights FORMAT per GRANULARITY symmetric clip CLIP",
     "activations": "activations FORMAT per GRANULARITY symmetric clip CLIP",
     "nelbo": 'nelbo on "TEXT" samples NUMBER',

@@ -9,7 +9,7 @@ from typing import Any
 from qspec.diagnostics import Span
 from qspec.formats import Clip, TensorFormat
 from qspec.language.formatter import format_source
-from qspec.language.spec import Calibration, FileText, MaskDistribution, Spec, TaskRequest, TextSource
+from qspec.language.spec import Calibration, Spec, TaskRequest
 
 
 def spec_text(spec: Spec) -> str:
@@ -31,7 +31,7 @@ def spec_text(spec: Spec) -> str:
     lines += [rule.text for rule in spec.rules]
     lines += [use.text for use in spec.passes]
     lines += ["evaluate {"]
-    lines += [f"nelbo on {_text(n.text)} samples {n.samples}" for n in spec.evaluate.nelbo]
+    lines += [f"nelbo on {n.text} samples {n.samples}" for n in spec.evaluate.nelbo]
     lines += [_task(task) for task in spec.evaluate.tasks]
     lines += ["}", "emit {", f"kernels triton for {', '.join(spec.emit.targets)}"]
     lines += [f"regime {', '.join(spec.emit.regimes)}", "}"]
@@ -39,24 +39,10 @@ def spec_text(spec: Spec) -> str:
 
 
 def _calibrate(c: Calibration) -> list[str]:
-    numbers = [f"samples {c.samples}", f"length {c.length}"]
-    return [f"text {_text(c.text)}", *numbers, f"mask {_mask(c.mask)}", f"seed {c.seed}"]
-
-
-def _text(source: TextSource) -> str:
-    if isinstance(source, FileText):
-        name = f', field = "{source.field}"' if source.field else ""
-        return f'file("{source.path}"{name})'
-    return f'"{source.name}"'
-
-
-def _mask(mask: MaskDistribution) -> str:
-    match mask.kind:
-        case "none":
-            return "none"
-        case "fixed":
-            return f"fixed({mask.low!r})"
-    return f"uniform({mask.low!r}, {mask.high!r})"
+    lines = [f"text {c.text}", f"samples {c.samples}", f"length {c.length}"]
+    if c.mask is not None:
+        lines.append(f"mask {c.mask}")
+    return [*lines, f"draws {c.draws}", f"weigh {c.weigh}", f"seed {c.seed}"]
 
 
 def _operand(f: TensorFormat) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from qspec.diagnostics import Edit, Note, Span, closest, errors, quote
 from qspec.language import convert, patterns
 from qspec.language import syntax as s
+from qspec.language.contradictions import contradictions
 from qspec.language.formatter import statement
 from qspec.language.merge import Merged
 from qspec.language.params import Params
@@ -32,10 +33,12 @@ from qspec.language.spec import (
     NelboRequest,
     Pass,
     PassUse,
+    Rollouts,
     Rule,
     Spec,
     TaskRequest,
     TextSource,
+    Weighting,
 )
 
 T = TypeVar("T")
@@ -175,10 +178,6 @@ class Resolver:
 
     def _text(self, node: s.Words) -> TextSource:
         match node:
-            case s.Rollouts():
-                hint = 'calibrate on a text for now: `text "wikitext2"`'
-                self.report("QS010", "`rollouts(...)` is reserved and not available yet", node.span, hint)
-                return NamedText("")
             case s.FileSource():
                 path = self._string(node.path, "the path of `file`") or ""
                 name = self._string(node.field_, "`field` of `file`") if node.field_ else None
@@ -192,17 +191,54 @@ class Resolver:
     def _calibration(self) -> Calibration:
         nodes = self.merged.settings.get("calibrate", {})
         given: dict[str, Any] = {}
-        text, mask = nodes.get("text"), nodes.get("mask")
-        if isinstance(text, s.TextSetting):
-            given["text"] = self._text(text.source)
+        text, mask, weigh = nodes.get("text"), nodes.get("mask"), nodes.get("weigh")
+        before = len(self.merged.problems)
         if isinstance(mask, s.Mask):
             given["mask"] = self._mask(mask)
-        return self._settings(Calibration, nodes, "calibrate", **given)
+        match text:
+            case s.TextSetting(source=s.Rollouts() as rollouts):
+                if isinstance(mask, s.Mask):
+                    self._check_overruled(mask, text)
+                given |= {"text": self._rollouts(rollouts), "mask": None}
+            case s.TextSetting(source=s.Text() | s.Reference() | s.FileSource() as source):
+                given["text"] = self._text(source)
+        if isinstance(weigh, s.Weigh):
+            given["weigh"] = self._weighting(weigh)
+        calibrate = self._settings(Calibration, nodes, "calibrate", **given)
+        if len(self.merged.problems) == before:
+            for key, message, hint in contradictions(calibrate):
+                self.report("QS060", message, (nodes.get(key) or nodes["text"]).span, hint)
+        return calibrate
+
+    def _rollouts(self, node: s.Rollouts) -> Rollouts:
+        prompts = {"prompts": self._text(node.prompts)} if node.prompts else {}
+        return Rollouts(**self._arguments("rollouts", node, Rollouts) | prompts)
+
+    def _check_overruled(self, mask: s.Mask, text: s.TextSetting) -> None:
+        """A mask beside rollouts is a mistake, unless a recipe's rollouts take the place of its base's masked text."""
+        files = list(self.merged.sources)  # a recipe stands before its base
+        if files.index(mask.span.path) <= files.index(text.span.path):
+            message = "`mask` beside `rollouts`: a rollout's states bring their own masks"
+            self.report("QS060", message, mask.span, "remove this line", notes=(Note(text.span, "the rollouts"),))
+
+    def _weighting(self, node: s.Weigh) -> Weighting:
+        spans: dict[str, Span] = {}
+        given: dict[str, Any] = {}
+        for share in node.shares:
+            name = share.key.name
+            if name in spans:
+                self._twice(quote(name), share.span, spans[name])
+                continue
+            spans[name] = share.span
+            value = True if share.number is None else self._field(Weighting, name, share.number, f"`{name}` of `weigh`")
+            if value is not None:
+                given[name] = value
+        return Weighting(**given)
 
     def _mask(self, node: s.Mask) -> MaskDistribution:
         if node.kind == "none":
             return MaskDistribution("none", 0.0, 0.0)
-        keys = ("low", "high") if node.kind == "uniform" else ("low",)
+        keys = ("low",) if node.kind == "fixed" else ("low", "high")
         values = [self._field(MaskDistribution, k, n, "`mask`") for k, n in zip(keys, node.numbers, strict=True)]
         if None in values:
             return MaskDistribution()
@@ -210,7 +246,7 @@ class Resolver:
         if low > high:
             message = f"`mask` goes from {low:g} down to {high:g}"
             span = node.numbers[0].span.cover(node.numbers[1].span)
-            self.report("QS018", message, span, f"write uniform({high:g}, {low:g})")
+            self.report("QS018", message, span, f"write {node.kind}({high:g}, {low:g})")
         return MaskDistribution(node.kind, low, high)
 
     def _evaluation(self) -> Evaluation:
@@ -309,20 +345,21 @@ class Resolver:
             self._unknown("QS023", "pass", node.name, self.passes, "passes")
             return None
         before = len(errors(self.merged.problems))
-        arguments = self._arguments(node, cls)
+        arguments = self._arguments(node.name.name, node, cls)
         if len(errors(self.merged.problems)) > before or selector is None:
             return None
         text = statement(replace(node, arguments=tuple(self.params.substitute(a) for a in node.arguments)))
         return PassUse(node.name.name, cls(**arguments), selector, text, node.span)
 
-    def _arguments(self, node: s.Apply, cls: type[Pass]) -> dict[str, Any]:
+    def _arguments(self, owner: str, node: s.Apply | s.Rollouts, cls: type) -> dict[str, Any]:
+        """`name = value` pairs as fields of `cls`."""
         values: dict[str, Any] = {}
         spans: dict[str, Span] = {}
         known = convert.names(cls)
         for argument in node.arguments:
             name = argument.name.name
             if name not in known:
-                self._unknown("QS024", f"parameter of `{node.name.name}` called", argument.name, known, "parameters")
+                self._unknown("QS024", f"parameter of `{owner}` called", argument.name, known, "parameters")
                 continue
             if name in spans:
                 self._twice(f"parameter {quote(name)}", argument.name.span, spans[name])
@@ -334,11 +371,11 @@ class Resolver:
             try:
                 values[name] = convert.convert(cls, name, plain)
             except convert.Refusal as refusal:
-                self._refuse("QS025", f"`{name}` of `{node.name.name}`", argument.value, plain, refusal)
+                self._refuse("QS025", f"`{name}` of `{owner}`", argument.value, plain, refusal)
         for name in convert.required(cls):
             if name not in spans:
-                message = f"`{node.name.name}` needs its parameter {quote(name)}"
-                self.report("QS024", message, node.name.span, f"write {node.name.name}({name} = ...)")
+                message = f"`{owner}` needs its parameter {quote(name)}"
+                self.report("QS024", message, node.span, f"write {owner}({name} = ...)")
         return values
 
     def _check_used(self) -> None:

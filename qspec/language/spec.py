@@ -80,6 +80,9 @@ class NamedText:
 
     name: str
 
+    def __str__(self) -> str:
+        return f'"{self.name}"'
+
 
 @dataclass(frozen=True)
 class FileText:
@@ -88,27 +91,94 @@ class FileText:
     path: str
     field: str | None = None
 
+    def __str__(self) -> str:
+        return f'file("{self.path}", field = "{self.field}")' if self.field else f'file("{self.path}")'
+
 
 TextSource = NamedText | FileText
 
 
 @dataclass(frozen=True)
-class MaskDistribution:
-    """Share of tokens masked: "uniform" draws t ~ U(low, high) per sample; "fixed" is low = high; "none" is
-    clean text."""
+class Rollouts:
+    """States that the unquantized model passes through while it generates, instead of masked text.
 
-    kind: Literal["uniform", "fixed", "none"] = "uniform"
+    After `prompt` tokens of the text `prompts`, the rest of `length` is generated in `steps` steps; the shares still
+    masked, (0, 1], are cut into `buckets` equal parts, and the states recorded are spread evenly over these.
+    """
+
+    prompts: TextSource = NamedText("wikitext2")
+    prompt: Annotated[int, Ge(1), Le(65536)] = 64
+    steps: Annotated[int, Ge(1), Le(8192)] = 64
+    buckets: Annotated[int, Ge(1), Le(1024)] = 8
+
+    def __str__(self) -> str:
+        sizes = f"prompt = {self.prompt}, steps = {self.steps}, buckets = {self.buckets}"
+        return f"rollouts(prompts = {self.prompts}, {sizes})"
+
+
+@dataclass(frozen=True)
+class MaskDistribution:
+    """Share of tokens masked, drawn per row.
+
+    "uniform": t ~ U(low, high). "grid": evenly spaced between low and high over all rows, and over the draws of one
+    sample. "fixed": low = high. "prefix": as "uniform", but for a prefix of random length, which stays visible.
+    "none": clean text.
+    """
+
+    kind: Literal["uniform", "grid", "fixed", "prefix", "none"] = "uniform"
     low: Annotated[float, Ge(0), Le(1)] = 0.0
     high: Annotated[float, Ge(0), Le(1)] = 1.0
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "none":
+                return "none"
+            case "fixed":
+                return f"fixed({self.low!r})"
+        return f"{self.kind}({self.low!r}, {self.high!r})"
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How much a token counts in statistics and Hessians, by whether the model sees it or a mask.
+
+    certainty: a masked token counts `masked` times the unquantized model's confidence there.
+    """
+
+    masked: Annotated[float, Ge(0), Le(1000)] = 1.0
+    unmasked: Annotated[float, Ge(0), Le(1000)] = 1.0
+    certainty: bool = False
+
+    def __str__(self) -> str:
+        certainty = "certainty, " if self.certainty else ""
+        return f"{certainty}masked {self.masked!r}, unmasked {self.unmasked!r}"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    text: TextSource = NamedText("wikitext2")
+    """Each sample of the text gives `draws` rows. mask: None with rollouts, which bring their own."""
+
+    text: TextSource | Rollouts = NamedText("wikitext2")
     samples: Annotated[int, Ge(1), Le(65536)] = 128
     length: Annotated[int, Ge(8), Le(131072)] = 2048
-    mask: MaskDistribution = MaskDistribution()
-    seed: Annotated[int, Ge(0)] = 0
+    mask: MaskDistribution | None = MaskDistribution()
+    draws: Annotated[int, Ge(1), Le(1024)] = 1
+    weigh: Weighting = Weighting()
+    seed: Annotated[int, Ge(0), Le((1 << 63) - 1)] = 0
+
+    @property
+    def source(self) -> TextSource:
+        """The text that samples or prompts are windows of."""
+        return self.text.prompts if isinstance(self.text, Rollouts) else self.text
+
+    @property
+    def rows(self) -> int:
+        return self.samples * self.draws
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether the rows cannot be made without running the whole unquantized model."""
+        return isinstance(self.text, Rollouts) or self.weigh.certainty
 
 
 @dataclass(frozen=True)

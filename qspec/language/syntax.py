@@ -221,14 +221,15 @@ class FileSource(Node):
     field_: Text | Reference | None
 
 
+Words: TypeAlias = Text | Reference | FileSource
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Rollouts(Node):
-    """`rollouts(...)`: reserved; the language knows the word and not yet its meaning."""
+    """`rollouts(prompts = "wikitext2", steps = 64)`; prompts None where the default holds."""
 
+    prompts: Words | None
     arguments: tuple[Argument, ...]
-
-
-Words: TypeAlias = Text | Reference | FileSource | Rollouts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -236,7 +237,7 @@ class TextSetting(Node):
     """`text "wikitext2"`."""
 
     key: Word
-    source: Words
+    source: Words | Rollouts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -244,8 +245,24 @@ class Mask(Node):
     """`mask uniform(0.0, 1.0)`, `mask fixed(0.5)`, `mask none`."""
 
     key: Word
-    kind: Literal["uniform", "fixed", "none"]
+    kind: Literal["uniform", "grid", "fixed", "prefix", "none"]
     numbers: tuple[Number | Reference, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Share(Node):
+    """`masked 1.0`, `unmasked 0.5`, or `certainty`, which has no number."""
+
+    key: Word
+    number: Number | Reference | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Weigh(Node):
+    """`weigh masked 1.0, unmasked 0.5`."""
+
+    key: Word
+    shares: tuple[Share, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

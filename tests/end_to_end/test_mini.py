@@ -97,6 +97,34 @@ def test_compiling_twice_gives_the_same_bytes(compiled: Artifact, mini: Mini, tm
     assert files(again.path) == files(compiled.path)
 
 
+def test_calibration_on_rollouts_by_certainty(mini: Mini, tmp_path: Path) -> None:
+    """Made anew by the next run, so an interrupted compile goes on in the same bytes; the manifest says what it was."""
+    text = mini.recipe.read_text()
+    for old, new in (
+        (
+            'text    file("text.txt")',
+            'text    rollouts(prompts = file("text.txt"), prompt = 16, steps = 8, buckets = 4)',
+        ),
+        ("mask    uniform(0.0, 1.0)", "draws   2\n  weigh   certainty, unmasked 0.5"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    recipe = mini.recipe.with_name("rollouts.qs")
+    recipe.write_text(text)
+    out = qspec.compile(recipe, out=tmp_path / "one", device="cpu", evaluate=False)
+    record = out.manifest.calibration
+    assert (record.text, record.mask) == (
+        'rollouts(prompts = file("text.txt"), prompt = 16, steps = 8, buckets = 4)', None,
+    )  # fmt: skip
+    assert (record.samples, record.draws, record.rows, record.length) == (6, 2, 12, 48)
+    assert record.weigh == "certainty, masked 1.0, unmasked 0.5"
+    again = qspec.compile(recipe, out=tmp_path / "again", device="cpu", evaluate=False)
+    assert files(again.path) == files(out.path)
+    plain = recipe.with_name("plain.qs")
+    plain.write_text(text.replace("  weigh   certainty, unmasked 0.5\n", ""))
+    assert gather(plain, device="cpu").tokens.sha256 != record.tokens_sha256
+
+
 CPU = ("--device", "cpu", "--no-eval")
 
 

@@ -12,7 +12,9 @@ recipe r {
 calibrate {
   text    $where
   samples 8
-  mask    fixed(0.5)
+  mask    grid(0.25, 0.75)
+  draws   2
+  weigh   certainty, masked 1.0, unmasked $alpha
 }
 
 scheme w8a8 {

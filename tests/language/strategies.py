@@ -50,7 +50,9 @@ ARGUMENTS = st.lists(st.builds(lambda n, v: s.Argument(AT, n, v), WORDS, VALUES)
 TEXTS = st.one_of(
     QUOTED,
     st.builds(lambda p, f: s.FileSource(AT, p, f), QUOTED, st.none() | QUOTED),
-    ARGUMENTS.map(lambda a: s.Rollouts(AT, a)),
+)
+ROLLOUTS = st.builds(
+    lambda p, a: s.Rollouts(AT, p, tuple(x for x in a if x.name.name != "prompts")), st.none() | TEXTS, ARGUMENTS
 )
 
 
@@ -59,10 +61,21 @@ def _key(*names: str) -> st.SearchStrategy[s.Word]:
 
 
 MASKS = st.one_of(
-    st.builds(lambda k, a, b: s.Mask(AT, k, "uniform", (a, b)), _key("mask"), COUNTS, COUNTS),
+    st.builds(
+        lambda k, kind, a, b: s.Mask(AT, k, kind, (a, b)),
+        _key("mask"),
+        st.sampled_from(["uniform", "grid", "prefix"]),
+        COUNTS,
+        COUNTS,
+    ),
     st.builds(lambda k, a: s.Mask(AT, k, "fixed", (a,)), _key("mask"), COUNTS),
     st.builds(lambda k: s.Mask(AT, k, "none", ()), _key("mask")),
 )
+SHARES = st.one_of(
+    st.builds(lambda k, n: s.Share(AT, k, n), _key("masked", "unmasked"), COUNTS),
+    _key("certainty").map(lambda k: s.Share(AT, k, None)),
+)
+WEIGHTS = st.builds(lambda k, x: s.Weigh(AT, k, tuple(x)), _key("weigh"), st.lists(SHARES, min_size=1, max_size=3))
 GRAINS = st.one_of(
     st.sampled_from(["tensor", "channel", "token"]).map(lambda k: s.Grain(AT, k)),
     COUNTS.map(lambda n: s.Grain(AT, "group", n)),
@@ -95,9 +108,10 @@ SETTINGS = {
         st.builds(lambda k, i, r: s.Model(AT, k, i, r), _key("model"), QUOTED, st.none() | QUOTED),
     ),
     "calibrate": st.one_of(
-        st.builds(lambda k, t: s.TextSetting(AT, k, t), _key("text"), TEXTS),
-        st.builds(lambda k, v: s.Setting(AT, k, v), _key("samples", "length", "seed"), COUNTS),
+        st.builds(lambda k, t: s.TextSetting(AT, k, t), _key("text"), TEXTS | ROLLOUTS),
+        st.builds(lambda k, v: s.Setting(AT, k, v), _key("samples", "length", "draws", "seed"), COUNTS),
         MASKS,
+        WEIGHTS,
     ),
     "scheme": OPERANDS,
     "task": st.builds(lambda k, v: s.Setting(AT, k, v), _key("shots", "length", "steps", "block", "limit"), COUNTS),

@@ -105,6 +105,17 @@ def test_whole_layout() -> None:
     )  # fmt: skip
 
 
+def test_calibration_layout() -> None:
+    loose = (
+        "calibrate{draws 2 weigh certainty,unmasked 0.5\n"
+        'text rollouts(steps=8,prompts=file("a",field=$f))mask prefix(0,1)}'
+    )
+    assert format_source(loose) == (
+        "calibrate {\n  draws 2\n  weigh certainty, unmasked 0.5\n"
+        '  text  rollouts(prompts = file("a", field = $f), steps = 8)\n  mask  prefix(0, 1)\n}\n'
+    )
+
+
 def test_an_error_keeps_the_text_alone() -> None:
     with pytest.raises(RecipeError) as caught:
         format_source(recipe(rules="\nlayers head kep\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 
 import pytest
 
@@ -12,7 +13,8 @@ from qspec.language import convert
 from qspec.language.formatter import format_source
 from qspec.language.mistakes import SETTINGS
 from qspec.language.pieces import BLOCK_KINDS
-from qspec.language.spec import REGIMES, TARGETS, TASKS, TEXTS
+from qspec.language.spec import REGIMES, TARGETS, TASKS, TEXTS, Rollouts
+from qspec.models.registry import FAMILIES
 from tests.language.fakes import PASSES, ROOT, codes
 from tests.language.test_errors import completed
 
@@ -33,10 +35,12 @@ def test_examples(example: str) -> None:
 
 
 def test_every_word_is_on_the_page() -> None:
-    words = [*TARGETS, *REGIMES, *TASKS, *TEXTS, *passes.available(), *SETTINGS]
+    words = [*TARGETS, *REGIMES, *TASKS, *TEXTS, *FAMILIES, *passes.available(), *SETTINGS]
     words += [key for keys in SETTINGS.values() for key in keys]
     words += [name for name in NUMBER_FORMATS if not re.fullmatch(r"int[3-7]", name)]
     words += [name for cls in passes.available().values() for name in convert.names(cls)]
+    words += [f"`{kind}(" for kind in ("uniform", "grid", "fixed", "prefix", "file", "rollouts")] + ["certainty"]
+    words += [f"{field.name} = " for field in fields(Rollouts)]
     assert [word for word in words if word not in PAGE] == []
 
 

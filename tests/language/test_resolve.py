@@ -24,7 +24,9 @@ from qspec.language.spec import (
     ModelRef,
     NamedText,
     NelboRequest,
+    Rollouts,
     TaskRequest,
+    Weighting,
 )
 from qspec.models.config import read_json
 from qspec.models.llada import LLADA
@@ -42,7 +44,9 @@ def test_defaults() -> None:
         ("llada",),
         ModelRef("GSAI-ML/LLaDA-8B-Instruct", "main"),
     )
-    assert spec.calibrate == Calibration(NamedText("wikitext2"), 128, 2048, MaskDistribution("uniform", 0.0, 1.0), 0)
+    assert spec.calibrate == Calibration(
+        NamedText("wikitext2"), 128, 2048, MaskDistribution("uniform", 0.0, 1.0), 1, Weighting(1.0, 1.0, False), 0
+    )
     assert spec.evaluate == Evaluation((), ())
     assert spec.emit == Emit(("sm_90",), ("full_sequence",))
 
@@ -90,10 +94,73 @@ def test_calibration_and_evaluation() -> None:
         "  task mmlu { limit 10 }\n  task gsm8k { shots 2 length 64 steps 32 block 16 }\n}\n"
     )
     spec = load(recipe(more)).spec
-    assert spec.calibrate == Calibration(FileText("a b.jsonl", "body"), 3, 64, MaskDistribution("fixed", 0.25, 0.25), 9)
+    assert spec.calibrate == Calibration(
+        FileText("a b.jsonl", "body"), 3, 64, MaskDistribution("fixed", 0.25, 0.25), seed=9
+    )
     assert spec.evaluate.nelbo == (NelboRequest(NamedText("c4"), 64), NelboRequest(FileText("x.txt"), 2))
     assert spec.evaluate.tasks == (TaskRequest("mmlu", limit=10), TaskRequest("gsm8k", 2, 64, 32, 16))
     assert load(spec.text).spec == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "mask"),
+    [
+        ("uniform(0.1, 0.9)", MaskDistribution("uniform", 0.1, 0.9)),
+        ("grid(0, 1)", MaskDistribution("grid", 0.0, 1.0)),
+        ("prefix(0.25, 1)", MaskDistribution("prefix", 0.25, 1.0)),
+        ("fixed(0.5)", MaskDistribution("fixed", 0.5, 0.5)),
+        ("none", MaskDistribution("none", 0.0, 0.0)),
+    ],
+)
+def test_masks(text: str, mask: MaskDistribution) -> None:
+    spec = load(recipe(f"\ncalibrate {{\n  mask {text}\n}}\n")).spec
+    assert spec.calibrate.mask == mask
+    assert load(spec.text).spec == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "weigh", "written"),
+    [
+        ("masked 2", Weighting(2.0, 1.0), "masked 2.0, unmasked 1.0"),
+        ("unmasked 0.5, masked 1", Weighting(1.0, 0.5), "masked 1.0, unmasked 0.5"),
+        ("certainty", Weighting(1.0, 1.0, True), "certainty, masked 1.0, unmasked 1.0"),
+        ("unmasked 0, certainty", Weighting(1.0, 0.0, True), "certainty, masked 1.0, unmasked 0.0"),
+    ],
+)
+def test_weights(text: str, weigh: Weighting, written: str) -> None:
+    spec = load(recipe(f"\ncalibrate {{\n  draws 3\n  weigh {text}\n}}\n")).spec
+    assert (spec.calibrate.weigh, spec.calibrate.rows) == (weigh, 384)
+    assert f"\n  weigh   {written}\n" in spec.text
+    assert spec.calibrate.runs_model == weigh.certainty
+    assert load(spec.text).spec == spec
+
+
+def test_rollouts() -> None:
+    spec = load(recipe("\ncalibrate {\n  text rollouts()\n}\n")).spec
+    assert (spec.calibrate.text, spec.calibrate.mask) == (Rollouts(NamedText("wikitext2"), 64, 64, 8), None)
+    assert spec.calibrate.runs_model
+    more = (
+        '\nparam n = 16\n\ncalibrate {\n  text rollouts(buckets = 4, prompts = file("p.jsonl", field = "q"),'
+        "\n    prompt = 8, steps = $n,\n  )\n  draws 4\n}\n"
+    )
+    spec = load(recipe(more), {"n": "32"}).spec
+    assert spec.calibrate.text == Rollouts(FileText("p.jsonl", "q"), 8, 32, 4)
+    assert spec.calibrate.source == FileText("p.jsonl", "q")
+    assert load(spec.text).spec == spec
+
+
+def test_rollouts_take_the_place_of_a_bases_masked_text(tmp_path: Path) -> None:
+    masked, rollouts = "\ncalibrate {\n  mask fixed(0.5)\n}\n", "\ncalibrate {\n  text rollouts()\n}\n"
+    write(tmp_path, "masked.qs", recipe(masked))
+    write(tmp_path, "rollouts.qs", recipe(rollouts))
+    mine = 'qspec 1\n\nextends "{}"\n\nrecipe mine {{\n  model "m"\n}}\n{}'
+    path = write(tmp_path, "mine.qs", mine.format("masked.qs", rollouts))
+    assert load_recipe(path, PASSES, (), FAMILIES).spec.calibrate == Calibration(Rollouts(), mask=None)
+    again = write(tmp_path, "again.qs", mine.format("mine.qs", ""))
+    assert load_recipe(again, PASSES, (), FAMILIES).spec.calibrate == Calibration(Rollouts(), mask=None)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, "bad.qs", mine.format("rollouts.qs", masked)), PASSES, (), FAMILIES)
+    assert [d.code for d in caught.value.diagnostics] == ["QS060"]
 
 
 @pytest.mark.parametrize(

@@ -348,7 +348,17 @@ def test_data_from_a_manifest() -> None:
             replacements=("one",),
             files={"a": "1" * 64},
         ),
-        calibration=CalibrationRecord(tokens_sha256="2" * 64, samples=4, length=8, seed=7),
+        calibration=CalibrationRecord(
+            tokens_sha256="2" * 64,
+            text='"wikitext2"',
+            samples=4,
+            length=8,
+            mask="uniform(0.0, 1.0)",
+            draws=1,
+            rows=4,
+            weigh="masked 1.0, unmasked 1.0",
+            seed=7,
+        ),
         modules=(*modules, kept),
         kernels=(
             KernelRecord(name=row.name, file="kernels/row.py", sha256="3" * 64),

@@ -15,5 +15,5 @@ layers blocks[*].* use w8a8
 apply rtn() on blocks[*].*
 
 calibrate {
-  text rollouts(steps = 64)
+  text rollouts(steps = 0)
 }

@@ -1,0 +1,88 @@
+"""Puts outliers into a trained checkpoint and writes the stand-in's folder, on a CPU, in seconds.
+
+    python examples/tiny_llada/inject.py --model DIR --out qspec/standins/tiny-llada
+
+DIR is what train.py wrote. Retuning the outliers needs no training: run this again with other sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, where qspec is not installed
+
+from outliers import Sizes, inject, make_room
+from score import load
+from simulate import calibration
+
+from qspec.models.decoder import Decoder
+
+SHARDS = 2
+COPIED = ("config.json", "generation_config.json", "standin.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def write_shards(folder: Path, weights: dict[str, Tensor]) -> None:
+    """bf16 safetensors in two shards of about the same size, with the index."""
+    total = sum(w.numel() for w in weights.values()) * 2
+    shards: list[dict[str, Tensor]] = [{} for _ in range(SHARDS)]
+    done = 0
+    for name, w in weights.items():
+        shards[min(SHARDS - 1, done * SHARDS // total)][name] = w.to(torch.bfloat16).contiguous()
+        done += w.numel() * 2
+    where = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)
+        where.update(dict.fromkeys(shard, file))
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def difference(one: Decoder, other: Decoder, ids: Tensor) -> float:
+    """|logits - logits'| / |logits| in float32."""
+    with torch.inference_mode():
+        before, after = one(ids).logits, other(ids).logits
+    return float((after - before).norm() / before.norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="what train.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="the stand-in's folder")
+    parser.add_argument(
+        "--normal", type=float, default=28, help="inputs of q, k, v and of gate, up: value over the rms"
+    )
+    parser.add_argument("--mixed", type=float, default=28, help="inputs of o")
+    parser.add_argument("--massive", type=float, default=60, help="inputs of down")
+    parser.add_argument("--column", type=float, default=3, help="columns that read them: size over the row's rms")
+    args = parser.parse_args()
+
+    model, tokenizer = load(args.model)
+    ids = calibration(args.model, tokenizer, model.shape.mask_token)
+    trained = copy.deepcopy(model)
+    room = make_room(model, ids)
+    plain = copy.deepcopy(model)
+    inject(model, ids, room, Sizes(args.normal, args.mixed, args.massive, args.column))
+    print(f"logits moved by {difference(trained, plain, ids):.1e}, relative, where room was made")
+    print(f"logits moved by {difference(plain, model, ids):.1e}, relative, where outliers were put in")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in (*COPIED, *TOKENIZER):
+        shutil.copyfile(args.model / name, args.out / name)
+    shutil.copytree(args.model / "data", args.out / "data", dirs_exist_ok=True)
+    write_shards(args.out, model.state_dict())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""How sure the unquantized model is of the tokens that it does not see: weights for certainty-guided Hessians."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qspec.errors import NumericsError
+from qspec.models.sampler import Denoiser
+from qspec.models.shift import predictors
+
+BATCH_TOKENS = 8192  # tokens of one forward pass
+HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
+
+
+@torch.no_grad()
+def certainty(model: Denoiser, ids: Tensor, masked: Tensor) -> Tensor:
+    """c_i = max_v softmax(l_i)_v where position i is masked, 1 where it is visible; float32 [rows, length], on the CPU.
+
+    ids int64 and masked bool, both [rows, length]. With these weights a Hessian is H = 2 X diag(c) X^T, the form of
+    certainty-guided quantization (CGQ of DLLMQuant, arXiv 2508.14090), which weighs by mask state and token score. Ours
+    takes the confidence by which LLaDA's sampler orders its commits as the score, without scaling it to a mean of 1,
+    and computes it once, with the unquantized model, for all layers.
+    Raises NumericsError where the model's logits are not finite.
+    """
+    found = torch.ones(ids.shape)
+    size, head = max(1, BATCH_TOKENS // ids.shape[1]), max(1, HEAD_VALUES // model.shape.vocab)
+    for start in range(0, ids.shape[0], size):
+        chosen = slice(start, start + size)
+        at = masked[chosen]
+        hidden = predictors(model.hidden(ids[chosen].to(model.device)), model.shape)[at.to(model.device)]
+        confident = [_confidence(model, part) for part in torch.split(hidden, head)]
+        found[chosen][at] = torch.cat(confident).cpu()
+    return found
+
+
+def _confidence(model: Denoiser, hidden: Tensor) -> Tensor:
+    """hidden [positions, d] -> float32 [positions]; in float32 whatever the model computes in, as in the sampler."""
+    logits = model.finish(hidden).float()
+    if not bool(logits.isfinite().all()):
+        raise NumericsError("the unquantized model's logits are NaN or Inf", hint="the checkpoint is damaged")
+    return logits.softmax(-1).amax(-1)

@@ -1,0 +1,56 @@
+"""A recipe's `calibrate` block -> the rows that all statistics are taken from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qspec.calibrate.certainty import certainty
+from qspec.calibrate.rollouts import record
+from qspec.calibrate.tokens import CalibrationTokens, Encodes, draw_masks, windows
+from qspec.errors import InputError
+from qspec.language.contradictions import contradictions
+from qspec.language.spec import Rollouts
+
+if TYPE_CHECKING:
+    from qspec.language.spec import Calibration, Weighting
+    from qspec.models.sampler import Denoiser
+
+
+def calibration_rows(
+    texts: Sequence[str], tokenizer: Encodes, wanted: Calibration, mask_token: int, load: Callable[[], Denoiser]
+) -> CalibrationTokens:
+    """The rows that `wanted` describes, the same for the same text, tokenizer, model and seed.
+
+    load: gives the unquantized model; called once, and only where `wanted.runs_model`.
+    Raises InputError where the text is too short, the settings cannot be together, or no token has a weight.
+    """
+    for _, message, hint in contradictions(wanted):
+        raise InputError(message, hint=f"{hint}, in the calibrate block")
+    model = load() if wanted.runs_model else None
+    generator = torch.Generator().manual_seed(wanted.seed)
+    if isinstance(wanted.text, Rollouts):
+        assert model is not None
+        prompts = windows(texts, tokenizer, wanted.samples, wanted.text.prompt, generator)
+        recorded = record(model, prompts, wanted.text, wanted.length, wanted.draws, wanted.seed)
+        ids, masked, ratio = recorded.ids, recorded.ids == mask_token, recorded.ratio
+    else:
+        assert wanted.mask is not None
+        samples = windows(texts, tokenizer, wanted.samples, wanted.length, generator)
+        masked, ratio = draw_masks(wanted.mask, wanted.samples, wanted.draws, wanted.length, generator)
+        ids = samples.repeat_interleave(wanted.draws, dim=0).masked_fill(masked, mask_token)
+    return CalibrationTokens(ids, masked, _weights(wanted.weigh, ids, masked, model), ratio)
+
+
+def _weights(weigh: Weighting, ids: Tensor, masked: Tensor, model: Denoiser | None) -> Tensor:
+    """float32 [rows, length]: `masked` (times the model's certainty) or `unmasked`."""
+    weight = torch.where(masked, weigh.masked, weigh.unmasked)
+    if weigh.certainty:
+        assert model is not None
+        weight = weight * certainty(model, ids, masked)
+    if not bool((weight > 0).any()):
+        raise InputError("every calibration token weighs nothing", hint="mask more of the text, or change `weigh`")
+    return weight

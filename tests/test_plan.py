@@ -1,0 +1,61 @@
+"""What the plan says of calibration: rows, tokens, masks, and the memory of running the whole model."""
+
+from __future__ import annotations
+
+import pytest
+
+from qspec import resources
+from qspec.cli.plan import render
+from qspec.models.config import read_config
+from qspec.plan import Plan, make_plan
+from tests.language.fakes import load, recipe
+from tests.models.layout import LLADA_8B
+
+
+def planned(calibrate: str) -> Plan:
+    family, shape, _ = read_config(resources.standin("llada"))  # takes 256 tokens
+    return make_plan(load(recipe(f"\ncalibrate {{\n  {calibrate}\n}}\n")).spec, family, shape)
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "line"),
+    [
+        ("samples 8", "8 rows of 256 tokens, 2,048 in all; mask uniform(0.0, 1.0)"),
+        ("samples 8  length 64  mask none", "8 rows of 64 tokens, 512 in all; mask none"),
+        (
+            "samples 8  length 64  mask grid(0, 1)  draws 4  weigh unmasked 0.5",
+            "32 rows of 64 tokens (8 samples, 4 draws each), 2,048 in all; mask grid(0.0, 1.0), "
+            "weigh masked 1.0, unmasked 0.5",
+        ),
+        (
+            "samples 8  length 128  text rollouts(prompt = 32)",
+            '8 rows of 128 tokens, 1,024 in all; rollouts(prompts = "wikitext2", prompt = 32, steps = 64, buckets = 8)',
+        ),
+    ],
+)
+def test_the_calibration_line(calibrate: str, line: str) -> None:
+    assert f"  calibration      {line}\n" in render(planned(calibrate), None)
+
+
+def test_json_has_the_same() -> None:
+    assert planned("samples 8  draws 2  weigh certainty").as_json()["calibration"] == {
+        "text": '"wikitext2"', "samples": 8, "draws": 2, "rows": 16, "length": 256, "tokens": 4096,
+        "mask": "uniform(0.0, 1.0)", "weigh": "certainty, masked 1.0, unmasked 1.0",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("calibrate", ["weigh certainty", "text rollouts()"])
+def test_running_the_whole_model_takes_its_memory_and_time(calibrate: str) -> None:
+    """LLaDA-8B has 8.02 billion weights, 4 bytes each in float32."""
+    from qspec.models.llada import LLADA
+
+    shape = LLADA.shape(LLADA_8B)
+    plain, running = (
+        make_plan(load(recipe(f"\ncalibrate {{\n  {text}\n}}\n")).spec, LLADA, shape)
+        for text in ("samples 128", calibrate)
+    )
+    weights = 2 * 126464 * 4096 + 32 * (4 * 4096 * 4096 + 3 * 4096 * 12288) + 65 * 4096
+    assert running.compile_memory() == 4 * weights > plain.compile_memory()
+    forwards = {"weigh certainty": 1, "text rollouts()": 64}[calibrate]
+    more = running.compile_operations() - plain.compile_operations()
+    assert more == 2 * 128 * 2048 * forwards * 32 * (4 * 4096 * 4096 + 3 * 4096 * 12288)
