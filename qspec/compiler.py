@@ -23,7 +23,7 @@ from qspec.data import DataSources
 from qspec.errors import InputError, MachineError
 from qspec.kernels import generate
 from qspec.language import load_recipe
-from qspec.language.spec import Evaluation, Spec
+from qspec.language.spec import Calibration, Evaluation, Rollouts, Spec
 from qspec.lock import TOKENIZER_FILES, Lock, checkpoint_hashes, lock_path
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
@@ -178,10 +178,12 @@ def _tokens(
                 where=spec.source,
                 hint="lower `length` in the calibrate block",
             )
-        wanted = replace(wanted, length=shape.max_length)
+        wanted = _shortened(wanted, shape.max_length)
         sources.replacements.append(
             f"calibration length {spec.calibrate.length}: {shape.max_length}, the most that {origin.id} takes"
         )
+        if wanted.text != spec.calibrate.text:
+            sources.replacements.append(f"calibration {spec.calibrate.text}: {wanted.text}, which fit that length")
     documents, tokenizer = sources.calibration(wanted.source).documents, load_tokenizer(origin.folder)
 
     def load() -> Decoder:
@@ -197,6 +199,16 @@ def _tokens(
             "out of memory while the unquantized model made the calibration rows",
             hint="free memory, lower `length`, or calibrate on masked text without `certainty`",
         ) from error
+
+
+def _shortened(wanted: Calibration, length: int) -> Calibration:
+    """For a stand-in that takes fewer tokens; a rollout's prompt gets half of them at most."""
+    if not isinstance(wanted.text, Rollouts):
+        return replace(wanted, length=length)
+    prompt = min(wanted.text.prompt, length // 2)
+    steps = min(wanted.text.steps, length - prompt)
+    text = replace(wanted.text, prompt=prompt, steps=steps, buckets=min(wanted.text.buckets, steps))
+    return replace(wanted, text=text, length=length)
 
 
 def _lock(spec: Spec, origin: Origin, tokens: CalibrationTokens, device: torch.device) -> Lock:

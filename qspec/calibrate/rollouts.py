@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qspec.language.spec import Rollouts
 
 BATCH_TOKENS = 8192  # tokens of one forward pass
+HEAD_VALUES = 1 << 28  # logits held at once: 1 GiB in float32; those of a whole canvas are needed
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def record(model: Denoiser, prompts: Tensor, wanted: Rollouts, length: int, draw
     Raises InputError where a rollout has no state in a bucket.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = max(1, BATCH_TOKENS // length)
+    size = max(1, min(BATCH_TOKENS // length, HEAD_VALUES // (length * model.shape.vocab)))
     rows: list[Tensor] = []
     for start in range(0, prompts.shape[0], size):
         states = trajectory(model, prompts[start : start + size], wanted.steps, length, seed)

@@ -125,6 +125,27 @@ def test_calibration_on_rollouts_by_certainty(mini: Mini, tmp_path: Path) -> Non
     assert gather(plain, device="cpu").tokens.sha256 != record.tokens_sha256
 
 
+def test_rollouts_fit_a_stand_in(mini: Mini, tmp_path: Path) -> None:
+    """A stand-in of 64 tokens: half of them for the prompt, a step a token for the rest; a real model is refused."""
+    recipe = tmp_path / "long.qs"
+    text = mini.recipe.read_text().replace('file("text.txt")', f'file("{mini.recipe.parent}/text.txt")')
+    text = text.replace(
+        f'file("{mini.recipe.parent}/text.txt")\n  samples 6',
+        f'rollouts(prompts = file("{mini.recipe.parent}/text.txt"), prompt = 40, steps = 50)\n  samples 3',
+    )
+    recipe.write_text(text.replace("length  48\n  mask    uniform(0.0, 1.0)", "length  2048"))
+    with pytest.raises(InputError, match="calibration length 2048 exceeds the model's 64 tokens"):
+        gather(recipe, device="cpu")
+    standin = tmp_path / "tiny"
+    shutil.copytree(mini.model, standin)
+    shutil.copy(resources.standin("llada") / "standin.json", standin)
+    inputs = gather(recipe, str(standin), device="cpu")
+    assert inputs.tokens.ids.shape == (3, 64)
+    assert not inputs.tokens.masked[:, :32].any()
+    assert inputs.sources.replacements[0] == f"calibration length 2048: 64, the most that {standin} takes"
+    assert "prompt = 32, steps = 32, buckets = 8), which fit that length" in inputs.sources.replacements[1]
+
+
 CPU = ("--device", "cpu", "--no-eval")
 
 
