@@ -13,6 +13,8 @@ from qspec.errors import UsageError
 if TYPE_CHECKING:
     from qspec.inspect import Inspection
 
+TABLE_WIDTH = 100
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -111,4 +113,6 @@ def _print_rich(rows: list[tuple[str, ...]]) -> None:
         table.add_column(name, justify="left" if index in LEFT else "right", no_wrap=True)
     for cells in body:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in cells))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)  # a narrow terminal wraps lines; nothing is cut off
+    console.print(table)

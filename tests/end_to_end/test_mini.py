@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,14 +21,17 @@ import torch
 import qspec
 from qspec import artifact, cli, numerics, passes, resources
 from qspec.artifact import Manifest, verify
+from qspec.calibrate.tokens import windows
 from qspec.compiler import Artifact, gather
 from qspec.errors import InputError, MachineError, NumericsError
 from qspec.evaluate import evaluate
+from qspec.inspect import Inspection, inspect
 from qspec.kernels.linear import QuantLinear
 from qspec.language import load_recipe
 from qspec.language.spec import Pass
 from qspec.origin import find_checkpoint
 from qspec.passes.smooth import Smooth
+from qspec.runtime import load_tokenizer
 from tests.end_to_end.conftest import Mini
 
 
@@ -90,6 +94,32 @@ def test_load_gives_the_logits_that_were_evaluated(
     for found, wanted in zip(again["metrics"], report["metrics"], strict=True):
         assert found["quantized"] == wanted["quantized"]
         assert found["baseline"] == wanted["baseline"]
+
+
+def test_inspecting_an_artifact_shows_what_is_quantized(compiled: Artifact, mini: Mini) -> None:
+    """The transformed input of a quantized linear, as a hook on the loaded artifact sees it."""
+    settings: dict[str, Any] = {"samples": 2, "length": 32, "ratios": (0.0, 0.5), "device": "cpu"}
+    text = str(mini.recipe.parent / "text.txt")
+    before, after = (inspect(str(path), text=text, **settings) for path in (mini.model, compiled.path))
+    assert (before.subject.stage, after.subject.stage) == ("before", "after")
+    assert after.input == before.input
+    model, _ = qspec.load(compiled.path, device="cpu")
+    seen: list[torch.Tensor] = []
+    down = model.blocks[0].part("mlp.down")
+    assert isinstance(down, QuantLinear)
+    prepare = down.prepare
+    down.prepare = lambda x: (seen.append(down.transform.apply(x)), prepare(x))[1]  # type: ignore[method-assign]
+    tokens = windows_of(before, mini)
+    model(tokens)
+    row = next(r for r in after.rows if (r.block, r.input, r.ratio) == (0, "mlp.gated", 0.0))
+    assert row.found.peak == pytest.approx(float(seen[0].abs().max()), rel=1e-5)
+
+
+def windows_of(inspection: Inspection, mini: Mini) -> torch.Tensor:
+    """The unmasked tokens that were inspected."""
+    text = (mini.recipe.parent / "text.txt").read_text()
+    generator = torch.Generator().manual_seed(inspection.input.seed)
+    return windows([text], load_tokenizer(mini.model), 2, 32, generator)
 
 
 def test_compiling_twice_gives_the_same_bytes(compiled: Artifact, mini: Mini, tmp_path: Path) -> None:

@@ -266,3 +266,16 @@ def test_a_text_too_short_and_a_window_too_long(plain: Path, tmp_path: Path, tex
         inspect(str(plain), text=str(tmp_path / "short.txt"), device="cpu")
     with pytest.raises(InputError, match="length 65 exceeds the model's 64 tokens"):
         inspect(str(plain), text=str(text), length=65, device="cpu")
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same(found: Inspection, plain: Path, text: Path) -> None:
+    """In bfloat16: kinds may differ only near a threshold, so sizes are compared."""
+    other = inspect(str(plain), text=str(text), **(SMALL | {"device": "cuda"}))
+    assert other.computed.startswith("bfloat16 on NVIDIA")
+    assert [(r.block, r.input, r.ratio, r.positions) for r in other.rows] == [
+        (r.block, r.input, r.ratio, r.positions) for r in found.rows
+    ]
+    for one, row in zip(other.rows, found.rows, strict=True):
+        assert one.found.peak == pytest.approx(row.found.peak, rel=0.1)
+        assert one.found.crest == pytest.approx(row.found.crest, rel=0.1)
