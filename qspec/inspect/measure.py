@@ -75,7 +75,7 @@ def inspect(
         model = open_model(folder, target)
         tokenizer = load_tokenizer(folder)
         content = _text(folder, text)
-        masks = draw_masks(content, tokenizer, model.decoder, samples, length, ratios, seed)
+        masks = nested_masks(content, tokenizer, model.decoder, samples, length, ratios, seed)
         found = _Found(tokenizer, masks, model.stage)
         with progress.phase("inspect"):
             for index in progress.blocks(range(model.decoder.shape.layers)):
@@ -134,7 +134,7 @@ class Masks:
     sha256: str
 
 
-def draw_masks(
+def nested_masks(
     text: TextData,
     tokenizer: Tokenizer,
     decoder: Decoder,

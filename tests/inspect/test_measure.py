@@ -57,11 +57,11 @@ def close(one: SiteOutliers, other: SiteOutliers) -> None:
 def masks_of(plain: Path, text: Path, ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> Masks:
     from qspec.data import read_documents
     from qspec.data.items import TextData
-    from qspec.inspect.measure import draw_masks
+    from qspec.inspect.measure import nested_masks
 
     decoder = load_decoder(plain, "cpu", torch.float32)
     content = TextData("text", text, read_documents(text))
-    return draw_masks(content, load_tokenizer(plain), decoder, 3, 16, ratios, 5)
+    return nested_masks(content, load_tokenizer(plain), decoder, 3, 16, ratios, 5)
 
 
 def test_masks_are_nested_and_of_the_ratio_asked_for(plain: Path, text: Path) -> None:
