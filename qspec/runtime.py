@@ -29,9 +29,7 @@ def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = Non
     activations and kept weights, float32 on a CPU and bfloat16 on a GPU unless given.
     Raises InputError, naming the file, where anything of an artifact was changed; MachineError without such a device.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError("no such folder", where=str(folder), hint="give an artifact or a checkpoint folder")
+    folder = checkpoint_folder(path)
     target = find_device(device)
     dtype = dtype or default_dtype(target)
     if (folder / MANIFEST).is_file():
@@ -39,6 +37,14 @@ def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = Non
     else:
         model = load_decoder(folder, target, dtype)
     return model.eval(), load_tokenizer(folder)
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The folder of an artifact or a checkpoint. Errors: InputError where there is none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError("no such folder", where=str(folder), hint="give an artifact or a checkpoint folder")
+    return folder
 
 
 def find_device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import InputError
-from qspec.models.sampler import Denoiser, SamplerSettings, SampleStep, sample
+from qspec.models.sampler import Denoiser, SampleStep, sample, settings_for
 
 if TYPE_CHECKING:
     from qspec.language.spec import Rollouts
@@ -62,10 +62,10 @@ def trajectory(model: Denoiser, prompts: Tensor, steps: int, length: int, seed: 
 
     def follow(step: SampleStep) -> None:
         after = states[-1].clone()
-        after[:, prompt:].scatter_(1, step.positions.cpu(), step.tokens.cpu())
+        after[:, prompt:][step.committed.cpu()] = step.tokens[step.committed].cpu()
         states.append(after)
 
-    sample(model, prompts, None, SamplerSettings(length=room, steps=steps, block=room, seed=seed), follow)
+    sample(model, prompts, None, settings_for(model.shape, room, steps, room, seed=seed), follow)
     return torch.stack(states[:-1])
 
 

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qspec.models.sampler import Denoiser, SamplerSettings, Tokenizer
+    from qspec.models.sampler import Denoiser, Settings, Tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,51 +15,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument("--length", type=int, default=128, help="tokens to generate (default: 128)")
     parser.add_argument("--steps", type=int, help="forward passes (default: one for each token)")
-    parser.add_argument("--block", type=int, help="tokens denoised together (default: all of them)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
-    parser.add_argument("--cfg", type=float, default=0.0, metavar="SCALE", help="guidance (default: 0, none)")
-    parser.add_argument("--remasking", choices=("low_confidence", "random"), default="low_confidence")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    llada = parser.add_argument_group("LLaDA's sampler")
+    llada.add_argument("--block", type=int, help="tokens denoised together (default: all of them)")
+    llada.add_argument("--cfg", type=float, metavar="SCALE", help="guidance (default: 0, none)")
+    llada.add_argument("--remasking", choices=("low_confidence", "random"), help="(default: low_confidence)")
+    dream = parser.add_argument_group("Dream's sampler")
+    algorithms = ("origin", "maskgit_plus", "topk_margin", "entropy")
+    dream.add_argument("--alg", choices=algorithms, help="which masks are filled first (default: entropy)")
+    dream.add_argument("--alg-temp", type=float, metavar="T", help="chance in that choice (default: 0, none)")
+    dream.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens up to this share")
+    dream.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
 
 
 def run(args: argparse.Namespace) -> int:
-    from qspec.models.sampler import SamplerSettings
     from qspec.runtime import load
 
-    steps = args.length if args.steps is None else args.steps
-    block = args.length if args.block is None else args.block
-    settings = SamplerSettings(  # refuses what does not divide before a model is loaded
-        args.length, steps, block, args.temperature, args.remasking, args.cfg, args.seed
-    )
+    settings = _settings(args)  # refuses what does not fit before a model is loaded
     model, tokenizer = load(args.artifact, device=args.device)
     print(_shown(_generate(model, tokenizer, args.prompt, settings)))
     return 0
 
 
-def _generate(model: Denoiser, tokenizer: Tokenizer, prompt: str, settings: SamplerSettings) -> str:
+def _settings(args: argparse.Namespace) -> Settings:
+    from qspec.models.config import read_config
+    from qspec.models.sampler import check_block, settings_for
+    from qspec.runtime import checkpoint_folder
+
+    _, shape, _ = read_config(checkpoint_folder(args.artifact))
+    check_block(shape, args.length, args.block)
+    names = ("temperature", "seed", "cfg", "remasking", "alg", "alg_temp", "top_p", "top_k")
+    options = {name: getattr(args, name) for name in names}
+    return settings_for(shape, args.length, args.steps, args.block, **options)
+
+
+def _generate(model: Denoiser, tokenizer: Tokenizer, prompt: str, settings: Settings) -> str:
     """The text, with a progress bar on stderr where that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from qspec.models.sampler import generate
+    from qspec.models.sampler import continue_text
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("denoising", total=settings.steps)
-        return generate(
-            model,
-            tokenizer,
-            prompt,
-            length=settings.length,
-            steps=settings.steps,
-            block=settings.block,
-            temperature=settings.temperature,
-            cfg=settings.cfg,
-            remasking=settings.remasking,
-            seed=settings.seed,
-            on_step=lambda _: bar.advance(task),
-        )
+        return continue_text(model, tokenizer, prompt, settings, lambda _: bar.advance(task))
 
 
 def _shown(text: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qspec.errors import NumericsError
 from qspec.models.family import DecoderShape
-from qspec.models.sampler import Denoiser
+from qspec.models.samplers.common import Denoiser, predicting
 
 HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
 BATCH_TOKENS = 8192  # tokens of one forward pass
@@ -81,15 +81,8 @@ def _padded(chosen: Sequence[int], rows: Sequence[MaskedRow], shape: DecoderShap
 
 
 def hidden_at_masks(model: Denoiser, batch: Batch) -> Tensor:
-    """Hidden states that predict the masked positions, [positions, d].
-
-    A shifted model (Dream) predicts position i from i - 1, and the first from itself.
-    """
-    hidden = model.hidden(batch.ids, batch.real)
-    row, position = batch.masked.nonzero(as_tuple=True)
-    if model.shape.shift:
-        position = (position - 1).clamp(min=0)
-    return hidden[row, position]
+    """Hidden states that predict the masked positions, [positions, d]."""
+    return predicting(model, batch.ids, batch.real)[batch.masked]
 
 
 def log_probabilities(model: Denoiser, hidden: Tensor) -> Tensor:

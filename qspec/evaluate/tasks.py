@@ -1,6 +1,8 @@
 """Tasks that are solved by denoising text: exact match of both models, and how their trajectories part.
 
-Both models get the same prompts in the same batches, the same sampler settings and the same seed. A text
+Both models get the same prompts in the same batches, the same sampler settings and the same seed: length,
+steps and block of the task, at temperature 0, with the sampler of their family. Dream's has no blocks and fills
+the whole length at once, the surest positions by entropy first. A text
 ends at the first end-of-text token or where a stop string begins; it is stripped and compared with the
 stripped reference ("exact"), or the number after its last `####` (the last number of all where there is
 none) with the reference's ("number").
@@ -20,7 +22,8 @@ from qspec.data import Scoring, TaskData, TaskItem
 from qspec.errors import InputError, UsageError
 from qspec.evaluate.forward import BATCH_TOKENS, Progress, Tokenizer, silent
 from qspec.evaluate.results import Flips, Metric, Sample, accuracy
-from qspec.models.sampler import Denoiser, SamplerSettings, SampleStep, left_padded, sample, until
+from qspec.models.family import DecoderShape
+from qspec.models.sampler import Denoiser, SampleStep, Settings, left_padded, sample, settings_for, until
 
 SAMPLES_KEPT = 5  # texts of one task in the report
 PROMPT_KEPT = 1200  # characters of a prompt's end in the report
@@ -56,7 +59,7 @@ def measure_task(
 
     Errors: InputError for sampler lengths that do not divide and for prompts that do not fit the model.
     """
-    settings = _settings(task, seed)
+    settings = _settings(baseline.shape, task, seed)
     prompts = [tokenizer.encode(item.prompt, add_special_tokens=False) for item in task.items]
     total = 2 * len(prompts)
     before = denoise(baseline, prompts, settings, lambda done, _: progress(done, total))
@@ -73,7 +76,7 @@ def measure_task(
 
 
 def denoise(
-    model: Denoiser, prompts: Sequence[Sequence[int]], settings: SamplerSettings, progress: Progress = silent
+    model: Denoiser, prompts: Sequence[Sequence[int]], settings: Settings, progress: Progress = silent
 ) -> Trajectory:
     """Continues every prompt; prompts of like length share a batch, padded on the left."""
     tokens = torch.zeros(len(prompts), settings.length, dtype=torch.int64)
@@ -85,7 +88,7 @@ def denoise(
         steps = torch.zeros(len(chosen), settings.length, dtype=torch.int64)
 
         def record(step: SampleStep, steps: Tensor = steps) -> None:
-            steps.scatter_(1, step.positions.cpu(), step.index)
+            steps[step.committed.cpu()] = step.index
 
         written = sample(model, ids, mask, settings, record)[:, ids.shape[1] :].cpu()
         tokens[chosen], commit_step[chosen] = written, steps
@@ -144,9 +147,9 @@ def last_number(text: str) -> Decimal | None:
     return Decimal((numbers[0] if mark else numbers[-1]).replace(",", ""))
 
 
-def _settings(task: TaskData, seed: int) -> SamplerSettings:
+def _settings(shape: DecoderShape, task: TaskData, seed: int) -> Settings:
     try:
-        return SamplerSettings(task.length, task.steps, task.block, seed=seed)
+        return settings_for(shape, task.length, task.steps, task.block, seed=seed)
     except UsageError as error:  # here the numbers come from a recipe or a stand-in, not from a command line
         raise InputError(error.what, where=f"task {task.name}", hint=error.hint) from error
 

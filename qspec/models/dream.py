@@ -86,6 +86,7 @@ def _shape(config: Mapping[str, Any]) -> DecoderShape:
         bias=False,
         tied=flag(config, "tie_word_embeddings"),
         shift=True,
+        sampler="dream",
         mask_token=integer(config, "mask_token_id", 0, vocab - 1),
         eos_token=integer(config, "eos_token_id", 0, vocab - 1),
         pad_token=integer(config, "pad_token_id", 0, vocab - 1),

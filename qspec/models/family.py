@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+SamplerKind = Literal["llada", "dream"]  # which family's way of denoising; see qspec/models/samplers
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class DecoderShape:
 
     width d, heads, kv_heads, head_width; ffn width; vocab: rows of the embedding (LLaDA's embedding_size can
     exceed its vocab_size). shift: logits at position i predict token i + 1 (Dream).
+    sampler: what the family's authors denoise with.
     """
 
     layers: int
@@ -49,6 +52,7 @@ class DecoderShape:
     bias: bool
     tied: bool
     shift: bool
+    sampler: SamplerKind
     mask_token: int
     eos_token: int
     pad_token: int
@@ -150,5 +154,5 @@ class Family:
 _SIZELESS = DecoderShape(
     layers=1, width=0, heads=0, kv_heads=0, head_width=0, ffn=0, vocab=0, max_length=0, norm_eps=0.0,
     rope_theta=0.0, qkv_bias=False, bias=False, tied=False, shift=False,
-    mask_token=0, eos_token=0, pad_token=0,
+    sampler="llada", mask_token=0, eos_token=0, pad_token=0,
 )  # fmt: skip

@@ -76,6 +76,7 @@ def _shape(config: Mapping[str, Any]) -> DecoderShape:
         bias=bias,
         tied=flag(config, "weight_tying"),
         shift=False,
+        sampler="llada",
         mask_token=integer(config, "mask_token_id", 0, vocab - 1),
         eos_token=integer(config, "eos_token_id", 0, vocab - 1),
         pad_token=integer(config, "pad_token_id", 0, vocab - 1),

@@ -1,49 +1,40 @@
-"""LLaDA's sampler: semi-autoregressive denoising with remasking (arXiv 2502.09992, section 2.4, appendix B).
+"""Denoising text with any family's sampler: `sample` on token ids, `generate` on text.
 
-The canvas is the prompt followed by `length` mask tokens, filled in blocks from left to right. A block of B
-tokens has S steps; step i commits B // S tokens, and one more while i < B mod S. Each step is one full
-forward over the canvas; for each position of the block that is still a mask
-
-    x0         = argmax l                                   at temperature T = 0
-                 argmax exp(l) / (-log u)^T, u ~ U(0, 1)    otherwise, in float64 (arXiv 2409.02908)
-    confidence = softmax(l)[x0]                             remasking "low_confidence"
-                 u' ~ U(0, 1)                               remasking "random"
-
-and the most confident positions of each row are committed; the rest stay masks. With guidance s > 0,
-l = un + (s + 1)(cond - un), where `un` are the logits with the prompt masked too (arXiv 2410.18514).
-
-Logits are needed for the current block only, and are turned to float32 before guidance and softmax whatever
-the model computes in: ties of 16-bit confidences break differently for a quantized model and its original.
+Which sampler runs is what the settings' type says; `settings_for` gives the family's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args
+from dataclasses import fields
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from qspec.errors import InputError, NumericsError, UsageError
-from qspec.models.family import DecoderShape
+from qspec.errors import InputError, UsageError
+from qspec.models.family import DecoderShape, SamplerKind
+from qspec.models.samplers import dream, llada
+from qspec.models.samplers.common import Canvas, Denoiser, SampleStep
+from qspec.models.samplers.dream import Alg, DreamSettings
+from qspec.models.samplers.llada import Remasking, SamplerSettings
 
-Remasking = Literal["low_confidence", "random"]
+__all__ = [
+    "Denoiser",
+    "DreamSettings",
+    "SampleStep",
+    "SamplerSettings",
+    "Settings",
+    "generate",
+    "left_padded",
+    "sample",
+    "settings_for",
+    "until",
+]
+
+Settings = SamplerSettings | DreamSettings
 Prompt = TypeVar("Prompt", str, list[str])
-
-
-class Denoiser(Protocol):
-    """What the sampler asks of a model; `Decoder` has it."""
-
-    @property
-    def shape(self) -> DecoderShape: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor: ...
-
-    def finish(self, x: Tensor) -> Tensor: ...
+KINDS: Mapping[SamplerKind, type[Settings]] = {"llada": SamplerSettings, "dream": DreamSettings}
 
 
 class Tokenizer(Protocol):
@@ -54,65 +45,25 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
 
-@dataclass(frozen=True)
-class SamplerSettings:
-    """length: tokens to generate. steps: forwards in all. block: tokens of one block. cfg: guidance scale s.
+def settings_for(
+    shape: DecoderShape, length: int, steps: int | None = None, block: int | None = None, **options: Any
+) -> Settings:
+    """The settings of the sampler that a model was published with. None: steps one a token, others the sampler's own.
 
-    Errors: UsageError unless block divides length, the number of blocks divides steps, and steps <= length.
+    Dream's sampler has no blocks and fills the whole length at once, so a recipe's `block` says nothing there.
+    Errors: UsageError for an option that the sampler does not have, and for values that do not fit.
     """
-
-    length: int
-    steps: int
-    block: int
-    temperature: float = 0.0
-    remasking: Remasking = "low_confidence"
-    cfg: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("length", "steps", "block"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.length % self.block:
-            hint = f"try block {_nearest_divisor(self.length, self.block)}"
-            raise UsageError(f"length {self.length} is not a multiple of block {self.block}", hint=hint)
-        if self.steps % self.blocks:
-            what = f"steps {self.steps} is not a multiple of the {self.blocks} blocks"
-            near = max(self.blocks, self.steps // self.blocks * self.blocks)
-            raise UsageError(what, hint=f"try steps {near}: every block takes the same number of steps")
-        if self.steps > self.length:
-            what = f"steps {self.steps} is more than length {self.length}"
-            raise UsageError(what, hint=f"every step commits a token, so {self.length} steps are enough")
-        if self.remasking not in get_args(Remasking):
-            hint = f"choose one of {', '.join(get_args(Remasking))}"
-            raise UsageError(f"unknown remasking {self.remasking!r}", hint=hint)
-        for name in ("temperature", "cfg"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be a finite number from 0 on")
-        if not 0 <= self.seed < 1 << 63:
-            raise UsageError(f"seed is {self.seed}; it must lie in 0..{(1 << 63) - 1}")
-
-    @property
-    def blocks(self) -> int:
-        return self.length // self.block
-
-    def commits(self) -> tuple[int, ...]:
-        """Tokens that each step of one block commits; they add up to the block."""
-        base, extra = divmod(self.block, self.steps // self.blocks)
-        return tuple(base + (step < extra) for step in range(self.steps // self.blocks))
-
-
-@dataclass(frozen=True)
-class SampleStep:
-    """What one step decided: `tokens` at `positions` of the generated text, with `confidence`; [b, k] each.
-
-    index: 0 .. steps - 1.
-    """
-
-    index: int
-    positions: Tensor
-    tokens: Tensor
-    confidence: Tensor
+    kind = KINDS[shape.sampler]
+    given = {name: value for name, value in options.items() if value is not None}
+    names = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in names:
+            own = ", ".join(one for one in names if one not in ("length", "steps"))
+            raise UsageError(f"{name} is not a setting of the {shape.sampler} sampler", hint=f"it has {own}")
+    steps = length if steps is None else steps
+    if kind is DreamSettings:
+        return DreamSettings(length, steps, **given)
+    return SamplerSettings(length, steps, length if block is None else block, **given)
 
 
 @torch.no_grad()
@@ -120,7 +71,7 @@ def sample(
     model: Denoiser,
     prompt_ids: Tensor,
     attention_mask: Tensor | None,
-    settings: SamplerSettings,
+    settings: Settings,
     on_step: Callable[[SampleStep], None] | None = None,
 ) -> Tensor:
     """Fills `settings.length` tokens after each prompt: ids [b, p] -> [b, p + length], on the model's device.
@@ -130,22 +81,18 @@ def sample(
     not fit the model, NumericsError where its logits are not finite.
     """
     _check_prompt(model.shape, prompt_ids, settings)
-    device, prompt = model.device, prompt_ids.shape[1]
-    generator = torch.Generator().manual_seed(settings.seed)
-    tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=device)
-    canvas = torch.cat((prompt_ids.to(device, torch.int64), tail), dim=1)
+    tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=model.device)
+    ids = torch.cat((prompt_ids.to(model.device, torch.int64), tail), dim=1)
     if attention_mask is not None:
-        attention_mask = torch.cat((attention_mask.to(device), torch.ones_like(tail)), dim=1)
-    index = 0
-    for first in range(prompt, canvas.shape[1], settings.block):
-        block = canvas[:, first : first + settings.block]  # a view: writing to it fills the canvas
-        for count in settings.commits():
-            logits = _block_logits(model, canvas, attention_mask, prompt, first, settings)
-            positions, step = _commit(block, logits, count, settings, generator, model.shape.mask_token)
-            if on_step is not None:
-                on_step(SampleStep(index, positions + (first - prompt), *step))
-            index += 1
-    return canvas
+        attention_mask = torch.cat((attention_mask.to(model.device), torch.ones_like(tail)), dim=1)
+    canvas = Canvas(ids, attention_mask, prompt_ids.shape[1])
+    generator = torch.Generator().manual_seed(settings.seed)
+    report = on_step or (lambda _: None)
+    if isinstance(settings, DreamSettings):
+        dream.fill(model, canvas, settings, generator, report)
+    else:
+        llada.fill(model, canvas, settings, generator, report)
+    return canvas.ids
 
 
 def generate(
@@ -156,19 +103,43 @@ def generate(
     steps: int | None = None,
     block: int | None = None,
     temperature: float = 0.0,
-    cfg: float = 0.0,
-    remasking: Remasking = "low_confidence",
+    cfg: float | None = None,
+    remasking: Remasking | None = None,
     seed: int = 0,
     on_step: Callable[[SampleStep], None] | None = None,
+    *,
+    alg: Alg | None = None,
+    alg_temp: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
 ) -> Prompt:
     """Continues a prompt, or several in one batch, and returns the new text up to the end-of-text token.
 
-    steps None: one token a step. block None: one block of `length`. Errors: UsageError for settings that do
-    not divide, InputError for a prompt that is no text or does not fit the model.
+    steps None: one token a step. block (None: one block of `length`), cfg and remasking are settings of LLaDA's
+    sampler; alg, alg_temp, top_p and top_k of Dream's, which takes a block only if it is all of `length`. Errors:
+    UsageError for a setting of another family's sampler and for settings that do not divide, InputError for a
+    prompt that is no text or does not fit the model.
     """
-    steps = length if steps is None else steps
-    block = length if block is None else block
-    settings = SamplerSettings(length, steps, block, temperature, remasking, cfg, seed)
+    options = {"cfg": cfg, "remasking": remasking, "alg": alg, "alg_temp": alg_temp, "top_p": top_p, "top_k": top_k}
+    check_block(model.shape, length, block)
+    settings = settings_for(model.shape, length, steps, block, temperature=temperature, seed=seed, **options)
+    return continue_text(model, tokenizer, prompt, settings, on_step)
+
+
+def check_block(shape: DecoderShape, length: int, block: int | None) -> None:
+    """Errors: UsageError for a block, asked for by name, in a sampler without blocks."""
+    if shape.sampler == "dream" and block not in (None, length):
+        raise UsageError("the dream sampler has no blocks", hint="leave block out: the whole length is filled at once")
+
+
+def continue_text(
+    model: Denoiser,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    settings: Settings,
+    on_step: Callable[[SampleStep], None] | None = None,
+) -> Prompt:
+    """`generate` with ready settings."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not prompts:
         return cast(Prompt, [])
@@ -200,65 +171,7 @@ def until(tokens: Sequence[int], end: int) -> list[int]:
     return row[: row.index(end)] if end in row else row
 
 
-def _block_logits(
-    model: Denoiser,
-    canvas: Tensor,
-    attention_mask: Tensor | None,
-    prompt: int,
-    first: int,
-    settings: SamplerSettings,
-) -> Tensor:
-    """float32 logits [b, block, vocab] of the block that starts at `first`, with guidance."""
-    window = slice(first, first + settings.block)
-    if settings.cfg == 0:
-        return model.finish(model.hidden(canvas, attention_mask)[:, window]).float()
-    unconditional = canvas.clone()
-    unconditional[:, :prompt] = model.shape.mask_token
-    both = torch.cat((canvas, unconditional))
-    mask = None if attention_mask is None else torch.cat((attention_mask, attention_mask))
-    logits, unguided = model.finish(model.hidden(both, mask)[:, window]).float().chunk(2)
-    return unguided + (settings.cfg + 1) * (logits - unguided)
-
-
-def _commit(
-    block: Tensor,
-    logits: Tensor,
-    count: int,
-    settings: SamplerSettings,
-    generator: torch.Generator,
-    mask: int,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Fills the `count` most confident masks of each row of block [b, B] in place.
-
-    Returns their places in the block, and (tokens, confidence) there, each [b, count].
-    """
-    if not bool(logits.isfinite().all()):
-        raise NumericsError("the model's logits are NaN or Inf", hint="look for broken scales in the artifact")
-    predicted = _choose(logits, settings.temperature, generator)
-    confidence = _confidence(logits, predicted, settings.remasking, generator)
-    confidence = confidence.masked_fill(block != mask, -torch.inf)
-    kept, positions = confidence.topk(count, dim=-1)
-    tokens = predicted.gather(-1, positions)
-    block.scatter_(-1, positions, tokens)
-    return positions, (tokens, kept)
-
-
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """x0 [b, B]; exp(l) / (-log u)^T is replaced by its logarithm: the same argmax, and no overflow."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator).to(logits.device)
-    return (logits.double() - temperature * (-noise.log()).log()).argmax(-1)
-
-
-def _confidence(logits: Tensor, predicted: Tensor, remasking: Remasking, generator: torch.Generator) -> Tensor:
-    """float32 [b, B]: the predicted token's probability, or a random number."""
-    if remasking == "random":
-        return torch.rand(predicted.shape, generator=generator).to(logits.device)
-    return logits.softmax(-1).gather(-1, predicted.unsqueeze(-1)).squeeze(-1)
-
-
-def _check_prompt(shape: DecoderShape, prompt_ids: Tensor, settings: SamplerSettings) -> None:
+def _check_prompt(shape: DecoderShape, prompt_ids: Tensor, settings: Settings) -> None:
     rows, prompt = prompt_ids.shape
     if prompt + settings.length > shape.max_length:
         what = f"prompt of {prompt} and length {settings.length} exceed the model's {shape.max_length} tokens"
@@ -266,7 +179,3 @@ def _check_prompt(shape: DecoderShape, prompt_ids: Tensor, settings: SamplerSett
     if rows * prompt and not 0 <= int(prompt_ids.min()) <= int(prompt_ids.max()) < shape.vocab:
         what = f"the prompt holds token {int(prompt_ids.max())}; the model has {shape.vocab}"
         raise InputError(what, hint="the tokenizer belongs to another model")
-
-
-def _nearest_divisor(length: int, block: int) -> int:
-    return max(size for size in range(1, min(block, length) + 1) if length % size == 0)

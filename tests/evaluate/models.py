@@ -32,6 +32,7 @@ def shape(vocab: int = SIZE, max_length: int = 64, mask: int = MASK, shift: bool
         bias=False,
         tied=False,
         shift=shift,
+        sampler="dream" if shift else "llada",
         mask_token=mask,
         eos_token=EOS if vocab == SIZE else 0,
         pad_token=PAD if vocab == SIZE else 0,

@@ -14,7 +14,7 @@ from qspec.transforms import InputTransform
 
 SHAPE = DecoderShape(
     layers=2, width=16, heads=2, kv_heads=2, head_width=8, ffn=24, vocab=11, max_length=32,
-    norm_eps=1e-5, rope_theta=1e4, qkv_bias=False, bias=False, tied=False, shift=False,
+    norm_eps=1e-5, rope_theta=1e4, qkv_bias=False, bias=False, tied=False, shift=False, sampler="llada",
     mask_token=10, eos_token=9, pad_token=9,
 )  # fmt: skip
 

@@ -36,6 +36,7 @@ def test_llada_8b_shape() -> None:
         bias=False,
         tied=False,
         shift=False,
+        sampler="llada",
         mask_token=126336,
         eos_token=126081,
         pad_token=126081,

@@ -171,7 +171,8 @@ def test_a_predicted_mask_token_stays_a_mask() -> None:
     assert out.tolist() == [[1, 2, MASK, MASK]]
     steps: list[SampleStep] = []
     sample(Scripted(logits), torch.tensor([[1, 2]]), None, SamplerSettings(2, 2, 2), steps.append)
-    assert [step.tokens.tolist() for step in steps] == [[[MASK]], [[MASK]]]
+    assert [step.committed.tolist() for step in steps] == [[[True, False]], [[True, False]]]
+    assert [step.tokens[0, 0].item() for step in steps] == [MASK, MASK]
 
 
 def test_confidence_is_float32_for_a_16_bit_model() -> None:
@@ -183,9 +184,9 @@ def test_confidence_is_float32_for_a_16_bit_model() -> None:
     steps: list[SampleStep] = []
     model = Scripted(lambda canvas: table.expand(canvas.shape[0], -1, -1))
     sample(model, torch.tensor([[1, 2]]), None, SamplerSettings(2, 2, 2), steps.append)
-    assert [step.positions.tolist() for step in steps] == [[[1]], [[0]]]
+    assert [step.committed.tolist() for step in steps] == [[[False, True]], [[True, False]]]
     assert steps[0].confidence.dtype == torch.float32
-    assert steps[0].confidence.item() == pytest.approx(math.exp(11.75) / (math.exp(11.75) + VOCAB - 1), rel=1e-6)
+    assert steps[0].confidence[0, 1].item() == pytest.approx(math.exp(11.75) / (math.exp(11.75) + VOCAB - 1), rel=1e-6)
 
 
 def test_steps_are_reported_as_they_are_taken() -> None:
@@ -195,14 +196,14 @@ def test_steps_are_reported_as_they_are_taken() -> None:
     prompt = torch.tensor([[7, 30], [12, 5]])
     out = sample(model, prompt, None, settings, steps.append)
     assert [step.index for step in steps] == list(range(6))
-    assert [step.positions.shape for step in steps] == [(2, 3), (2, 2)] * 3
+    assert [step.committed.sum(1).tolist() for step in steps] == [[3, 3], [2, 2]] * 3
     for row in range(2):
-        seen = [step.positions[row].tolist() for step in steps]
+        seen = [step.committed[row].nonzero().flatten().tolist() for step in steps]
         assert sorted(p for step in seen for p in step) == list(range(15))
         for index, step in enumerate(seen):
             assert {p // 5 for p in step} == {index // 2}  # blocks from left to right
     for step in steps:
-        assert torch.equal(out[:, 2:].gather(1, step.positions), step.tokens)
+        assert torch.equal(out[:, 2:][step.committed], step.tokens[step.committed])
 
 
 def test_the_head_runs_on_the_current_block_only() -> None:

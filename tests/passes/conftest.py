@@ -31,6 +31,7 @@ SHAPE = DecoderShape(
     bias=False,
     tied=False,
     shift=False,
+    sampler="llada",
     mask_token=49,
     eos_token=48,
     pad_token=48,

@@ -1,0 +1,170 @@
+"""Dream's sampler (arXiv 2508.15487 and its published code): the whole answer is one canvas of masks.
+
+Times fall from t_0 = 1 to t_S = 1e-3 in S equal steps. In step i a mask goes to text with probability
+1 - t_(i+1) / t_i, in the last one surely. For each position that is still a mask,
+
+    p          = softmax of l / T, of which top-p keeps the likeliest tokens up to a share, then top-k the k likeliest
+    x0         = argmax p at T = 0, else drawn from p
+    confidence = p[x0]                     alg "maskgit_plus"
+                 p_1 - p_2                 alg "topk_margin", the two largest
+                 sum p log(p + 1e-10)      alg "entropy"
+
+and the k = int(m (1 - t_(i+1) / t_i)) most confident positions of each row are committed, m the mean number of
+masks in a row, or all m in the last step. alg_temp > 0 draws the k positions without replacement from
+softmax(confidence / alg_temp) instead. alg "origin" moves every mask by a coin of its own and knows no confidence.
+
+As in the published code m (1 - t_(i+1) / t_i) lies just below a whole number in the first step, so that with S =
+length the first step commits nothing and the last one two tokens. Unlike it, a row with fewer masks than k leaves
+its decided tokens alone, random numbers depend on the seed and not on the device, and probabilities are float32
+whatever the model computes in. There are no blocks and no guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from qspec.errors import UsageError
+from qspec.models.samplers.common import (
+    Canvas,
+    Denoiser,
+    SampleStep,
+    check_finite,
+    check_positive,
+    check_seed,
+    finite,
+    most_confident,
+    predicting,
+)
+
+Alg = Literal["origin", "maskgit_plus", "topk_margin", "entropy"]
+EPS = 1e-3
+HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
+
+
+@dataclass(frozen=True)
+class DreamSettings:
+    """length: tokens to generate. steps: forwards. top_p 1 and top_k None keep every token.
+
+    alg "entropy" is what Dream's published evaluations use. Errors: UsageError for a value out of its range.
+    """
+
+    length: int
+    steps: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    alg: Alg = "entropy"
+    alg_temp: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(length=self.length, steps=self.steps)
+        if self.alg not in get_args(Alg):
+            raise UsageError(f"unknown alg {self.alg!r}", hint=f"choose one of {', '.join(get_args(Alg))}")
+        check_finite(temperature=self.temperature, alg_temp=self.alg_temp)
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; it must lie above 0 and up to 1")
+        if self.top_k is not None:
+            check_positive(top_k=self.top_k)
+        if self.alg == "origin" and self.alg_temp:
+            raise UsageError("alg_temp is set, and alg origin has no confidence", hint="leave alg_temp out")
+        check_seed(self.seed)
+
+    def shares(self) -> tuple[float, ...]:
+        """1 - t_(i+1) / t_i of every step but the last, in float32 as published; 1 in the last."""
+        times = torch.linspace(1, EPS, self.steps + 1, device="cpu")
+        return (*(1 - times[1:-1] / times[:-2]).tolist(), 1.0)
+
+
+def fill(
+    model: Denoiser,
+    canvas: Canvas,
+    settings: DreamSettings,
+    generator: torch.Generator,
+    on_step: Callable[[SampleStep], None],
+) -> None:
+    """Fills the canvas in place."""
+    text = canvas.text
+    for index, share in enumerate(settings.shares()):
+        masked = text == model.shape.mask_token
+        tokens, confidence = _predict(model, canvas, masked, settings, generator)
+        if settings.alg == "origin":
+            chosen = masked & (_uniform(masked, generator) < share)
+        else:
+            count = int(masked.sum() / len(masked) * share)  # float32 both, as published
+            chosen = most_confident(_order(confidence, settings.alg_temp, generator), count)
+        text[chosen] = tokens[chosen]
+        on_step(SampleStep(index, chosen, tokens, confidence))
+
+
+def _predict(
+    model: Denoiser, canvas: Canvas, masked: Tensor, settings: DreamSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """x0 int64 and confidence float32 [b, length]; where no mask is, the text as it is and -inf."""
+    tokens = canvas.text.clone()
+    confidence = torch.full(tokens.shape, -torch.inf, device=tokens.device)
+    draws = _uniform(masked, generator)[masked] if settings.temperature > 0 else None
+    x = predicting(model, canvas.ids, canvas.attention_mask)[:, canvas.prompt :][masked]  # [masks, d]
+    found: list[tuple[Tensor, Tensor]] = []
+    size = max(1, HEAD_VALUES // model.shape.vocab)
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        p = probabilities(finite(model.finish(x[part]).float()), settings.temperature, settings.top_p, settings.top_k)
+        chosen = p.argmax(-1) if draws is None else _drawn(p, draws[part])
+        found.append((chosen, _confidence(p, chosen, settings.alg)))
+    if found:
+        tokens[masked], confidence[masked] = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return tokens, confidence
+
+
+def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int | None) -> Tensor:
+    """p [n, vocab] of logits [n, vocab]: temperature, then top-p, then top-k, then softmax.
+
+    Top-p keeps the likeliest tokens through the first whose running sum exceeds top_p; top-k keeps the tokens
+    that are no less likely than the k-th.
+    """
+    if temperature > 0:
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # no overflow at small temperatures
+    if top_p < 1:
+        ordered, places = logits.sort(dim=-1, descending=True, stable=True)
+        before = ordered.softmax(-1).cumsum(-1).roll(1, dims=-1)  # the sum without the token itself
+        before[..., 0] = 0
+        logits = logits.masked_fill((before > top_p).gather(-1, places.argsort(-1)), -torch.inf)
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
+    return logits.softmax(-1)
+
+
+def _drawn(p: Tensor, u: Tensor) -> Tensor:
+    """A token for each row of p [n, vocab], by its running sum in float64; u ~ U(0, 1) [n]."""
+    running = p.double().cumsum(-1)
+    token = torch.searchsorted(running, (u * running[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+    return token.clamp(max=p.shape[-1] - 1)
+
+
+def _confidence(p: Tensor, chosen: Tensor, alg: Alg) -> Tensor:
+    """float32 [n] of p [n, vocab]; for "origin", which does not use it, that of the token."""
+    if alg == "topk_margin":
+        first, second = p.topk(2).values.unbind(-1)
+        return first - second
+    if alg == "entropy":
+        return (p * (p + 1e-10).log()).sum(-1)
+    return p.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+def _order(confidence: Tensor, alg_temp: float, generator: torch.Generator) -> Tensor:
+    """What positions are ordered by. The largest of c / T - log(-log u) are draws from softmax(c / T) without
+    replacement (Gumbel's trick, arXiv 1903.06059)."""
+    if alg_temp == 0:
+        return confidence
+    return confidence.double() / alg_temp - (-_uniform(confidence, generator).log()).log()
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """u ~ U(0, 1), float64, in the shape and on the device of `like`."""
+    return torch.rand(like.shape, dtype=torch.float64, generator=generator).to(like.device)

@@ -1,0 +1,146 @@
+"""LLaDA's sampler: semi-autoregressive denoising with remasking (arXiv 2502.09992, section 2.4, appendix B).
+
+The canvas is the prompt followed by `length` mask tokens, filled in blocks from left to right. A block of B
+tokens has S steps; step i commits B // S tokens, and one more while i < B mod S. Each step is one full
+forward over the canvas; for each position of the block that is still a mask
+
+    x0         = argmax l                                   at temperature T = 0
+                 argmax exp(l) / (-log u)^T, u ~ U(0, 1)    otherwise, in float64 (arXiv 2409.02908)
+    confidence = softmax(l)[x0]                             remasking "low_confidence"
+                 u' ~ U(0, 1)                               remasking "random"
+
+and the most confident positions of each row are committed; the rest stay masks. With guidance s > 0,
+l = un + (s + 1)(cond - un), where `un` are the logits with the prompt masked too (arXiv 2410.18514).
+
+Logits are needed for the current block only, and are turned to float32 before guidance and softmax whatever
+the model computes in: ties of 16-bit confidences break differently for a quantized model and its original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from qspec.errors import UsageError
+from qspec.models.samplers.common import (
+    Canvas,
+    Denoiser,
+    SampleStep,
+    check_finite,
+    check_positive,
+    check_seed,
+    finite,
+    most_confident,
+    predicting,
+)
+
+Remasking = Literal["low_confidence", "random"]
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """length: tokens to generate. steps: forwards in all. block: tokens of one block. cfg: guidance scale s.
+
+    Errors: UsageError unless block divides length, the number of blocks divides steps, and steps <= length.
+    """
+
+    length: int
+    steps: int
+    block: int
+    temperature: float = 0.0
+    remasking: Remasking = "low_confidence"
+    cfg: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(length=self.length, steps=self.steps, block=self.block)
+        if self.length % self.block:
+            hint = f"try block {_nearest_divisor(self.length, self.block)}"
+            raise UsageError(f"length {self.length} is not a multiple of block {self.block}", hint=hint)
+        if self.steps % self.blocks:
+            what = f"steps {self.steps} is not a multiple of the {self.blocks} blocks"
+            near = max(self.blocks, self.steps // self.blocks * self.blocks)
+            raise UsageError(what, hint=f"try steps {near}: every block takes the same number of steps")
+        if self.steps > self.length:
+            what = f"steps {self.steps} is more than length {self.length}"
+            raise UsageError(what, hint=f"every step commits a token, so {self.length} steps are enough")
+        if self.remasking not in get_args(Remasking):
+            hint = f"choose one of {', '.join(get_args(Remasking))}"
+            raise UsageError(f"unknown remasking {self.remasking!r}", hint=hint)
+        check_finite(temperature=self.temperature, cfg=self.cfg)
+        check_seed(self.seed)
+
+    @property
+    def blocks(self) -> int:
+        return self.length // self.block
+
+    def commits(self) -> tuple[int, ...]:
+        """Tokens that each step of one block commits; they add up to the block."""
+        base, extra = divmod(self.block, self.steps // self.blocks)
+        return tuple(base + (step < extra) for step in range(self.steps // self.blocks))
+
+
+def fill(
+    model: Denoiser,
+    canvas: Canvas,
+    settings: SamplerSettings,
+    generator: torch.Generator,
+    on_step: Callable[[SampleStep], None],
+) -> None:
+    """Fills the canvas in place."""
+    mask, index = model.shape.mask_token, 0
+    for first in range(0, settings.length, settings.block):
+        window = slice(first, first + settings.block)
+        block = canvas.text[:, window]  # a view: writing to it fills the canvas
+        for count in settings.commits():
+            logits = _block_logits(model, canvas, window, settings.cfg)
+            tokens = _choose(logits, settings.temperature, generator)
+            confidence = _confidence(logits, tokens, settings.remasking, generator)
+            chosen = most_confident(confidence.masked_fill(block != mask, -torch.inf), count)
+            block[chosen] = tokens[chosen]
+            step = SampleStep(index, *(_spread(part, window, canvas.text) for part in (chosen, tokens, confidence)))
+            on_step(step)
+            index += 1
+
+
+def _spread(part: Tensor, window: slice, text: Tensor) -> Tensor:
+    """A block's values at their places in the whole text; zeros elsewhere."""
+    whole = part.new_zeros(text.shape)
+    whole[:, window] = part
+    return whole
+
+
+def _block_logits(model: Denoiser, canvas: Canvas, window: slice, cfg: float) -> Tensor:
+    """float32 logits [b, block, vocab] of one block of the text, with guidance."""
+    mask = canvas.attention_mask
+    if cfg == 0:
+        x = predicting(model, canvas.ids, mask)
+        return finite(model.finish(x[:, canvas.prompt :][:, window]).float())
+    unconditional = canvas.ids.clone()
+    unconditional[:, : canvas.prompt] = model.shape.mask_token
+    both = predicting(model, torch.cat((canvas.ids, unconditional)), None if mask is None else torch.cat((mask, mask)))
+    logits, unguided = model.finish(both[:, canvas.prompt :][:, window]).float().chunk(2)
+    return finite(unguided + (cfg + 1) * (logits - unguided))
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """x0 [b, B]; exp(l) / (-log u)^T is replaced by its logarithm: the same argmax, and no overflow."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator).to(logits.device)
+    return (logits.double() - temperature * (-noise.log()).log()).argmax(-1)
+
+
+def _confidence(logits: Tensor, predicted: Tensor, remasking: Remasking, generator: torch.Generator) -> Tensor:
+    """float32 [b, B]: the predicted token's probability, or a random number."""
+    if remasking == "random":
+        return torch.rand(predicted.shape, generator=generator).to(logits.device)
+    return logits.softmax(-1).gather(-1, predicted.unsqueeze(-1)).squeeze(-1)
+
+
+def _nearest_divisor(length: int, block: int) -> int:
+    return max(size for size in range(1, min(block, length) + 1) if length % size == 0)
