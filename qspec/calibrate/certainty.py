@@ -18,9 +18,9 @@ def certainty(model: Denoiser, ids: Tensor, masked: Tensor) -> Tensor:
     """c_i = max_v softmax(l_i)_v where position i is masked, 1 where it is visible; float32 [rows, length], on the CPU.
 
     ids int64 and masked bool, both [rows, length]. With these weights a Hessian is H = 2 X diag(c) X^T, the form of
-    certainty-guided quantization (CGQ of DLLMQuant, arXiv 2508.14090), which weighs by mask state and token score. Ours
-    takes the confidence by which LLaDA's sampler orders its commits as the score, without scaling it to a mean of 1,
-    and computes it once, with the unquantized model, for all layers.
+    certainty-guided quantization (CGQ of DLLMQuant, arXiv 2508.14090), which weighs by mask state and token score. We
+    follow the idea, not their code: the score here is the confidence by which LLaDA's sampler orders its commits,
+    taken once from the unquantized model, the same for all layers, and not scaled to a mean of 1.
     Raises NumericsError where the model's logits are not finite.
     """
     found = torch.ones(ids.shape)

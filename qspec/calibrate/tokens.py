@@ -79,8 +79,8 @@ def draw_masks(
     grid      t = low + (high - low) (d + (rank(s) + 1/2) / samples) / draws for sample s and draw d: evenly spaced over
               all rows and over the draws of a sample; exactly round(t length) tokens are masked
     fixed     t = low = high
-    prefix    t ~ U(low, high), and the first p tokens, p uniform on 0 .. length - 1, stay visible: masked calibration
-              simulation as in Quant-dLLM (arXiv 2510.03274), whose visible prefix has one length for all rows
+    prefix    t ~ U(low, high), and the first p tokens, p uniform on 0 .. length - 1, stay visible: the idea of
+              Quant-dLLM's masked calibration simulation (arXiv 2510.03274), with a prefix and a share of each row's own
     none      t = 0
     """
     rows = samples * draws
