@@ -16,7 +16,7 @@ def contradictions(calibrate: Calibration) -> Iterator[Contradiction]:
     masks, visible = _masks(calibrate.mask), _shows(calibrate.mask)
     weigh = calibrate.weigh
     if not masks and calibrate.draws > 1:
-        yield "draws", "without masks, every draw of a sample is the same", "remove this line, or mask the text"
+        yield "draws", "without masks, every draw of a sample is the same", "remove it, or mask the text"
     if not masks and weigh.certainty:
         yield "weigh", "`certainty` weighs masked tokens, and none is masked", "remove it, or mask the text"
     if not (weigh.masked and masks) and not (weigh.unmasked and visible):

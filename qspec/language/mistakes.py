@@ -18,6 +18,8 @@ SETTINGS = {  # block -> its keywords
     "emit": ("kernels", "regime"),
 }
 
+WEIGHTS = ("masked", "unmasked", "certainty")  # what stands after `weigh`, separated by commas
+
 _FORMS = {  # start rule -> how its statement looks
     "version": "qspec 1",
     "extends": 'extends "base.qs"',
@@ -79,6 +81,9 @@ def describe(error: Mismatch, code: str, start: str, block: str | None = None) -
     words = [n.strip("`") for n in names if n.startswith("`") and n[1].isalpha()]
     guess = closest(found, words) if found else None
     keys = SETTINGS.get(block or "", ())
+    if block == "calibrate" and found in WEIGHTS and set(keys) <= set(words):
+        hint = "write a comma before it, as in `weigh masked 1.0, unmasked 0.5`"
+        return Mistake("QS005", f"{quote(found)} stands alone", hint, at, end, f", {found}")
     if found[:1].isalpha() and keys and set(keys) <= set(words) and (guess is None or guess in keys):
         hint = f"did you mean `{guess}`?" if guess else _belongs(found, str(block), keys)
         return Mistake("QS007", f"{quote(found)} is not a setting of `{block}`", hint, at, end, guess)

@@ -219,7 +219,7 @@ class Resolver:
         files = list(self.merged.sources)  # a recipe stands before its base
         if files.index(mask.span.path) <= files.index(text.span.path):
             message = "`mask` beside `rollouts`: a rollout's states bring their own masks"
-            self.report("QS060", message, mask.span, "remove this line", notes=(Note(text.span, "the rollouts"),))
+            self.report("QS060", message, mask.span, "remove it", notes=(Note(text.span, "the rollouts"),))
 
     def _weighting(self, node: s.Weigh) -> Weighting:
         spans: dict[str, Span] = {}
