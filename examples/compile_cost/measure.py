@@ -2,10 +2,10 @@
 
     python examples/compile_cost/measure.py --layers 32 recipes/paper/gptq_w4a16.qs recipes/paper/duquant_w4a4.qs
 
-Writes a checkpoint with LLaDA-8B's dimensions (`--family dream`: Dream-7B's) and random weights, then runs the compiler on
-it as `qspec compile RECIPE --model FOLDER --no-eval` does, with the recipe's own calibration (128 x 2048 tokens). Random
-weights cost what trained ones do: no step of the compiler depends on their values, but for what is stored. The result is
-one JSON line a recipe, on stdout and in OUT/cost.jsonl.
+Writes a checkpoint with LLaDA-8B's dimensions (`--family dream`: Dream-7B's) and random weights, then runs the compiler
+on it as `qspec compile RECIPE --model FOLDER --no-eval` does, with the recipe's own calibration (128 x 2048 tokens).
+Random weights cost what trained ones do: no step of the compiler takes longer for some values than for others. The
+result is one JSON line a recipe, on stdout and in OUT/cost.jsonl.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python examples/paper_tables/run.py --model tiny-llada --model tiny-dream --out build/paper_tables
 
-A cell that is finished, of the same recipe, checkpoint and calibration, is not made again: a killed grid goes on where it
-was. All cells of a model run in one process and share the unquantized model's results; with `--jobs N`, N processes
-share the cells. OUT gets a folder for each model and cell (artifact and report), results.json, tables.md and tables.html.
+A cell that is finished, of the same recipe, checkpoint and calibration, is not made again: a killed grid goes on where
+it was. All cells of a model run in one process and share the unquantized model's results; with `--jobs N`, N processes
+share the cells. OUT gets a folder for each model and cell (artifact and report), results.json, tables.md, tables.html.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run_cells(model: str, cells: Sequence[Cell], out: Path, device: str, setting
         print(f"{model} {cell.name}: compiled in {middle - start:.0f} s, measured in {end - middle:.0f} s", flush=True)
 
 
-def collect(model: str, cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
+def collect(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     """The finished cells' reports, with the cell's method and setting."""
     results = []
     for cell in cells:
@@ -71,13 +71,16 @@ def in_processes(jobs: int, models: Sequence[str], cells: Sequence[Cell], argume
         options = [option for model in models for option in ("--model", model)]
         command = [sys.executable, __file__, *options, *arguments, "--cells", ",".join(own), "--no-tables"]
         running.append(subprocess.Popen(command))
-    if any([process.wait() for process in running]):
+    codes = [process.wait() for process in running]
+    if any(codes):
         sys.exit("a process failed; the finished cells are kept, and the same command goes on")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", help="checkpoint folder, hub id or bundled stand-in; may be repeated")
+    parser.add_argument(
+        "--model", action="append", help="checkpoint folder, hub id or bundled stand-in; may be repeated"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/paper_tables"))
     parser.add_argument("--cells", help="names, separated by commas (default: all)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -106,7 +109,7 @@ def main() -> None:
         sys.exit(str(error))
     if args.no_tables:
         return
-    results = {model: collect(model, all_cells(), folders[model]) for model in models}
+    results = {model: collect(all_cells(), folders[model]) for model in models}
     tables = [make_table(model, found) for model, found in results.items() if found]
     write_whole(args.out / "results.json", json.dumps(results, indent=1) + "\n")
     write_whole(args.out / "tables.md", markdown(tables))

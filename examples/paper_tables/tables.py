@@ -10,7 +10,7 @@ from typing import Any
 from cells import SETTINGS
 
 TIER_MARKS = {"negligible": "", "moderate": " ▾", "significant": " ▼", "undefined": " ?"}
-LEGEND = "Drops are relative to the unquantized model: none marked, below 1 %; ▾ moderate, 1 to 4 %; ▼ significant, above 4 %."
+LEGEND = "Drops relative to the unquantized model: unmarked below 1 %, ▾ moderate, 1 to 4 %, ▼ significant, above 4 %."
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Table:
 def make_table(model: str, results: Sequence[dict[str, Any]]) -> Table:
     """One row for the unquantized model and one for each result, grouped by setting.
 
-    results: of run.py, all of one model. A task's column is its first accuracy, in percent; `average` is over the tasks.
+    results: of run.py, all of one model. A task's column is its first accuracy, in percent; `average` is over tasks.
     """
     ordered = sorted(results, key=lambda r: SETTINGS.index(r["setting"]))
     columns = tuple(dict.fromkeys(_column(m) for r in ordered for m in _shown(r["metrics"])))
@@ -92,7 +92,8 @@ def _marked(row: Row, column: str) -> str:
 
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color-scheme: light dark; }
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8884; }

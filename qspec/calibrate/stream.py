@@ -76,11 +76,6 @@ class Stream:
                 batches.append(Batch(x, own if exact else None, context, masked.to(device), weight.to(device)))
         return cls(batches, None if rotated is None else rotated.basis.to(device))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the hidden states."""
-        return self.batches[0].x.dtype
-
     def inputs(self, in_basis: bool) -> Iterator[tuple[Tensor, Batch]]:
         """Each batch's x for a block that was rotated into the stream's basis, or for one that was not (yet)."""
         back = None if in_basis or self.basis is None else self.basis.T

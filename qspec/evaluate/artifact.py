@@ -42,8 +42,8 @@ def evaluate_artifact(
     """Everything that the artifact's recipe asks for, measured anew with the seed that it was compiled with.
 
     model: the unquantized checkpoint. files: where the recipe's relative paths start; None is the current
-    folder. baseline: that checkpoint's model, where it is loaded already. Errors: InputError for a changed artifact, a checkpoint that is not here or another one, and
-    missing data.
+    folder. baseline: that checkpoint's model, where it is loaded already. Errors: InputError for a changed
+    artifact, a checkpoint that is not here or another one, and missing data.
     """
     start, progress = time.perf_counter(), progress or Quiet()
     manifest = Manifest.read(folder)

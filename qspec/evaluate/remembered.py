@@ -1,4 +1,4 @@
-"""A model that computes each input once: in a grid of recipes the unquantized model meets the same ones in every cell."""
+"""A model that computes each input once: over many recipes, the unquantized model meets the same ones each time."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -12,13 +13,13 @@ from qspec.language.spec import Fact, Pass
 from qspec.lazy import LazyModule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor
 
     from qspec import numerics
-    from qspec.formats import TensorFormat
+    from qspec.formats import NumberFormat, TensorFormat
     from qspec.passes.block import Block, Linear
 else:
     torch = LazyModule("torch")
@@ -120,27 +121,87 @@ def round_columns(
     pull: P [in, in] of GPTAQ in the same order, strictly upper triangular: with it each column j also moves the later
     ones by + W[:, j] P[j, :], W[:, j] as it was when its turn came. Updates beyond `block` columns are made together.
     """
-    groups = (order // fmt.group(weight.shape[1])).tolist()
-    diagonal = factor.diagonal().tolist()
+    groups = order // fmt.group(weight.shape[1])
     w = weight[:, order]
     codes = torch.empty_like(w, dtype=torch.int8)
     for start in range(0, w.shape[1], block):
-        end = min(start + block, w.shape[1])
-        errors = torch.empty_like(w[:, start:end])
-        for j in range(start, end):
-            g = slice(groups[j], groups[j] + 1)
-            s, z = scale[:, g], None if zero is None else zero[:, g]
-            column = w[:, j : j + 1]
-            q = numerics.encode(column, s, z, fmt.number)
-            codes[:, j : j + 1] = q
-            error = (column - numerics.dequantize(q, s, z)) / diagonal[j]
-            w[:, j + 1 : end] -= error * factor[j, j + 1 : end]
-            if pull is not None:
-                w[:, j + 1 : end] += column * pull[j, j + 1 : end]
-            errors[:, j - start] = error[:, 0]
-        w[:, end:] -= errors @ factor[start:end, end:]
+        own = slice(start, min(start + block, w.shape[1]))
+        later = slice(own.stop, None)
+        inputs = Columns(
+            w[:, own],
+            scale[:, groups[own]],
+            None if zero is None else zero[:, groups[own]],
+            factor[own, own],
+            None if pull is None else pull[own, own],
+        )
+        walk = graphed(inputs, fmt.number) if w.device.type == "cuda" else partial(round_some, number=fmt.number)
+        codes[:, own], errors, moved = walk(inputs)
+        w[:, later] -= errors @ factor[own, later]
         if pull is not None:
-            w[:, end:] += w[:, start:end] @ pull[start:end, end:]
+            w[:, later] += moved @ pull[own, later]
     restored = torch.empty_like(codes)
     restored[:, order] = codes
     return restored
+
+
+class Columns(NamedTuple):
+    """Some columns of W [out, n] with the scale [out, n] and zero point [out, n] of each, and their U and P [n, n]."""
+
+    weight: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    factor: Tensor
+    pull: Tensor | None
+
+
+def round_some(columns: Columns, number: NumberFormat) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes int8, scaled errors e, and the columns as they were when their turn came; each [out, n]."""
+    w = columns.weight.clone()
+    codes, errors = torch.empty_like(w, dtype=torch.int8), torch.empty_like(w)
+    for j in range(w.shape[1]):
+        own, later = slice(j, j + 1), slice(j + 1, None)
+        s, z = columns.scale[:, own], None if columns.zero is None else columns.zero[:, own]
+        q = numerics.encode(w[:, own], s, z, number)
+        codes[:, own] = q
+        errors[:, own] = (w[:, own] - numerics.dequantize(q, s, z)) / columns.factor[j, j]
+        w[:, later] -= errors[:, own] * columns.factor[j, later]
+        if columns.pull is not None:
+            w[:, later] += w[:, own] * columns.pull[j, later]
+    return codes, errors, w
+
+
+def graphed(like: Columns, number: NumberFormat) -> Callable[[Columns], tuple[Tensor, Tensor, Tensor]]:
+    """`round_some` as a CUDA graph for inputs of these shapes: its thousands of small kernels are launched as one.
+
+    The graph is recorded once for each shape; what a call returns is overwritten by the next one.
+    """
+    key = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in like)
+    return _graph(key, number)
+
+
+@lru_cache(maxsize=8)
+def _graph(
+    key: tuple[tuple[torch.Size, torch.dtype, torch.device] | None, ...], number: NumberFormat
+) -> Callable[[Columns], tuple[Tensor, Tensor, Tensor]]:
+    weight, scale, zero, factor, pull = (None if k is None else torch.ones(k[0], dtype=k[1], device=k[2]) for k in key)
+    assert weight is not None
+    assert scale is not None
+    assert factor is not None
+    held = Columns(weight, scale, zero, factor, pull)
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        round_some(held, number)  # what a first call allocates and loads may not be recorded
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = round_some(held, number)
+
+    def replay(columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
+        for place, value in zip(held, columns, strict=True):
+            if place is not None and value is not None:
+                place.copy_(value)
+        graph.replay()
+        return outputs
+
+    return replay

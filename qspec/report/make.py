@@ -21,7 +21,8 @@ def make_report(
     """Everything that the artifact's recipe asks for, measured through the packed artifact, rendered and sealed.
 
     model: the unquantized checkpoint, None to find it. files: where the recipe's relative paths start. progress: its
-    timings so far go into the report. baseline: that checkpoint's model, where it is loaded already. Errors: as `evaluate_artifact`; MachineError where the disk is full.
+    timings so far go into the report. baseline: that checkpoint's model, where it is loaded already. Errors: as
+    `evaluate_artifact`; MachineError where the disk is full.
     """
     found = evaluate_artifact(artifact, model, device, files, progress, baseline)
     data = report_data(

@@ -275,7 +275,7 @@ def test_a_pass_that_changes_the_function_stops_the_compile(
 
 
 def test_nan_scales_stop_the_compile(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def poisoned(w: torch.Tensor, _: object) -> tuple[torch.Tensor, None]:
+    def poisoned(w: torch.Tensor, *_: object) -> tuple[torch.Tensor, None]:
         return numerics._stored(w[:, :1] * float("nan"), torch.float32), None
 
     monkeypatch.setattr(numerics, "weight_scales", poisoned)
