@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
 from qspec.models.decoder import Decoder
+from qspec.models.dream import DREAM
+from qspec.models.family import Family
 from qspec.models.llada import LLADA
-from tests.models.layout import TINY, random_weights
+from tests.models import dream_layout, layout
+from tests.models.layout import TINY
 
 MASK: int = TINY["mask_token_id"]
+
+
+TABLE: dict[str, tuple[Family, dict[str, Any], Any]] = {
+    "llada": (LLADA, TINY, layout),
+    "dream": (DREAM, dream_layout.TINY_DREAM, dream_layout),
+}
 
 
 class Letters:
@@ -23,9 +34,11 @@ class Letters:
 class Remembers(Decoder):
     """seen: every row of ids that the model computed with, in order. It never predicts the mask token."""
 
-    def __init__(self) -> None:
-        super().__init__(LLADA, LLADA.shape(TINY))
-        self.load_state_dict({name: torch.from_numpy(w).float() for name, w in random_weights(TINY, seed=4).items()})
+    def __init__(self, family: Literal["llada", "dream"] = "llada") -> None:
+        own, config, module = TABLE[family]
+        super().__init__(own, own.shape(config))
+        weights = module.random_weights(config, seed=4)
+        self.load_state_dict({name: torch.from_numpy(w).float() for name, w in weights.items()})
         self.requires_grad_(False)
         self.seen: list[tuple[int, ...]] = []
 
@@ -35,5 +48,5 @@ class Remembers(Decoder):
 
     def finish(self, x: Tensor) -> Tensor:
         logits = super().finish(x)
-        logits[..., MASK] = -100.0
+        logits[..., self.shape.mask_token] = -100.0
         return logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,12 +14,12 @@ from qspec.errors import NumericsError
 from tests.calibrate.models import MASK, Remembers
 
 
-def rows(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rows(count: int, length: int, mask: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, 40, (count, length), generator=generator)
     masked = torch.rand(ids.shape, generator=generator) < 0.4
     masked[1] = False  # a row that the model sees in full
-    return ids.masked_fill(masked, MASK), masked
+    return ids.masked_fill(masked, mask), masked
 
 
 def expected(model: Remembers, ids: torch.Tensor, masked: torch.Tensor, shift: bool) -> np.ndarray:
@@ -33,12 +33,13 @@ def expected(model: Remembers, ids: torch.Tensor, masked: torch.Tensor, shift: b
     return found
 
 
-@pytest.mark.parametrize("shift", [False, True])
-def test_certainties_are_the_largest_probabilities_at_masks(shift: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Remembers()
-    model.shape = replace(model.shape, shift=shift)
-    ids, masked = rows(5, 12)
-    masked[0, 0], ids[0, 0] = True, MASK
+@pytest.mark.parametrize(("family", "shift"), [("llada", False), ("dream", True)])
+def test_certainties_are_the_largest_probabilities_at_masks(
+    family: Literal["llada", "dream"], shift: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Remembers(family)
+    ids, masked = rows(5, 12, model.shape.mask_token)
+    masked[0, 0], ids[0, 0] = True, model.shape.mask_token
     found = certainty(model, ids, masked)
     np.testing.assert_allclose(found.numpy(), expected(model, ids, masked, shift), rtol=1e-5)
     assert (found[~masked] == 1).all()
@@ -52,4 +53,4 @@ def test_logits_that_are_no_numbers() -> None:
     model = Remembers()
     model.head.weight.fill_(float("nan"))  # type: ignore[union-attr]
     with pytest.raises(NumericsError, match="NaN or Inf"):
-        certainty(model, *rows(2, 8))
+        certainty(model, *rows(2, 8, MASK))
