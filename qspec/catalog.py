@@ -15,16 +15,18 @@ from qspec.errors import InputError
 from qspec.formats import Scheme, TensorFormat
 
 TRANSFORMS = ("none", "rotate", "rotate_permute_rotate")  # by the number of rotations
-GROUPS = (32, 64, 128, 256, 512, 1024)  # input channels that may share a scale
+WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
+ACTIVATION_BITS = (4, 8)  # their arithmetic is int8
+PLANES = (4, 2, 1)  # bits of the pieces that a packed code is cut into, the highest first
 ROTATION_BLOCKS = (16, 32, 64, 128)  # of a first rotation: its matrix is held in shared memory
 SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 32, 18944 = 128 x 148, 768 = 64 x 12
-PACK_BLOCKS = (128, 64, 32)  # input channels whose 4-bit codes are packed together
+PACK_BLOCKS = (128, 64, 32)  # input channels whose codes are packed together
 CLIP_RANGE = (0.01, 1.0)
 MAX_COLUMNS = 32768  # the int32 sum of K products of 8-bit differences: 255 * 255 * K < 2^31
 
 SUPPORTED = (
-    "kernels exist for int4 and int8 weights, per channel or per group of "
-    f"{', '.join(map(str, GROUPS))}, and for activations in 16 bits, or int4 and int8 per token or per group"
+    "kernels exist for int2 to int8 weights, per channel or per group, "
+    "and for activations in 16 bits, or int4 and int8 per token or per group"
 )
 
 
@@ -59,7 +61,7 @@ class RowKernel:
             plain = self.group is None and self.symmetric and self.clip == 1.0
             _require(plain, "16-bit activations have no scales")
             return
-        _check_bits(self.bits, "activations")
+        _check_bits(self.bits, ACTIVATION_BITS, "activations")
         _check_group(self.group, "activations")
         _require(isinstance(self.clip, float), "an activation clip is a number")
         low, high = CLIP_RANGE
@@ -93,7 +95,7 @@ class GemmKernel:
     activation_symmetric: bool
 
     def __post_init__(self) -> None:
-        _check_bits(self.weight_bits, "weights")
+        _check_bits(self.weight_bits, WEIGHT_BITS, "weights")
         _check_group(self.weight_group, "weights")
         _require(type(self.weight_symmetric) is bool, "symmetric is neither true nor false")
         _require(type(self.activation_symmetric) is bool, "symmetric is neither true nor false")
@@ -101,7 +103,7 @@ class GemmKernel:
             plain = self.activation_group is None and self.activation_symmetric
             _require(plain, "16-bit activations have no scales")
         else:
-            _check_bits(self.activation_bits, "activations")
+            _check_bits(self.activation_bits, ACTIVATION_BITS, "activations")
             _check_group(self.activation_group, "activations")
 
     @property
@@ -138,13 +140,13 @@ class LayerKernels:
 
 def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = ()) -> LayerKernels:
     """The kernels of a linear with this scheme whose input is rotated in blocks of these sizes. Raises NoKernel."""
-    weight_group = _integer_format(scheme.weights, "weights", "channel")
+    weight_group = _integer_format(scheme.weights, WEIGHT_BITS, "weights", "channel")
     weights, activations = scheme.weights, scheme.activations
     if activations is None:
         row = RowKernel(rotations, 16, None, True, 1.0) if rotations else None
         gemm = GemmKernel(weights.number.bits, weight_group, weights.symmetric, 16, None, True)
         return LayerKernels(row, gemm)
-    group = _integer_format(activations, "activations", "token")
+    group = _integer_format(activations, ACTIVATION_BITS, "activations", "token")
     _require(activations.clip.kind != "mse", "dynamic activations take a clip ratio, not a searched clip")
     clip = float(activations.clip.ratio) if activations.clip.kind == "ratio" else 1.0
     bits = activations.number.bits
@@ -155,17 +157,24 @@ def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = ()) -> LayerKernels
 
 
 def pack_block(in_features: int, where: str | None = None) -> int:
-    """Input channels whose 4-bit codes are packed together: 128, or 64 or 32 where 128 does not divide K."""
+    """Input channels whose codes are packed together: 128, or 64 or 32 where 128 does not divide K."""
     for block in PACK_BLOCKS:
         if in_features > 0 and in_features % block == 0:
             return block
     raise NoKernel(f"{in_features} input channels are not a multiple of {PACK_BLOCKS[-1]}", where=where)
 
 
-def _integer_format(fmt: TensorFormat, operand: str, whole: Literal["channel", "token"]) -> int | None:
+def planes(bits: int) -> tuple[int, ...]:
+    """The pieces of a code of `bits` bits, the highest first: 7 = 4 + 2 + 1, 3 = 2 + 1; none at 8, which is a byte."""
+    return tuple(plane for plane in PLANES if bits & plane)
+
+
+def _integer_format(
+    fmt: TensorFormat, widths: tuple[int, ...], operand: str, whole: Literal["channel", "token"]
+) -> int | None:
     """Checks number format and granularity of one operand; returns its group, None for one scale a row."""
     _require(fmt.number.kind == "int", f"{operand} in {fmt.number} have no kernel")
-    _check_bits(fmt.number.bits, operand)
+    _check_bits(fmt.number.bits, widths, operand)
     kind = fmt.granularity.kind
     _require(kind in (whole, "group"), f"{operand} {fmt.granularity} have no kernel")
     group = fmt.granularity.size if kind == "group" else None
@@ -183,13 +192,14 @@ def _check_rotations(rotations: tuple[int, ...]) -> None:
         _require(fits, f"a second rotation block of {second} has no kernel; there are {low} to {high}")
 
 
-def _check_bits(bits: int, operand: str) -> None:
-    _require(type(bits) is int and bits in (4, 8), f"{operand} in {bits} bits have no kernel")
+def _check_bits(bits: int, widths: tuple[int, ...], operand: str) -> None:
+    _require(type(bits) is int and bits in widths, f"{operand} in {bits} bits have no kernel")
 
 
 def _check_group(group: int | None, operand: str) -> None:
     if group is not None:
-        _check_choice(group, GROUPS, f"{operand} with a group")
+        fits = type(group) is int and 1 <= group <= MAX_COLUMNS
+        _require(fits, f"{operand} in groups of {group} have no kernel; there are 1 to {MAX_COLUMNS}")
 
 
 def _check_choice(value: int, choices: tuple[int, ...], what: str) -> None:

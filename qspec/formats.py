@@ -95,11 +95,20 @@ class TensorFormat:
     def stored_bits(self, rows: int, columns: int) -> int:
         """True bits of a [rows, columns] weight: codes, scales and zero points.
 
-        int4 group 128 is 4 + 16/128 = 4.125 bits a weight; asymmetric adds a zero point of the format's own width.
+        int4 group 128 is 4 + 16/128 = 4.125 bits a weight, and with a zero point of four bits 4.15625. The zero
+        points of each group of channels end at a whole byte.
         """
-        groups = 1 if self.granularity.kind == "tensor" else rows * (columns // self.group(columns))
-        zeros = 0 if self.symmetric else groups * self.number.bits
-        return rows * columns * self.number.bits + groups * self.scale_bits() + zeros
+        if self.granularity.kind == "tensor":
+            rows_of_scales, groups = 1, 1
+        else:
+            rows_of_scales, groups = rows, columns // self.group(columns)
+        zeros = 0 if self.symmetric else groups * -(-rows_of_scales * zero_bits(self.number.bits) // 8) * 8
+        return rows * columns * self.number.bits + groups * rows_of_scales * self.scale_bits() + zeros
+
+
+def zero_bits(bits: int) -> int:
+    """Bits of one stored zero point of codes of `bits` bits: two share a byte where they fit."""
+    return 4 if bits <= 4 else 8
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 
-from qspec.catalog import GemmKernel, LayerKernels, NoKernel, RowKernel, kernels_for, pack_block
+from qspec.catalog import GemmKernel, LayerKernels, NoKernel, RowKernel, kernels_for, pack_block, planes
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, Scheme, TensorFormat
 
 NO_CLIP = Clip()
@@ -45,6 +46,12 @@ def group(size: int) -> Granularity:
         ),
         (Scheme("s", fmt("int4", group(128), False)), (), None, "gemm_w4g128_asym_a16"),
         (Scheme("s", fmt("int8", CHANNEL)), (32,), "row_rotate32_float", "gemm_w8_sym_a16"),
+        (
+            Scheme("s", fmt("int3", group(128))),
+            (128, 28),
+            "row_rotate_permute_rotate128x28_float",
+            "gemm_w3g128_sym_a16",
+        ),
     ],
 )
 def test_kernels_for(scheme: Scheme, rotations: tuple[int, ...], row: str | None, gemm: str) -> None:
@@ -56,13 +63,13 @@ def test_kernels_for(scheme: Scheme, rotations: tuple[int, ...], row: str | None
 @pytest.mark.parametrize(
     ("scheme", "reason"),
     [
-        (Scheme("s", fmt("int3", CHANNEL)), "weights in 3 bits have no kernel"),
         (Scheme("s", fmt("fp8_e4m3", CHANNEL)), "weights in fp8_e4m3 have no kernel"),
         (Scheme("s", fmt("uint4", CHANNEL)), "weights in uint4 have no kernel"),
         (Scheme("s", fmt("int4", TOKEN)), "weights per token have no kernel"),
         (Scheme("s", fmt("int4", Granularity("tensor"))), "weights per tensor have no kernel"),
         (Scheme("s", fmt("int4", Granularity("block", 128, 128))), "weights per block 128x128 have no"),
-        (Scheme("s", fmt("int4", group(48))), "weights with a group of 48 has no kernel"),
+        (Scheme("s", fmt("int4", group(0))), "weights in groups of 0 have no kernel"),
+        (Scheme("s", fmt("int4", group(32769))), "weights in groups of 32769 have no kernel; there are 1 to 32768"),
         (Scheme("s", fmt("int4", CHANNEL), fmt("int6", TOKEN)), "activations in 6 bits have no kernel"),
         (Scheme("s", fmt("int4", CHANNEL), fmt("int4", CHANNEL)), "activations per channel have no kernel"),
         (Scheme("s", fmt("int4", CHANNEL), fmt("int4", TOKEN, clip=Clip("mse"))), "not a searched clip"),
@@ -72,7 +79,32 @@ def test_kernels_for(scheme: Scheme, rotations: tuple[int, ...], row: str | None
 def test_no_kernel_says_why(scheme: Scheme, reason: str) -> None:
     with pytest.raises(NoKernel, match=reason) as caught:
         kernels_for(scheme)
-    assert "int4 and int8" in str(caught.value.hint)
+    assert "int2 to int8 weights" in str(caught.value.hint)
+
+
+def test_every_integer_scheme_has_kernels() -> None:
+    """Weights of 2 to 8 bits, per channel or in any group, with every kind of activations and rotations."""
+    grains = [None, 1, 24, 32, 48, 96, 100, 128, 192, 448, 4096]
+    activations = [None, *((bits, size) for bits in (4, 8) for size in grains)]
+    names = set()
+    for bits, size, symmetric in product(range(2, 9), grains, (True, False)):
+        weights = fmt(f"int{bits}", CHANNEL if size is None else group(size), symmetric)
+        for taken in activations:
+            operand = (
+                None if taken is None else fmt(f"int{taken[0]}", group(taken[1]) if taken[1] else TOKEN, symmetric)
+            )
+            for rotations in ((), (64,), (128, 128), (128, 148)):
+                found = kernels_for(Scheme("s", weights, operand), rotations)
+                names.add((found.row and found.row.name, found.gemm.name))
+    assert len(names) == 7 * len(grains) * 2 * len(activations) * 4
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_planes_add_up(bits: int) -> None:
+    cut = planes(bits)
+    assert list(cut) == sorted(cut, reverse=True)
+    assert sum(cut) == (0 if bits == 8 else bits)
+    assert set(cut) <= {1, 2, 4}
 
 
 @pytest.mark.parametrize("rotations", [(96,), (0,), (256,), (96, 64), (64, 1), (64, 257), (64, 64.0), (64, 64, 64)])
@@ -103,7 +135,7 @@ def test_only_checked_values_make_a_kernel(fields: tuple[object, ...]) -> None:
 def test_names_are_unique() -> None:
     kernels = [
         GemmKernel(w, wg, ws, a, ag, asym)
-        for w in (4, 8)
+        for w in range(2, 9)
         for wg in (None, 32, 128)
         for ws in (True, False)
         for a in (4, 8)

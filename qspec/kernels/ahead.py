@@ -20,6 +20,7 @@ from typing import Any
 
 from qspec.catalog import PACK_BLOCKS, GemmKernel, RowKernel, pack_block
 from qspec.errors import MachineError, UsageError
+from qspec.formats import zero_bits
 from qspec.kernels.generate import Kernel, library
 
 
@@ -164,7 +165,8 @@ def _type(kernel: Kernel, name: str) -> str:
         return TYPES[name]
     if name == "weight_scale":
         return "*fp16" if kernel.weight_group else "*fp32"
-    return "*u8" if kernel.weight_bits == 4 else "*i8"
+    packed = kernel.weight_bits < 8 if name == "weights" else zero_bits(kernel.weight_bits) < 8
+    return "*u8" if packed else "*i8"
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

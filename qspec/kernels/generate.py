@@ -8,6 +8,7 @@ at its top, and has one function to call, `run`.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable
 from functools import lru_cache
@@ -18,7 +19,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qspec import resources
-from qspec.catalog import ROTATION_BLOCKS, GemmKernel, RowKernel
+from qspec.catalog import ROTATION_BLOCKS, GemmKernel, RowKernel, planes
 from qspec.errors import InputError, MachineError
 from qspec.formats import NUMBER_FORMATS
 
@@ -160,20 +161,32 @@ def _at(lines: str, columns: int) -> str:
 
 def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
     groups = [g for g in (kernel.weight_group, kernel.activation_group) if g is not None]
-    step = min(groups) if groups else None
-    four = kernel.weight_bits == 4
+    step = math.gcd(*groups) if groups else None
+    nibbles = kernel.weight_bits == 4 and (step is None or step % PIECE == 0)
+    tile = _product_tile(step, floating=kernel.activation_bits == 16)
     return {
-        "four": four,
         "w_bits": kernel.weight_bits,
         "a_bits": kernel.activation_bits,
+        "planes": list(planes(kernel.weight_bits)),
+        "nibbles": nibbles,
+        "lift": 2 ** (8 - kernel.weight_bits),
         "w_group": kernel.weight_group,
         "a_group": kernel.activation_group,
         "w_asym": not kernel.weight_symmetric,
         "a_asym": not kernel.activation_symmetric,
         "step": step,
-        "tile": min(step or PIECE, PIECE // 2 if kernel.activation_bits == 16 else PIECE),
-        "narrow": four and step is not None and step < PIECE,
+        "tile": tile,
+        "parts": None if step is None else -(-step // tile),
     }
+
+
+def _product_tile(step: int | None, *, floating: bool) -> int:
+    """Channels of one product: a power of two that divides the step, or where that is too small, covers it."""
+    smallest, largest = (16, PIECE // 2) if floating else (32, PIECE)
+    if step is None:
+        return largest
+    divides = min(step & -step, largest)
+    return divides if divides >= smallest else min(max(_power_of_two(step), smallest), largest)
 
 
 def _row_values(kernel: RowKernel) -> dict[str, Any]:

@@ -3,25 +3,46 @@
 Codes, W [N, K] (N output, K input channels):
 
     8 bits   int8 [N, K], as they are
-    4 bits   uint8 [N, K/2]; along K in blocks of P = 128 codes (64 or 32 where 128 does not divide K);
-             byte j of a block holds code j (first half) in its low nibble and code j + P/2 (second
-             half) in its high nibble
+    b bits   uint8 [N, K b/8]: bit planes one after another, each code cut into pieces of 4, 2 and 1 bits, the highest
+             first (`catalog.planes`):
 
-                 bit     7   6   5   4   3   2   1   0            one block, P = 128, H = P/2 = 64
-                       +---------------+---------------+
-              byte 0   |  code 64      |  code 0       |          two's complement nibbles, -8 .. 7
-              byte 1   |  code 65      |  code 1       |
-                ...    |   ...         |   ...         |
-              byte 63  |  code 127     |  code 63      |
-                       +---------------+---------------+
+             b      2     3       4     5       6       7
+             planes 2     2 + 1   4     4 + 1   4 + 2   4 + 2 + 1
 
-             so that `byte << 4` and `byte & 0xF0`, read as int8, are two contiguous operands of 16 times the
-             codes, without a shuffle; the 1/16 goes into the scale.
+A plane of p bits is uint8 [N, K p/8], along K in blocks of P = 128 codes (64 or 32 where 128 does not divide K).
+Byte j of a block, j < H = P p/8, holds the pieces of channels j, j + H, j + 2H, ... from its lowest bits up. One
+block of 128:
+
+    bit     7   6   5   4   3   2   1   0     p = 4, H = 64
+          +---------------+---------------+
+ byte 0   |      64       |       0       |   channels; at b = 4 two's complement nibbles, -8 .. 7
+ byte 1   |      65       |       1       |
+   ...    |      ...      |      ...      |
+ byte 63  |     127       |      63       |
+          +---------------+---------------+
+
+    bit     7   6   5   4   3   2   1   0     p = 2, H = 32
+          +-------+-------+-------+-------+
+ byte 0   |  96   |  64   |  32   |   0   |
+   ...    |  ...  |  ...  |  ...  |  ...  |
+ byte 31  |  127  |  95   |  63   |  31   |
+          +-------+-------+-------+-------+
+
+    bit     7   6   5   4   3   2   1   0     p = 1, H = 16
+          +---+---+---+---+---+---+---+---+
+ byte 0   |112|96 |80 |64 |48 |32 |16 | 0 |
+   ...    |   |   |   |   |   |   |   |   |
+ byte 15  |127|111|95 |79 |63 |47 |31 |15 |
+          +---+---+---+---+---+---+---+---+
+
+A kernel shifts each piece to the top of a byte and the lower planes below the higher ones, and so has 2^(8 - b) times
+the codes as int8 operands, without a sign to restore; the factor goes into the scale. At four bits `byte << 4` and
+`byte & 0xF0` are two contiguous operands, without a shuffle.
 
 Scales are [groups, N] (groups = 1 per channel): a kernel reads one group of many channels at once.
-They are float16 for groups, float32 per channel. Zero points have the width of the codes: int8
-[groups, N], or at 4 bits uint8 [groups, ceil(N/2)] with channel 2i in the low and channel 2i + 1 in
-the high nibble of byte i. Biases are float32 [N].
+They are float16 for groups, float32 per channel. Zero points are int8 [groups, N] for codes of more than
+4 bits, and for others uint8 [groups, ceil(N/2)] with channel 2i in the low and channel 2i + 1 in the high nibble
+of byte i. Biases are float32 [N].
 """
 
 from __future__ import annotations
@@ -32,51 +53,89 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qspec.catalog import GemmKernel, LayerKernels, kernels_for, pack_block
+from qspec.catalog import GemmKernel, LayerKernels, kernels_for, pack_block, planes
 from qspec.errors import InputError
-from qspec.formats import Scheme
+from qspec.formats import Scheme, zero_bits
 from qspec.numerics import Quantized
 from qspec.transforms import InputTransform
 
-NIBBLES = 2  # codes a byte at 4 bits
+NIBBLES = 2  # zero points a byte at 4 bits
 
 
-def pack(codes: Tensor, block: int) -> Tensor:
-    """4-bit codes int8 [N, K] -> uint8 [N, K/2]; see the drawing above. `block` divides K."""
-    halves = codes.reshape(codes.shape[0], -1, NIBBLES, block // NIBBLES).to(torch.uint8)
-    low, high = halves.unbind(2)
-    return ((low & 0xF) | (high << 4)).reshape(codes.shape[0], -1)
+def pack(codes: Tensor, bits: int, block: int) -> Tensor:
+    """Codes int8 [N, K] of `bits` bits -> uint8 [N, K bits/8], see the drawings above; 8 bits stay as they are.
+
+    `block` divides K.
+    """
+    if bits == 8:
+        return codes
+    patterns, low = codes.view(torch.uint8), bits
+    packed = []
+    for plane in planes(bits):
+        low -= plane
+        packed.append(_pack_plane((patterns >> low) & (2**plane - 1), plane, block))
+    return torch.cat(packed, dim=1)
 
 
-def unpack(packed: Tensor, block: int) -> Tensor:
-    """uint8 [N, K/2] -> 4-bit codes int8 [N, K]: the inverse of `pack`."""
-    halves = packed.reshape(packed.shape[0], -1, 1, block // NIBBLES)
-    codes = torch.cat((_signed(halves), _signed(halves >> 4)), dim=2)
-    return codes.reshape(packed.shape[0], -1)
+def unpack(packed: Tensor, bits: int, block: int) -> Tensor:
+    """uint8 [N, K bits/8] -> codes int8 [N, K] of `bits` bits: the inverse of `pack`."""
+    if bits == 8:
+        return packed
+    channels = packed.shape[1] * 8 // bits
+    parts = torch.split(packed, [channels * plane // 8 for plane in planes(bits)], dim=1)
+    patterns, low = torch.zeros(packed.shape[0], channels, dtype=torch.uint8, device=packed.device), bits
+    for plane, part in zip(planes(bits), parts, strict=True):
+        low -= plane
+        patterns |= _unpack_plane(part, plane, block) << low
+    return _signed(patterns, bits)
 
 
-def pack_zeros(zeros: Tensor) -> Tensor:
-    """4-bit zero points int8 [groups, N] -> uint8 [groups, ceil(N/2)]; an odd N leaves a nibble of 0."""
-    pairs = torch.nn.functional.pad(zeros, (0, zeros.shape[1] % NIBBLES)).to(torch.uint8)
+def _pack_plane(pieces: Tensor, plane: int, block: int) -> Tensor:
+    """Pieces of `plane` bits, uint8 [N, K] -> uint8 [N, K plane/8]."""
+    channels = pieces.reshape(pieces.shape[0], -1, 8 // plane, block * plane // 8).unbind(2)
+    packed = torch.zeros_like(channels[0])
+    for index, piece in enumerate(channels):
+        packed |= piece << (plane * index)
+    return packed.reshape(pieces.shape[0], -1)
+
+
+def _unpack_plane(packed: Tensor, plane: int, block: int) -> Tensor:
+    """uint8 [N, K plane/8] -> pieces of `plane` bits, uint8 [N, K]."""
+    parts = packed.reshape(packed.shape[0], -1, block * plane // 8)
+    pieces = [(parts >> shift) & (2**plane - 1) for shift in range(0, 8, plane)]
+    return torch.stack(pieces, dim=2).reshape(packed.shape[0], -1)
+
+
+def pack_zeros(zeros: Tensor, bits: int) -> Tensor:
+    """Zero points int8 [groups, N] of codes of `bits` bits -> uint8 [groups, ceil(N/2)]; more than 4 bits stay.
+
+    An odd N leaves a nibble of 0.
+    """
+    if zero_bits(bits) == 8:
+        return zeros
+    pairs = torch.nn.functional.pad(zeros, (0, zeros.shape[1] % NIBBLES)).view(torch.uint8)
     return (pairs[:, 0::2] & 0xF) | (pairs[:, 1::2] << 4)
 
 
-def unpack_zeros(packed: Tensor, channels: int) -> Tensor:
-    """uint8 [groups, ceil(N/2)] -> 4-bit zero points int8 [groups, N]: the inverse of `pack_zeros`."""
-    pairs = torch.stack((_signed(packed), _signed(packed >> 4)), dim=2)
+def unpack_zeros(packed: Tensor, bits: int, channels: int) -> Tensor:
+    """uint8 [groups, ceil(N/2)] -> zero points int8 [groups, N]: the inverse of `pack_zeros`."""
+    if zero_bits(bits) == 8:
+        return packed
+    pairs = torch.stack((_signed(packed & 0xF, 4), _signed(packed >> 4, 4)), dim=2)
     return pairs.reshape(packed.shape[0], -1)[:, :channels]
 
 
-def _signed(nibbles: Tensor) -> Tensor:
-    """The low four bits as two's complement, int8: (n ^ 8) - 8 keeps 0..7 and maps 8..15 to -8..-1."""
-    return ((nibbles & 0xF).to(torch.int8) ^ 8) - 8
+def _signed(patterns: Tensor, bits: int) -> Tensor:
+    """uint8 of `bits` bits as two's complement, int8: (n ^ half) - half keeps 0 .. half - 1, moves the rest below 0."""
+    half: int = 2 ** (bits - 1)
+    return (patterns.view(torch.int8) ^ half) - half
 
 
 @dataclass(frozen=True)
 class PackedLinear:
     """One quantized linear in the layout of this module's docstring, with the kernels that run it.
 
-    codes: int8 [N, K] or uint8 [N, K/2]. scale: [groups, N]. zero: None if symmetric. bias: float32 [N].
+    codes: int8 [N, K] or uint8 [N, K bits/8]. scale: [groups, N]. zero: None if symmetric. bias: float32 [N].
     transform: of the input, before it is quantized; linears that read one input share the object.
     """
 
@@ -97,11 +156,9 @@ class PackedLinear:
         kernels = kernels_for(scheme, () if transform is None else transform.blocks)
         rows, columns = quantized.codes.shape
         kernels.check(columns)
-        four_bit = kernels.gemm.weight_bits == 4
-        codes = pack(quantized.codes, pack_block(columns)) if four_bit else quantized.codes
-        zero = None if quantized.zero is None else quantized.zero.T
-        if zero is not None and four_bit:
-            zero = pack_zeros(zero)
+        bits = kernels.gemm.weight_bits
+        codes = pack(quantized.codes, bits, pack_block(columns))
+        zero = None if quantized.zero is None else pack_zeros(quantized.zero.T.contiguous(), bits)
         return cls(
             kernels,
             rows,
@@ -115,15 +172,13 @@ class PackedLinear:
 
     def unpacked_codes(self) -> Tensor:
         """int8 [N, K]."""
-        four_bit = self.kernels.gemm.weight_bits == 4
-        return unpack(self.codes, pack_block(self.in_features)) if four_bit else self.codes
+        return unpack(self.codes, self.kernels.gemm.weight_bits, pack_block(self.in_features))
 
     def unpacked_zeros(self) -> Tensor | None:
         """int8 [groups, N], None if symmetric."""
         if self.zero is None:
             return None
-        four_bit = self.kernels.gemm.weight_bits == 4
-        return unpack_zeros(self.zero, self.out_features) if four_bit else self.zero
+        return unpack_zeros(self.zero, self.kernels.gemm.weight_bits, self.out_features)
 
     def stored_bits(self) -> int:
         """Bits of codes, scales and zero points, as they lie in memory."""
@@ -192,9 +247,9 @@ def layout(
         "scale": (torch.float16 if gemm.weight_group else torch.float32, (groups, out_features)),
     }
     if not gemm.weight_symmetric:
-        four_bit = gemm.weight_bits == 4
-        width = -(-out_features // NIBBLES) if four_bit else out_features
-        expected["zero"] = (torch.uint8 if four_bit else torch.int8, (groups, width))
+        nibbles = zero_bits(gemm.weight_bits) == 4
+        width = -(-out_features // NIBBLES) if nibbles else out_features
+        expected["zero"] = (torch.uint8 if nibbles else torch.int8, (groups, width))
     if bias:
         expected["bias"] = (torch.float32, (out_features,))
     rotations = kernels.row.rotations if kernels.row else ()
@@ -206,9 +261,9 @@ def layout(
 
 
 def _codes_layout(gemm: GemmKernel, rows: int, columns: int) -> tuple[torch.dtype, tuple[int, ...]]:
-    if gemm.weight_bits == 4:
-        return torch.uint8, (rows, columns // NIBBLES)
-    return torch.int8, (rows, columns)
+    if gemm.weight_bits == 8:
+        return torch.int8, (rows, columns)
+    return torch.uint8, (rows, columns * gemm.weight_bits // 8)
 
 
 def _check_tensor(name: str, tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

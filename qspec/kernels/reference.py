@@ -1,7 +1,7 @@
 """The CPU path: the integers, and the float32 operations in the order, of the generated kernels.
 
 With qA [M, K] and qW [N, K] the codes, zA and zW the zero points (0 if symmetric), and K cut into
-steps of the smaller group (one step of K where neither operand is grouped):
+steps that divide both operands' groups (one step of K where neither operand is grouped):
 
     t    = sum over the step of (qA - zA)(qW - zW)     exact integer, rounded once to float32
     t    = t * sA[m, step]                             if activations are grouped
@@ -17,6 +17,7 @@ No operation is fused, so that the kernels' outputs are the same bits. With 16-b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +104,7 @@ def multiply(weight: ReferenceWeight, prepared: PreparedInput) -> Tensor:
 
 def _integer(weight: ReferenceWeight, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     kernel, columns = weight.kernel, codes.shape[1]
-    step = min(kernel.activation_group or columns, kernel.weight_group or columns)
+    step = math.gcd(kernel.activation_group or columns, kernel.weight_group or columns)
     a = _centred(codes, zero)
     acc = torch.zeros(codes.shape[0], weight.values.shape[0], device=codes.device)
     for start in range(0, columns, step):

@@ -117,7 +117,7 @@ def test_check_fails_where_a_kernel_is_not_as_it_must_be(
     assert "1 compiled kernels are not as they must be" in shown.err
 
 
-@pytest.mark.parametrize("gemm", [{"bits": 4}, {**asdict(KERNEL), "weight_bits": 5}])
+@pytest.mark.parametrize("gemm", [{"bits": 4}, {**asdict(KERNEL), "weight_bits": 9}])
 def test_a_manifest_with_no_kernel_of_ours(
     gemm: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

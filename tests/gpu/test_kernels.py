@@ -10,23 +10,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from qspec.catalog import RowKernel
 from qspec.errors import InputError
-from qspec.kernels import launch, reference
+from qspec.kernels import reference
 from qspec.kernels.generate import KernelLibrary
-from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.linear import QuantLinear
-from qspec.kernels.packing import PackedLinear
-from qspec.kernels.reference import PreparedInput, ReferenceWeight
-from qspec.transforms import InputTransform
+from qspec.kernels.reference import ReferenceWeight
+from tests.gpu.on_gpu import (
+    check_integer_product,
+    check_plain_rows,
+    check_rotated_rows,
+    dequantized,
+    expected_transform,
+    moved,
+    multiplied_on_gpu,
+    prepared_on_gpu,
+)
 from tests.kernels.cases import (
     Format,
-    codes_that_differ,
-    dequantized_input,
     largest_codes,
-    poisoned_memory,
     random_input,
     random_linear,
     random_transform,
@@ -63,67 +66,13 @@ PLAIN_ROWS = (
     RowKernel((), 8, 128, True, 1.0),
     RowKernel((), 4, 64, False, 0.95),
 )
-ROTATED_ROWS = tuple(
-    (row, columns)
-    for row in (
-        RowKernel((128,), 4, None, True, 1.0),
-        RowKernel((64,), 8, 128, False, 1.0),
-        RowKernel((128, 128), 4, None, True, 0.9),
-        RowKernel((128, 128), 8, None, True, 1.0),
-        RowKernel((128, 128), 4, 64, False, 1.0),
-    )
-    for columns in (4096, 12288)
+ROTATED_ROWS = (
+    RowKernel((128,), 4, None, True, 1.0),
+    RowKernel((64,), 8, 128, False, 1.0),
+    RowKernel((128, 128), 4, None, True, 0.9),
+    RowKernel((128, 128), 8, None, True, 1.0),
+    RowKernel((128, 128), 4, 64, False, 1.0),
 )
-HADAMARD_ROWS = (  # the sizes of LLaDA-8B, Dream-7B and the stand-ins: K is the product of the two blocks
-    *(
-        (RowKernel((first, second), 4, None, True, 1.0), first * second)
-        for first, second in (
-            (128, 32),
-            (128, 96),
-            (128, 28),
-            (128, 148),
-            (64, 12),
-            (32, 28),
-            (128, 2),
-            (128, 8),
-            (64, 256),
-        )
-    ),
-    (RowKernel((128, 28), 8, 128, False, 1.0), 3584),  # groups cut blocks: through scratch
-    (RowKernel((128, 148), 4, 64, True, 1.0), 18944),
-    (RowKernel((64, 8), 4, 128, False, 0.9), 4096),  # a group is several blocks
-)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    return KernelLibrary()
-
-
-def moved(packed: PackedLinear, device: str) -> PackedLinear:
-    tensors = {name: getattr(packed, name) for name in ("codes", "scale", "zero", "bias")}
-    return replace(packed, **{name: None if t is None else t.to(device) for name, t in tensors.items()})
-
-
-def on_cpu(prepared: PreparedInput) -> PreparedInput:
-    scale = None if prepared.scale is None else prepared.scale.cpu()
-    zero = None if prepared.zero is None else prepared.zero.cpu()
-    return replace(prepared, values=prepared.values.cpu(), scale=scale, zero=zero)
-
-
-def prepared_on_gpu(
-    library: KernelLibrary, row: RowKernel | None, transform: InputTransform | None, x: Tensor
-) -> PreparedInput:
-    placed = None if transform is None else PlacedTransform.of(transform, x.device)
-    with poisoned_memory():
-        return launch.prepare(library, row, placed, x)
-
-
-def multiplied_on_gpu(library: KernelLibrary, packed: PackedLinear, prepared: PreparedInput) -> Tensor:
-    with poisoned_memory():
-        return launch.multiply(library, packed, prepared)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -134,10 +83,7 @@ def test_integer_products_are_the_references_bits(fmt: Format, shape: tuple[int,
     weight = ReferenceWeight.of(moved(packed, "cpu"))
     for tokens in TOKENS:
         dtype = torch.float32 if tokens in (1, 64) else torch.bfloat16
-        x = random_input(tokens, columns, tokens, dtype, device="cuda")
-        prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
-        found = multiplied_on_gpu(library, packed, prepared)
-        assert torch.equal(found.cpu(), reference.multiply(weight, on_cpu(prepared)))
+        check_integer_product(packed, weight, random_input(tokens, columns, tokens, dtype, device="cuda"), library)
 
 
 @pytest.mark.parametrize("fmt", INTEGER, ids=str)
@@ -146,19 +92,14 @@ def test_odd_shapes_are_the_references_bits(fmt: Format, library: KernelLibrary)
     packed = random_linear(fmt, 203, columns, seed=1, device="cuda")
     weight = ReferenceWeight.of(moved(packed, "cpu"))
     for tokens in (1, 17, 123):
-        x = random_input(tokens, columns, 1, device="cuda")
-        prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
-        found = multiplied_on_gpu(library, packed, prepared)
-        assert torch.equal(found.cpu(), reference.multiply(weight, on_cpu(prepared)))
+        check_integer_product(packed, weight, random_input(tokens, columns, 1, device="cuda"), library)
 
 
 @pytest.mark.parametrize("columns", [32, 96, 160, 192])
 def test_every_pack_block_is_the_references_bits(columns: int, library: KernelLibrary) -> None:
     packed = random_linear(Format(w_symmetric=False), 70, columns, seed=1, device="cuda")
-    prepared = prepared_on_gpu(library, packed.kernels.row, None, random_input(9, columns, 1, device="cuda"))
-    found = multiplied_on_gpu(library, packed, prepared)
     weight = ReferenceWeight.of(moved(packed, "cpu"))
-    assert torch.equal(found.cpu(), reference.multiply(weight, on_cpu(prepared)))
+    check_integer_product(packed, weight, random_input(9, columns, 1, device="cuda"), library)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -182,12 +123,7 @@ def test_the_largest_sums_are_exact(symmetric: bool, library: KernelLibrary) -> 
 def test_weight_only_products_are_near_float64(fmt: Format, shape: tuple[int, int], library: KernelLibrary) -> None:
     channels, columns = shape
     packed = random_linear(fmt, channels, columns, seed=channels, device="cuda")
-    zeros = packed.unpacked_zeros()
-    scale = packed.scale.T.double()
-    size = columns // scale.shape[1]
-    offset = torch.zeros_like(scale) if zeros is None else zeros.T.double()
-    codes = packed.unpacked_codes().double()
-    weight = (codes - offset.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
+    weight = dequantized(packed)
     for tokens in TOKENS:
         for dtype, limit in ((torch.bfloat16, 1e-2), (torch.float16, 1e-2), (torch.float32, 1e-5)):
             x = random_input(tokens, columns, tokens, dtype, device="cuda")
@@ -203,41 +139,15 @@ def test_row_kernels_without_transform_are_the_references_bits(
 ) -> None:
     for tokens in TOKENS:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            x = random_input(tokens, columns, tokens, dtype, device="cuda")
-            found = on_cpu(prepared_on_gpu(library, row, None, x))
-            expected = reference.prepare(row, None, x.cpu())
-            assert torch.equal(found.scale, expected.scale)
-            assert torch.equal(found.values, expected.values)
-            if not row.symmetric:
-                assert torch.equal(found.zero, expected.zero)
+            check_plain_rows(row, random_input(tokens, columns, tokens, dtype, device="cuda"), library)
 
 
-@pytest.mark.parametrize(("row", "columns"), ROTATED_ROWS + HADAMARD_ROWS, ids=lambda part: getattr(part, "name", part))
+@pytest.mark.parametrize("columns", [4096, 12288])
+@pytest.mark.parametrize("row", ROTATED_ROWS, ids=lambda row: row.name)
 def test_row_kernels_with_transform_are_near_float64(row: RowKernel, columns: int, library: KernelLibrary) -> None:
-    transform = random_transform(row.rotations, columns, seed=columns)
-    assert transform is not None
     for tokens in TOKENS:
         for dtype in (torch.float32, torch.bfloat16):
-            x = random_input(tokens, columns, tokens, dtype, device="cuda")
-            found = on_cpu(prepared_on_gpu(library, row, transform, x))
-            expected = reference.prepare(row, transform, x.cpu())
-            assert torch.allclose(found.scale, expected.scale, rtol=1e-5, atol=0)
-            assert codes_that_differ(found, expected) < 2e-3
-            exact = expected_transform(transform, x)
-            errors = [relative_error(dequantized_input(p), exact) for p in (found, expected)]
-            assert errors[0] < 1.01 * errors[1]
-
-
-def expected_transform(transform: InputTransform, x: Tensor) -> Tensor:
-    """T(x) in float64 on the GPU, block by block: whole matrices of this size take too long."""
-
-    def rotated(y: Tensor, rotation: Tensor) -> Tensor:
-        return (y.reshape(-1, rotation.shape[0]) @ rotation.double().to(x.device)).reshape(x.shape)
-
-    y = rotated(x.double(), transform.rotations[0])
-    if transform.permutation is None:
-        return y.cpu()
-    return rotated(y[:, transform.permutation.long().to(x.device)], transform.rotations[1]).cpu()
+            check_rotated_rows(row, columns, tokens, dtype, library)
 
 
 @pytest.mark.parametrize("rotations", [(128,), (128, 128)])

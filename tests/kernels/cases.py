@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,17 @@ INTEGER = (
     Format(w_bits=8, w_group=128, a_bits=8, a_group=256),
     Format(w_bits=8, w_group=64, w_symmetric=False, a_bits=8, a_group=32, a_symmetric=False),
     Format(w_symmetric=False, a_bits=8, a_symmetric=False, clip=0.9),
+    Format(w_bits=2, a_bits=8),
+    Format(w_bits=2, w_group=64, w_symmetric=False),
+    Format(w_bits=3, w_group=128, a_bits=8),
+    Format(w_bits=3, w_group=48, w_symmetric=False, a_bits=8, a_group=64, a_symmetric=False),  # in steps of 16
+    Format(w_group=24, a_bits=8),
+    Format(w_group=192, w_symmetric=False, a_symmetric=False),
+    Format(w_bits=5, w_symmetric=False, a_bits=8, a_symmetric=False),
+    Format(w_bits=6, w_group=192, a_group=96),
+    Format(w_bits=7, w_group=24, w_symmetric=False, a_symmetric=False),
+    Format(w_bits=7, a_group=448),
+    Format(w_bits=8, w_group=48, w_symmetric=False, a_bits=8, a_group=60),  # in steps of 12
 )
 WEIGHT_ONLY = (
     Format(a_bits=16),
@@ -69,6 +81,14 @@ WEIGHT_ONLY = (
     Format(w_group=32, a_bits=16),
     Format(w_bits=8, w_symmetric=False, a_bits=16),
     Format(w_bits=8, w_group=256, a_bits=16),
+    Format(w_bits=2, w_group=64, w_symmetric=False, a_bits=16),
+    Format(w_bits=3, w_group=128, w_symmetric=False, a_bits=16),
+    Format(w_bits=3, a_bits=16),
+    Format(w_group=448, w_symmetric=False, a_bits=16),
+    Format(w_bits=5, w_group=24, a_bits=16),
+    Format(w_bits=6, w_symmetric=False, a_bits=16),
+    Format(w_bits=7, w_group=96, w_symmetric=False, a_bits=16),
+    Format(w_bits=8, w_group=48, a_bits=16),
 )
 
 
@@ -129,7 +149,7 @@ def expected_product(packed: PackedLinear, prepared: PreparedInput) -> np.ndarra
     a_size, w_size = kernel.activation_group or columns, kernel.weight_group or columns
     sa, sw = prepared.scale.numpy(), packed.scale.numpy().astype(np.float32)
     za, zw = _offsets(prepared.zero, sa), _offsets(packed.unpacked_zeros(), sw)
-    step = min(a_size, w_size)
+    step = math.gcd(a_size, w_size)
     y = np.zeros((qa.shape[0], qw.shape[0]), np.float32)
     for start in range(0, columns, step):
         a = qa[:, start : start + step] - za[start // a_size][:, None]
@@ -220,16 +240,22 @@ ROWS = (
             (4, 64, True, 1.0),
         )
     ),
+    RowKernel((), 8, 48, False, 1.0),
+    RowKernel((), 4, 1, False, 1.0),
+    RowKernel((), 4, 1200, True, 1.0),  # two tiles, the second masked
+    RowKernel((), 8, 2048, False, 1.0),
+    RowKernel((32,), 8, 48, True, 1.0),  # neither divides the other
     RowKernel((64, 12), 4, None, True, 0.9),
+    RowKernel((32, 12), 8, 24, False, 1.0),
     RowKernel((32, 8), 8, 64, False, 1.0),  # a group is several blocks
     RowKernel((32, 12), 4, 64, True, 1.0),  # a group cuts a block
 )
 
 
 def widths(fmt: Format) -> list[int]:
-    """Input widths that the groups divide, with every pack block and with tails."""
-    unit = max(fmt.w_group or 32, fmt.a_group or 32)
-    return [unit, unit * 3, unit * 6, unit * 7]
+    """Input widths that the groups divide, where these are powers of two with every pack block and with tails."""
+    unit = math.lcm(fmt.w_group or 1, fmt.a_group or 1, 32)
+    return [unit * times for times in ((1, 3, 6, 7) if unit & (unit - 1) == 0 else (1, 1, 1, 2))]
 
 
 def largest_codes(fmt: Format, columns: int) -> tuple[PackedLinear, PreparedInput]:

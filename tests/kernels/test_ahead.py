@@ -23,7 +23,24 @@ KERNELS: tuple[Kernel, ...] = (
     RowKernel((64,), 4, 128, True, 1.0),
     RowKernel((128, 128), 4, None, True, 0.9),
     RowKernel((128, 148), 4, None, True, 1.0),
-    RowKernel((128, 256), 8, 64, False, 1.0),
+    GemmKernel(3, 128, False, 16, None, True),
+    GemmKernel(4, 448, False, 16, None, True),
+    GemmKernel(7, 48, False, 8, 64, False),
+)
+OTHERS: tuple[Kernel, ...] = (
+    *(
+        GemmKernel(bits, group, False, *activations)
+        for bits in range(2, 9)
+        for group in (None, 24, 128, 448, 1024)
+        for activations in ((16, None, True), (8, None, False), (4, 96, True))
+    ),
+    GemmKernel(3, 1, False, 8, 1, False),
+    *(
+        RowKernel(rotations, 8, group, False, 0.9)
+        for rotations in ((), (32,), (128,), (64, 2), (128, 28), (128, 96), (128, 148), (128, 256))
+        for group in (None, 24, 128, 4096)
+    ),
+    *(RowKernel((128, second), 16, None, True, 1.0) for second in (2, 28, 128, 256)),
 )
 
 
@@ -44,6 +61,15 @@ def test_compiles_as_it_must(kernel: Kernel, target: str) -> None:
         assert all(any(operand in name for operand in operands) for name in report.instructions)
         if target == "sm_90":
             assert all(name.startswith("wgmma.mma_async") for name in report.instructions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("kernel", OTHERS, ids=lambda kernel: kernel.name)
+def test_every_width_compiles(kernel: Kernel, target: str) -> None:
+    assert compile_ahead(kernel, target).problems == ()
+    if isinstance(kernel, GemmKernel):
+        assert compile_ahead(kernel, target, tokens=1).problems == ()
 
 
 @pytest.mark.parametrize("tokens", [1, 17])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qspec.catalog import ROTATION_BLOCKS, GemmKernel, RowKernel
+from qspec.catalog import GemmKernel, RowKernel
 from qspec.errors import InputError, MachineError
 from qspec.kernels.generate import Kernel, KernelLibrary, digest, file_name, load, render, write
 
@@ -26,7 +26,12 @@ SHOWN: tuple[Kernel, ...] = (
     GemmKernel(8, None, False, 8, 256, True),
     GemmKernel(4, 128, False, 16, None, True),
     GemmKernel(8, None, True, 16, None, True),
+    GemmKernel(3, 128, False, 16, None, True),
+    GemmKernel(2, None, True, 8, None, True),
+    GemmKernel(7, 48, False, 4, None, False),
+    GemmKernel(4, 192, True, 8, 96, True),
     RowKernel((), 8, None, True, 1.0),
+    RowKernel((), 8, 48, False, 1.0),
     RowKernel((), 4, 64, False, 1.0),
     RowKernel((64,), 4, 128, True, 1.0),
     RowKernel((128,), 16, None, True, 1.0),
@@ -40,22 +45,21 @@ LONGEST_LINE = 110
 
 def every_kernel() -> list[Kernel]:
     """Each choice of lines that a template can make."""
-    groups = (None, 32, 128, 256)
+    groups = (None, 24, 64, 448, 1024)
     gemms = [
         GemmKernel(w, w_group, w_symmetric, a, a_group, a_symmetric)
-        for w, w_group, w_symmetric, a, a_group, a_symmetric in product(
-            (4, 8), groups, (True, False), (4, 8), groups, (True, False)
+        for w, w_group, w_symmetric, (a, a_group), a_symmetric in product(
+            (3, 4, 7, 8), groups, (True, False), ((4, None), (8, 48), (8, 128)), (True, False)
         )
     ]
     floats = [
         GemmKernel(w, group, symmetric, 16, None, True)
-        for w, group, symmetric in product((4, 8), groups, (True, False))
+        for w, group, symmetric in product(range(2, 9), groups, (True, False))
     ]
-    seconds = (2, 8, 12, 28, 64, 96, 128, 148, 256)
-    rotations = [(), *((first,) for first in ROTATION_BLOCKS), *product(ROTATION_BLOCKS, seconds)]
+    rotations = [(), (16,), (128,), (128, 128), (64, 2), (64, 12), (32, 28), (128, 148), (128, 256)]
     rows = [
         RowKernel(sizes, bits, group, symmetric, clip)
-        for sizes, bits, group, symmetric, clip in product(rotations, (4, 8), groups, (True, False), (1.0, 0.9))
+        for sizes, (bits, clip), group, symmetric in product(rotations, ((4, 1.0), (8, 0.9)), groups, (True, False))
     ]
     transforms = [RowKernel(sizes, 16, None, True, 1.0) for sizes in rotations if sizes]
     return [*gemms, *floats, *rows, *transforms]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,41 +17,67 @@ from qspec.errors import InputError
 from qspec.kernels.packing import PackedLinear, pack, pack_zeros, unpack, unpack_zeros
 from tests.kernels.cases import INTEGER, WEIGHT_ONLY, Format, random_linear, random_transform
 
+BITS = range(2, 9)
 
-def codes(rows: int, columns: int, seed: int) -> Tensor:
+
+def codes(rows: int, columns: int, seed: int, bits: int = 4) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-8, 8, (rows, columns), dtype=torch.int8, generator=generator)
+    half = 2 ** (bits - 1)
+    return torch.randint(-half, half, (rows, columns), dtype=torch.int8, generator=generator)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 6), st.sampled_from([32, 64, 128]), st.integers(0, 2**31))
-def test_unpack_inverts_pack(rows: int, blocks: int, block: int, seed: int) -> None:
-    q = codes(rows, blocks * block, seed)
-    packed = pack(q, block)
-    assert packed.dtype == torch.uint8
-    assert packed.shape == (rows, blocks * block // 2)
-    assert torch.equal(unpack(packed, block), q)
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(BITS), st.integers(1, 9), st.integers(1, 6), st.sampled_from([32, 64, 128]), st.integers(0, 2**31)
+)
+def test_unpack_inverts_pack(bits: int, rows: int, blocks: int, block: int, seed: int) -> None:
+    q = codes(rows, blocks * block, seed, bits)
+    packed = pack(q, bits, block)
+    assert packed.dtype == (torch.int8 if bits == 8 else torch.uint8)
+    assert packed.shape == (rows, blocks * block * bits // 8)
+    assert torch.equal(unpack(packed, bits, block), q)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 33), st.integers(0, 2**31))
-def test_unpack_zeros_inverts_pack_zeros(groups: int, channels: int, seed: int) -> None:
-    zeros = codes(groups, channels, seed)
-    packed = pack_zeros(zeros)
-    assert packed.shape == (groups, (channels + 1) // 2)
-    assert torch.equal(unpack_zeros(packed, channels), zeros)
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(BITS), st.integers(1, 9), st.integers(1, 33), st.integers(0, 2**31))
+def test_unpack_zeros_inverts_pack_zeros(bits: int, groups: int, channels: int, seed: int) -> None:
+    zeros = codes(groups, channels, seed, bits)
+    packed = pack_zeros(zeros, bits)
+    assert packed.shape == (groups, (channels + 1) // 2 if bits <= 4 else channels)
+    assert torch.equal(unpack_zeros(packed, bits, channels), zeros)
 
 
-def test_every_byte_unpacks_and_packs_to_itself() -> None:
+@pytest.mark.parametrize("bits", [2, 4])
+def test_every_byte_unpacks_and_packs_to_itself(bits: int) -> None:
     packed = torch.arange(256, dtype=torch.uint8).reshape(4, 64)
-    assert torch.equal(pack(unpack(packed, 128), 128), packed)
+    assert torch.equal(pack(unpack(packed, bits, 128), bits, 128), packed)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_each_bit_is_where_the_drawings_say(bits: int, block: int) -> None:
+    """Bit by bit, from the statement: plane p starts at byte K x (bits of the planes before) / 8."""
+    columns = 2 * block
+    cut = {2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 7: [4, 2, 1], 8: [8]}[bits]
+    q = codes(3, columns, seed=bits, bits=bits)
+    packed = pack(q, bits, block)
+    for row, k in ((0, 0), (1, block - 1), (2, block + block // 2 + 1), (0, columns - 1)):
+        value, place, start = int(q[row, k]) % 2**bits, 0, 0
+        for plane in cut:
+            span = block * plane // 8
+            inside = k % block
+            byte = int(packed[row, start + k // block * span + inside % span]) % 256
+            piece = (byte >> (plane * (inside // span))) % 2**plane
+            place = place << plane | piece
+            start += columns * plane // 8
+        assert place == value
 
 
 def test_the_layout_is_the_one_drawn() -> None:
     q = torch.zeros(1, 256, dtype=torch.int8)
     q[0, 0], q[0, 64] = 3, -2  # byte 0 of the first block: low nibble code 0, high nibble code 64
     q[0, 128 + 63], q[0, 128 + 127] = -8, 7  # the last byte of the second block
-    packed = pack(q, 128)
+    packed = pack(q, 4, 128)
     assert packed[0, 0] == 0xE3
     assert packed[0, 127] == 0x78
     assert int((packed != 0).sum()) == 2
@@ -58,7 +85,7 @@ def test_the_layout_is_the_one_drawn() -> None:
 
 def test_shifts_give_sixteen_times_the_codes() -> None:
     q = codes(3, 128, seed=5)
-    packed = pack(q, 128)
+    packed = pack(q, 4, 128)
     low, high = (packed << 4).view(torch.int8), (packed & 0xF0).view(torch.int8)
     assert torch.equal(torch.cat((low, high), 1).int(), 16 * q.int())
 
@@ -72,6 +99,10 @@ def test_shifts_give_sixteen_times_the_codes() -> None:
         (Format(w_bits=8), 8 + 32 / 256),
         (Format(w_bits=8, w_group=64, w_symmetric=False, a_bits=8), 8 + 24 / 64),
         (Format(w_symmetric=False), 4 + 36 / 256),
+        (Format(w_bits=2, w_group=64, w_symmetric=False, a_bits=16), 2 + 20 / 64),
+        (Format(w_bits=3, w_group=128, a_bits=16), 3.125),
+        (Format(w_bits=5, w_group=64, w_symmetric=False, a_bits=16), 5 + 24 / 64),
+        (Format(w_bits=7, a_bits=16), 7 + 32 / 256),
     ],
     ids=str,
 )
@@ -81,13 +112,29 @@ def test_true_bits_a_weight(fmt: Format, bits: float) -> None:
     assert packed.stored_bits() == fmt.scheme().weights.stored_bits(64, 256)
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [None, 1, 12, 24, 32, 48, 96, 192, 480])
+def test_the_accounting_is_what_is_stored(bits: int, symmetric: bool, group: int | None) -> None:
+    """An odd number of channels leaves half a byte of zero points in each group."""
+    fmt = Format(w_bits=bits, w_group=group, w_symmetric=symmetric, a_bits=16)
+    for rows in (1, 4, 7):
+        packed = random_linear(fmt, rows, 960, seed=1)
+        stored = packed.tensors()
+        bytes_stored = sum(
+            stored[n].numel() * stored[n].element_size() for n in ("codes", "scale", "zero") if n in stored
+        )
+        assert fmt.scheme().weights.stored_bits(rows, 960) == packed.stored_bits() == 8 * bytes_stored
+
+
 @pytest.mark.parametrize("fmt", [*INTEGER, *WEIGHT_ONLY], ids=str)
 def test_tensors_and_back(fmt: Format) -> None:
-    weight = torch.randn(33, 256)
+    columns = math.lcm(fmt.w_group or 1, fmt.a_group or 1, 256)
+    weight = torch.randn(33, columns)
     quantized = numerics.quantize_weight(weight, fmt.scheme().weights)
-    transform = random_transform((64, 64), 256, seed=2)
+    transform = random_transform((64, 64), columns, seed=2)
     packed = PackedLinear.from_quantized(quantized, torch.randn(33), transform, fmt.scheme())
-    found = PackedLinear.from_tensors(packed.kernels, 33, 256, packed.tensors(), where="q", bias=True)
+    found = PackedLinear.from_tensors(packed.kernels, 33, columns, packed.tensors(), where="q", bias=True)
     assert torch.equal(found.unpacked_codes(), quantized.codes)
     assert torch.equal(found.scale.T, quantized.scale)
     zeros = found.unpacked_zeros()

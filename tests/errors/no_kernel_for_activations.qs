@@ -6,8 +6,8 @@ recipe r {
 }
 
 scheme w8a8 {
-  weights     int8 per group 100 symmetric
-  activations int8 per token   symmetric
+  weights     int8 per channel symmetric
+  activations int6 per token   symmetric
 }
 
 layers blocks[*].* use w8a8

@@ -6,7 +6,7 @@ recipe r {
 }
 
 scheme w8a8 {
-  weights     int3 per channel symmetric
+  weights     int8 per tensor symmetric
   activations int8 per token   symmetric
 }
 

@@ -1,0 +1,101 @@
+"""Launches on the GPU into poisoned outputs, and what they are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from qspec.catalog import RowKernel
+from qspec.kernels import launch, reference
+from qspec.kernels.generate import KernelLibrary
+from qspec.kernels.launch import PlacedTransform
+from qspec.kernels.packing import PackedLinear
+from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.transforms import InputTransform
+from tests.kernels.cases import (
+    codes_that_differ,
+    dequantized_input,
+    poisoned_memory,
+    random_input,
+    random_transform,
+    relative_error,
+)
+
+
+def moved(packed: PackedLinear, device: str) -> PackedLinear:
+    tensors = {name: getattr(packed, name) for name in ("codes", "scale", "zero", "bias")}
+    return replace(packed, **{name: None if t is None else t.to(device) for name, t in tensors.items()})
+
+
+def on_cpu(prepared: PreparedInput) -> PreparedInput:
+    scale = None if prepared.scale is None else prepared.scale.cpu()
+    zero = None if prepared.zero is None else prepared.zero.cpu()
+    return replace(prepared, values=prepared.values.cpu(), scale=scale, zero=zero)
+
+
+def prepared_on_gpu(
+    library: KernelLibrary, row: RowKernel | None, transform: InputTransform | None, x: Tensor
+) -> PreparedInput:
+    placed = None if transform is None else PlacedTransform.of(transform, x.device)
+    with poisoned_memory():
+        return launch.prepare(library, row, placed, x)
+
+
+def multiplied_on_gpu(library: KernelLibrary, packed: PackedLinear, prepared: PreparedInput) -> Tensor:
+    with poisoned_memory():
+        return launch.multiply(library, packed, prepared)
+
+
+def check_integer_product(packed: PackedLinear, weight: ReferenceWeight, x: Tensor, library: KernelLibrary) -> None:
+    """The GPU's product of what the GPU prepared is the reference's, bit for bit."""
+    prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
+    found = multiplied_on_gpu(library, packed, prepared)
+    assert torch.equal(found.cpu(), reference.multiply(weight, on_cpu(prepared)))
+
+
+def dequantized(packed: PackedLinear) -> Tensor:
+    """W in float64 [N, K], where it is."""
+    zeros = packed.unpacked_zeros()
+    scale = packed.scale.T.double()
+    size = packed.in_features // scale.shape[1]
+    offset = torch.zeros_like(scale) if zeros is None else zeros.T.double()
+    codes = packed.unpacked_codes().double()
+    return (codes - offset.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
+
+
+def check_plain_rows(row: RowKernel, x: Tensor, library: KernelLibrary) -> None:
+    """Without a transform the GPU's codes, scales and zero points are the reference's."""
+    found = on_cpu(prepared_on_gpu(library, row, None, x))
+    expected = reference.prepare(row, None, x.cpu())
+    assert torch.equal(found.scale, expected.scale)
+    assert torch.equal(found.values, expected.values)
+    if not row.symmetric:
+        assert torch.equal(found.zero, expected.zero)
+
+
+def check_rotated_rows(row: RowKernel, columns: int, tokens: int, dtype: torch.dtype, library: KernelLibrary) -> None:
+    """After a transform codes may differ at ties, and the error is no larger than the reference's."""
+    transform = random_transform(row.rotations, columns, seed=columns)
+    assert transform is not None
+    x = random_input(tokens, columns, tokens, dtype, device="cuda")
+    found = on_cpu(prepared_on_gpu(library, row, transform, x))
+    expected = reference.prepare(row, transform, x.cpu())
+    assert torch.allclose(found.scale, expected.scale, rtol=1e-5, atol=0)
+    assert codes_that_differ(found, expected) < 2e-3 + 1.5 / x.numel()  # one code of a short row is more than 2e-3
+    exact = expected_transform(transform, x)
+    errors = [relative_error(dequantized_input(p), exact) for p in (found, expected)]
+    assert errors[0] < 1.01 * errors[1]
+
+
+def expected_transform(transform: InputTransform, x: Tensor) -> Tensor:
+    """T(x) in float64 on the GPU, block by block: whole matrices of this size take too long."""
+
+    def rotated(y: Tensor, rotation: Tensor) -> Tensor:
+        return (y.reshape(-1, rotation.shape[0]) @ rotation.double().to(x.device)).reshape(x.shape)
+
+    y = rotated(x.double(), transform.rotations[0])
+    if transform.permutation is None:
+        return y.cpu()
+    return rotated(y[:, transform.permutation.long().to(x.device)], transform.rotations[1]).cpu()

@@ -1,0 +1,61 @@
+"""Row kernels with two rotations of different sizes on a CUDA GPU: the Hadamard matrices of QuaRot.
+
+python -m pytest tests/gpu/test_rotations.py -m gpu
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qspec.catalog import RowKernel
+from qspec.kernels.generate import KernelLibrary
+from tests.gpu.on_gpu import check_rotated_rows, expected_transform, prepared_on_gpu
+from tests.kernels.cases import random_input, random_transform, relative_error
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+TOKENS = (1, 5, 123)
+HADAMARD_ROWS = (  # the sizes of LLaDA-8B, Dream-7B and the stand-ins: K is the product of the two blocks
+    *(
+        (RowKernel((first, second), 4, None, True, 1.0), first * second)
+        for first, second in (
+            (128, 32),
+            (128, 96),
+            (128, 28),
+            (128, 148),
+            (64, 12),
+            (32, 28),
+            (128, 2),
+            (128, 8),
+            (64, 256),
+        )
+    ),
+    (RowKernel((128, 28), 8, 128, False, 1.0), 3584),  # groups cut blocks: through scratch
+    (RowKernel((128, 148), 4, 64, True, 1.0), 18944),
+    (RowKernel((64, 8), 4, 128, False, 0.9), 4096),  # a group is several blocks
+)
+
+
+@pytest.mark.parametrize(("row", "columns"), HADAMARD_ROWS, ids=lambda part: getattr(part, "name", part))
+def test_rows_are_near_float64(row: RowKernel, columns: int, library: KernelLibrary) -> None:
+    for tokens in TOKENS:
+        check_rotated_rows(row, columns, tokens, torch.bfloat16, library)
+
+
+def test_rows_of_float32_are_near_float64(library: KernelLibrary) -> None:
+    for tokens in TOKENS:
+        check_rotated_rows(RowKernel((128, 28), 4, None, True, 1.0), 3584, tokens, torch.float32, library)
+
+
+@pytest.mark.parametrize("rotations", [(128, 148), (128, 28), (32, 256)])
+def test_transforms_alone_are_near_float64(rotations: tuple[int, int], library: KernelLibrary) -> None:
+    columns = rotations[0] * rotations[1]
+    transform = random_transform(rotations, columns, seed=3)
+    assert transform is not None
+    x = random_input(123, columns, 3, device="cuda")
+    found = prepared_on_gpu(library, RowKernel(rotations, 16, None, True, 1.0), transform, x)
+    assert relative_error(found.values, expected_transform(transform, x)) < 1e-5
