@@ -35,7 +35,7 @@ def make_table(model: str, results: Sequence[dict[str, Any]]) -> Table:
     results: of run.py, all of one model. A task's column is its first accuracy, in percent; `average` is over tasks.
     """
     ordered = sorted(results, key=lambda r: SETTINGS.index(r["setting"]))
-    columns = tuple(dict.fromkeys(_column(m) for r in ordered for m in _shown(r["metrics"])))
+    columns = tuple(dict.fromkeys(_column(m) for r in ordered for m in first_metrics(r["metrics"])))
     columns = (*columns, "average", "bits")
     first = ordered[0]
     rows = [Row("FP", "unquantized", _values(first["metrics"], "baseline", None))]
@@ -43,7 +43,7 @@ def make_table(model: str, results: Sequence[dict[str, Any]]) -> Table:
     return Table(model, columns, tuple(rows))
 
 
-def _shown(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def first_metrics(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The NELBO, and for each task the accuracy that stands first."""
     first: dict[str, dict[str, Any]] = {}
     for metric in metrics:
@@ -57,7 +57,7 @@ def _column(metric: dict[str, Any]) -> str:
 
 def _values(metrics: Sequence[dict[str, Any]], which: str, bits: float | None) -> dict[str, tuple[str, str]]:
     values, scores, before = {}, [], []
-    for metric in _shown(metrics):
+    for metric in first_metrics(metrics):
         tier = metric["tier"] if which == "quantized" else "negligible"
         if metric["metric"] == "nelbo":
             values["NELBO"] = (f"{metric[which]:.4f}", tier)

@@ -1,0 +1,108 @@
+"""Masked against clean calibration text: NELBO and accuracy of GPTQ at W3, W2 and W4A4, over several seeds.
+
+    python examples/paper_tables/masking.py --model tiny-llada --model tiny-dream --jobs 2
+
+The recipes are in recipes/masking. A seed draws the calibration windows, their masks, and the masks of the evaluation, so
+that all recipes of one seed are measured alike. OUT gets masking.json and masking.md; finished cells are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from cells import Cell
+from run import run_cells
+from tables import first_metrics
+
+from qspec import resources
+from qspec.files import write_whole
+
+SHARES = (("clean", "0.0"), ("masked", "1.0"))
+
+
+def recipes() -> tuple[Cell, ...]:
+    """The recipes that are compared, with the fewest bits last."""
+    folder = resources.recipes() / "masking"
+    return tuple(Cell(name, "GPTQ", name, folder / f"gptq_{name}.qs") for name in ("w4a4", "w3a16", "w2a16"))
+
+
+def scores(report: Path) -> tuple[float, float]:
+    """(NELBO, mean accuracy over the tasks) of the quantized model."""
+    metrics = first_metrics(json.loads(report.read_text(encoding="utf-8"))["metrics"])
+    losses = [m["quantized"] for m in metrics if m["metric"] == "nelbo"]
+    shares = [m["quantized"] for m in metrics if m["metric"] != "nelbo"]
+    return losses[0], sum(shares) / len(shares)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, 0.0
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def table(out: Path, models: Sequence[str], seeds: int) -> tuple[str, list[dict[str, object]]]:
+    """Markdown, and the rows behind it."""
+    lines = ["| model | recipe | calibration | NELBO | accuracy, % | seeds |", "|---|---|---|---|---|---|"]
+    rows: list[dict[str, object]] = []
+    for model, cell, (name, _) in product(models, recipes(), SHARES):
+        reports = [
+            out / Path(model).name / name / str(seed) / cell.name / "report/report.json" for seed in range(seeds)
+        ]
+        found = [scores(report) for report in reports if report.is_file()]
+        if not found:
+            continue
+        losses, shares = [loss for loss, _ in found], [100 * share for _, share in found]
+        (loss, loss_sd), (share, share_sd) = spread(losses), spread(shares)
+        lines.append(
+            f"| {Path(model).name} | {cell.setting.upper()} | {name} | {loss:.4f} ± {loss_sd:.4f} "
+            f"| {share:.1f} ± {share_sd:.1f} | {len(found)} |"
+        )
+        rows.append({"model": model, "recipe": cell.name, "calibration": name, "nelbo": losses, "accuracy": shares})
+    return "\n".join(lines) + "\n\nMean ± standard deviation over the seeds.\n", rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", action="append", help="checkpoint folder, hub id or bundled stand-in; may be repeated"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--out", type=Path, default=Path("build/masking"))
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # K/N: every N-th piece of the work, of one process
+    args = parser.parse_args()
+
+    models = args.model or ["tiny-llada", "tiny-dream"]
+    if args.jobs > 1:
+        options = [option for model in models for option in ("--model", model)]
+        options += ["--seeds", str(args.seeds), "--device", args.device, "--out", str(args.out)]
+        command = [sys.executable, __file__, *options, "--part"]
+        running = [subprocess.Popen([*command, f"{k}/{args.jobs}"]) for k in range(args.jobs)]
+        codes = [process.wait() for process in running]
+        if any(codes):
+            sys.exit("a process failed; what is finished is kept, and the same command goes on")
+    else:
+        part, parts = (int(word) for word in (args.part or "0/1").split("/"))
+        work = list(product(models, SHARES, range(args.seeds), recipes()))
+        for model, (name, share), seed, cell in work[part::parts]:
+            out = args.out / Path(model).name / name / str(seed)
+            run_cells(model, [cell], out, args.device, {"masked": share, "seed": str(seed)})
+    if args.part is None:
+        text, rows = table(args.out, models, args.seeds)
+        write_whole(args.out / "masking.md", text)
+        write_whole(args.out / "masking.json", json.dumps(rows, indent=1) + "\n")
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+qspec 1
+
+# GPTQ at W3A16 in groups of 64: what the mask of the calibration text is worth.
+extends "../paper/base/setup.qs"
+
+recipe gptq_w3a16 {
+}
+
+scheme w3a16 {
+  weights     int3 per group 64 asymmetric
+  activations none
+}
+
+layers blocks[*].* use w3a16
+
+apply gptq(damp = 0.01, order = activation) on blocks[*].*

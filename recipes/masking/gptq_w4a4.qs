@@ -1,0 +1,17 @@
+qspec 1
+
+# GPTQ at W4A4 behind QuaRot's rotations: what the mask of the calibration text is worth.
+extends "../paper/base/setup.qs"
+
+recipe gptq_w4a4 {
+}
+
+scheme w4a4 {
+  weights     int4 per channel symmetric clip mse
+  activations int4 per token   symmetric clip 0.9
+}
+
+layers blocks[*].* use w4a4
+
+apply quarot()                              on blocks[*].*
+apply gptq(damp = 0.01, order = activation) on blocks[*].*
