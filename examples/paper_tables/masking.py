@@ -2,8 +2,8 @@
 
     python examples/paper_tables/masking.py --model tiny-llada --model tiny-dream --jobs 2
 
-The recipes are in recipes/masking. A seed draws the calibration windows, their masks, and the masks of the evaluation, so
-that all recipes of one seed are measured alike. OUT gets masking.json and masking.md; finished cells are not made again.
+The recipes are in recipes/masking. A seed draws the calibration windows, their masks, and the masks of the evaluation:
+all recipes of one seed are measured alike. OUT gets masking.json and masking.md; finished cells are not made again.
 """
 
 from __future__ import annotations
