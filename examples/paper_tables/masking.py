@@ -76,6 +76,7 @@ def main() -> None:
         "--model", action="append", help="checkpoint folder, hub id or bundled stand-in; may be repeated"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N items of a task and samples of a text")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", type=Path, default=Path("build/masking"))
@@ -86,6 +87,7 @@ def main() -> None:
     if args.jobs > 1:
         options = [option for model in models for option in ("--model", model)]
         options += ["--seeds", str(args.seeds), "--device", args.device, "--out", str(args.out)]
+        options += [] if args.limit is None else ["--limit", str(args.limit)]
         command = [sys.executable, __file__, *options, "--part"]
         running = [subprocess.Popen([*command, f"{k}/{args.jobs}"]) for k in range(args.jobs)]
         codes = [process.wait() for process in running]
@@ -96,7 +98,7 @@ def main() -> None:
         work = list(product(models, SHARES, range(args.seeds), recipes()))
         for model, (name, share), seed, cell in work[part::parts]:
             out = args.out / Path(model).name / name / str(seed)
-            run_cells(model, [cell], out, args.device, {"masked": share, "seed": str(seed)})
+            run_cells(model, [cell], out, args.device, {"masked": share, "seed": str(seed)}, args.limit)
     if args.part is None:
         text, rows = table(args.out, models, args.seeds)
         write_whole(args.out / "masking.md", text)

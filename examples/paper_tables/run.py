@@ -2,8 +2,8 @@
 
     python examples/paper_tables/run.py --model tiny-llada --model tiny-dream --out build/paper_tables
 
-A cell that is finished, of the same recipe, checkpoint and calibration, is not made again: a killed grid goes on where
-it was. All cells of a model run in one process and share the unquantized model's results; with `--jobs N`, N processes
+A cell that is finished, of the same recipe, checkpoint, calibration and limit, is not made again: a killed grid goes on
+where it was. All cells of a model run in one process and share the unquantized model's results; with `--jobs N`, N processes
 share the cells. OUT gets a folder for each model and cell (artifact and report), results.json, tables.md, tables.html.
 """
 
@@ -33,13 +33,16 @@ from qspec.report.make import make_report
 REMEMBERED = 2 << 30  # bytes of the unquantized model's hidden states that are kept
 
 
-def run_cells(model: str, cells: Sequence[Cell], out: Path, device: str, settings: dict[str, str]) -> None:
+def run_cells(
+    model: str, cells: Sequence[Cell], out: Path, device: str, settings: dict[str, str], limit: int | None = None
+) -> None:
     """Compiles and measures what is not there yet, one cell after another."""
     baseline: Remembered | None = None
     for cell in cells:
         folder = out / cell.name
         inputs = gather(cell.recipe, model, device, settings=settings)
-        if (folder / "report" / "report.json").is_file() and (folder / "recipe.lock").read_text() == inputs.lock.text():
+        done, key = out / f"{cell.name}.done", f"limit {limit}\n{inputs.lock.text()}"
+        if done.is_file() and done.read_text(encoding="utf-8") == key:
             print(f"{model} {cell.name}: finished before", flush=True)
             continue
         start = time.perf_counter()
@@ -47,7 +50,8 @@ def run_cells(model: str, cells: Sequence[Cell], out: Path, device: str, setting
         middle = time.perf_counter()
         if baseline is None:
             baseline = Remembered(runtime.load(inputs.origin.folder, device)[0], REMEMBERED)
-        make_report(artifact.path, str(inputs.origin.folder), device, cell.recipe.parent, Quiet(), baseline)
+        make_report(artifact.path, str(inputs.origin.folder), device, cell.recipe.parent, Quiet(), baseline, limit)
+        write_whole(done, key)
         end = time.perf_counter()
         print(f"{model} {cell.name}: compiled in {middle - start:.0f} s, measured in {end - middle:.0f} s", flush=True)
 
@@ -84,6 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/paper_tables"))
     parser.add_argument("--cells", help="names, separated by commas (default: all)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N items of a task and samples of a text")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="a parameter of the recipes")
     parser.add_argument("--no-tables", action="store_true", help="only run the cells")
@@ -101,10 +106,11 @@ def main() -> None:
     try:
         if args.jobs > 1:
             options = ["--out", str(args.out), "--device", args.device]
+            options += [] if args.limit is None else ["--limit", str(args.limit)]
             in_processes(args.jobs, models, cells, [*options, *(o for pair in args.set for o in ("--set", pair))])
         else:
             for model in models:
-                run_cells(model, cells, folders[model], args.device, settings)
+                run_cells(model, cells, folders[model], args.device, settings, args.limit)
     except QspecError as error:
         sys.exit(str(error))
     if args.no_tables:

@@ -14,20 +14,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--files", metavar="DIR", default=".", help="where the recipe's own file paths start (default: here)"
     )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N items of a task and samples of a text")
     parser.add_argument("--json", action="store_true", help="print what report.json holds")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def run(args: argparse.Namespace) -> int:
     from qspec.cli.terminal import Terminal
+    from qspec.errors import UsageError
     from qspec.progress import Quiet
     from qspec.report import report_json
     from qspec.report.make import make_report
     from qspec.report.text import summary
 
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit is {args.limit}; it must be at least 1")
     folder = Path(args.artifact)
     progress = Quiet() if args.quiet else Terminal()
-    data = make_report(folder, args.model, args.device, Path(args.files), progress)
+    data = make_report(folder, args.model, args.device, Path(args.files), progress, limit=args.limit)
     if args.json:
         print(json.dumps(report_json(data)))
     else:

@@ -38,25 +38,28 @@ def evaluate_artifact(
     files: Path | None = None,
     progress: Progress | None = None,
     baseline: Remembered | None = None,
+    limit: int | None = None,
 ) -> Evaluated:
     """Everything that the artifact's recipe asks for, measured anew with the seed that it was compiled with.
 
     model: the unquantized checkpoint. files: where the recipe's relative paths start; None is the current
-    folder. baseline: that checkpoint's model, where it is loaded already. Errors: InputError for a changed
-    artifact, a checkpoint that is not here or another one, and missing data.
+    folder. baseline: that checkpoint's model, where it is loaded already. limit: at most so many items of every
+    task and samples of every text. Errors: InputError for a changed artifact, a checkpoint that is not here or
+    another one, and missing data.
     """
     start, progress = time.perf_counter(), progress or Quiet()
     manifest = Manifest.read(folder)
     spec = load_recipe(folder / "recipe.qs", passes.available(), {}).spec
     original = find_baseline(manifest.model, model)
     sources = DataSources(original, files or Path())
-    sources.check(spec.calibrate, spec.evaluate)
+    wanted = spec.evaluate if limit is None else spec.evaluate.limited(limit)
+    sources.check(spec.calibrate, wanted)
     with progress.phase("load"):
         quantized, tokenizer = runtime.load(folder, device)
         baseline = baseline or Remembered(runtime.load(original, device)[0])
     with progress.phase("evaluate"):
         seed = manifest.calibration.seed
-        measurements = measure(baseline, quantized, tokenizer, spec.evaluate, sources, seed, progress)
+        measurements = measure(baseline, quantized, tokenizer, wanted, sources, seed, progress)
         outliers = measure_outliers(baseline.model, quantized, tokenizer, spec.calibrate, sources)
     execution = runtime.execution(quantized.device)
     return Evaluated(manifest, measurements, outliers, execution, time.perf_counter() - start)

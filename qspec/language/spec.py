@@ -8,7 +8,7 @@ import does not hurt: the JSON schema and the manifest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -224,6 +224,13 @@ class TaskRequest:
 class Evaluation:
     nelbo: tuple[NelboRequest, ...] = ()
     tasks: tuple[TaskRequest, ...] = ()
+
+    def limited(self, most: int) -> Evaluation:
+        """The same with at most so many items of every task and samples of every text."""
+        return Evaluation(
+            tuple(replace(one, samples=min(one.samples, most)) for one in self.nelbo),
+            tuple(replace(one, limit=min(one.limit or most, most)) for one in self.tasks),
+        )
 
 
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")

@@ -17,14 +17,16 @@ def make_report(
     files: Path,
     progress: Quiet,
     baseline: Remembered | None = None,
+    limit: int | None = None,
 ) -> ReportData:
     """Everything that the artifact's recipe asks for, measured through the packed artifact, rendered and sealed.
 
     model: the unquantized checkpoint, None to find it. files: where the recipe's relative paths start. progress: its
-    timings so far go into the report. baseline: that checkpoint's model, where it is loaded already. Errors: as
-    `evaluate_artifact`; MachineError where the disk is full.
+    timings so far go into the report. baseline: that checkpoint's model, where it is loaded already. limit: at
+    most so many items of every task and samples of every text. Errors: as `evaluate_artifact`; MachineError where
+    the disk is full.
     """
-    found = evaluate_artifact(artifact, model, device, files, progress, baseline)
+    found = evaluate_artifact(artifact, model, device, files, progress, baseline, limit)
     data = report_data(
         found.manifest,
         found.measurements,
