@@ -21,7 +21,9 @@ NORM_BITS = 32  # norm gains stay in float32: smoothing folds scales into them
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """One module's fate. rule: the statement that decided (None: no rule). passes: those that touch it, in order."""
+    """One module's fate. rule: the statement that decided (None: no rule). passes: those that touch it, in order; of
+    a module that is kept, those over the whole model.
+    """
 
     entry: ModuleEntry
     rule: Rule | None
@@ -185,6 +187,7 @@ class Plan:
                     "module": m.entry.module,
                     "scheme": m.scheme.name if m.scheme else None,
                     "bits": m.bits,
+                    "rotations": list(m.rotations),
                     "kernel": m.kernel,
                 }
                 for m in self.modules
@@ -235,6 +238,8 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
             hint=f"add {family.name} to `family` in the recipe, or give a checkpoint of {known}",
         )
     layout = verify(spec, family.modules(shape), shape.layers)
+    for use in spec.passes:
+        use.params.check(shape)
     modules = tuple(
         _module_plan(spec, entry, rule, shape.layers)
         for entry, rule in zip(layout.modules, layout.decided, strict=True)
@@ -245,7 +250,7 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
 def _module_plan(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
     scheme = rule.scheme if rule else None
     if scheme is None:
-        return ModulePlan(entry, rule, None, (), None)
+        return ModulePlan(entry, rule, None, tuple(use for use in spec.passes if use.params.whole_model), None)
     if entry.role.block is None:
         raise InputError(
             f"{entry.role} can only be kept: no kernel computes it in {scheme.label}",
@@ -253,7 +258,7 @@ def _module_plan(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int)
             hint=f"add `layers {entry.role} keep`",
         )
     uses = tuple(use for use in spec.passes if use.selector.matches(entry, layers))
-    online = [found for use in uses if (found := use.params.online(entry.role.part, entry.in_features))]
+    online = [found for use in uses if (found := use.params.rotations(entry, scheme))]
     kernels = kernels_for(scheme, online[-1] if online else ())
     kernels.check(entry.in_features, str(entry.role))
     return ModulePlan(entry, rule, scheme, uses, kernels)

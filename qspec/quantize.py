@@ -122,7 +122,7 @@ def compile_block(
     block = Block(index, plan.shape, module, schemes, stream, plan.spec.calibrate.seed)
     for use in plan.spec.passes:
         uses = tuple(linear for part, linear in block.linears.items() if use in plans[part].passes)
-        if not uses and not use.params.whole_model:
+        if not uses:
             continue
         progress.step(f"{use.name} ({len(uses)} linears)")
         if use.params.quantizes:

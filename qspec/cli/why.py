@@ -51,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
     if scheme:
         print(f"  weights     {scheme.weights}")
         print(f"  activations {scheme.activations or '16 bits'}")
+    if module.rotations:
+        steps = ", permuted, ".join(f"in blocks of {size}" for size in module.rotations)
+        print(f"  input       rotated online {steps}")
     print(f"  {module.bits:.3f} bits per weight, runs {module.kernel}")
     return 0
 

@@ -91,7 +91,7 @@ def _family_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) 
 def _needs_names(problem: Diagnostic, spec: Spec) -> bool:
     """Whether the finding hangs on `module("...")`, for which blocks differ in more than their index."""
     raw = [term.span for s in _selectors(spec) for term in s.terms if isinstance(term, ModuleTerm)]
-    return problem.span in raw or (bool(raw) and problem.code in ("QS034", "QS050", "QS051", "QS052"))
+    return problem.span in raw or (bool(raw) and problem.code in ("QS034", "QS050", "QS051", "QS052", "QS053"))
 
 
 def _index_parts(spec: Spec) -> list[tuple[int, int]]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from qspec.catalog import NoKernel, kernels_for
 from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span
-from qspec.formats import Scheme
 from qspec.language.layout import Layout, matches
 from qspec.language.spec import INITIAL_FACTS, Fact, PassUse, Rule, Spec
+
+WHOLE = "blocks[*].*"  # selects every linear of the blocks
 
 _WHY = {
     Fact.FLOAT_WEIGHTS: "weights that are not quantized yet",
@@ -31,7 +32,7 @@ class PassCheck:
 
     def run(self) -> list[Diagnostic]:
         order = self._order(range(len(self.spec.passes)))
-        found = [self._out_of_order(*clash) for clash in order.values()]
+        found = [self._out_of_order(*clash) for clash in order.values()] + self._partial()
         if not found:
             found += self._unquantized()
         return found + self._idle() + self._kernels()
@@ -111,6 +112,20 @@ class PassCheck:
             edits = (Edit(Span(after.end, after.end, after.path), gap + line),)
         return Diagnostic("QS051", message, rule.span, f"add `{line}` after the other passes", edits=edits)
 
+    def _partial(self) -> list[Diagnostic]:
+        """Passes over the whole model whose selector leaves out linears of the blocks."""
+        found = []
+        for i, use in enumerate(self.spec.passes):
+            inside = [m for m, entry in enumerate(self.layout.modules) if entry.role.block is not None]
+            left = [str(self.layout.modules[m].role) for m in inside if not self.touched[m][i]]
+            if use.params.whole_model and left:
+                message = f"`{use.name}` rewrites all blocks together, and its selector leaves out `{left[0]}`"
+                terms = use.selector.terms
+                span = terms[0].span.cover(terms[-1].span)
+                hint = f"write `{WHOLE}`, or parameters with which it takes blocks one by one"
+                found.append(Diagnostic("QS053", message, span, hint, edits=(Edit(span, WHOLE),)))
+        return found
+
     def _idle(self) -> list[Diagnostic]:
         """Passes of which every module is kept."""
         found = []
@@ -123,21 +138,17 @@ class PassCheck:
 
     def _kernels(self) -> list[Diagnostic]:
         """Transforms for which a scheme has no kernel."""
-        found: dict[str, Diagnostic] = {}
+        found: dict[tuple[int, str, str], Diagnostic] = {}
         for m, scheme in enumerate(self.schemes):
             for i, use in enumerate(self.spec.passes):
                 if scheme is not None and self.touched[m][i]:
                     entry = self.layout.modules[m]
-                    problem = _transform_problem(use, scheme, use.params.online(entry.role.part, entry.in_features))
-                    if problem:
-                        found.setdefault(f"{i} {problem.message}", problem)
+                    try:
+                        kernels_for(scheme, use.params.rotations(entry, scheme))
+                    except NoKernel as missing:
+                        place = f" on `{missing.where}`" if missing.where else ""
+                        message = f"`{use.name}` cannot run with scheme `{scheme.name}`{place}: {missing.what}"
+                        hint = "change the parameters of the pass, or the scheme"
+                        key = (i, scheme.name, missing.what)
+                        found.setdefault(key, Diagnostic("QS043", message, use.span, hint))
         return list(found.values())
-
-
-def _transform_problem(use: PassUse, scheme: Scheme, rotations: tuple[int, ...]) -> Diagnostic | None:
-    try:
-        kernels_for(scheme, rotations)
-    except NoKernel as missing:
-        message = f"`{use.name}` cannot run with scheme `{scheme.name}`: {missing.what}"
-        return Diagnostic("QS043", message, use.span, "change the parameters of the pass, or the scheme")
-    return None

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from qspec.diagnostics import Span
 from qspec.formats import Scheme
 from qspec.language.selectors import Selector
+
+if TYPE_CHECKING:
+    from qspec.models.family import DecoderShape, ModuleEntry
 
 
 class Fact(StrEnum):
@@ -43,13 +46,21 @@ class Pass:
     establishes: ClassVar[frozenset[Fact]] = frozenset()
     clears: ClassVar[frozenset[Fact]] = frozenset()
     quantizes: ClassVar[bool] = False  # turns weights into codes
-    whole_model: ClassVar[bool] = False  # rewrites every block, and what lies outside them
     follows_exact: ClassVar[bool] = False  # compares with the unquantized model's activations
 
-    def online(self, part: str, in_features: int) -> tuple[int, ...]:
+    @property
+    def whole_model(self) -> bool:
+        """Whether it rewrites every module, kept ones too, and what lies outside the blocks."""
+        return False
+
+    def check(self, shape: DecoderShape) -> None:
+        """Raises InputError where a model of this shape cannot be rewritten."""
+
+    def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
         """Block sizes of the rotations that it leaves online on the input of a linear, none by default.
 
-        part: "attention.q". in_features: 0 where no model is known yet; a pass whose rotations depend on it says ().
+        entry: sizes are 0 where no model is known yet; a pass whose rotations depend on them says (). Raises NoKernel
+        where it has none for this size.
         """
         return ()
 

@@ -18,7 +18,7 @@ from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.models.decoder import DecoderBlock, weight_and_bias
 from qspec.models.family import DecoderShape, ModuleEntry
-from qspec.transforms import InputTransform
+from qspec.transforms import InputTransform, block_rotate
 
 # What produces the input of a site, and so can absorb its scale: a norm's gain or the rows of a linear.
 PRODUCERS = {
@@ -372,6 +372,21 @@ class Block:
             linear.weight = (q.T @ linear.weight.double()).float()
             linear.bias = None if linear.bias is None else (linear.bias.double() @ q).float()
         self.in_basis = True
+        self.forget_statistics()
+
+    def rotate_heads(self, rotation: Tensor) -> None:
+        """v --> v R in every head: W_v --> R^T W_v, b_v --> b_v R, W_o --> W_o R (arXiv 2404.00456, stage 1c).
+
+        rotation: orthogonal float64 [head width, head width]. Raises InputError if v or o is quantized already.
+        """
+        v, o = self.linears["attention.v"], self.linears["attention.o"]
+        for linear in (v, o):
+            linear.require_float("rotating the heads")
+        r = rotation.to(v.weight.device)
+        heads = v.weight.double().reshape(-1, r.shape[0], v.weight.shape[1])
+        v.weight = (r.T @ heads).reshape(v.weight.shape).float()
+        v.bias = None if v.bias is None else block_rotate(v.bias.double(), r).float()
+        o.weight = block_rotate(o.weight.double(), r).float()
         self.forget_statistics()
 
     def forget_statistics(self) -> None:

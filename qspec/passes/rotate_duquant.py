@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from qspec import transforms
+    from qspec.formats import Scheme
+    from qspec.models.family import ModuleEntry
     from qspec.passes.block import Block, Linear
 else:
     torch = LazyModule("torch")
@@ -44,7 +46,7 @@ class RotateDuquant(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
 
-    def online(self, part: str, in_features: int) -> tuple[int, ...]:
+    def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
         """R1 and R2, on every input."""
         return (self.block, self.block)
 

@@ -75,7 +75,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Mini:
     model.mkdir()
     standin = resources.standin("llada")
     config = json.loads((standin / "config.json").read_text())
-    config |= {"d_model": 64, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 96, "n_layers": 2}
+    config |= {"d_model": 64, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 192, "n_layers": 2}
     config |= {"max_sequence_length": 64}
     (model / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):

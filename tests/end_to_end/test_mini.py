@@ -373,7 +373,7 @@ def test_gather_reads_no_weights_into_memory(mini: Mini) -> None:
     """Planning a compile must not load the model: everything it holds is small."""
     inputs = gather(mini.recipe, device="cpu")
     assert inputs.tokens.ids.shape == (6, 48)
-    assert inputs.plan.block_weights == 2 * (4 * 64 * 64 + 3 * 64 * 96)
+    assert inputs.plan.block_weights == 2 * (4 * 64 * 64 + 3 * 64 * 192)
 
 
 def test_manifest_round_trip(compiled: Artifact) -> None:

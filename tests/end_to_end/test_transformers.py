@@ -61,7 +61,7 @@ def test_the_model_holds_what_the_artifact_holds(compiled: Artifact) -> None:
     assert set(quantized) == {name for name, m in ours.named_modules() if isinstance(m, QuantLinear)}
     assert len(quantized) == 13
     assert quantized[DOWN].codes.dtype == torch.int8
-    assert quantized[DOWN].codes.shape == (64, 96)
+    assert quantized[DOWN].codes.shape == (64, 192)
     transforms = {id(m.transform) for m in quantized.values()}
     assert len(transforms) == 2 * 4  # one for each site, shared by its linears
     assert not any(p.requires_grad for p in model.parameters())

@@ -10,8 +10,10 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from qspec.diagnostics import RecipeError, Source
+from qspec.formats import Scheme
 from qspec.language import LoadedRecipe, load_source
 from qspec.language.spec import Fact, Pass
+from qspec.models.family import ModuleEntry
 from qspec.models.registry import FAMILIES
 
 _FLOAT = frozenset({Fact.FLOAT_WEIGHTS})
@@ -46,11 +48,26 @@ class Rotate(Pass):
     requires: ClassVar[frozenset[Fact]] = _PLAIN
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
 
-    def online(self, part: str, in_features: int) -> tuple[int, ...]:
+    def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
         return (self.block, self.block)
 
 
-PASSES: dict[str, type[Pass]] = {"gptq": Gptq, "rotate_duquant": Rotate, "rtn": Rtn, "smooth": Smooth}
+@dataclass(frozen=True)
+class Quarot(Pass):
+    residual: bool = True
+    heads: bool = True
+    online: bool = True
+    requires: ClassVar[frozenset[Fact]] = _PLAIN
+    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
+
+    @property
+    def whole_model(self) -> bool:
+        return self.residual
+
+
+PASSES: dict[str, type[Pass]] = {
+    "gptq": Gptq, "quarot": Quarot, "rotate_duquant": Rotate, "rtn": Rtn, "smooth": Smooth,
+}  # fmt: skip
 
 HEAD = 'qspec 1\n\nrecipe r {\n  family llada\n  model  "GSAI-ML/LLaDA-8B-Instruct"\n}\n'
 SCHEME = """

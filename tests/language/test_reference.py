@@ -8,15 +8,19 @@ from dataclasses import fields
 import pytest
 
 from qspec import passes
-from qspec.formats import NUMBER_FORMATS
+from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 from qspec.language import convert
 from qspec.language.formatter import format_source
 from qspec.language.mistakes import SETTINGS
 from qspec.language.pieces import BLOCK_KINDS
 from qspec.language.spec import REGIMES, TARGETS, TASKS, TEXTS, Rollouts
+from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
 from tests.language.fakes import PASSES, ROOT, codes
 from tests.language.test_errors import completed
+
+INT8 = NUMBER_FORMATS["int8"]
+W8A8 = Scheme("w8a8", TensorFormat(INT8, Granularity("channel")), TensorFormat(INT8, Granularity("token")))
 
 PAGE = (ROOT / "grammar" / "reference.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```qs\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -49,5 +53,7 @@ def test_the_fakes_have_the_real_contracts() -> None:
     for name, fake in PASSES.items():
         for fact in ("requires", "establishes", "clears", "quantizes"):
             assert getattr(fake, fact) == getattr(real[name], fact), (name, fact)
-        assert fake().online("attention.q", 128) == real[name]().online("attention.q", 128)
+        assert fake().whole_model == real[name]().whole_model
+        entry = LLADA.outline([0])[1]
+        assert fake().rotations(entry, W8A8) == real[name]().rotations(entry, W8A8)
         assert convert.names(fake) == convert.names(real[name])

@@ -22,7 +22,7 @@ SHAPE = DecoderShape(
     heads=4,
     kv_heads=2,
     head_width=16,
-    ffn=96,
+    ffn=192,
     vocab=50,
     max_length=64,
     norm_eps=1e-5,
@@ -53,11 +53,21 @@ def unweighted(ids: Tensor) -> CalibrationTokens:
     return CalibrationTokens(ids, masked, torch.ones(ids.shape), masked.float().mean(1))
 
 
-@pytest.fixture
-def make_block() -> Callable[[Scheme], Block]:
-    """make_block(scheme) -> a Block whose every linear has the scheme; grouped-query attention, biases, outliers."""
+def in_basis(stream: Stream, basis: Tensor) -> Stream:
+    """The same calibration data in a residual stream that was rotated: h Q for h."""
+    for batch in stream.batches:
+        batch.x = batch.x @ basis
+    return Stream(stream.batches, basis)
 
-    def make(chosen: Scheme, seed: int = 0) -> Block:
+
+@pytest.fixture
+def make_block() -> Callable[..., Block]:
+    """make_block(scheme) -> a Block whose every linear has the scheme; grouped-query attention, biases, outliers.
+
+    With a `basis` [width, width], its residual stream is to be rotated.
+    """
+
+    def make(chosen: Scheme, seed: int = 0, basis: Tensor | None = None) -> Block:
         torch.manual_seed(seed)
         decoder = Decoder(LLADA, SHAPE).requires_grad_(False)
         module = decoder.blocks[0]
@@ -66,6 +76,7 @@ def make_block() -> Callable[[Scheme], Block]:
         module.part("mlp.up").weight[7] *= 40.0  # a massive one, at the down-projection's input
         entries = {e.role.part: (e, chosen) for e in LLADA.modules(SHAPE) if e.role.block == 0}
         ids = torch.randint(0, SHAPE.vocab, (6, 20), generator=torch.Generator().manual_seed(seed))
-        return Block(0, SHAPE, module, entries, Stream.start(decoder, unweighted(ids), 2, exact=True), seed)
+        stream = Stream.start(decoder, unweighted(ids), 2, exact=True)
+        return Block(0, SHAPE, module, entries, stream if basis is None else in_basis(stream, basis), seed)
 
     return make

@@ -1,0 +1,110 @@
+"""QuaRot (arXiv 2404.00456): Hadamard rotations that spread outliers over all channels, most of them for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from qspec import hadamard
+from qspec.errors import InputError
+from qspec.language.spec import Fact, Pass
+from qspec.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+
+    from qspec import transforms
+    from qspec.formats import Scheme
+    from qspec.models.family import DecoderShape, ModuleEntry
+    from qspec.passes.block import Block, Linear
+    from qspec.passes.outer import Outer
+else:
+    torch = LazyModule("torch")
+    transforms = LazyModule("qspec.transforms")
+
+
+@dataclass(frozen=True)
+class Quarot(Pass):
+    """Rotates the residual stream, the heads' values and the MLP's hidden state (arXiv 2404.00456, section 4.1).
+
+    With H_n a Hadamard matrix of order n over sqrt(n), g a norm's gain, D random signs drawn from the recipe's seed:
+
+        residual (R1)  h --> h Q, Q = D H_width, offline: what reads the stream W --> W diag(g) Q, g --> 1; what writes
+                       to it W --> Q^T W, b --> b Q; the embedding E --> E Q. It takes the whole model: the selector
+                       names every linear of the blocks, and those that are kept are rotated too.
+        heads (R2)     v --> v H_(head width) in each head, offline: rows and bias of v, columns of o; where o is
+                       selected and quantized. Query heads that share a value head need no more than that.
+        online (R4)    z --> z (H_b0 (x) H_b1) before down, computed at run time: R1 = H_b0, R2 = H_b1 and a
+                       transposition between them (`qspec.transforms`), stored in float16; down absorbs the inverse of
+                       what is stored. Where down is selected and its activations are quantized: weights alone have
+                       no massive outliers there, and a rotation at run time would cost time for nothing.
+
+    Where we differ: the embedding is not centred, which would change the function of a model with RMSNorm; o's input is
+    not rotated across heads, which would be a second rotation at run time. R3, on queries and keys after their rotary
+    positions, helps a quantized KV cache alone, which no recipe can ask for.
+
+    Parameters: residual, heads, online, whether to do each.
+    """
+
+    residual: bool = True
+    heads: bool = True
+    online: bool = True
+
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
+    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
+
+    @property
+    def whole_model(self) -> bool:
+        """With R1."""
+        return self.residual
+
+    def check(self, shape: DecoderShape) -> None:
+        """R1 needs a head of its own and R1, R2 Hadamard matrices of their widths."""
+        if self.residual and shape.tied:
+            raise InputError(
+                "quarot cannot rotate the residual stream of a model whose head is its embedding",
+                hint="write quarot(residual = false)",
+            )
+        for name, wanted, size in (("residual", self.residual, shape.width), ("heads", self.heads, shape.head_width)):
+            if wanted and not hadamard.exists(size):
+                raise InputError(
+                    f"quarot has no Hadamard matrix of order {size}",
+                    where="the residual stream" if name == "residual" else "blocks[*].attention.v",
+                    hint=f"write quarot({name} = false)",
+                )
+
+    def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
+        """R4's two."""
+        wanted = self.online and entry.role.part == "mlp.down" and scheme.activations is not None
+        return hadamard.factors(entry.in_features, str(entry.role)) if wanted and entry.in_features else ()
+
+    def rewrite_outer(self, outer: Outer) -> None:
+        """Draws Q and rotates embedding and head."""
+        if self.residual:
+            signs = torch.randint(0, 2, (outer.shape.width, 1), generator=outer.generator("quarot")) * 2 - 1
+            outer.rotate_residual((signs * hadamard.orthogonal(outer.shape.width)).float())
+
+    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
+        """R1 on all linears; R2, R4 where o, down are among those selected."""
+        if self.residual:
+            block.rotate_residual()
+        for linear in uses:
+            if linear.scheme is None:
+                continue
+            if self.heads and linear.entry.role.part == "attention.o":
+                block.rotate_heads(hadamard.orthogonal(block.shape.head_width))
+            orders = self.rotations(linear.entry, linear.scheme)
+            if orders:
+                linear.absorb(online_hadamard(orders, linear.entry.in_features).to(linear.weight.device))
+
+
+def online_hadamard(orders: tuple[int, ...], channels: int) -> transforms.InputTransform:
+    """x --> x (H_b1 (x) H_b0) up to the order of channels, for orders b0, b1 with b0 b1 = channels; x H_b0 for one.
+
+    Channel i = a b0 + c is at c b1 + a between the rotations.
+    """
+    rotations = tuple(hadamard.orthogonal(order).half() for order in orders)
+    if len(orders) == 1:
+        return transforms.InputTransform(rotations)
+    transposed = torch.arange(channels, dtype=torch.int32).reshape(-1, orders[0]).T.reshape(-1)
+    return transforms.InputTransform(rotations, transposed)
