@@ -342,8 +342,10 @@ class Workspace:
 
 
 def kernel_fields(kernel: RowKernel | GemmKernel | None) -> dict[str, Any] | None:
-    """A kernel as the manifest stores it."""
-    return None if kernel is None else asdict(kernel)
+    """A kernel as the manifest stores it: JSON's own values."""
+    if kernel is None:
+        return None
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(kernel).items()}
 
 
 def inside(folder: Path, name: str) -> Path:

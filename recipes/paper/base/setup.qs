@@ -6,7 +6,7 @@ param masked = 0.0 in 0.0..1.0
 param seed   = 0
 
 recipe setup {
-  family llada
+  family llada, dream
   model  "GSAI-ML/LLaDA-8B-Base"
 }
 
