@@ -1,4 +1,7 @@
-"""`qspec report ARTIFACT`: render the report again from report.json, without measuring anything."""
+"""`qspec report ARTIFACT`: render the report again from report.json, without measuring anything.
+
+Results that an earlier `--with` added stay until another one replaces them.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,25 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="ARTIFACT", help="a compiled model with a report")
+    parser.add_argument(
+        "--with",
+        dest="results",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="RESULTS",
+        help="show other recipes' results too: a report.json, or a grid's results.json; may be repeated",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from qspec.artifact import Manifest
     from qspec.report import ReportData, replace_report
+    from qspec.report.compare import compare
 
     folder = Path(args.artifact)
     Manifest.read(folder)
-    replace_report(folder, ReportData.read(folder / "report" / "report.json"))
+    data = ReportData.read(folder / "report" / "report.json")
+    replace_report(folder, compare(data, args.results) if args.results else data)
     print(folder / "report" / "report.html")
     return 0

@@ -95,12 +95,22 @@ class KernelInfo:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Another recipe's result on the same checkpoint. manifest: its manifest's sha256, which tells artifacts apart."""
+
+    name: str
+    manifest: str
+    bits_per_weight: float
+    metrics: tuple[Metric, ...]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that a report shows.
 
     execution: which path computed the quantized layers. environment, hashes: name -> text. timings: phase
     -> seconds. memory: name -> bytes. outliers: None, and metrics, kl, flips, samples empty, where nothing
-    was measured.
+    was measured. compared: what `qspec report --with` added.
     """
 
     model: ModelInfo
@@ -121,6 +131,7 @@ class ReportData:
     seed: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
+    compared: tuple[Compared, ...] = ()
     format: Literal[1] = 1
 
     def as_json(self) -> dict[str, Any]:
@@ -130,27 +141,40 @@ class ReportData:
     @classmethod
     def read(cls, path: Path) -> ReportData:
         """The data in a report.json. Errors: InputError where it is absent or of another shape."""
+        return cls.of(cls.content(path), path)
+
+    @staticmethod
+    def content(path: Path) -> dict[str, Any]:
+        """A JSON file's object, of any shape. Errors: InputError where it cannot be read or is none."""
         try:
             content = json.loads(path.read_bytes())
-            if isinstance(content, dict):
-                content.pop("verdict", None)
-            return TypeAdapter(cls).validate_python(content)
         except OSError as error:
             raise InputError(
                 f"the report's data cannot be read: {error.strerror}",
                 where=str(path),
                 hint="measure it first: qspec eval ARTIFACT",
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise _no_data(str(error), str(path)) from None
+        if not isinstance(content, dict):
+            raise _no_data("it is not an object", str(path))
+        return content
+
+    @classmethod
+    def of(cls, content: Any, path: Path) -> ReportData:
+        """The data in what report.json holds. path: where it is from. Errors: InputError where it has another shape."""
+        if isinstance(content, dict):
+            content = {key: value for key, value in content.items() if key != "verdict"}
+        try:
+            return TypeAdapter(cls).validate_python(content)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "top level"
-            raise InputError(
-                f"not the data of a report: {first['msg']}",
-                where=f"{path} at {place}",
-                hint="measure it again: qspec eval ARTIFACT",
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not the data of a report: {error}", where=str(path)) from None
+            raise _no_data(first["msg"], f"{path} at {place}") from None
+
+
+def _no_data(why: str, where: str) -> InputError:
+    return InputError(f"not the data of a report: {why}", where=where, hint="measure it again: qspec eval ARTIFACT")
 
 
 def report_data(

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from qspec.calibrate.outliers import SiteOutliers
 from qspec.evaluate.results import Sample
+from qspec.report.compare import compared_table
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.drawing import Figure
 from qspec.report.figures import EXACT_DB, METRIC_NAMES, mean_bits
@@ -62,6 +63,7 @@ def _context(data: ReportData) -> dict[str, Any]:
     return {
         "data": data,
         "verdict": verdict(data),
+        "comparison": compared_table(data),
         "schemes": _schemes(data.layers),
         "transform_bits": _transform_bits(data),
         "layers": _worst_first(data.layers) if len(data.layers) > LAYERS_SHOWN else data.layers,
@@ -75,7 +77,10 @@ def _context(data: ReportData) -> dict[str, Any]:
 
 
 def _sections(data: ReportData) -> list[tuple[str, str]]:
-    found = [("quality", "Quality"), ("bits", "Bits"), ("errors", "Layer errors")]
+    found = [("quality", "Quality")]
+    if data.compared:
+        found.append(("recipes", "Recipes"))
+    found += [("bits", "Bits"), ("errors", "Layer errors")]
     if data.outliers is not None:
         found.append(("outliers", "Outliers"))
     if data.kl or data.flips:

@@ -11,7 +11,7 @@ import torch
 from qspec.calibrate.outliers import describe, picture
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, KlBucket, Sample, accuracy, nelbo
-from qspec.report.data import Bytes, KernelInfo, LayerRow, ModelInfo, RecipeInfo, ReportData
+from qspec.report.data import Bytes, Compared, KernelInfo, LayerRow, ModelInfo, RecipeInfo, ReportData
 
 PARTS = {
     "attention.q": ("q_proj", 256, 256),
@@ -108,6 +108,25 @@ def outlier_report(blocks: int) -> OutlierReport:
     return OutlierReport(tuple(tables["before"]), tuple(tables["after"]), tuple(pictures))
 
 
+def rounded() -> Compared:
+    """Measured as the sample is, but for gsm8k, which has fewer items, and humaneval, which it lacks."""
+    metrics = (
+        nelbo("wikitext2", "tiny-llada's own held-out text", [1.40, 1.52, 1.47], [5.40, 5.58, 5.51]),
+        accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, [False] * 48),
+        accuracy("gsm8k", "arithmetic (tiny-llada)", "exact_match", [True] * 12, [False] * 12),
+    )
+    return Compared("llada_rtn_w4a4", "e5" * 32, 4.11, metrics)
+
+
+def smoothed() -> Compared:
+    """More bits than the sample."""
+    metrics = (
+        nelbo("wikitext2", "tiny-llada's own held-out text", [1.40, 1.52, 1.47], [1.41, 1.53, 1.48]),
+        accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, [True] * 48),
+    )
+    return Compared("llada_w8a8", "f6" * 32, 8.11, metrics)
+
+
 def sample_report(blocks: int = 6) -> ReportData:
     good = [True] * 47 + [False]
     metrics = (
@@ -169,8 +188,14 @@ def sample_report(blocks: int = 6) -> ReportData:
             Sample("mmlu", "The colour of a ruby is", "red", "red", "", True, False),
         ),
         not_measured=("not measured: mbpp: tiny-llada has no task of its own in its place",),
-        hashes={"calibration tokens": "a1" * 32, "model-00001-of-00007.safetensors": "b2" * 32},
+        hashes={
+            "calibration tokens": "a1" * 32,
+            "manifest": "c3" * 32,
+            "checkpoint model.safetensors": "d4" * 32,
+            "model-00001-of-00007.safetensors": "b2" * 32,
+        },
         memory={"peak resident": 1_430_000_000},
+        compared=(rounded(), smoothed()),
     )  # fmt: skip
 
 

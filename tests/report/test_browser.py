@@ -51,6 +51,14 @@ def test_open_details_do_not_widen_a_phone(page: Page, files: dict[str, Path]) -
     assert page.value("document.documentElement.scrollWidth") <= 390
 
 
+def test_the_table_of_recipes_scrolls_on_a_phone_by_itself(page: Page, files: dict[str, Path]) -> None:
+    page.open(files["deep"], 390)
+    box = "document.querySelector('#recipes .scroll')"
+    assert page.value(f"{box}.scrollWidth > {box}.clientWidth")
+    assert page.value(f"getComputedStyle({box}).overflowX") == "auto"
+    assert page.value("document.documentElement.scrollWidth") <= 390
+
+
 def test_light_and_dark(page: Page, files: dict[str, Path]) -> None:
     shades = []
     for dark in (False, True):
