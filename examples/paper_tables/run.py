@@ -3,8 +3,9 @@
     python examples/paper_tables/run.py --model tiny-llada --model tiny-dream --out build/paper_tables
 
 A cell that is finished, of the same recipe, checkpoint, calibration and limit, is not made again: a killed grid goes on
-where it was. All cells of a model run in one process and share the unquantized model's results; with `--jobs N`, N processes
-share the cells. OUT gets a folder for each model and cell (artifact and report), results.json, tables.md, tables.html.
+where it was. All cells of a model run in one process and share the unquantized model's results; with `--jobs N`, N
+processes share the cells. OUT gets a folder for each model and cell (artifact and report), results.json, tables.md and
+tables.html.
 """
 
 from __future__ import annotations
