@@ -12,6 +12,7 @@ import copy
 import json
 import shutil
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,10 @@ from simulate import calibration
 
 from qspec.models.decoder import Decoder
 
+SIZES = {  # in Dream's layout four query heads show each twin of o's input, and narrower rotations spread them
+    "llada": Sizes(normal=28, mixed=28, massive=60, column=3),
+    "dream": Sizes(normal=20, mixed=10, massive=40, column=5),
+}
 SHARDS = 2
 COPIED = ("config.json", "generation_config.json", "standin.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -60,12 +65,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="what train.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the stand-in's folder")
-    parser.add_argument(
-        "--normal", type=float, default=28, help="inputs of q, k, v and of gate, up: value over the rms"
-    )
-    parser.add_argument("--mixed", type=float, default=28, help="inputs of o")
-    parser.add_argument("--massive", type=float, default=60, help="inputs of down")
-    parser.add_argument("--column", type=float, default=3, help="columns that read them: size over the row's rms")
+    parser.add_argument("--normal", type=float, help="inputs of q, k, v and of gate, up: value over the rms")
+    parser.add_argument("--mixed", type=float, help="inputs of o")
+    parser.add_argument("--massive", type=float, help="inputs of down")
+    parser.add_argument("--column", type=float, help="columns that read them: size over the row's rms")
     args = parser.parse_args()
 
     model, tokenizer = load(args.model)
@@ -73,7 +76,8 @@ def main() -> None:
     trained = copy.deepcopy(model)
     room = make_room(model, ids)
     plain = copy.deepcopy(model)
-    inject(model, ids, room, Sizes(args.normal, args.mixed, args.massive, args.column))
+    chosen = {size.name: getattr(args, size.name) for size in fields(Sizes)}
+    inject(model, ids, room, replace(SIZES[model.family.name], **{k: v for k, v in chosen.items() if v is not None}))
     print(f"logits moved by {difference(trained, plain, ids):.1e}, relative, where room was made")
     print(f"logits moved by {difference(plain, model, ids):.1e}, relative, where outliers were put in")
 

@@ -33,16 +33,25 @@ class LLaDAConfig(PreTrainedConfig):  # type: ignore[misc]
     }
 
 
-class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
-    """`Decoder` under the published class name: logits [b, t, vocab] of ids [b, t], bidirectional."""
+class DreamConfig(PreTrainedConfig):  # type: ignore[misc]
+    """A Dream config.json, whose keys are those that transformers itself uses."""
 
-    config_class = LLaDAConfig
+    model_type = "Dream"
+
+    def __init__(self, rope_scaling: Any = None, **keys: Any) -> None:
+        """Published configs say `rope_scaling: null`, which transformers 5 takes for a deprecated setting."""
+        super().__init__(**keys if rope_scaling is None else keys | {"rope_scaling": rope_scaling})
+
+
+class DecoderModel(PreTrainedModel):  # type: ignore[misc]
+    """`Decoder` as a transformers model: logits [b, t, vocab] of ids [b, t], bidirectional, as published."""
+
     base_model_prefix = ""
     main_input_name = "input_ids"
     _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
     _supports_sdpa = True
 
-    def __init__(self, config: LLaDAConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         keys = config.to_dict()
         family = family_of(keys)
@@ -82,11 +91,25 @@ class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
         return MaskedLMOutput(logits=self.decoder(input_ids, attention_mask).logits)
 
 
+class LLaDAModelLM(DecoderModel):
+    """LLaDA under its published class name."""
+
+    config_class = LLaDAConfig
+
+
+class DreamModel(DecoderModel):
+    """Dream under its published class name; logits at position i predict token i + 1, as there."""
+
+    config_class = DreamConfig
+
+
 def register() -> None:
     """Makes transformers' Auto classes know the families; runs on import, and again without effect."""
-    AutoConfig.register(LLaDAConfig.model_type, LLaDAConfig, exist_ok=True)
-    AutoModel.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
-    AutoModelForMaskedLM.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
+    for model in (LLaDAModelLM, DreamModel):
+        config = model.config_class
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForMaskedLM.register(config, model, exist_ok=True)
 
 
 register()
