@@ -29,7 +29,7 @@ DIGEST_LENGTH = 16  # hex digits in a file name
 PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
 SMALLEST_PRODUCT = 16  # channels of a product on the tensor cores
 CELLS = 4096  # of a rotation that are read at once where it is not held
-ROW_TILE = 1024  # the most channels that a row kernel takes at once
+ROW_TILE = 512  # the most channels that a row kernel takes at once
 HELD_TILE = 256  # the same of rows that a product has made: there are 16 of them
 
 

@@ -242,7 +242,7 @@ ROWS = (
     ),
     RowKernel((), 8, 48, False, 1.0),
     RowKernel((), 4, 1, False, 1.0),
-    RowKernel((), 4, 1200, True, 1.0),  # two tiles, the second masked
+    RowKernel((), 4, 1200, True, 1.0),  # three tiles, the last masked
     RowKernel((), 8, 2048, False, 1.0),
     RowKernel((32,), 8, 48, True, 1.0),  # neither divides the other
     RowKernel((64, 12), 4, None, True, 0.9),
