@@ -25,6 +25,8 @@ from tests.kernels.cases import Format, random_input, random_linear, random_tran
         (Format(w_bits=8, w_group=64, w_symmetric=False, a_bits=8, a_group=64, a_symmetric=False), 0.02),
         (Format(w_group=64, a_bits=16), 0.15),
         (Format(w_bits=8, a_bits=16), 0.01),
+        (Format(w_bits=5, w_group=48, w_symmetric=False, a_bits=16), 0.06),
+        (Format(w_bits=6, w_group=24, a_bits=8, a_group=96), 0.04),
     ],
     ids=str,
 )
