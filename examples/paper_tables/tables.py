@@ -9,6 +9,8 @@ from typing import Any
 
 from cells import SETTINGS
 
+from qspec.evaluate.results import tier
+
 TIER_MARKS = {"negligible": "", "moderate": " ▾", "significant": " ▼", "undefined": " ?"}
 LEGEND = "Drops relative to the unquantized model: unmarked below 1 %, ▾ moderate, 1 to 4 %, ▼ significant, above 4 %."
 
@@ -58,17 +60,16 @@ def _column(metric: dict[str, Any]) -> str:
 def _values(metrics: Sequence[dict[str, Any]], which: str, bits: float | None) -> dict[str, tuple[str, str]]:
     values, scores, before = {}, [], []
     for metric in first_metrics(metrics):
-        tier = metric["tier"] if which == "quantized" else "negligible"
+        own = metric["tier"] if which == "quantized" else "negligible"
         if metric["metric"] == "nelbo":
-            values["NELBO"] = (f"{metric[which]:.4f}", tier)
+            values["NELBO"] = (f"{metric[which]:.4f}", own)
             continue
-        values[_column(metric)] = (f"{100 * metric[which]:.1f}", tier)
+        values[_column(metric)] = (f"{100 * metric[which]:.1f}", own)
         scores.append(metric[which])
         before.append(metric["baseline"])
     if scores:
-        drop = 100 * (1 - sum(scores) / sum(before)) if sum(before) else 0.0
-        tier = "negligible" if drop < 1 else "moderate" if drop <= 4 else "significant"
-        values["average"] = (f"{100 * sum(scores) / len(scores):.1f}", tier)
+        drop = round(100 * (1 - sum(scores) / sum(before)), 9) if sum(before) else None
+        values["average"] = (f"{100 * sum(scores) / len(scores):.1f}", tier(drop))
     values["bits"] = ("16" if bits is None else f"{bits:.2f}", "negligible")
     return values
 
