@@ -49,8 +49,25 @@ def test_transcripts(command: str, shown: str, folder: Path) -> None:
     assert run(command, folder).strip() == shown.strip()
 
 
+def scripts() -> dict[str, set[str]]:
+    """Script -> the options that the README gives it, of every command that runs an example."""
+    found: dict[str, set[str]] = {}
+    for line in re.findall(r"^python (examples/.*)$", README, flags=re.MULTILINE):
+        script, *words = shlex.split(line)
+        found.setdefault(script, set()).update(word for word in words if word.startswith("--"))
+    return found
+
+
+@pytest.mark.parametrize(("script", "options"), scripts().items())
+def test_the_examples_take_the_options_that_are_shown(script: str, options: set[str]) -> None:
+    command = [sys.executable, str(ROOT / script), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert options <= set(re.findall(r"--[\w-]+", shown))
+
+
 def test_there_are_transcripts() -> None:
     assert [shlex.split(c)[1] for c, _ in transcripts()] == ["compile", "check", "plan", "why", "inspect"]
+    assert set(scripts()) == {"examples/paper_tables/run.py"}
 
 
 def test_the_two_commands_come_first() -> None:
