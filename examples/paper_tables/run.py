@@ -34,6 +34,11 @@ from qspec.report.make import make_report
 REMEMBERED = 2 << 30  # bytes of the unquantized model's hidden states that are kept
 
 
+def how(limit: int | None, settings: dict[str, str]) -> str:
+    """How cells are measured and with which parameters, as the first line of a finished cell's mark has it."""
+    return ", ".join([f"limit {limit}", *(f"{key} {value}" for key, value in sorted(settings.items()))])
+
+
 def run_cells(
     model: str, cells: Sequence[Cell], out: Path, device: str, settings: dict[str, str], limit: int | None = None
 ) -> None:
@@ -42,10 +47,11 @@ def run_cells(
     for cell in cells:
         folder = out / cell.name
         inputs = gather(cell.recipe, model, device, settings=settings)
-        done, key = out / f"{cell.name}.done", f"limit {limit}\n{inputs.lock.text()}"
+        done, key = out / f"{cell.name}.done", f"{how(limit, settings)}\n{inputs.lock.text()}"
         if done.is_file() and done.read_text(encoding="utf-8") == key:
             print(f"{model} {cell.name}: finished before", flush=True)
             continue
+        done.unlink(missing_ok=True)
         start = time.perf_counter()
         artifact = qspec.compile(cell.recipe, model, folder, device, settings=settings, evaluate=False)
         middle = time.perf_counter()
@@ -57,12 +63,14 @@ def run_cells(
         print(f"{model} {cell.name}: compiled in {middle - start:.0f} s, measured in {end - middle:.0f} s", flush=True)
 
 
-def collect(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
-    """The finished cells' reports, with the cell's method and setting."""
+def collect(
+    cells: Sequence[Cell], out: Path, limit: int | None = None, settings: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """The reports of the cells that are finished with this limit and these parameters, with method and setting."""
     results = []
     for cell in cells:
-        path = out / cell.name / "report" / "report.json"
-        if path.is_file():
+        done, path = out / f"{cell.name}.done", out / cell.name / "report" / "report.json"
+        if done.is_file() and done.read_text(encoding="utf-8").startswith(f"{how(limit, settings or {})}\n"):
             report = json.loads(path.read_text(encoding="utf-8"))
             results.append({"cell": cell.name, "method": cell.method, "setting": cell.setting, **report})
     return results
@@ -116,7 +124,7 @@ def main() -> None:
         sys.exit(str(error))
     if args.no_tables:
         return
-    results = {model: collect(all_cells(), folders[model]) for model in models}
+    results = {model: collect(all_cells(), folders[model], args.limit, settings) for model in models}
     tables = [make_table(model, found) for model, found in results.items() if found]
     write_whole(args.out / "results.json", json.dumps(results, indent=1) + "\n")
     write_whole(args.out / "tables.md", markdown(tables))

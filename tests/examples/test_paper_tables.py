@@ -12,6 +12,7 @@ import pytest
 
 import qspec
 from qspec.cli import main
+from qspec.errors import MachineError
 from qspec.evaluate.results import tier
 from qspec.report import ReportData
 from tests.end_to_end.conftest import Mini
@@ -218,11 +219,33 @@ def test_a_grid_goes_on_where_it_was(
     assert run(limit=1) == ["rtn_w8a16", "rtn_w4a16"], "fewer items are another measurement"
     metrics = json.loads((out / "rtn_w4a16/report/report.json").read_text())["metrics"]
     assert [one["n"] for one in metrics] == [1]
+    assert len(paper_tables.run.collect(cells, out, 1)) == 2
+    assert paper_tables.run.collect(cells, out) == [], "a table does not mix limits"
+    assert paper_tables.run.collect(cells, out, 1, {"seed": "1"}) == [], "nor parameters"
+
+
+def test_a_cell_that_failed_is_no_longer_finished(
+    paper_tables: SimpleNamespace, mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mark is of what was there before."""
+    recipe = tmp_path / "a.qs"
+    recipe.write_text(RECIPE.format(model=mini.model, text=mini.recipe.parent / "text.txt", bits=8))
+    cell = paper_tables.cells.Cell("a", "RTN", "w8a16", recipe)
+    (tmp_path / "a.done").write_text("limit None\nof another recipe")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise MachineError("the disk is full")
+
+    monkeypatch.setattr(qspec, "compile", fails)
+    with pytest.raises(MachineError):
+        paper_tables.run.run_cells(str(mini.model), [cell], tmp_path, "cpu", {})
+    assert paper_tables.run.collect([cell], tmp_path) == []
 
 
 def test_a_cell_that_was_not_measured_is_not_a_result(paper_tables: SimpleNamespace, tmp_path: Path) -> None:
     cell = paper_tables.cells.Cell("a", "RTN", "w4a4", tmp_path / "a.qs")
-    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "report").mkdir(parents=True)
+    (tmp_path / "a" / "report" / "report.json").write_text("{}")
     assert paper_tables.run.collect([cell], tmp_path) == []
 
 
