@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
-from qspec.files import machine_errors, sha256, sync_folder, write_whole, write_whole_with
+from qspec.files import machine_errors, remove_unfinished, sha256, sync_folder, write_whole, write_whole_with
 
 FORMAT = 1
 MANIFEST = "qspec.json"
@@ -243,6 +243,7 @@ class Workspace:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / HIDDEN[1]).open("w")
             self._take_lock()
+            remove_unfinished(self.folder)
         self._progress_file = self.folder / HIDDEN[0]
         self._progress = self._read_progress(key)
 

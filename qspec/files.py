@@ -46,6 +46,12 @@ def write_whole_with(path: Path, write: Callable[[Path], object]) -> str:
     return digest
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed writers left in a folder that nobody else is writing to."""
+    for temporary in folder.rglob(".*.tmp"):
+        temporary.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

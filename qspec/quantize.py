@@ -94,10 +94,11 @@ def _one_block(
 ) -> list[ModuleRecord]:
     done = workspace.finished(shard)
     exact = None
-    if done is None or stream.follows_exact:
-        fill_block(module, {name: t.to(device) for name, t in checkpoint.block(index).items()})
+    if stream.follows_exact:  # the unquantized model runs in the stream's dtype; passes get the weights as stored
+        fill_block(module, {name: t.to(device, default_dtype(device)) for name, t in checkpoint.block(index).items()})
         exact = stream.exact_outputs(module)
     if done is None:
+        fill_block(module, {name: t.to(device) for name, t in checkpoint.block(index).items()})
         packed, records = compile_block(plan, index, module, stream, progress)
         tensors = artifact_tensors(module, f"{checkpoint.family.blocks}.{index}", packed, records)
         workspace.write_shard(shard, tensors, {"modules": [r.model_dump(mode="json") for r in records]})

@@ -105,6 +105,19 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     again.close()
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    first = Workspace(tmp_path / "out", "key")
+    first.write_shard("s1", {"a": torch.ones(2)}, {})
+    first.write("kernels/one.py", "1")
+    first.close()
+    for left in (".progress.json.17.tmp", "kernels/.one.py.17.tmp"):
+        (first.folder / left).write_text("half")
+    again = Workspace(tmp_path / "out", "key")
+    assert sorted(path.name for path in again.folder.rglob("*.tmp")) == []
+    assert (again.folder / "kernels" / "one.py").read_text() == "1"
+    again.close()
+
+
 def test_a_torn_shard_is_made_again(tmp_path: Path) -> None:
     first = Workspace(tmp_path / "out", "key")
     first.write_shard("s1", {"a": torch.ones(2)}, {})

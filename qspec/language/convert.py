@@ -58,7 +58,7 @@ def _convert(hint: Any, value: Plain) -> Any:
 
 
 def _open(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Strips Annotated and `| None`."""
+    """Strips Annotated and `| None`; a number or a word stays a union."""
     constraints: tuple[Any, ...] = ()
     while True:
         origin = get_origin(hint)
@@ -66,12 +66,21 @@ def _open(hint: Any) -> tuple[Any, tuple[Any, ...]]:
             hint, *found = get_args(hint)
             constraints += tuple(found)
         elif origin in (Union, types.UnionType):
-            hint = next(a for a in get_args(hint) if a is not type(None))
+            members = [a for a in get_args(hint) if a is not type(None)]
+            if len(members) > 1:
+                return hint, constraints
+            (hint,) = members
         else:
             return hint, constraints
 
 
 def _typed(hint: Any, value: Plain) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        (words,) = [a for a in get_args(hint) if get_origin(a) is Literal]
+        (number,) = [a for a in get_args(hint) if a is not words]
+        if isinstance(value, Word):
+            return _choice([str(c) for c in get_args(words)], value, "a number or ")
+        return _convert(number, value)
     if get_origin(hint) is Literal:
         return _choice([str(c) for c in get_args(hint)], value)
     if hint is bool:
@@ -91,13 +100,13 @@ def _typed(hint: Any, value: Plain) -> Any:
     raise Refusal("cannot be written in a recipe", "leave it out")
 
 
-def _choice(choices: list[str], value: Plain) -> str:
+def _choice(choices: list[str], value: Plain, also: str = "") -> str:
     if isinstance(value, Word) and value.name in choices:
         return value.name
     guess = closest(value.name, choices) if isinstance(value, Word) else None
     raise Refusal(
-        f"is not {listed(choices)}",
-        f"did you mean `{guess}`?" if guess else f"write {listed(choices)}",
+        f"is not {also}{listed(choices)}",
+        f"did you mean `{guess}`?" if guess else f"write {also}{listed(choices)}",
         guess,
     )
 

@@ -43,15 +43,15 @@ class PassCheck:
         for m, scheme in enumerate(self.schemes):
             facts, cleared = set(INITIAL_FACTS), dict[Fact, int]()
             for i in sequence:
-                cls = self.spec.passes[i].params
-                if not self.touched[m][i] or (cls.quantizes and scheme is None):
+                use = self.spec.passes[i].params
+                if not self.touched[m][i] or (use.quantizes and scheme is None):
                     continue
-                missing = sorted(cls.requires - facts, key=lambda fact: cleared.get(fact, -1))
+                missing = sorted(use.requires - facts, key=lambda fact: cleared.get(fact, -1))
                 if missing:
                     clashes.setdefault(i, (i, missing[0], cleared.get(missing[0])))
-                for fact in cls.clears:
+                for fact in use.ends():
                     cleared[fact] = i
-                facts = (facts - cls.clears) | cls.establishes
+                facts = (facts - use.ends()) | use.establishes
         return clashes
 
     def _out_of_order(self, index: int, fact: Fact, culprit: int | None) -> Diagnostic:

@@ -56,6 +56,10 @@ class Pass:
     def check(self, shape: DecoderShape) -> None:
         """Raises InputError where a model of this shape cannot be rewritten."""
 
+    def ends(self) -> frozenset[Fact]:
+        """The facts that it clears with these parameters: some of `clears`, all by default."""
+        return self.clears
+
     def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
         """Block sizes of the rotations that it leaves online on the input of a linear, none by default.
 

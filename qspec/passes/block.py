@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from qspec import numerics
 from qspec.calibrate.stream import Batch, Stream, fast_products
 from qspec.errors import InputError
 from qspec.formats import Scheme
-from qspec.models.decoder import DecoderBlock, weight_and_bias
+from qspec.models.decoder import AttentionContext, DecoderBlock, weight_and_bias
 from qspec.models.family import DecoderShape, ModuleEntry
 from qspec.transforms import InputTransform, block_rotate
 
@@ -109,6 +109,15 @@ class Linear(nn.Module):
                 hint="put this pass before every quantizing pass",
             )
 
+    def require_open(self, who: str) -> None:
+        """Raises InputError where a clip was searched for the weight as it is."""
+        if self.clip is not None:
+            raise InputError(
+                f"{who} rewrites {self.entry.role}, whose clip was searched already",
+                where=str(self.entry.role),
+                hint="put this pass before every clip search",
+            )
+
     @property
     def _rounds(self) -> bool:
         return self.rounding and self.quantized is not None
@@ -143,6 +152,21 @@ class Tokens(NamedTuple):
 
     masked: Tensor
     weight: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One batch of what a site sees: x [b, t, in] as the model computes it; weight [b, t] of its tokens."""
+
+    x: Tensor
+    context: AttentionContext
+    weight: Tensor
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """X float32 [tokens, in] and weight [tokens], without the tokens of weight 0."""
+        keep = self.weight > 0
+        return self.x[keep].float(), self.weight[keep]
 
 
 @dataclass(frozen=True)
@@ -322,22 +346,60 @@ class Block:
         assert total is not None
         return total.mul_(2.0 / max(float(count), 1e-30))
 
-    def rescale_input(self, site: str, scale: Tensor) -> None:
-        """x, W --> x / s, W s for every linear of the site; 1 / s goes into what produces x.
+    def sample(self, site: str, tokens: int) -> list[Sample]:
+        """What a site sees in whole batches that are spread evenly over the calibration data.
 
-        scale: float32 [in]. Where several query heads read one value head, they share its scale (their largest).
-        Raises InputError if the producer, or a reader, is quantized already.
+        As many batches as hold `tokens` tokens; all of them where there are fewer.
+        """
+        count = len(self.stream.batches)
+        wanted = min(count, -(-tokens // self.stream.batches[0].weight.numel()))
+        chosen = {i * count // wanted for i in range(wanted)}
+        found = []
+        for i, (x, batch) in enumerate(self.stream.inputs(self.in_basis)):
+            if i in chosen:
+                seen = self._seen({site}, x, batch)[site]
+                found.append(Sample(seen.reshape(*batch.weight.shape, -1), batch.context, batch.weight))
+        return found
+
+    def consume(self, site: str, sample: Sample) -> Tensor:
+        """[b, t, out]: what the module computes that reads the site's input: attention, MLP, or the one linear."""
+        with torch.no_grad(), fast_products():
+            if site == "attention.input":
+                return self.module.attend(sample.x, sample.context)
+            if site == "mlp.input":
+                return self.module.feed_forward(sample.x)
+            (linear,) = self._site(site).linears
+            return cast(Tensor, linear(sample.x))
+
+    def shared(self, site: str, scale: Tensor) -> Tensor:
+        """The scale [in] that `rescale_input` makes of another.
+
+        Where several query heads read one value head, they share its scale (their largest).
+        """
+        if site != "attention.mixed":
+            return scale
+        repeats = self.shape.heads // self.shape.kv_heads
+        heads = scale.reshape(self.shape.kv_heads, repeats, self.shape.head_width)
+        return heads.amax(1, keepdim=True).expand_as(heads).reshape(-1)
+
+    def rescale_input(self, site: str, scale: Tensor) -> None:
+        """x, W --> x / s, W s for every linear of the site; 1 / s goes into what produces x. s: of `shared`.
+
+        scale: float32 [in]. Raises InputError if the producer, or a reader, is quantized already, or if a clip was
+        searched for a reader's weights as they are.
         """
         producer = PRODUCERS[site]
-        readers = next(s for s in self.sites() if s.name == site).linears
+        readers = self._site(site).linears
+        who = f"scaling {site}"
         for linear in [*readers, *([self.linears[producer]] if producer in self.linears else [])]:
-            linear.require_float(f"scaling {site}")
+            linear.require_float(who)
+        for linear in readers:
+            linear.require_open(who)
+        scale = self.shared(site, scale)
         rows = scale
         if site == "attention.mixed":
-            shared = scale.reshape(self.shape.kv_heads, -1, self.shape.head_width).amax(1)
-            rows = shared.reshape(-1)
             repeats = self.shape.heads // self.shape.kv_heads
-            scale = shared.repeat_interleave(repeats, 0).reshape(-1)
+            rows = scale.reshape(self.shape.kv_heads, repeats, self.shape.head_width)[:, 0].reshape(-1)
         for linear in readers:
             linear.weight = linear.weight * scale
         if producer in self.linears:
@@ -389,6 +451,9 @@ class Block:
         o.weight = block_rotate(o.weight.double(), r).float()
         self.forget_statistics()
 
+    def _site(self, name: str) -> Site:
+        return next(site for site in self.sites() if site.name == name)
+
     def forget_statistics(self) -> None:
         """To be called once inputs further on have changed: weights were rounded, or rotated."""
         self._statistics.clear()
@@ -404,6 +469,11 @@ def weighted_product(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """X^T diag(c) Y, float32 [in, in], for X, Y [tokens, in] and c [tokens]."""
     with fast_products():
         return (x * weight[:, None]).T @ y
+
+
+def weighted_square(y: Tensor, weight: Tensor) -> float:
+    """sum_t c_t ||y_t||^2 for y [..., out] and c [...]."""
+    return float((y.square().sum(-1) * weight).sum(dtype=torch.float64))
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: the last watched site was seen

@@ -25,7 +25,7 @@ else:
 
 @dataclass(frozen=True)
 class Gptaq(Pass):
-    """W --> codes(W) with least ||W X_fp - W^ X||^2  (arXiv 2504.02692, eq. 7 and algorithm 1).
+    """W --> codes(W) with least ||W X_fp - W^ X||^2  (arXiv 2504.02692, algorithm 1).
 
     X is what the linear will multiply: its input behind quantized blocks and linears, transformed and rounded to the
     scheme's activations; X_fp is what it would be had nothing been rounded. With dX = X_fp - X, tokens in rows with
@@ -34,10 +34,13 @@ class Gptaq(Pass):
         P = ((D U^T) * strictly upper ones) U
         for each column j:  q = round(w_j), e = (w_j - q) / U_jj,  W[:, j+1:] += w_j P[j, j+1:] - e U[j, j+1:]
 
-    Where we differ: the paper takes the inputs before they are rounded; X holds that rounding here, so that the weights
-    make up for it too. `strength` scales P; the paper's code has 0.25, its text 1.
+    So each column, once rounded, moves the later ones to the damped least squares fit of its exact output w_j x_fp,j.
+    As in the paper's code with its `enable_aq_calibration`, which its scripts set, X holds the rounding of activations,
+    so that the weights make up for that too. Where we differ: that code multiplies P by 0.25, which the paper does not
+    have and its authors call an empirical choice (issue 4 of their repository), `strength` here; and past a block of
+    columns it takes q_j for w_j in w_j P.
 
-    Parameters: damp, order, block as in `gptq`; strength.
+    Parameters: damp, order, block as in `gptq`; strength, a factor of P.
     """
 
     damp: Annotated[float, Gt(0), Lt(1)] = 0.01

@@ -176,4 +176,4 @@ def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
         "default": 128, "maximum": 65536, "minimum": 1, "title": "Samples", "type": "integer",
     }  # fmt: skip
     assert set(schema["passes"]) >= {"rtn", "smooth", "rotate_duquant", "gptq"}
-    assert schema["passes"]["smooth"]["properties"]["alpha"]["maximum"] == 1
+    assert schema["passes"]["smooth"]["properties"]["alpha"]["anyOf"][0]["maximum"] == 1

@@ -37,8 +37,27 @@ class Gptq(Rtn):
 
 @dataclass(frozen=True)
 class Smooth(Pass):
-    alpha: Annotated[float, Ge(0), Le(1)] = 0.5
+    alpha: Annotated[float, Ge(0), Le(1)] | Literal["search"] = 0.5
     requires: ClassVar[frozenset[Fact]] = _PLAIN
+
+
+@dataclass(frozen=True)
+class Clip(Pass):
+    grid: Annotated[int, Ge(2), Le(1000)] = 20
+    shrink: Annotated[float, Gt(0), Lt(1)] = 0.5
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.OPEN_RANGE})
+    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.OPEN_RANGE})
+
+
+@dataclass(frozen=True)
+class Awq(Pass):
+    clip: bool = True
+    tokens: Annotated[int, Ge(1), Le(1 << 24)] = 8192
+    requires: ClassVar[frozenset[Fact]] = _PLAIN
+    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.OPEN_RANGE})
+
+    def ends(self) -> frozenset[Fact]:
+        return self.clears if self.clip else frozenset()
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,7 @@ class Quarot(Pass):
 
 
 PASSES: dict[str, type[Pass]] = {
-    "gptq": Gptq, "quarot": Quarot, "rotate_duquant": Rotate, "rtn": Rtn, "smooth": Smooth,
+    "awq": Awq, "clip": Clip, "gptq": Gptq, "quarot": Quarot, "rotate_duquant": Rotate, "rtn": Rtn, "smooth": Smooth,
 }  # fmt: skip
 
 HEAD = 'qspec 1\n\nrecipe r {\n  family llada\n  model  "GSAI-ML/LLaDA-8B-Instruct"\n}\n'

@@ -70,7 +70,36 @@ def test_equals_the_naive_column_loop(fmt: TensorFormat, order: str) -> None:
     assert columns.tolist() == expected_order
     ours = quantized(w, x, fmt, order, block=7).dequantize()
     theirs = naive(w, h, fmt, expected_order, 0.01)
-    assert (ours - theirs).abs().max() < 1e-5
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("order", ["natural", "activation"])
+@pytest.mark.parametrize("seed", range(6))
+def test_error_lies_between_the_exhaustive_optimum_and_rounding(seed: int, order: str) -> None:
+    """All 8^5 codes of a row of five int3 weights are tried; the scale is what rounding has."""
+    x = correlated(60, 5, seed)
+    w = torch.randn(24, 5, generator=torch.Generator().manual_seed(seed + 50))
+    fmt = TensorFormat(NUMBER_FORMATS["int3"], Granularity("channel"))
+    found = quantized(w, x, fmt, order, damp=1e-6)
+    h = (x.T @ x).double()
+
+    def error(restored: Tensor) -> Tensor:
+        d = w[:, None, :].double() - restored.double()
+        return torch.einsum("rci,ij,rcj->rc", d, h, d)
+
+    codes = torch.tensor(list(product(range(-4, 4), repeat=5)))
+    optimum = error(codes[None] * found.scale[:, :, None]).min(1).values
+    ours = error(found.dequantize()[:, None])[:, 0]
+    plain = error(numerics.quantize_weight(w, fmt).dequantize()[:, None])[:, 0]
+    assert bool((ours >= optimum * (1 - 1e-9)).all())
+    assert float(optimum.sum()) < float(ours.sum()) < float(plain.sum())
+
+
+def test_uncorrelated_inputs_leave_rounding_as_it_is() -> None:
+    """With a diagonal H nothing is spread: rounding is the optimum."""
+    x = torch.diag(torch.tensor([3.0, 1.0, 0.2, 7.0, 2.0, 1.5, 0.7, 4.0]))
+    w = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(quantized(w, x, INT4).codes, numerics.quantize_weight(w, INT4).codes)
 
 
 @pytest.mark.parametrize("seed", range(5))
