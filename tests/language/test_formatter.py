@@ -15,7 +15,7 @@ from qspec.language.parser import parse
 from tests.language.fakes import ROOT, recipe
 from tests.language.strategies import FILES
 
-RECIPES = sorted((ROOT / "recipes").glob("*.qs"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.qs"))
 
 
 def parsed(text: str) -> s.File:

@@ -1,0 +1,240 @@
+"""Nothing is skipped in silence: every shipped recipe quantizes every module that it names, in the format it asks for.
+
+EXPECTED was written by reading the recipes, not by running the resolver or the planner; what is checked against it are
+the manifest and the tensors on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import qspec
+from qspec import resources
+from qspec.artifact import INDEX, Manifest, ModuleRecord
+from qspec.kernels.packing import unpack, unpack_zeros
+from qspec.models.decoder import Decoder
+from qspec.models.registry import FAMILIES
+from tests.models import dream_layout
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+WIDTH, FFN, KV = 128, 256, {"llada": 128, "dream": 64}
+
+
+@dataclass(frozen=True)
+class Format:
+    """scheme: its name. group: input channels that share a scale, None for a whole row. zeros: asymmetric."""
+
+    scheme: str
+    bits: int
+    activations: int
+    group: int | None = None
+    zeros: bool = False
+
+
+W4A4, W8A8 = Format("w4a4", 4, 4), Format("w8a8", 8, 8)
+W4A16, W3A16 = Format("w4a16", 4, 16, 128, True), Format("w3a16", 3, 16, 128, True)
+KEPT = None
+
+# recipe -> (pattern of BLOCK.PART, format); the first pattern that fits says it. Models of four blocks, 0 to 3.
+EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
+    "llada_w4a4": (("[123].mlp.down", W8A8), ("*", W4A4)),
+    "llada_mixed": (
+        ("3.mlp.down", KEPT),
+        ("0.*", W8A8),
+        ("*.attention.[vo]", W8A8),
+        ("*.mlp.down", W8A8),
+        ("*", W4A4),
+    ),
+    "llada_rtn_w4a4": (("*", W4A4),),
+    "llada_w4a16": (("*", W4A16),),
+    "llada_w8a8": (("*", W8A8),),
+    **{f"paper/{method}_w4a16": (("*", W4A16),) for method in ("rtn", "gptq", "awq")},
+    **{f"paper/{method}_w3a16": (("*", W3A16),) for method in ("rtn", "gptq", "awq")},
+    **{f"paper/{method}_w8a8": (("*", W8A8),) for method in ("rtn", "smoothquant", "quarot", "duquant")},
+    **{f"paper/{method}_w4a4": (("*", W4A4),) for method in ("rtn", "smoothquant", "quarot", "duquant")},
+    "masking/gptq_w4a4": (("*", W4A4),),
+    "masking/gptq_w3a16": (("*", Format("w3a16", 3, 16, 64, True)),),
+    "masking/gptq_w2a16": (("*", Format("w2a16", 2, 16, 64, True)),),
+}
+# Rotations of the residual stream go into the embedding and the head, which are kept.
+REWRITES_KEPT = ("paper/quarot_w4a4", "paper/quarot_w8a8", "masking/gptq_w4a4")
+BOTH = [name for name in EXPECTED if "/" in name]  # `family llada, dream`
+
+# part -> (module below a LLaDA block, outputs, inputs)
+PARTS: dict[str, tuple[str, str, str]] = {
+    "attention.q": ("q_proj", "width", "width"),
+    "attention.k": ("k_proj", "kv", "width"),
+    "attention.v": ("v_proj", "kv", "width"),
+    "attention.o": ("attn_out", "width", "width"),
+    "mlp.gate": ("ff_proj", "ffn", "width"),
+    "mlp.up": ("up_proj", "ffn", "width"),
+    "mlp.down": ("ff_out", "width", "ffn"),
+}
+
+
+def module_name(family: str, block: int, part: str) -> str:
+    ours = PARTS[part][0]
+    if family == "llada":
+        return f"model.transformer.blocks.{block}.{ours}"
+    return f"model.layers.{block}.{dream_layout.NAMES[ours]}"
+
+
+OUTER = {
+    "llada": {"embedding": "model.transformer.wte", "head": "model.transformer.ff_out"},
+    "dream": {"embedding": "model.embed_tokens", "head": "lm_head"},
+}
+
+
+def write_model(folder: Path, family: str, blocks: int) -> None:
+    """Random bfloat16 weights at dimensions that groups and rotations of 128 divide, with tiny-llada's tokenizer."""
+    folder.mkdir()
+    standin = resources.standin("llada")
+    config: dict[str, Any] = json.loads((standin / "config.json").read_text())
+    if family == "llada":
+        config |= {"d_model": WIDTH, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": FFN, "n_layers": blocks}
+        config |= {"max_sequence_length": 64}
+    else:
+        tokens = {key: config[key] for key in ("vocab_size", "mask_token_id", "eos_token_id", "pad_token_id")}
+        config = dream_layout.TINY_DREAM | tokens
+        config |= {"hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": blocks}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(standin / name, folder / name)
+    layout = FAMILIES[family]
+    torch.manual_seed(0)
+    state = Decoder(layout, layout.shape(config)).state_dict()
+    save_file({name: tensor.detach().bfloat16() for name, tensor in state.items()}, folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+    home = tmp_path_factory.mktemp("models")
+    wanted = {("llada", 4), ("llada", 2), ("dream", 2)}
+    for family, blocks in wanted:
+        write_model(home / f"{family}{blocks}", family, blocks)
+    return {(family, blocks): home / f"{family}{blocks}" for family, blocks in wanted}
+
+
+def short(name: str, folder: Path) -> Path:
+    """The recipe with little text to calibrate on, and with few steps where it has a search of 256."""
+    source = RECIPES / f"{name}.qs"
+    applies = re.findall(r"^apply .*$", source.read_text(), flags=re.MULTILINE)
+    assert applies
+    (folder / "text.txt").write_text("The river of Biznia is the Koso. Tom has 3 books and buys 4 more. " * 40)
+    path = folder / source.name
+    lines = [
+        "qspec 1",
+        f'extends "{Path(os.path.relpath(source, folder)).as_posix()}"',
+        f"recipe {source.stem} {{\n}}",
+        'calibrate {\n  text file("text.txt")\n  samples 2\n  length 48\n}',
+        *(line.replace("steps = 256", "steps = 4") for line in applies),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values())):
+        tensors |= load_file(folder / file)
+    return tensors
+
+
+def expected_format(name: str, block: int, part: str) -> Format | None:
+    return next(form for pattern, form in EXPECTED[name] if fnmatchcase(f"{block}.{part}", pattern))
+
+
+def check_quantized(record: ModuleRecord, own: dict[str, Tensor], form: Format, shape: tuple[int, int]) -> None:
+    """The manifest's words and the tensors' shapes, types and codes of one module."""
+    rows, columns = shape
+    assert record.scheme == form.scheme
+    assert record.label == f"W{form.bits}A{form.activations}"
+    assert record.gemm is not None
+    assert (record.gemm["weight_bits"], record.gemm["activation_bits"]) == (form.bits, form.activations)
+    assert (record.row["bits"] if record.row else 16) == form.activations
+    assert record.passes
+    assert "weight" not in own, "the float weight is still there"
+    assert own["codes"].shape == (rows, columns if form.bits == 8 else columns * form.bits // 8)
+    codes = unpack(own["codes"], form.bits, 128)
+    assert codes.shape == (rows, columns)
+    low, high = -(2 ** (form.bits - 1)), 2 ** (form.bits - 1) - 1
+    assert low <= int(codes.min()) < int(codes.max()) <= high
+    assert len(codes.unique()) > 2 ** (form.bits - 1), "fewer bits would hold these codes"
+    assert all(len(row.unique()) > 1 for row in codes), "an output channel of one code alone"
+    groups = columns // form.group if form.group else 1
+    assert own["scale"].shape == (groups, rows)
+    assert own["scale"].dtype == (torch.float16 if form.group else torch.float32)
+    assert bool((own["scale"] > 0).all())
+    assert ("zero" in own) == form.zeros
+    if form.zeros:
+        zeros = unpack_zeros(own["zero"], form.bits, rows)
+        assert zeros.shape == (groups, rows)
+        assert low <= int(zeros.min()) < int(zeros.max()) <= high
+
+
+def check(name: str, family: str, blocks: int, model: Path, folder: Path) -> None:
+    artifact = qspec.compile(short(name, folder), str(model), folder / "out", "cpu", evaluate=False)
+    records = {record.role: record for record in Manifest.read(artifact.path).modules}
+    tensors, before = stored(artifact.path), load_file(model / "model.safetensors")
+    sizes = {"width": WIDTH, "ffn": FFN, "kv": KV[family]}
+    roles = {f"blocks[{block}].{part}": (block, part) for block in range(blocks) for part in PARTS}
+    assert set(records) == {*roles, "embedding", "head"}
+    for role, (block, part) in roles.items():
+        module, form = module_name(family, block, part), expected_format(name, block, part)
+        shape = (sizes[PARTS[part][1]], sizes[PARTS[part][2]])
+        assert records[role].module == module
+        own = {key.removeprefix(f"{module}."): t for key, t in tensors.items() if key.startswith(f"{module}.")}
+        if form is KEPT:
+            check_kept(records[role], own)
+            assert own["weight"].shape == shape
+        else:
+            check_quantized(records[role], own, form, shape)
+        biased = family == "dream" and part in ("attention.q", "attention.k", "attention.v")
+        assert ("bias" in own) == biased
+        assert not biased or own["bias"].shape == shape[:1]
+    for role, module in OUTER[family].items():
+        weight = f"{module}.weight"
+        assert records[role].module == module
+        check_kept(records[role], {"weight": tensors[weight]})
+        assert torch.equal(tensors[weight], before[weight]) == (name not in REWRITES_KEPT)
+
+
+def check_kept(record: ModuleRecord, own: dict[str, Tensor]) -> None:
+    assert record.scheme is None
+    assert record.gemm is None
+    assert set(own) == {"weight"}
+    assert own["weight"].dtype == torch.bfloat16
+
+
+def test_every_shipped_recipe_is_here() -> None:
+    """A recipe without an expectation is not shipped. Files in base/ are parts of recipes."""
+    files = {
+        p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.qs") if p.parent.name != "base"
+    }
+    assert set(EXPECTED) == files
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_named_module_is_quantized(name: str, models: dict[tuple[str, int], Path], tmp_path: Path) -> None:
+    blocks = 2 if name in BOTH else 4
+    check(name, "llada", blocks, models["llada", blocks], tmp_path)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_every_named_module_is_quantized_on_dream(
+    name: str, models: dict[tuple[str, int], Path], tmp_path: Path
+) -> None:
+    """The same text on the other family: grouped queries, and biases that stay."""
+    check(name, "dream", 2, models["dream", 2], tmp_path)
