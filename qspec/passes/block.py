@@ -347,13 +347,13 @@ class Block:
         return total.mul_(2.0 / max(float(count), 1e-30))
 
     def sample(self, site: str, tokens: int) -> list[Sample]:
-        """What a site sees in whole batches that are spread evenly over the calibration data.
+        """What a site sees in whole batches that are spread evenly over those with a token of weight above 0.
 
         As many batches as hold `tokens` tokens; all of them where there are fewer.
         """
-        count = len(self.stream.batches)
-        wanted = min(count, -(-tokens // self.stream.batches[0].weight.numel()))
-        chosen = {i * count // wanted for i in range(wanted)}
+        usable = [i for i, batch in enumerate(self.stream.batches) if bool((batch.weight > 0).any())]
+        wanted = min(len(usable), -(-tokens // self.stream.batches[0].weight.numel()))
+        chosen = {usable[i * len(usable) // wanted] for i in range(wanted)}
         found = []
         for i, (x, batch) in enumerate(self.stream.inputs(self.in_basis)):
             if i in chosen:

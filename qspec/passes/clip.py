@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from qspec.errors import NumericsError
 from qspec.language.spec import Fact, Pass
 from qspec.lazy import LazyModule
 
@@ -55,7 +56,10 @@ class Clip(Pass):
 
 
 def best_ratios(weight: Tensor, fmt: TensorFormat, hessian: Tensor, grid: int, shrink: float) -> Tensor:
-    """Clip ratio float32 [out, groups] of W [out, in], for H [in, in] of its inputs."""
+    """Clip ratio float32 [out, groups] of W [out, in], for H [in, in] of its inputs.
+
+    Raises NumericsError where H holds NaN or Inf.
+    """
     columns = weight.shape[1]
     size = fmt.group(columns)
     own = torch.stack([hessian[i : i + size, i : i + size] for i in range(0, columns, size)])  # [groups, size, size]
@@ -69,4 +73,9 @@ def best_ratios(weight: Tensor, fmt: TensorFormat, hessian: Tensor, grid: int, s
         better = loss < least
         least = torch.where(better, loss, least)
         best = torch.where(better, ratio, best)
+    if not bool(torch.isfinite(least).all()):
+        raise NumericsError(
+            "the output error of every clip is NaN or Inf",
+            hint="the calibration inputs overflow here: leave this layer out of the clip search",
+        )
     return best

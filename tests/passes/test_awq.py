@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from qspec.errors import NumericsError
 from qspec.formats import Scheme
 from qspec.language.spec import Fact
 from qspec.passes.awq import Awq, scale_of
 from qspec.passes.block import Block
+from qspec.passes.clip import Clip
 from tests.passes.conftest import SHAPE, scheme
 from tests.passes.independent import Copy, rounded
 
@@ -110,6 +112,17 @@ def test_the_sample_is_bounded_and_spread(make_block: Callable[..., Block]) -> N
         assert len(found) == len(expected)
         for part, index in zip(found, expected, strict=True):
             torch.testing.assert_close(part.rows[0], whole[index])
+    block.stream.batches[0].weight.zero_()
+    (part,) = block.sample("mlp.input", 1)
+    torch.testing.assert_close(part.rows[0], whole[1])
+
+
+@pytest.mark.parametrize("chosen", [Awq(clip=False), Clip()])
+def test_errors_that_are_not_finite_stop(make_block: Callable[..., Block], chosen: Awq | Clip) -> None:
+    block = make_block(FORMATS["w4_channel"])
+    block.linears["mlp.up"].weight *= 1e30
+    with pytest.raises(NumericsError, match="NaN or Inf"):
+        chosen.rewrite(block, (block.linears["mlp.up"],))
 
 
 def test_q_and_k_are_not_clipped(make_block: Callable[..., Block]) -> None:
