@@ -54,6 +54,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiles_as_it_must(kernel: Kernel, target: str) -> None:
     report = compile_ahead(kernel, target)
     assert report.problems == ()
+    assert report.stack == 0
     assert report.registers > 0
     if isinstance(kernel, GemmKernel):
         operands = ("s8", "i8") if kernel.activation_bits < 16 else ("bf16", "f16")
@@ -83,8 +84,8 @@ def test_few_tokens_take_the_matrix_units_too(tokens: int) -> None:
 def test_what_is_wrong_is_said() -> None:
     kernel, target = KERNELS[0], TARGETS["sm_80"]
     assert _problems(kernel, target, ("mma.sync.x",), 0, 1024) == ()
-    problems = _problems(kernel, target, ("wgmma.mma_async.x",), 48, 10**6)
-    assert [p.split(" ", 1)[0] for p in problems] == ["no", "48", "1000000"]
+    problems = _problems(kernel, target, ("wgmma.mma_async.x",), 480, 10**6)
+    assert [p.split(" ", 1)[0] for p in problems] == ["no", "480", "1000000"]
 
 
 def test_an_unknown_target_is_refused() -> None:
