@@ -21,7 +21,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, where qspec is not installed
 
-from outliers import Sizes, inject, make_room
+from outliers import Sizes, inject, lift, make_room
 from score import load
 from simulate import calibration
 
@@ -69,15 +69,19 @@ def main() -> None:
     parser.add_argument("--mixed", type=float, help="inputs of o")
     parser.add_argument("--massive", type=float, help="inputs of down")
     parser.add_argument("--column", type=float, help="columns that read them: size over the row's rms")
+    parser.add_argument("--lift", type=float, help="constant residual channels: value over the rms; 0 for none")
     args = parser.parse_args()
 
     model, tokenizer = load(args.model)
     ids = calibration(args.model, tokenizer, model.shape.mask_token)
     trained = copy.deepcopy(model)
+    given = {size.name: getattr(args, size.name) for size in fields(Sizes)}
+    sizes = replace(SIZES[model.family.name], **{name: value for name, value in given.items() if value is not None})
     room = make_room(model, ids)
+    if sizes.lift:
+        lift(model, ids, room, sizes)
     plain = copy.deepcopy(model)
-    chosen = {size.name: getattr(args, size.name) for size in fields(Sizes)}
-    inject(model, ids, room, replace(SIZES[model.family.name], **{k: v for k, v in chosen.items() if v is not None}))
+    inject(model, ids, room, sizes)
     print(f"logits moved by {difference(trained, plain, ids):.1e}, relative, where room was made")
     print(f"logits moved by {difference(plain, model, ids):.1e}, relative, where outliers were put in")
 

@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest, scripts: SimpleNamespace) -> Decoder:
     return model
 
 
-@pytest.mark.parametrize("family", ["llada"])
+@pytest.mark.parametrize("family", ["llada", "dream"])
 def test_the_shipped_config_is_what_the_script_writes(scripts: SimpleNamespace, family: str) -> None:
     folder = standin(family)
     config = json.loads((folder / "config.json").read_text())
@@ -127,6 +127,30 @@ def test_outlier_weights_are_exact_in_bfloat16(scripts: SimpleNamespace, model: 
             assert torch.equal(columns[:, 0], -columns[:, 1])
             silent = 2 if part in ("attention.o", "mlp.down") else 0  # nothing writes to the spare residual channels
             assert int((columns == 0).all(1).sum()) == silent
+
+
+def test_lifted_constants_are_large_at_every_norm(scripts: SimpleNamespace, model: Decoder) -> None:
+    """Four times the rms of the other channels, which the norms keep as large as they were; then twins as ever."""
+    ids = torch.randint(3, 600, (4, 64), generator=torch.Generator().manual_seed(1))
+    sizes = scripts.outliers.Sizes(8, 10, 40, 3, lift=4)
+    room = scripts.outliers.make_room(model, ids)
+    others = [channel for channel in range(256) if channel not in room.residual]
+    parts = ("attention.q", "mlp.gate")
+    before = scripts.outliers.inputs(model, ids)
+    scripts.outliers.lift(model, ids, room, sizes)
+    for old, new in zip(before, scripts.outliers.inputs(model, ids), strict=True):
+        for part in parts:
+            rms = new[part][:, others].square().mean(-1).sqrt()
+            assert float((rms / old[part][:, others].square().mean(-1).sqrt()).median()) == pytest.approx(1, rel=0.1)
+            assert torch.equal(new[part][:, room.residual[0]], new[part][:, room.residual[1]])
+    x = model.embed(ids)
+    for block in model.blocks:
+        x = block(x, model.context(ids))
+        lifted = x[..., room.residual[0]] / x[..., others].square().mean(-1).sqrt()
+        assert float(lifted.median()) == pytest.approx(4, rel=0.25)
+    before_twins = model(ids).logits
+    scripts.outliers.inject(model, ids, room, sizes)
+    assert float((model(ids).logits - before_twins).norm() / before_twins.norm()) < 5e-6
 
 
 def _crests(scripts: SimpleNamespace, model: Decoder, ids: torch.Tensor) -> dict[str, float]:
