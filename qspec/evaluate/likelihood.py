@@ -6,8 +6,8 @@ Within a group of B = 8 draws l is stratified, l_b = ((round(k + b L'/B) - 1) mo
 with one k ~ U{1..L'}. Halves round up: the original code rounds them to even, which prefers even l and biases
 the mean. Dream's own evaluation masks each target with probability t, stratified over the batch, and weighs the
 sum by 1/t: the same expectation, with the chance of the number masked on top (a draw may mask nothing). Both
-families are rated with the estimator above, so that their figures have one variance. The draws are fixed in advance by the seed, the same for every model. The choice with the largest
-log p, not divided by its length, wins.
+families are rated with the estimator above, so that their figures have one variance. The draws are fixed in
+advance by the seed, the same for every model. The choice with the largest log p, not divided by its length, wins.
 """
 
 from __future__ import annotations
