@@ -40,13 +40,13 @@ class Gptaq(Pass):
     have and its authors call an empirical choice (issue 4 of their repository), `strength` here; and past a block of
     columns it takes q_j for w_j in w_j P.
 
-    Parameters: damp, order, block as in `gptq`; strength, a factor of P.
+    Parameters: damp, order, block as in `gptq`; strength, a factor of P: the code's by default, 1 is the paper's.
     """
 
     damp: Annotated[float, Gt(0), Lt(1)] = 0.01
     order: Literal["activation", "natural"] = "activation"
     block: Annotated[int, Ge(1), Le(4096)] = 128
-    strength: Annotated[float, Ge(0), Le(1)] = 1.0
+    strength: Annotated[float, Ge(0), Le(1)] = 0.25
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS})
     establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
