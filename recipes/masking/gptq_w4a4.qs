@@ -1,6 +1,6 @@
 qspec 1
 
-# GPTQ at W4A4 behind QuaRot's rotations: what the mask of the calibration text is worth.
+# GPTQ at W4A4 behind smoothing and DuQuant's rotations: what the mask of the calibration text is worth.
 extends "../paper/base/setup.qs"
 
 recipe gptq_w4a4 {
@@ -13,5 +13,6 @@ scheme w4a4 {
 
 layers blocks[*].* use w4a4
 
-apply quarot()                              on blocks[*].*
-apply gptq(damp = 0.01, order = activation) on blocks[*].*
+apply smooth(alpha = 0.6)                      on blocks[*].*
+apply rotate_duquant(block = 128, steps = 256) on blocks[*].*
+apply gptq(damp = 0.01, order = activation)    on blocks[*].*
