@@ -1,13 +1,13 @@
 qspec 1
 
-# GPTQ at W3A16, groups of 128.
+# GPTQ at W3A16, groups of 128, symmetric as the paper's code has it (its text says asymmetric).
 extends "base/setup.qs"
 
 recipe gptq_w3a16 {
 }
 
 scheme w3a16 {
-  weights     int3 per group 128 asymmetric
+  weights     int3 per group 128 symmetric
   activations none
 }
 

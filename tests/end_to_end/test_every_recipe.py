@@ -44,7 +44,7 @@ class Format:
 
 
 W4A4, W8A8 = Format("w4a4", 4, 4), Format("w8a8", 8, 8)
-W4A16, W3A16 = Format("w4a16", 4, 16, 128, True), Format("w3a16", 3, 16, 128, True)
+W4A16, W3A16 = Format("w4a16", 4, 16, 128, False), Format("w3a16", 3, 16, 128, False)
 KEPT = None
 
 # recipe -> (pattern of BLOCK.PART, format); the first pattern that fits says it. Models of four blocks, 0 to 3.
@@ -58,7 +58,7 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
         ("*", W4A4),
     ),
     "llada_rtn_w4a4": (("*", W4A4),),
-    "llada_w4a16": (("*", W4A16),),
+    "llada_w4a16": (("*", Format("w4a16", 4, 16, 128, True)),),
     "llada_w8a8": (("*", W8A8),),
     **{f"paper/{method}_w4a16": (("*", W4A16),) for method in ("rtn", "gptq", "awq")},
     **{f"paper/{method}_w3a16": (("*", W3A16),) for method in ("rtn", "gptq", "awq")},
