@@ -69,7 +69,7 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
     "masking/gptq_w2a16": (("*", Format("w2a16", 2, 16, 64, True)),),
 }
 # Rotations of the residual stream go into the embedding and the head, which are kept.
-REWRITES_KEPT = ("paper/quarot_w4a4", "paper/quarot_w8a8", "masking/gptq_w4a4")
+REWRITES_KEPT = ("paper/quarot_w4a4", "paper/quarot_w8a8")
 BOTH = [name for name in EXPECTED if "/" in name]  # `family llada, dream`
 
 # part -> (module below a LLaDA block, outputs, inputs)
