@@ -19,7 +19,8 @@ from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
 from qspec.numerics import sqnr_db
-from qspec.passes.block import Block, Linear
+from qspec.passes.block import Block
+from qspec.passes.linear import Linear
 from qspec.passes.outer import Outer
 from qspec.plan import ModulePlan, Plan
 from qspec.progress import Progress

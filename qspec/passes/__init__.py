@@ -13,7 +13,7 @@ from qspec.errors import QspecError
 from qspec.language.spec import Pass
 
 ENTRY_POINTS = "qspec.passes"
-_SUPPORT = {"block", "outer"}  # modules of this package that are not passes
+_SUPPORT = {"block", "linear", "outer", "statistics"}  # modules of this package that are not passes
 
 
 def available(third_party: bool = False) -> dict[str, type[Pass]]:

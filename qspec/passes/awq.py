@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qspec import numerics
-    from qspec.passes import block as blocks
-    from qspec.passes.block import Block, Linear, Sample, Site
+    from qspec.passes import statistics
+    from qspec.passes.block import Block, Sample, Site
+    from qspec.passes.linear import Linear
 else:
     torch = LazyModule("torch")
     numerics = LazyModule("qspec.numerics")
-    blocks = LazyModule("qspec.passes.block")
+    statistics = LazyModule("qspec.passes.statistics")
 
 EXPONENTS = 20  # r = 0, 1/20, .. 19/20
 LEAST_SHARE = 1e-4  # of the largest mean: what a channel counts as that is active less, or never
@@ -104,7 +105,7 @@ def scale_of(mean: Tensor, exponent: float) -> Tensor:
 
 
 def _error(block: Block, site: Site, part: Sample, exact: Tensor) -> float:
-    return blocks.weighted_square(exact.float() - block.consume(site.name, part).float(), part.weight)
+    return statistics.weighted_square(exact.float() - block.consume(site.name, part).float(), part.weight)
 
 
 @contextmanager

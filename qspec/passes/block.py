@@ -6,18 +6,17 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from qspec import numerics
 from qspec.calibrate.stream import Batch, Stream, fast_products
-from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.models.decoder import AttentionContext, DecoderBlock, weight_and_bias
 from qspec.models.family import DecoderShape, ModuleEntry
+from qspec.passes.linear import Linear
+from qspec.passes.statistics import Gather, Statistics, Tokens, weighted_product
 from qspec.transforms import InputTransform, block_rotate
 
 # What produces the input of a site, and so can absorb its scale: a norm's gain or the rows of a linear.
@@ -29,106 +28,8 @@ PRODUCERS = {
 }
 RESIDUAL_READERS = {"attention.norm": ("attention.q", "attention.k", "attention.v"), "mlp.norm": ("mlp.gate", "mlp.up")}
 RESIDUAL_WRITERS = ("attention.o", "mlp.down")
-SAMPLE_ROWS = 256  # tokens of an input that are kept for searches
-TOP_ROWS_SHARE = 4  # one in four sampled rows is among those with the largest peak, the rest are drawn at random
 
 Which = Literal["all", "masked", "visible"]
-
-
-class Linear(nn.Module):
-    """One linear while it is compiled: float32 weight [out, in] until `quantized` is set.
-
-    `transform` is what its input goes through online; `weight` already holds the inverse. `clip`: ratio float32
-    [out, groups] that a search found for the ranges of the weight's groups, in place of the scheme's.
-    """
-
-    def __init__(self, entry: ModuleEntry, scheme: Scheme | None, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.entry = entry
-        self.scheme = scheme
-        self.weight = weight.float()
-        self.bias = None if bias is None else bias.float()
-        self.transform: InputTransform | None = None
-        self.clip: Tensor | None = None
-        self.quantized: numerics.Quantized | None = None
-        self.rounding = True
-        self.observe: Callable[[Tensor], None] | None = None
-
-    @property
-    def formats(self) -> Scheme:
-        """The scheme of a linear that has one; passes are only called with those."""
-        assert self.scheme is not None
-        return self.scheme
-
-    def absorb(self, transform: InputTransform) -> None:
-        """x W^T --> T(x) (W T^-1)^T."""
-        self.weight = transform.absorb(self.weight)
-        self.transform = transform
-
-    @property
-    def input_key(self) -> tuple[object, ...]:
-        """Linears of one site with equal keys share `prepare`."""
-        return (id(self.transform), self.formats.activations if self._rounds else None)
-
-    def prepare(self, x: Tensor) -> PreparedInput:
-        """x [..., in] as it comes, and T(x), rounded to the scheme's activations once the weights are codes."""
-        return PreparedInput(x, self.rounded_input(x) if self._rounds else self.transformed(x))
-
-    def transformed(self, x: Tensor) -> Tensor:
-        """T(x) [..., in], float32."""
-        return x.float() if self.transform is None else self.transform.apply(x)
-
-    def rounded_input(self, x: Tensor) -> Tensor:
-        """T(x) [..., in], rounded to the scheme's activations, float32."""
-        ready = self.transformed(x)
-        if self.formats.activations is None:
-            return ready
-        rows = ready.reshape(-1, x.shape[-1])
-        return numerics.quantize_activations(rows, self.formats.activations).dequantize().reshape(x.shape)
-
-    def multiply(self, prepared: PreparedInput) -> Tensor:
-        """[..., out], with the rounding that has been decided so far."""
-        if self.observe is not None:
-            self.observe(prepared.raw.reshape(-1, prepared.raw.shape[-1]))
-        weight = self.rounded_weight() if self._rounds else self.weight
-        return functional.linear(prepared.ready, weight, self.bias).to(prepared.raw.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(self.prepare(x))
-
-    def rounded_weight(self) -> Tensor:
-        """float32 [out, in]."""
-        return self.weight if self.quantized is None else self.quantized.dequantize()
-
-    def require_float(self, who: str) -> None:
-        """Raises InputError where the weight is codes already."""
-        if self.quantized is not None:
-            raise InputError(
-                f"{who} rewrites {self.entry.role}, which is quantized already",
-                where=str(self.entry.role),
-                hint="put this pass before every quantizing pass",
-            )
-
-    def require_open(self, who: str) -> None:
-        """Raises InputError where a clip was searched for the weight as it is."""
-        if self.clip is not None:
-            raise InputError(
-                f"{who} rewrites {self.entry.role}, whose clip was searched already",
-                where=str(self.entry.role),
-                hint="put this pass before every clip search",
-            )
-
-    @property
-    def _rounds(self) -> bool:
-        return self.rounding and self.quantized is not None
-
-
-@dataclass(frozen=True)
-class PreparedInput:
-    """A linear's input before and after its online transform and rounding."""
-
-    raw: Tensor
-    ready: Tensor
 
 
 @dataclass(frozen=True)
@@ -147,13 +48,6 @@ class Site:
         return list(groups.values())
 
 
-class Tokens(NamedTuple):
-    """What is known of the tokens of one batch: masked bool [tokens]; weight float32 [tokens], above 0."""
-
-    masked: Tensor
-    weight: Tensor
-
-
 @dataclass(frozen=True)
 class Sample:
     """One batch of what a site sees: x [b, t, in] as the model computes it; weight [b, t] of its tokens."""
@@ -167,48 +61,6 @@ class Sample:
         """X float32 [tokens, in] and weight [tokens], without the tokens of weight 0."""
         keep = self.weight > 0
         return self.x[keep].float(), self.weight[keep]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of an input X over some tokens. peaks: max |X_j|, float32 [in]. mean: mean |X_j| by the tokens' weights, float32
-    [in]. weight: the sum of those weights. All zero where there are no such tokens.
-    """
-
-    peaks: Tensor
-    mean: Tensor
-    weight: float
-
-    def scaled(self, factor: Tensor) -> Moments:
-        return Moments(self.peaks * factor, self.mean * factor, self.weight)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of a site's inputs X, with masked and visible positions apart.
-
-    rows: float32 [rows, in], inputs at tokens drawn at random and at those with the largest peaks.
-    """
-
-    masked: Moments
-    visible: Moments
-    rows: Tensor
-
-    @property
-    def peaks(self) -> Tensor:
-        """max |X_j| over all tokens, float32 [in]."""
-        return torch.maximum(self.masked.peaks, self.visible.peaks)
-
-    @property
-    def mean(self) -> Tensor:
-        """mean |X_j| over all tokens by their weights, float32 [in]."""
-        parts = (self.masked, self.visible)
-        total = sum(part.weight for part in parts)
-        return torch.stack([part.mean * (part.weight / total) for part in parts]).sum(0)
-
-    def scaled(self, factor: Tensor) -> Statistics:
-        """Of X times factor [in]."""
-        return Statistics(self.masked.scaled(factor), self.visible.scaled(factor), self.rows * factor)
 
 
 class Block:
@@ -321,7 +173,7 @@ class Block:
         """Peaks, means and sampled rows of a site's inputs; one pass over the calibration data serves all sites."""
         if site not in self._statistics:
             names = [s.name for s in self.sites()]
-            gather = {name: _Gather(len(self.stream.batches), self.generator(f"sample/{name}")) for name in names}
+            gather = {name: Gather(len(self.stream.batches), self.generator(f"sample/{name}")) for name in names}
             for seen, tokens in self.inputs(names):
                 for name, x in seen.items():
                     gather[name].observe(x, tokens)
@@ -465,57 +317,5 @@ class Block:
         self.module.part(norm).weight = nn.Parameter(gain, requires_grad=False)
 
 
-def weighted_product(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """X^T diag(c) Y, float32 [in, in], for X, Y [tokens, in] and c [tokens]."""
-    with fast_products():
-        return (x * weight[:, None]).T @ y
-
-
-def weighted_square(y: Tensor, weight: Tensor) -> float:
-    """sum_t c_t ||y_t||^2 for y [..., out] and c [...]."""
-    return float((y.square().sum(-1) * weight).sum(dtype=torch.float64))
-
-
 class _Reached(Exception):  # noqa: N818 - not an error: the last watched site was seen
     """Ends a forward pass that has shown everything that is watched."""
-
-
-class _Gather:
-    """Takes statistics of the inputs that it observes over `batches` batches."""
-
-    def __init__(self, batches: int, generator: torch.Generator) -> None:
-        self.top = SAMPLE_ROWS // TOP_ROWS_SHARE
-        self.each = -(-(SAMPLE_ROWS - self.top) // batches)
-        self.generator = generator
-        self.drawn: list[Tensor] = []
-        self.largest: Tensor | None = None
-        self.parts: dict[str, list[Moments]] = {"masked": [], "visible": []}
-
-    def observe(self, x: Tensor, tokens: Tokens) -> None:
-        x = x.float()
-        for name, chosen in (("masked", tokens.masked), ("visible", ~tokens.masked)):
-            self.parts[name] = [_merged([*self.parts[name], _moments(x, tokens.weight * chosen)])]
-        chosen = torch.randperm(x.shape[0], generator=self.generator)[: self.each]
-        self.drawn.append(x[chosen.to(x.device)])
-        pool = x if self.largest is None else torch.cat([self.largest, x])
-        self.largest = pool[pool.abs().amax(1).topk(min(self.top, pool.shape[0])).indices]
-
-    def statistics(self) -> Statistics:
-        assert self.largest is not None
-        (masked,), (visible,) = self.parts["masked"], self.parts["visible"]
-        return Statistics(masked, visible, torch.cat([*self.drawn, self.largest])[-SAMPLE_ROWS:])
-
-
-def _moments(x: Tensor, weight: Tensor) -> Moments:
-    """Of the tokens of X [tokens, in] whose weight [tokens] is above 0."""
-    size = x.abs()
-    total = float(weight.sum())
-    counted = size * (weight > 0)[:, None]
-    return Moments(counted.amax(0), weight @ size / total if total else torch.zeros_like(x[0]), total)
-
-
-def _merged(parts: list[Moments]) -> Moments:
-    total = sum(part.weight for part in parts)
-    share = [part.weight / total if total else 0.0 for part in parts]
-    mean = torch.stack([part.mean * s for part, s in zip(parts, share, strict=True)]).sum(0)
-    return Moments(torch.stack([part.peaks for part in parts]).amax(0), mean, total)

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from qspec.passes import block as blocks
-    from qspec.passes import gptq
-    from qspec.passes.block import Block, Linear
+    from qspec.passes import gptq, statistics
+    from qspec.passes.block import Block
+    from qspec.passes.linear import Linear
 else:
     torch = LazyModule("torch")
-    blocks = LazyModule("qspec.passes.block")
+    statistics = LazyModule("qspec.passes.statistics")
     gptq = LazyModule("qspec.passes.gptq")
 
 
@@ -75,8 +75,8 @@ def products(block: Block, site: str, linear: Linear) -> tuple[Tensor, Tensor]:
         ready = linear.rounded_input(x)
         difference = linear.transformed(exact) - ready
         count += float(tokens.weight.sum())
-        own = blocks.weighted_product(ready, ready, tokens.weight)
-        other = blocks.weighted_product(difference, ready, tokens.weight)
+        own = statistics.weighted_product(ready, ready, tokens.weight)
+        other = statistics.weighted_product(difference, ready, tokens.weight)
         hessian = own if hessian is None else hessian.add_(own)
         cross = other if cross is None else cross.add_(other)
     assert hessian is not None

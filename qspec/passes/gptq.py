@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from qspec import numerics
     from qspec.formats import NumberFormat, TensorFormat
-    from qspec.passes.block import Block, Linear
+    from qspec.passes.block import Block
+    from qspec.passes.linear import Linear
 else:
     torch = LazyModule("torch")
     numerics = LazyModule("qspec.numerics")

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from qspec import transforms
     from qspec.formats import Scheme
     from qspec.models.family import DecoderShape, ModuleEntry
-    from qspec.passes.block import Block, Linear
+    from qspec.passes.block import Block
+    from qspec.passes.linear import Linear
     from qspec.passes.outer import Outer
 else:
     torch = LazyModule("torch")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from qspec import transforms
     from qspec.formats import Scheme
     from qspec.models.family import ModuleEntry
-    from qspec.passes.block import Block, Linear
+    from qspec.passes.block import Block
+    from qspec.passes.linear import Linear
 else:
     torch = LazyModule("torch")
     transforms = LazyModule("qspec.transforms")

@@ -10,7 +10,8 @@ from qspec.lazy import LazyModule
 
 if TYPE_CHECKING:
     from qspec import numerics
-    from qspec.passes.block import Block, Linear
+    from qspec.passes.block import Block
+    from qspec.passes.linear import Linear
 else:
     numerics = LazyModule("qspec.numerics")
 

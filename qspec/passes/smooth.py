@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
     from qspec import numerics
     from qspec.calibrate import stream
-    from qspec.passes import block as blocks
-    from qspec.passes.block import Block, Linear, Site
+    from qspec.passes import statistics
+    from qspec.passes.block import Block, Site
+    from qspec.passes.linear import Linear
 else:
     torch = LazyModule("torch")
     numerics = LazyModule("qspec.numerics")
-    blocks = LazyModule("qspec.passes.block")
+    statistics = LazyModule("qspec.passes.statistics")
     stream = LazyModule("qspec.calibrate.stream")
 
 SMALLEST = 1e-5  # a channel that is never active keeps scale 1
@@ -77,5 +78,5 @@ def best_alpha(block: Block, site: Site, uses: Sequence[Linear]) -> float:
             for alpha, scale in scales.items():
                 rounded = numerics.quantize_weight(linear.weight * scale, linear.formats.weights).dequantize()
                 for (x, weight), y in zip(rows, exact, strict=True):
-                    errors[alpha] += blocks.weighted_square(y - linear.rounded_input(x / scale) @ rounded.T, weight)
+                    errors[alpha] += statistics.weighted_square(y - linear.rounded_input(x / scale) @ rounded.T, weight)
     return min(SEARCHED, key=lambda alpha: errors[alpha])

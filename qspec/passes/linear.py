@@ -1,0 +1,111 @@
+"""One linear while it is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qspec import numerics
+from qspec.errors import InputError
+from qspec.formats import Scheme
+from qspec.models.family import ModuleEntry
+from qspec.transforms import InputTransform
+
+
+class Linear(nn.Module):
+    """One linear while it is compiled: float32 weight [out, in] until `quantized` is set.
+
+    `transform` is what its input goes through online; `weight` already holds the inverse. `clip`: ratio float32
+    [out, groups] that a search found for the ranges of the weight's groups, in place of the scheme's.
+    """
+
+    def __init__(self, entry: ModuleEntry, scheme: Scheme | None, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.entry = entry
+        self.scheme = scheme
+        self.weight = weight.float()
+        self.bias = None if bias is None else bias.float()
+        self.transform: InputTransform | None = None
+        self.clip: Tensor | None = None
+        self.quantized: numerics.Quantized | None = None
+        self.rounding = True
+        self.observe: Callable[[Tensor], None] | None = None
+
+    @property
+    def formats(self) -> Scheme:
+        """The scheme of a linear that has one; passes are only called with those."""
+        assert self.scheme is not None
+        return self.scheme
+
+    def absorb(self, transform: InputTransform) -> None:
+        """x W^T --> T(x) (W T^-1)^T."""
+        self.weight = transform.absorb(self.weight)
+        self.transform = transform
+
+    @property
+    def input_key(self) -> tuple[object, ...]:
+        """Linears of one site with equal keys share `prepare`."""
+        return (id(self.transform), self.formats.activations if self._rounds else None)
+
+    def prepare(self, x: Tensor) -> PreparedInput:
+        """x [..., in] as it comes, and T(x), rounded to the scheme's activations once the weights are codes."""
+        return PreparedInput(x, self.rounded_input(x) if self._rounds else self.transformed(x))
+
+    def transformed(self, x: Tensor) -> Tensor:
+        """T(x) [..., in], float32."""
+        return x.float() if self.transform is None else self.transform.apply(x)
+
+    def rounded_input(self, x: Tensor) -> Tensor:
+        """T(x) [..., in], rounded to the scheme's activations, float32."""
+        ready = self.transformed(x)
+        if self.formats.activations is None:
+            return ready
+        rows = ready.reshape(-1, x.shape[-1])
+        return numerics.quantize_activations(rows, self.formats.activations).dequantize().reshape(x.shape)
+
+    def multiply(self, prepared: PreparedInput) -> Tensor:
+        """[..., out], with the rounding that has been decided so far."""
+        if self.observe is not None:
+            self.observe(prepared.raw.reshape(-1, prepared.raw.shape[-1]))
+        weight = self.rounded_weight() if self._rounds else self.weight
+        return functional.linear(prepared.ready, weight, self.bias).to(prepared.raw.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.prepare(x))
+
+    def rounded_weight(self) -> Tensor:
+        """float32 [out, in]."""
+        return self.weight if self.quantized is None else self.quantized.dequantize()
+
+    def require_float(self, who: str) -> None:
+        """Raises InputError where the weight is codes already."""
+        if self.quantized is not None:
+            raise InputError(
+                f"{who} rewrites {self.entry.role}, which is quantized already",
+                where=str(self.entry.role),
+                hint="put this pass before every quantizing pass",
+            )
+
+    def require_open(self, who: str) -> None:
+        """Raises InputError where a clip was searched for the weight as it is."""
+        if self.clip is not None:
+            raise InputError(
+                f"{who} rewrites {self.entry.role}, whose clip was searched already",
+                where=str(self.entry.role),
+                hint="put this pass before every clip search",
+            )
+
+    @property
+    def _rounds(self) -> bool:
+        return self.rounding and self.quantized is not None
+
+
+@dataclass(frozen=True)
+class PreparedInput:
+    """A linear's input before and after its online transform and rounding."""
+
+    raw: Tensor
+    ready: Tensor
