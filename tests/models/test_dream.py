@@ -142,6 +142,6 @@ def test_the_plan_of_dream_7b_needs_config_alone(tmp_path: Path, capsys: pytest.
     names = {module["role"]: module["module"] for module in plan["modules"]}
     assert names["blocks[27].mlp.down"] == "model.layers.27.mlp.down_proj"
     assert names["head"] == "lm_head"
-    # int4, groups of 128, 16-bit scales and 4-bit zero points: 4 + 20 / 128, for every linear of the blocks
+    # int4, symmetric groups of 128, 16-bit scales: 4 + 16 / 128, for every linear of the blocks
     bits = [module["bits"] for module in plan["modules"] if module["role"].startswith("blocks")]
-    assert bits == pytest.approx([4 + 20 / 128] * 28 * 7)
+    assert bits == pytest.approx([4 + 16 / 128] * 28 * 7)
