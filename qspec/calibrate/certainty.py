@@ -7,10 +7,10 @@ from torch import Tensor
 
 from qspec.errors import NumericsError
 from qspec.models.sampler import Denoiser
+from qspec.models.samplers.common import HEAD_VALUES
 from qspec.models.shift import predictors
 
 BATCH_TOKENS = 8192  # tokens of one forward pass
-HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
 
 
 @torch.no_grad()

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from qspec.errors import NumericsError
 from qspec.models.family import DecoderShape
-from qspec.models.samplers.common import Denoiser, predicting
+from qspec.models.samplers.common import HEAD_VALUES, Denoiser, predicting
 
-HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
 BATCH_TOKENS = 8192  # tokens of one forward pass
 
 

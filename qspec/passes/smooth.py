@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
+from qspec.errors import NumericsError
 from qspec.language.spec import Fact, Pass
 from qspec.lazy import LazyModule
 
@@ -68,7 +70,10 @@ def scale_of(block: Block, site: Site, alpha: float) -> Tensor:
 
 
 def best_alpha(block: Block, site: Site, uses: Sequence[Linear]) -> float:
-    """The alpha of SEARCHED with the least error; the smallest of equals."""
+    """The alpha of SEARCHED with the least error; the smallest of equals.
+
+    Raises NumericsError where one of the errors is not finite.
+    """
     rows = [part.rows for part in block.sample(site.name, SEARCH_TOKENS)]
     scales = {alpha: block.shared(site.name, scale_of(block, site, alpha)) for alpha in SEARCHED}
     errors = dict.fromkeys(SEARCHED, 0.0)
@@ -79,4 +84,10 @@ def best_alpha(block: Block, site: Site, uses: Sequence[Linear]) -> float:
                 rounded = numerics.quantize_weight(linear.weight * scale, linear.formats.weights).dequantize()
                 for (x, weight), y in zip(rows, exact, strict=True):
                     errors[alpha] += statistics.weighted_square(y - linear.rounded_input(x / scale) @ rounded.T, weight)
+    if not all(isfinite(error) for error in errors.values()):
+        raise NumericsError(
+            "the output error of an alpha is NaN or Inf",
+            where=f"blocks[{block.index}].{site.name}",
+            hint="the calibration inputs overflow here: give alpha as a number",
+        )
     return min(SEARCHED, key=lambda alpha: errors[alpha])

@@ -13,6 +13,7 @@ from qspec.models.family import DecoderShape
 from qspec.models.shift import predictors
 
 LARGEST_SEED = (1 << 63) - 1
+HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
 
 
 class Denoiser(Protocol):

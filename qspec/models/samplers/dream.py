@@ -30,6 +30,7 @@ from torch import Tensor
 
 from qspec.errors import UsageError
 from qspec.models.samplers.common import (
+    HEAD_VALUES,
     Canvas,
     Denoiser,
     SampleStep,
@@ -43,7 +44,6 @@ from qspec.models.samplers.common import (
 
 Alg = Literal["origin", "maskgit_plus", "topk_margin", "entropy"]
 EPS = 1e-3
-HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
 
 
 @dataclass(frozen=True)
