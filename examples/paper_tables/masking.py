@@ -16,9 +16,10 @@ import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from cells import Cell
-from run import run_cells
+from run import collect, run_cells
 from tables import first_metrics
 
 from qspec import resources
@@ -33,9 +34,9 @@ def recipes() -> tuple[Cell, ...]:
     return tuple(Cell(name, "GPTQ", name, folder / f"gptq_{name}.qs") for name in ("w4a4", "w3a16", "w2a16"))
 
 
-def scores(report: Path) -> tuple[float, float]:
+def scores(report: dict[str, Any]) -> tuple[float, float]:
     """(NELBO, mean accuracy over the tasks) of the quantized model."""
-    metrics = first_metrics(json.loads(report.read_text(encoding="utf-8"))["metrics"])
+    metrics = first_metrics(report["metrics"])
     losses = [m["quantized"] for m in metrics if m["metric"] == "nelbo"]
     shares = [m["quantized"] for m in metrics if m["metric"] != "nelbo"]
     return losses[0], sum(shares) / len(shares)
@@ -49,18 +50,20 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-def table(out: Path, models: Sequence[str], seeds: int) -> tuple[str, list[dict[str, object]]]:
-    """Markdown, and the rows behind it."""
+def table(
+    out: Path, models: Sequence[str], seeds: int, limit: int | None = None
+) -> tuple[str, list[dict[str, object]]]:
+    """Markdown, and the rows behind it, of the cells that are finished with this limit."""
     lines = ["| model | recipe | calibration | NELBO | accuracy, % | seeds |", "|---|---|---|---|---|---|"]
     rows: list[dict[str, object]] = []
-    for model, cell, (name, _) in product(models, recipes(), SHARES):
-        reports = [
-            out / Path(model).name / name / str(seed) / cell.name / "report/report.json" for seed in range(seeds)
-        ]
-        found = [scores(report) for report in reports if report.is_file()]
+    for model, cell, (name, share) in product(models, recipes(), SHARES):
+        found = []
+        for seed in range(seeds):
+            folder = out / Path(model).name / name / str(seed)
+            found += [scores(one) for one in collect([cell], folder, limit, {"masked": share, "seed": str(seed)})]
         if not found:
             continue
-        losses, shares = [loss for loss, _ in found], [100 * share for _, share in found]
+        losses, shares = [loss for loss, _ in found], [100 * mean for _, mean in found]
         (loss, loss_sd), (share, share_sd) = spread(losses), spread(shares)
         lines.append(
             f"| {Path(model).name} | {cell.setting.upper()} | {name} | {loss:.4f} ± {loss_sd:.4f} "
@@ -100,7 +103,7 @@ def main() -> None:
             out = args.out / Path(model).name / name / str(seed)
             run_cells(model, [cell], out, args.device, {"masked": share, "seed": str(seed)}, args.limit)
     if args.part is None:
-        text, rows = table(args.out, models, args.seeds)
+        text, rows = table(args.out, models, args.seeds, args.limit)
         write_whole(args.out / "masking.md", text)
         write_whole(args.out / "masking.json", json.dumps(rows, indent=1) + "\n")
         print(text)

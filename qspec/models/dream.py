@@ -12,14 +12,13 @@ from typing import Any
 from qspec.models.family import DecoderShape, Family
 from qspec.models.fields import (
     MAX_FFN,
-    MAX_HEADS,
     MAX_LAYERS,
     MAX_LENGTH,
     MAX_VOCAB,
-    MAX_WIDTH,
     bad,
     expect,
     flag,
+    heads,
     integer,
     real,
 )
@@ -62,21 +61,15 @@ def _check_rope(config: Mapping[str, Any], key: str) -> None:
 
 def _shape(config: Mapping[str, Any]) -> DecoderShape:
     _check_variant(config)
-    width = integer(config, "hidden_size", 1, MAX_WIDTH)
-    heads = integer(config, "num_attention_heads", 1, MAX_HEADS)
-    if width % heads or (width // heads) % 2:
-        raise bad("num_attention_heads", f"is {heads}; hidden_size {width} does not divide into heads of even width")
-    expect(config, "head_dim", width // heads)
-    kv_heads = integer(config, "num_key_value_heads", 1, heads, default=heads)
-    if heads % kv_heads:
-        raise bad("num_key_value_heads", f"is {kv_heads}; it must divide num_attention_heads {heads}")
+    width, count, kv_heads = heads(config, "hidden_size", "num_attention_heads", "num_key_value_heads")
+    expect(config, "head_dim", width // count)
     vocab = integer(config, "vocab_size", 1, MAX_VOCAB)
     return DecoderShape(
         layers=integer(config, "num_hidden_layers", 1, MAX_LAYERS),
         width=width,
-        heads=heads,
+        heads=count,
         kv_heads=kv_heads,
-        head_width=width // heads,
+        head_width=width // count,
         ffn=integer(config, "intermediate_size", 1, MAX_FFN),
         vocab=vocab,
         max_length=integer(config, "max_position_embeddings", 1, MAX_LENGTH),

@@ -58,6 +58,18 @@ def expect(config: Config, key: str, *allowed: object) -> None:
         raise bad(key, f"is {_shown(value)}; only {names} is supported")
 
 
+def heads(config: Config, width_key: str, heads_key: str, kv_key: str) -> tuple[int, int, int]:
+    """(width, heads, kv heads): heads of even width that fill the width, and kv heads that divide them."""
+    width = integer(config, width_key, 1, MAX_WIDTH)
+    count = integer(config, heads_key, 1, MAX_HEADS)
+    if width % count or (width // count) % 2:
+        raise bad(heads_key, f"is {count}; {width_key} {width} does not divide into heads of even width")
+    kv = integer(config, kv_key, 1, count, default=count)
+    if count % kv:
+        raise bad(kv_key, f"is {kv}; it must divide {heads_key} {count}")
+    return width, count, kv
+
+
 def bad(key: str, problem: str) -> InputError:
     """The error for one key."""
     return InputError(f"config.json: {key} {problem}", where=f"config.json: {key}")

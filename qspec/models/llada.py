@@ -12,14 +12,13 @@ from typing import Any
 from qspec.models.family import DecoderShape, Family
 from qspec.models.fields import (
     MAX_FFN,
-    MAX_HEADS,
     MAX_LAYERS,
     MAX_LENGTH,
     MAX_VOCAB,
-    MAX_WIDTH,
     bad,
     expect,
     flag,
+    heads,
     integer,
     real,
 )
@@ -51,22 +50,16 @@ def _check_variant(config: Mapping[str, Any]) -> None:
 
 def _shape(config: Mapping[str, Any]) -> DecoderShape:
     _check_variant(config)
-    width = integer(config, "d_model", 1, MAX_WIDTH)
-    heads = integer(config, "n_heads", 1, MAX_HEADS)
-    if width % heads or (width // heads) % 2:
-        raise bad("n_heads", f"is {heads}; d_model {width} does not divide into heads of even width")
-    kv_heads = integer(config, "n_kv_heads", 1, heads, default=heads)
-    if heads % kv_heads:
-        raise bad("n_kv_heads", f"is {kv_heads}; it must divide n_heads {heads}")
+    width, count, kv_heads = heads(config, "d_model", "n_heads", "n_kv_heads")
     words = integer(config, "vocab_size", 1, MAX_VOCAB)
     vocab = integer(config, "embedding_size", words, MAX_VOCAB, default=words)
     bias = flag(config, "include_bias")
     return DecoderShape(
         layers=integer(config, "n_layers", 1, MAX_LAYERS),
         width=width,
-        heads=heads,
+        heads=count,
         kv_heads=kv_heads,
-        head_width=width // heads,
+        head_width=width // count,
         ffn=integer(config, "mlp_hidden_size", 1, MAX_FFN),
         vocab=vocab,
         max_length=integer(config, "max_sequence_length", 1, MAX_LENGTH),

@@ -19,22 +19,29 @@ def test_spread_by_hand(paper_tables: SimpleNamespace) -> None:
     assert paper_tables.masking.spread([5.0]) == (5.0, 0.0)
 
 
-def write_report(folder: Path, nelbo: float, accuracies: tuple[float, ...]) -> None:
+def write_report(
+    tools: SimpleNamespace, folder: Path, nelbo: float, accuracies: tuple[float, ...], limit: int | None = None
+) -> None:
+    """A cell that masking.py finished with this limit: its report, and the mark beside it."""
     metrics = [{"task": "text", "metric": "nelbo", "quantized": nelbo}]
     metrics += [{"task": f"t{i}", "metric": "exact_match", "quantized": a} for i, a in enumerate(accuracies)]
     metrics.append({"task": "t0", "metric": "choice_accuracy", "quantized": 0.0})  # not the task's first
     path = folder / "report" / "report.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"metrics": metrics}))
+    share = dict(tools.masking.SHARES)[folder.parents[1].name]
+    how = tools.run.how(limit, {"masked": share, "seed": folder.parent.name})
+    folder.with_name(f"{folder.name}.done").write_text(f"{how}\nlock")
 
 
 def test_the_table_by_hand(paper_tables: SimpleNamespace, tmp_path: Path) -> None:
     """Means over the seeds that are there; an accuracy is the mean over the tasks."""
     cells = {cell.setting: cell.name for cell in paper_tables.masking.recipes()}
     home = tmp_path / "tiny-x"
-    write_report(home / "clean/0" / cells["w3a16"], 1.0, (0.5, 0.7))
-    write_report(home / "clean/1" / cells["w3a16"], 1.2, (0.6, 0.8))
-    write_report(home / "masked/0" / cells["w2a16"], 3.0, (0.25, 0.5))
+    write_report(paper_tables, home / "clean/0" / cells["w3a16"], 1.0, (0.5, 0.7))
+    write_report(paper_tables, home / "clean/1" / cells["w3a16"], 1.2, (0.6, 0.8))
+    write_report(paper_tables, home / "masked/0" / cells["w2a16"], 3.0, (0.25, 0.5))
+    write_report(paper_tables, home / "masked/1" / cells["w2a16"], 9.0, (0.0, 0.0), limit=4)  # another limit
     text, rows = paper_tables.masking.table(tmp_path, ["folder/tiny-x"], 3)
     # 60 % and 70 %: sd 7.07; 1.0 and 1.2: sd 0.1414
     assert text.splitlines()[2:4] == [
