@@ -126,12 +126,14 @@ class Plan:
         """Bytes that compilation needs at its peak, beside the program itself: an estimate.
 
         One block in float32 three times over (original, rewritten, rounded), the widest Hessian with its factors in
-        float64, the calibration stream at a block's input and output, the embedding and the head. Before that, where
-        rollouts or certainties want it, the whole model in float32, as a CPU computes; a GPU takes half of that.
+        float64, the calibration stream (and the unquantized model's, at a block's input and output, where a pass
+        compares with it), the embedding and the head. Before that, where rollouts or certainties want it, the whole
+        model in float32, as a CPU computes; a GPU takes half of that.
         """
         block = self.block_weights // self.shape.layers * 4 * 3
         hessian = max(m.entry.in_features for m in self._blocks()) ** 2 * 8 * 4
-        stream = self.calibration_tokens * self.shape.width * 4 * 2
+        copies = 3 if any(use.params.follows_exact for use in self.spec.passes) else 1
+        stream = self.calibration_tokens * self.shape.width * 4 * copies
         quantizing = block + hessian + stream + 2 * self.shape.vocab * self.shape.width * 4
         model = self.bytes_before * 32 // FLOAT_BITS if self.spec.calibrate.runs_model else 0
         return max(quantizing, model)

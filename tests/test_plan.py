@@ -59,3 +59,19 @@ def test_running_the_whole_model_takes_its_memory_and_time(calibrate: str) -> No
     forwards = {"weigh certainty": 1, "text rollouts()": 64}[calibrate]
     more = running.compile_operations() - plain.compile_operations()
     assert more == 2 * 128 * 2048 * forwards * 32 * (4 * 4096 * 4096 + 3 * 4096 * 12288)
+
+
+def test_following_the_unquantized_model_takes_two_more_streams() -> None:
+    """128 x 2048 tokens of 4096 float32 values are 4 GiB; the unquantized model's stand at a block's input and output."""
+    from qspec import passes
+    from qspec.diagnostics import Source
+    from qspec.language import load_source
+    from qspec.models.llada import LLADA
+    from qspec.models.registry import FAMILIES
+
+    needs = []
+    for name in ("gptq", "gptaq"):
+        source = Source("r.qs", recipe(apply=f"\napply {name}() on blocks[*].*\n"))
+        spec = load_source(source, passes.available(), {}, FAMILIES).spec
+        needs.append(make_plan(spec, LLADA, LLADA.shape(LLADA_8B)).compile_memory())
+    assert needs[1] - needs[0] == 8 << 30

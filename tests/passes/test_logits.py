@@ -35,7 +35,7 @@ CHAINS = [(name,) for name in PRESERVING] + [
 ]
 
 
-# The stand-in's twins, lifted by norm gains of up to 3000, cancel: float32 holds what is left of them 1e-7 times that
+# The stand-in's twins, lifted by norm gains of up to 6560, cancel: float32 holds what is left of them 1e-7 times that
 # gain well once the residual stream mixes channels.
 LIMITS = {"llada": 5e-3}
 
