@@ -62,7 +62,7 @@ def test_running_the_whole_model_takes_its_memory_and_time(calibrate: str) -> No
 
 
 def test_following_the_unquantized_model_takes_two_more_streams() -> None:
-    """128 x 2048 tokens of 4096 float32 values are 4 GiB; the unquantized model's stand at a block's input and output."""
+    """128 x 2048 tokens of 4096 float32 values are 4 GiB: once at a block's input, once at its output."""
     from qspec import passes
     from qspec.diagnostics import Source
     from qspec.language import load_source
