@@ -59,7 +59,6 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
     "activation_zero": "*i8",
     "activations": "*i8",
     "bias": "*fp32",
-    "codes": "*i8",
     "destination": "*i32",
     "out": "*bf16",
     "rotation0": "*fp16",
@@ -161,6 +160,8 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
 
 
 def _type(kernel: Kernel, name: str) -> str:
+    if isinstance(kernel, RowKernel) and name == "codes":
+        return {"int8": "*i8", "e4m3": "*fp8e4nv"}[kernel.codes]
     if isinstance(kernel, RowKernel) or name in TYPES:
         return TYPES[name]
     if name == "weight_scale":

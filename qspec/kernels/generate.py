@@ -202,6 +202,7 @@ def _row_values(kernel: RowKernel) -> dict[str, Any]:
         "bits": kernel.bits,
         "group": kernel.group,
         "symmetric": kernel.symmetric,
+        "e4m3": kernel.codes == "e4m3",
         "clip": None if kernel.clip == 1.0 else repr(kernel.clip),
         "qmin": int(number.qmin) if number else None,
         "qmax": int(number.qmax) if number else None,

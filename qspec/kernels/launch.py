@@ -11,7 +11,7 @@ from qspec.catalog import RowKernel
 from qspec.errors import InputError
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.packing import PackedLinear
-from qspec.kernels.reference import PreparedInput
+from qspec.kernels.reference import CODES, PreparedInput
 from qspec.transforms import InputTransform
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -66,7 +66,7 @@ def _outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
         return {"out": torch.empty_like(rows)}
     scales = ((rows.shape[1] // row.group) if row.group else 1, rows.shape[0])
     results = {
-        "codes": torch.empty(rows.shape, dtype=torch.int8, device=rows.device),
+        "codes": torch.empty(rows.shape, dtype=CODES[row.codes], device=rows.device),
         "scale": torch.empty(scales, dtype=torch.float32, device=rows.device),
     }
     if not row.symmetric:

@@ -29,6 +29,7 @@ from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.transforms import InputTransform
 
+CODES = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn}
 EXACT = 2**24  # float32 holds every integer up to here
 
 
@@ -36,7 +37,7 @@ EXACT = 2**24  # float32 holds every integer up to here
 class PreparedInput:
     """A linear's input after the row kernel, shared by every linear that prepares it alike.
 
-    values: int8 codes [M, K], or floats where activations stay in 16 bits.
+    values: codes [M, K] in int8 or float8_e4m3fn, or floats where activations stay in 16 bits.
     scale: float32 [groups, M] or None. zero: int8 [groups, M] or None.
     shape, dtype: of the input, so that the output gets the same.
     """
@@ -88,7 +89,8 @@ def prepare(row: RowKernel | None, transform: InputTransform | None, x: Tensor) 
         return PreparedInput(rows.to(x.dtype), None, None, x.shape, x.dtype)
     quantized = numerics.quantize_activations(rows, activation_format(row))
     zero = None if quantized.zero is None else quantized.zero.T.contiguous()
-    return PreparedInput(quantized.codes, quantized.scale.T.contiguous(), zero, x.shape, x.dtype)
+    codes = quantized.codes.float().to(CODES[row.codes])
+    return PreparedInput(codes, quantized.scale.T.contiguous(), zero, x.shape, x.dtype)
 
 
 def multiply(weight: ReferenceWeight, prepared: PreparedInput) -> Tensor:

@@ -196,6 +196,7 @@ def transformed(transform: InputTransform, x: Tensor) -> Tensor:
 
 def codes_that_differ(found: PreparedInput, expected: PreparedInput) -> float:
     """Share of codes that are not equal; a difference of more than one fails."""
+    assert found.values.dtype == expected.values.dtype
     difference = (found.values.cpu().int() - expected.values.cpu().int()).abs()
     assert int(difference.max()) <= 1
     return float((difference > 0).float().mean())
@@ -207,7 +208,7 @@ def dequantized_input(prepared: PreparedInput) -> Tensor:
     scale = prepared.scale.T.double()
     size = prepared.values.shape[1] // scale.shape[1]
     zero = torch.zeros_like(scale) if prepared.zero is None else prepared.zero.T.double()
-    return (prepared.values - zero.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
+    return (prepared.values.double() - zero.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
 
 
 def relative_error(found: Tensor, expected: Tensor | np.ndarray) -> float:
@@ -240,6 +241,9 @@ ROWS = (
             (4, 64, True, 1.0),
         )
     ),
+    RowKernel((), 4, None, True, 1.0, "e4m3"),
+    RowKernel((), 4, 64, False, 0.9, "e4m3"),
+    RowKernel((32,), 4, None, True, 1.0, "e4m3"),
     RowKernel((), 8, 48, False, 1.0),
     RowKernel((), 4, 1, False, 1.0),
     RowKernel((), 4, 1200, True, 1.0),  # three tiles, the last masked

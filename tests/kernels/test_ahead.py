@@ -64,6 +64,11 @@ def test_compiles_as_it_must(kernel: Kernel, target: str) -> None:
             assert all(name.startswith("wgmma.mma_async") for name in report.instructions)
 
 
+@pytest.mark.parametrize("target", ["sm_89", "sm_90", "sm_100"])
+def test_codes_in_e4m3_compile_where_the_units_take_them(target: str) -> None:
+    assert compile_ahead(RowKernel((), 4, None, True, 1.0, "e4m3"), target).problems == ()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("kernel", OTHERS, ids=lambda kernel: kernel.name)

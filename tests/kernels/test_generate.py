@@ -33,6 +33,7 @@ SHOWN: tuple[Kernel, ...] = (
     RowKernel((), 8, None, True, 1.0),
     RowKernel((), 8, 48, False, 1.0),
     RowKernel((), 4, 64, False, 1.0),
+    RowKernel((), 4, None, True, 1.0, "e4m3"),
     RowKernel((64,), 4, 128, True, 1.0),
     RowKernel((128,), 16, None, True, 1.0),
     RowKernel((128, 128), 4, None, True, 0.9),
