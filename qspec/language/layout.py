@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qspec.diagnostics import Diagnostic
 from qspec.language.selectors import Selector
 from qspec.language.spec import Rule
+from qspec.values import value
 
 if TYPE_CHECKING:
     from qspec.models.family import ModuleEntry
 
 
-@dataclass(frozen=True)
+@value
 class RuleCount:
     """How many modules a rule matches, and how many of them it decides."""
 
@@ -23,7 +23,7 @@ class RuleCount:
     decides: int
 
 
-@dataclass(frozen=True)
+@value
 class Layout:
     """For each module the deciding rule (None: no rule matched, the module is kept), and the rules'
     counts."""

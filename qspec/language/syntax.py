@@ -6,32 +6,15 @@ formatting changed nothing but looks. A `File` does compare its comments' texts:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import field
 from typing import Literal, TypeAlias
 
 from qspec.diagnostics import Span
+from qspec.values import value
 
 
-def _counted(node: object) -> tuple[object, ...]:
-    return tuple(getattr(node, f.name) for f in fields(node) if f.compare)  # type: ignore[arg-type]
-
-
-class _Value:
-    """Equality and text of all nodes, once: letting every dataclass compile its own costs 20 ms at import."""
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and _counted(self) == _counted(other)
-
-    def __hash__(self) -> int:
-        return hash(_counted(self))
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr)  # type: ignore[arg-type]
-        return f"{type(self).__name__}({shown})"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Node(_Value):
+@value
+class Node:
     """Something written in a recipe, at `span`."""
 
     span: Span = field(compare=False, repr=False)
@@ -40,7 +23,7 @@ class Node(_Value):
 # --- values ---
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Number(Node):
     """`0.01`; `text` is its spelling."""
 
@@ -48,21 +31,21 @@ class Number(Node):
     text: str = field(compare=False)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Text(Node):
     """`"wikitext2"`, taken literally: a string has no escapes."""
 
     value: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Word(Node):
     """`activation`, `true`, or the name of something."""
 
     name: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Reference(Node):
     """`$bits`: the value of a param."""
 
@@ -76,7 +59,7 @@ Value: TypeAlias = Number | Text | Word | Reference
 # --- selectors ---
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Indices(Node):
     """`*` (low and high None), `3` (low = high) or `4..7`, both ends included; negative numbers count from
     the end."""
@@ -90,7 +73,7 @@ class Indices(Node):
         return str(self.low) if self.low == self.high else f"{self.low}..{self.high}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Segment(Node):
     """One step of a role: `blocks[0, 4..7]`, `q`, `{gate,up}`; no names at all is `*`."""
 
@@ -108,7 +91,7 @@ class Segment(Node):
         return self.names[0].name
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class RoleTerm(Node):
     """`blocks[*].mlp.{gate,up}`."""
 
@@ -118,7 +101,7 @@ class RoleTerm(Node):
         return ".".join(map(str, self.segments))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class ModuleTerm(Node):
     """`module("regex")`: modules whose whole checkpoint name the pattern matches."""
 
@@ -131,7 +114,7 @@ class ModuleTerm(Node):
 Term: TypeAlias = RoleTerm | ModuleTerm
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class SelectorNode(Node):
     """Terms separated by commas: what any of them selects."""
 
@@ -144,21 +127,21 @@ class SelectorNode(Node):
 # --- statements on one line ---
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Version(Node):
     """`qspec 1`."""
 
     number: Number
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Extends(Node):
     """`extends "base.qs"`."""
 
     path: Text
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Param(Node):
     """`param bits = 4 in 2..8`."""
 
@@ -168,7 +151,7 @@ class Param(Node):
     high: Number | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Layers(Node):
     """`layers SELECTOR use SCHEME`, or `keep` (scheme None)."""
 
@@ -176,7 +159,7 @@ class Layers(Node):
     scheme: Word | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Argument(Node):
     """`alpha = 0.6`."""
 
@@ -184,7 +167,7 @@ class Argument(Node):
     value: Value
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Apply(Node):
     """`apply PASS(arguments) on SELECTOR`."""
 
@@ -196,7 +179,7 @@ class Apply(Node):
 # --- settings in blocks ---
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Setting(Node):
     """A keyword and its one value: `samples 128`, `shots 4`."""
 
@@ -204,7 +187,7 @@ class Setting(Node):
     value: Value
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Model(Node):
     """`model "id" revision "main"`."""
 
@@ -213,7 +196,7 @@ class Model(Node):
     revision: Text | Reference | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class FileSource(Node):
     """`file("x.jsonl", field = "text")`."""
 
@@ -224,7 +207,7 @@ class FileSource(Node):
 Words: TypeAlias = Text | Reference | FileSource
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Rollouts(Node):
     """`rollouts(prompts = "wikitext2", steps = 64)`; prompts None where the default holds."""
 
@@ -232,7 +215,7 @@ class Rollouts(Node):
     arguments: tuple[Argument, ...]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class TextSetting(Node):
     """`text "wikitext2"`."""
 
@@ -240,7 +223,7 @@ class TextSetting(Node):
     source: Words | Rollouts
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Mask(Node):
     """`mask uniform(0.0, 1.0)`, `mask fixed(0.5)`, `mask none`."""
 
@@ -249,7 +232,7 @@ class Mask(Node):
     numbers: tuple[Number | Reference, ...]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Share(Node):
     """`masked 1.0`, `unmasked 0.5`, or `certainty`, which has no number."""
 
@@ -257,7 +240,7 @@ class Share(Node):
     number: Number | Reference | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Weigh(Node):
     """`weigh masked 1.0, unmasked 0.5`."""
 
@@ -265,7 +248,7 @@ class Weigh(Node):
     shares: tuple[Share, ...]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class FormatNode(Node):
     """`int4`, `int($bits)` or `$format`."""
 
@@ -273,7 +256,7 @@ class FormatNode(Node):
     bits: Number | Reference | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Grain(Node):
     """`tensor`, `channel`, `token`, `group 128` (number) or `block 128x128` (rows, columns)."""
 
@@ -283,7 +266,7 @@ class Grain(Node):
     columns: int = 0
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Operand(Node):
     """`weights int4 per channel symmetric clip mse`; `activations none` has no format."""
 
@@ -294,7 +277,7 @@ class Operand(Node):
     clip: Value | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Nelbo(Node):
     """`nelbo on "wikitext2" samples 64`."""
 
@@ -303,7 +286,7 @@ class Nelbo(Node):
     samples: Number | Reference | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Names(Node):
     """`family llada, dream`, `regime block_decode, full_sequence`, or `kernels triton for sm_90, sm_80` (subject:
     the back end)."""
@@ -316,8 +299,8 @@ class Names(Node):
 # --- the file ---
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Comments(_Value):
+@value
+class Comments:
     """What a formatter must put back: lines before, at the end of the line, and whether a blank line came
     first."""
 
@@ -327,15 +310,15 @@ class Comments(_Value):
     gaps: tuple[bool, ...] = ()  # for each line of `before`: whether a blank line came first
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Item(_Value):
+@value
+class Item:
     """A statement with its comments."""
 
     node: Node
     comments: Comments = field(default=Comments(), compare=False)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@value
 class Block(Node):
     """`KIND NAME { items }`; kind "task" stands inside `evaluate`, with or without braces."""
 
@@ -347,8 +330,8 @@ class Block(Node):
     closing: Comments = field(default=Comments(), compare=False)  # comments before `}`
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class File(_Value):
+@value
+class File:
     """A whole recipe as written. comments: every comment's text, in order."""
 
     path: str = field(compare=False)

@@ -7,13 +7,14 @@ reads the `Family` value, so nothing dispatches on names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from qspec.values import value
 
 SamplerKind = Literal["llada", "dream"]  # which family's way of denoising; see qspec/models/samplers
 
 
-@dataclass(frozen=True)
+@value
 class Role:
     """What a module is for: `blocks[3].attention.q`, `blocks[3].mlp.experts[5].down`, `head`, `embedding`.
 
@@ -29,7 +30,7 @@ class Role:
         return part if self.block is None else f"blocks[{self.block}].{part}"
 
 
-@dataclass(frozen=True)
+@value
 class DecoderShape:
     """Everything our decoder needs to know, read from a config.json.
 
@@ -58,7 +59,7 @@ class DecoderShape:
     pad_token: int
 
 
-@dataclass(frozen=True)
+@value
 class ModuleEntry:
     """One quantizable module: a linear W [out, in], the embedding [vocab, width] or the head [vocab, width].
 
@@ -78,7 +79,7 @@ class ModuleEntry:
         return self.out_features * self.in_features
 
 
-@dataclass(frozen=True)
+@value
 class Family:
     """A family: how to recognise its config, read its shape and name its tensors.
 
