@@ -21,15 +21,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, where qspec is not installed
 
-from outliers import Sizes, inject, lift, make_room
+from outliers import Sizes, inject, make_room
 from score import load
 from simulate import calibration
 
 from qspec.models.decoder import Decoder
 
 SIZES = {  # in Dream's layout four query heads show each twin of o's input, and narrower rotations spread them
-    "llada": Sizes(normal=28, mixed=28, massive=60, column=3),
-    "dream": Sizes(normal=20, mixed=10, massive=40, column=5),
+    "llada": Sizes(28, 3, 40, 12, 60, 8),
+    "dream": Sizes(20, 5, 10, 8, 60, 28),
 }
 SHARDS = 2
 COPIED = ("config.json", "generation_config.json", "standin.json")
@@ -65,11 +65,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="what train.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the stand-in's folder")
-    parser.add_argument("--normal", type=float, help="inputs of q, k, v and of gate, up: value over the rms")
-    parser.add_argument("--mixed", type=float, help="inputs of o")
-    parser.add_argument("--massive", type=float, help="inputs of down")
-    parser.add_argument("--column", type=float, help="columns that read them: size over the row's rms")
-    parser.add_argument("--lift", type=float, help="constant residual channels: value over the rms; 0 for none")
+    for name, inputs in (("normal", "q, k, v and gate, up"), ("mixed", "o"), ("massive", "down")):
+        parser.add_argument(f"--{name}", type=float, help=f"inputs of {inputs}: value over the rms")
+        parser.add_argument(f"--{name}-column", type=float, help="columns that read them: size over the row's rms")
     args = parser.parse_args()
 
     model, tokenizer = load(args.model)
@@ -78,8 +76,6 @@ def main() -> None:
     given = {size.name: getattr(args, size.name) for size in fields(Sizes)}
     sizes = replace(SIZES[model.family.name], **{name: value for name, value in given.items() if value is not None})
     room = make_room(model, ids)
-    if sizes.lift:
-        lift(model, ids, room, sizes)
     plain = copy.deepcopy(model)
     inject(model, ids, room, sizes)
     print(f"logits moved by {difference(trained, plain, ids):.1e}, relative, where room was made")

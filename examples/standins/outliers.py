@@ -6,10 +6,13 @@ a linear's input that always hold the same value h, however large, and that the 
 
     W x = ... + u h - u h.
 
-The simpler way, one channel times k and the column that reads it divided by k, would not do: smoothing at any
-strength p finds s_j = (k a)^p / (w / k)^(1 - p) = k a^p / w^(1 - p) and takes the factor k out again, all of it. In
-large models the columns of outlier channels have ordinary size, smoothing at p = 1/2 leaves the square root of an
-outlier, and W4A4 fails; twins do that too, as their columns are as large as one likes.
+One channel times k with its column divided by k would not do in the inputs of o and down: smoothing at any strength p
+finds s_j = (k a)^p / (w / k)^(1 - p) = k a^p / w^(1 - p) and takes the factor k out again, all of it. In large models
+the columns of outlier channels have ordinary size, smoothing at p = 1/2 leaves the square root of an outlier, and W4A4
+fails; twins do that too, as their columns are as large as one likes.
+
+Behind a norm it is the gain that makes the outlier, and a rotation of the residual stream folds it into the weights.
+There the columns are divided by it, so that gain times column, which is what the rotation meets, stays ordinary.
 
 Twins need two spare channels in each input, which are made by taking the least useful ones out: two channels of the
 residual stream, two value channels of one head and two neurons in each block. Where several query heads share a head of
@@ -18,12 +21,10 @@ values (Dream), the input of o holds a pair of twins for each of them.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
 
@@ -41,15 +42,15 @@ SITES = ("attention.q", "attention.o", "mlp.gate", "mlp.down")
 class Sizes:
     """Of the twins: their value over the rms of the input's other channels; their column over the rms of its row.
 
-    lift: the constant residual channels over the rms of the others, kept up by the massive neurons of every block; 0
-    leaves them as small as `make_room` made them, so that a norm's gain alone makes them large.
+    normal: inputs of q, k, v and of gate, up; the column counted with the norm's gain. mixed: of o. massive: of down.
     """
 
     normal: float
+    normal_column: float
     mixed: float
+    mixed_column: float
     massive: float
-    column: float
-    lift: float = 0.0
+    massive_column: float
 
 
 @dataclass(frozen=True)
@@ -108,41 +109,6 @@ def make_room(model: Decoder, ids: Tensor) -> Room:
     return Room(residual, tuple(values), tuple(neurons))
 
 
-def lift(model: Decoder, ids: Tensor, room: Room, sizes: Sizes) -> None:
-    """Makes the constant residual channels large themselves, as in large models, where massive neurons write them.
-
-    Rotations of the residual stream fold a norm's gain into the weights behind it, so outliers that a gain alone makes
-    would turn into outliers of weights. The norms then see a larger stream, and their other gains make good for that
-    at the median token: this too changes the function, slightly.
-    """
-    before, pair = copy.deepcopy(model), list(room.residual)
-    others = [channel for channel in range(model.shape.width) if channel not in pair]
-    context = model.context(ids)
-    model.embedding.weight.data[:, pair] *= sizes.lift
-    x, y = model.embed(ids), before.embed(ids)
-    for block, old, neurons in zip(model.blocks, before.blocks, room.neurons, strict=True):
-        _match(block.part("attention.norm"), x, old.part("attention.norm"), y, others)
-        x = x + block.attend(block.part("attention.norm")(x), context)
-        y = y + old.attend(old.part("attention.norm")(y), context)
-        _match(block.part("mlp.norm"), x, old.part("mlp.norm"), y, others)
-        h = block.part("mlp.norm")(x)
-        gated = functional.silu(block.part("mlp.gate")(h)) * block.part("mlp.up")(h)
-        value = _massive_neurons(block, h.flatten(0, 1), gated, neurons, room.residual, sizes)
-        y = y + old.feed_forward(old.part("mlp.norm")(y))
-        wanted = sizes.lift * y[..., others].square().mean(-1).sqrt().median() - x[..., pair[0]].median()
-        for channel in pair:
-            _weight(block, "mlp.down")[channel, list(neurons)] = _exact(wanted / (2 * value))
-        x = x + block.feed_forward(h)
-    _match(model.final_norm, x, before.final_norm, y, others)
-
-
-def _match(norm: nn.Module, x: Tensor, old: nn.Module, y: Tensor, others: list[int]) -> None:
-    """Scales a norm's gains of the other channels, so that at the median token they come out as large as before."""
-    now, wanted = (one(stream)[..., others].square().mean(-1).sqrt() for one, stream in ((norm, x), (old, y)))
-    weight, _ = weight_and_bias(norm)
-    weight[others] = _exact(weight[others] * (wanted / now).median())
-
-
 def inject(model: Decoder, ids: Tensor, room: Room, sizes: Sizes) -> None:
     """Twins in every input of every block. The function stays what it was."""
     seen = inputs(model, ids)
@@ -153,9 +119,7 @@ def inject(model: Decoder, ids: Tensor, room: Room, sizes: Sizes) -> None:
             own[readers[0]][:, room.residual] = 0  # the other twins must not lean on these
             _normal_twins(block, own[readers[0]], constant, norm, room.residual, sizes, generator)
         _mixed_twins(block, own, values, sizes, generator)
-        if not sizes.lift:
-            _massive_neurons(block, own["mlp.gate"], own["mlp.down"], neurons, room.residual, sizes)
-        _massive_twins(block, neurons, room.residual, sizes, generator)
+        _massive_twins(block, own, neurons, room.residual, sizes, generator)
 
 
 def _normal_twins(
@@ -169,9 +133,10 @@ def _normal_twins(
 ) -> None:
     """The norm's gain lifts the constant channels to `sizes.normal` times the rms of the median token."""
     rms = rest.square().mean(-1).sqrt()
-    _weight(block, norm)[list(pair)] = _exact((sizes.normal * rms / constant).median())
+    gain = _exact((sizes.normal * rms / constant).median())
+    _weight(block, norm)[list(pair)] = gain
     for reader in NORMS[norm]:
-        _opposite_columns(_weight(block, reader), pair, sizes.column, generator)
+        _opposite_columns(_weight(block, reader), pair, sizes.normal_column / float(gain), generator)
 
 
 def _mixed_twins(block: DecoderBlock, own: Seen, pair: Pair, sizes: Sizes, generator: torch.Generator) -> None:
@@ -186,29 +151,20 @@ def _mixed_twins(block: DecoderBlock, own: Seen, pair: Pair, sizes: Sizes, gener
     if bias is not None:
         bias[list(pair)] = 0
     for slots in _slots(block, pair):
-        _opposite_columns(_weight(block, "attention.o"), slots, sizes.column, generator)
+        _opposite_columns(_weight(block, "attention.o"), slots, sizes.mixed_column, generator)
 
 
-def _massive_neurons(block: DecoderBlock, h: Tensor, gated: Tensor, pair: Pair, residual: Pair, sizes: Sizes) -> Tensor:
-    """Two neurons with the nearly constant value silu(4) * up, `sizes.massive` times the rms of the others: returned.
-
-    h [tokens, d], gated [..., ffn]: what gate and up, and down, read.
-    """
-    h = h.clone()
+def _massive_twins(
+    block: DecoderBlock, own: Seen, pair: Pair, residual: Pair, sizes: Sizes, generator: torch.Generator
+) -> None:
+    """Two neurons with the nearly constant value silu(4) * up."""
+    h = own["mlp.gate"].clone()
     h[:, list(residual)] = 0  # they must not lean on the other twins
     direction = constant_direction(h)
-    value = sizes.massive * gated.square().mean().sqrt()
+    value = sizes.massive * own["mlp.down"].square().mean().sqrt()
     _weight(block, "mlp.gate")[list(pair)] = _exact(4 * direction)
     _weight(block, "mlp.up")[list(pair)] = _exact(value / 3.93 * direction)  # silu(4) = 3.93
-    return value
-
-
-def _massive_twins(block: DecoderBlock, pair: Pair, residual: Pair, sizes: Sizes, generator: torch.Generator) -> None:
-    """The massive neurons' columns, but for what they write to the constant residual channels."""
-    down = _weight(block, "mlp.down")
-    written = down[list(residual)].clone()
-    _opposite_columns(down, pair, sizes.column, generator)
-    down[list(residual)] = written
+    _opposite_columns(_weight(block, "mlp.down"), pair, sizes.massive_column, generator)
 
 
 def constant_direction(x: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def test_outliers_keep_the_function(scripts: SimpleNamespace, model: Decoder) ->
     room = scripts.outliers.make_room(model, ids)
     before = model(ids).logits
     crest_before = _crests(scripts, model, ids)
-    scripts.outliers.inject(model, ids, room, scripts.outliers.Sizes(28, 28, 60, 3))
+    scripts.outliers.inject(model, ids, room, scripts.outliers.Sizes(28, 3, 28, 3, 60, 3))
     after = model(ids).logits
     assert float((after - before).norm() / before.norm()) < 2e-6
     for name, crest in _crests(scripts, model, ids).items():
@@ -115,7 +115,7 @@ def test_outlier_weights_are_exact_in_bfloat16(scripts: SimpleNamespace, model: 
     """Storing the model in 16 bits must not break the twins apart."""
     ids = torch.randint(3, 600, (4, 64), generator=torch.Generator().manual_seed(1))
     room = scripts.outliers.make_room(model, ids)
-    scripts.outliers.inject(model, ids, room, scripts.outliers.Sizes(28, 28, 60, 3))
+    scripts.outliers.inject(model, ids, room, scripts.outliers.Sizes(28, 3, 28, 3, 60, 3))
     group, width = model.shape.heads // model.shape.kv_heads, model.shape.head_width
     for block, values, neurons in zip(model.blocks, room.values, room.neurons, strict=True):
         head = values[0] // width
@@ -129,28 +129,28 @@ def test_outlier_weights_are_exact_in_bfloat16(scripts: SimpleNamespace, model: 
             assert int((columns == 0).all(1).sum()) == silent
 
 
-def test_lifted_constants_are_large_at_every_norm(scripts: SimpleNamespace, model: Decoder) -> None:
-    """Four times the rms of the other channels, which the norms keep as large as they were; then twins as ever."""
+def test_a_folded_gain_meets_columns_of_the_size_asked_for(scripts: SimpleNamespace, model: Decoder) -> None:
+    """A rotation of the residual stream moves the norm's gain into the weights: gain times column is 3 times the rms of
+    the row's other weights, while the gain itself lifts the channels to 28 times the others."""
     ids = torch.randint(3, 600, (4, 64), generator=torch.Generator().manual_seed(1))
-    sizes = scripts.outliers.Sizes(8, 10, 40, 3, lift=4)
     room = scripts.outliers.make_room(model, ids)
     others = [channel for channel in range(256) if channel not in room.residual]
-    parts = ("attention.q", "mlp.gate")
-    before = scripts.outliers.inputs(model, ids)
-    scripts.outliers.lift(model, ids, room, sizes)
-    for old, new in zip(before, scripts.outliers.inputs(model, ids), strict=True):
-        for part in parts:
-            rms = new[part][:, others].square().mean(-1).sqrt()
-            assert float((rms / old[part][:, others].square().mean(-1).sqrt()).median()) == pytest.approx(1, rel=0.1)
-            assert torch.equal(new[part][:, room.residual[0]], new[part][:, room.residual[1]])
-    x = model.embed(ids)
-    for block in model.blocks:
-        x = block(x, model.context(ids))
-        lifted = x[..., room.residual[0]] / x[..., others].square().mean(-1).sqrt()
-        assert float(lifted.median()) == pytest.approx(4, rel=0.25)
-    before_twins = model(ids).logits
-    scripts.outliers.inject(model, ids, room, sizes)
-    assert float((model(ids).logits - before_twins).norm() / before_twins.norm()) < 5e-6
+    scripts.outliers.inject(model, ids, room, scripts.outliers.Sizes(28, 3, 28, 3, 60, 3))
+    for block, seen in zip(model.blocks, scripts.outliers.inputs(model, ids), strict=True):
+        for norm, readers in scripts.outliers.NORMS.items():
+            gain = block.part(norm).weight[room.residual[0]]  # type: ignore[index]
+            for reader in readers:
+                w = block.part(reader).weight
+                rows = w[:, others].norm(dim=1) / 16  # type: ignore[index]
+                folded = (gain * w[:, room.residual[0]]).abs() / rows  # type: ignore[index]
+                reads = folded > 0  # but for the two rows that make the other twins
+                assert int(reads.sum()) >= len(rows) - 2
+                folded = folded[reads]
+                assert float(folded.min()) == pytest.approx(3, rel=0.01)
+                assert float(folded.max()) == pytest.approx(3, rel=0.01)
+            x = seen[readers[0]]
+            lifted = x[:, room.residual[0]].abs() / x[:, others].square().mean(1).sqrt()
+            assert float(lifted.median()) == pytest.approx(28, rel=0.1)
 
 
 def _crests(scripts: SimpleNamespace, model: Decoder, ids: torch.Tensor) -> dict[str, float]:
