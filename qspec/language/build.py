@@ -115,18 +115,18 @@ class Builder:
         return self._word(tree.children[0]) if tree.children else None
 
     scheme_head = recipe_head
-    calibrate_head = evaluate_head = emit_head = recipe_head
+    calibrate_head = search_head = evaluate_head = emit_head = recipe_head
 
     def recipe_body(self, tree: Tree) -> list[Any]:
         return self._all(tree)
 
-    calibrate_body = scheme_body = evaluate_body = task_body = emit_body = recipe_body
+    calibrate_body = scheme_body = search_body = evaluate_body = task_body = emit_body = recipe_body
 
     def calibrate_number(self, tree: Tree) -> s.Setting:
         key, value = tree.children
         return s.Setting(self._span(tree), self._word(key), self._value(value))
 
-    task_number = calibrate_number
+    task_number = search_setting = calibrate_number
 
     def model(self, tree: Tree) -> s.Model:
         key, name, revision = tree.children
@@ -193,6 +193,29 @@ class Builder:
             rows, columns = (int(n) for n in str(tree.children[0])[:16].split("x"))
             return s.Grain(span, kind, rows=rows, columns=columns)
         return s.Grain(span, kind, self._value(tree.children[0]) if tree.children else None)
+
+    def offer(self, tree: Tree) -> s.Offer:
+        _, *names, selector = tree.children
+        return s.Offer(self._span(tree), tuple(self._word(n) for n in names), self.selector(selector))
+
+    def budget(self, tree: Tree) -> s.BudgetSetting:
+        return s.BudgetSetting(self._span(tree), self._word(tree.children[0]), tuple(self._all(tree)))
+
+    def amount_stored(self, tree: Tree) -> s.Amount:
+        number, unit, *regime = tree.children
+        kind: Any = tree.data.removeprefix("amount_")
+        named = self._word(regime[0]) if regime else None
+        return s.Amount(self._span(tree), kind, self._value(number), self._word(unit), named)
+
+    amount_memory = amount_time = amount_stored
+
+    def loss(self, tree: Tree) -> s.LossSetting:
+        key, *rest = tree.children
+        if len(rest) == 1:
+            (task,) = self._all(tree)
+            return s.LossSetting(self._span(tree), self._word(key), None, None, task.name)
+        measure, source = rest
+        return s.LossSetting(self._span(tree), self._word(key), self._word(measure), self.build(source), None)
 
     def nelbo(self, tree: Tree) -> s.Nelbo:
         key, source, *rest = tree.children

@@ -23,7 +23,7 @@ from qspec.language.lalr import REDUCE, SHIFT, Rule, Tables
 if TYPE_CHECKING:
     from lark import Lark
 
-BLOCKS = ("recipe", "calibrate", "scheme", "evaluate", "emit")
+BLOCKS = ("recipe", "calibrate", "scheme", "search", "evaluate", "emit")
 LINES = ("version", "extends", "param", "layers", "apply")
 STARTS = [
     *LINES,

@@ -15,7 +15,7 @@ from qspec.language.layout import Layout, lay_out
 from qspec.language.order import PassCheck
 from qspec.language.parser import read
 from qspec.language.selectors import Selector, term_matches
-from qspec.language.spec import Rule, Spec
+from qspec.language.spec import Offer, Rule, Spec
 from qspec.language.syntax import ModuleTerm, RoleTerm
 from qspec.language.unmatched import selector_problems
 
@@ -52,14 +52,15 @@ def problems(
     """Everything that is wrong or odd about the recipe for these modules."""
     found = [d for selector in _selectors(spec) for d in selector_problems(selector, modules, layers)]
     layout = lay_out(spec.rules, modules, layers)
-    found += _rule_problems(layout)
+    found += _rule_problems(layout) + _offer_problems(spec, modules, layers)
     if not errors(found):
         found += PassCheck(spec, layout, layers, sources).run()
     return tuple(dict.fromkeys(found))
 
 
 def _selectors(spec: Spec) -> list[Selector]:
-    return [rule.selector for rule in spec.rules] + [use.selector for use in spec.passes]
+    offers = [offer.selector for offer in spec.search.offers] if spec.search else []
+    return [*(rule.selector for rule in spec.rules), *(use.selector for use in spec.passes), *offers]
 
 
 # --- without a model ---
@@ -132,7 +133,18 @@ def _rule_problems(layout: Layout) -> list[Diagnostic]:
     return found
 
 
-def _term_span(rule: Rule, entry: ModuleEntry) -> Span:
+def _offer_problems(spec: Spec, modules: Sequence[ModuleEntry], layers: int) -> list[Diagnostic]:
+    """Choices for what can only be kept."""
+    found = []
+    for offer in spec.search.offers if spec.search else ():
+        for entry in modules:
+            if entry.role.block is None and any(offer.choices) and offer.selector.matches(entry, layers):
+                message = f"`{entry.role}` can only be kept: no kernel computes it quantized"
+                found.append(Diagnostic("QS036", message, _term_span(offer, entry), "offer choices on blocks only"))
+    return found
+
+
+def _term_span(rule: Rule | Offer, entry: ModuleEntry) -> Span:
     """The term of the rule that selects a module outside of the blocks."""
     spans = [term.span for term in rule.selector.terms if term_matches(term, entry, 1)]
     return spans[0] if spans else rule.span

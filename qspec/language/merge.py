@@ -1,6 +1,7 @@
 """A recipe with its bases, flattened: one set of statements, later files over earlier ones.
 
 recipe, calibrate, emit   setting by setting
+search                    setting by setting; offers as `layers`
 scheme                    the whole scheme of that name
 nelbo, task               by text and by task name
 param                     by name
@@ -13,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span, quote
+from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span, closest, quote
 from qspec.language import syntax as s
 from qspec.language.parser import parse, read
 
@@ -35,6 +37,7 @@ class Merged:
     nelbo: dict[str, s.Nelbo] = field(default_factory=dict)
     tasks: dict[str, s.Block] = field(default_factory=dict)
     layers: list[s.Layers] = field(default_factory=list)
+    offers: list[s.Offer] = field(default_factory=list)
     applies: list[s.Apply] = field(default_factory=list)
     sources: dict[str, Source] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
@@ -55,6 +58,23 @@ class Merged:
     def warn(self, code: str, message: str, span: Span, hint: str, edits: tuple[Edit, ...] = ()) -> None:
         """Records a warning."""
         self.problems.append(Diagnostic(code, message, span, hint, "warning", edits))
+
+    def unknown(self, code: str, kind: str, word: s.Word | s.Text, known: Any, plural: str | None = None) -> None:
+        """There is no such thing; did you mean another?"""
+        name = word.name if isinstance(word, s.Word) else word.value
+        guess = closest(name, known, digits=kind != "target")
+        written = f'"{guess}"' if isinstance(word, s.Text) else guess
+        hint = (
+            f"did you mean `{guess}`?"
+            if guess
+            else f"known {plural or kind + 's'}: {', '.join(sorted(known)) or 'none'}"
+        )
+        edits = (Edit(word.span, str(written)),) if guess else ()
+        self.report(code, f"there is no {kind} {quote(name)}", word.span, hint, edits)
+
+    def twice(self, what: str, span: Span, first: Span) -> None:
+        notes = (Note(first, "first here"),)
+        self.report("QS011", f"{what} is given twice", span, "keep one of the two", notes=notes)
 
 
 def merge_file(path: str | Path) -> Merged:
@@ -193,6 +213,7 @@ class _One:
                 self._add_request(item.node)
         else:
             self.merged.settings.setdefault(block.kind, {}).update(self._settings(block, block.kind))
+            self.merged.offers += [item.node for item in block.items if isinstance(item.node, s.Offer)]
 
     def _settings(self, block: s.Block, where: str) -> Mapping[str, s.Node]:
         settings: dict[str, s.Node] = {}

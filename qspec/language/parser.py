@@ -128,7 +128,7 @@ class _Parser:
                 span = Span(piece.end - 1, piece.end, self.path)
                 self._report("QS005", f"`{kind}` needs a block", span, "open it with `{` at the end of this line")
             return []
-        if kind in ("calibrate", "evaluate", "emit"):
+        if kind in ("calibrate", "search", "evaluate", "emit"):
             self._parse(f"{kind}_head", piece.head, None)
             return [self._block(kind, None, piece, self._items(kind, piece.items))]
         name = self._parse(f"{kind}_head", piece.head, None)

@@ -20,7 +20,7 @@ LINE_KINDS = {
     "layers": "layers",
     "apply": "apply",
 }
-BLOCK_KINDS = ("recipe", "calibrate", "scheme", "evaluate", "emit")
+BLOCK_KINDS = ("recipe", "calibrate", "scheme", "search", "evaluate", "emit")
 TOP = frozenset([*LINE_KINDS, *BLOCK_KINDS])
 INNER = frozenset(["task", "nelbo"])
 DEEPEST = 2  # task { } inside evaluate { }

@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from qspec.diagnostics import Edit, Note, Span, closest, errors, quote
+from qspec.formats import Scheme
 from qspec.language import convert, patterns
 from qspec.language import syntax as s
+from qspec.language.budgets import read_budgets
 from qspec.language.contradictions import contradictions
 from qspec.language.formatter import statement
 from qspec.language.merge import Merged
@@ -19,6 +21,7 @@ from qspec.language.params import Params
 from qspec.language.schemes import SchemeReader
 from qspec.language.selectors import Selector
 from qspec.language.spec import (
+    LOSSES,
     REGIMES,
     TARGETS,
     TASKS,
@@ -31,10 +34,12 @@ from qspec.language.spec import (
     ModelRef,
     NamedText,
     NelboRequest,
+    Offer,
     Pass,
     PassUse,
     Rollouts,
     Rule,
+    Search,
     Spec,
     TaskRequest,
     TextSource,
@@ -69,7 +74,7 @@ class Resolver:
         schemes = self.schemes.all()
         rules = tuple(r for node in self.merged.layers if (r := self._rule(node)))
         uses = tuple(u for node in self.merged.applies if (u := self._use(node)))
-        evaluate, emit = self._evaluation(), self._emit()
+        search, evaluate, emit = self._search(), self._evaluation(), self._emit()
         self._check_used()
         self.params.check_used()
         if errors(self.merged.problems):
@@ -85,6 +90,7 @@ class Resolver:
             passes=uses,
             evaluate=evaluate,
             emit=emit,
+            search=search,
             source=self.merged.path,
         )
 
@@ -156,19 +162,6 @@ class Resolver:
             return ()
         return self._names(node, "family", self.families, "QS020", "families")
 
-    def _unknown(self, code: str, kind: str, word: s.Word | s.Text, known: Any, plural: str | None = None) -> None:
-        """There is no such thing; did you mean another?"""
-        name = word.name if isinstance(word, s.Word) else word.value
-        guess = closest(name, known, digits=kind != "target")
-        written = f'"{guess}"' if isinstance(word, s.Text) else guess
-        hint = (
-            f"did you mean `{guess}`?"
-            if guess
-            else f"known {plural or kind + 's'}: {', '.join(sorted(known)) or 'none'}"
-        )
-        edits = (Edit(word.span, str(written)),) if guess else ()
-        self.report(code, f"there is no {kind} {quote(name)}", word.span, hint, edits)
-
     def _model(self, node: Any) -> ModelRef:
         if not isinstance(node, s.Model):
             return ModelRef("")
@@ -185,7 +178,7 @@ class Resolver:
         name = self._string(node, "`text`")
         plain = self.params.plain(node)
         if name is not None and isinstance(plain, s.Text) and name not in TEXTS:
-            self._unknown("QS027", "text", replace(plain, span=node.span), TEXTS)
+            self.merged.unknown("QS027", "text", replace(plain, span=node.span), TEXTS)
         return NamedText(name or "")
 
     def _calibration(self) -> Calibration:
@@ -227,7 +220,7 @@ class Resolver:
         for share in node.shares:
             name = share.key.name
             if name in spans:
-                self._twice(quote(name), share.span, spans[name])
+                self.merged.twice(quote(name), share.span, spans[name])
                 continue
             spans[name] = share.span
             value = True if share.number is None else self._field(Weighting, name, share.number, f"`{name}` of `weigh`")
@@ -249,6 +242,51 @@ class Resolver:
             self.report("QS018", message, span, f"write {node.kind}({high:g}, {low:g})")
         return MaskDistribution(node.kind, low, high)
 
+    # --- search ---
+
+    def _search(self) -> Search | None:
+        if "search" not in self.merged.blocks:
+            return None
+        nodes = self.merged.settings.get("search", {})
+        given: dict[str, Any] = {}
+        budget, loss = nodes.get("budget"), nodes.get("loss")
+        if isinstance(budget, s.BudgetSetting):
+            given["budgets"] = read_budgets(budget, self.merged, self.params)
+        if isinstance(loss, s.LossSetting):
+            given |= self._loss(loss)
+        offers = tuple(offer for node in self.merged.offers if (offer := self._offer(node)))
+        if not self.merged.offers and not self.merged.partial:
+            head = self.merged.blocks["search"].head
+            self.report("QS012", "`search` offers nothing", head, "add a line such as `offer w4, w8 on blocks[*].*`")
+        return self._settings(Search, nodes, "search", offers=offers, **given)
+
+    def _offer(self, node: s.Offer) -> Offer | None:
+        selector = self._selector(node.selector)
+        spans: dict[str, Span] = {}
+        choices: list[Scheme | None] = []
+        for word in node.choices:
+            if word.name in spans:
+                self.merged.twice(f"choice {quote(word.name)}", word.span, spans[word.name])
+            elif word.name != "keep" and word.name not in self.merged.schemes:
+                self.merged.unknown("QS021", "scheme", word, [*self.merged.schemes, "keep"])
+                selector = None
+            elif word.name == "keep" or word.name in self.schemes.all():
+                choices.append(None if word.name == "keep" else self.schemes.get(word.name))
+            spans.setdefault(word.name, word.span)
+        return Offer(selector, tuple(choices), node.span) if selector else None
+
+    def _loss(self, node: s.LossSetting) -> dict[str, Any]:
+        if node.task is not None:
+            if node.task.name not in TASKS:
+                self.merged.unknown("QS028", "task", node.task, TASKS)
+            return {"loss": "task", "task": node.task.name}
+        assert node.measure is not None
+        assert node.source is not None
+        if node.measure.name not in LOSSES:
+            self.merged.unknown("QS029", "loss", node.measure, LOSSES, "losses")
+            return {}
+        return {"loss": node.measure.name, "text": self._text(node.source)}
+
     def _evaluation(self) -> Evaluation:
         nelbo = []
         for node in self.merged.nelbo.values():
@@ -262,7 +300,7 @@ class Resolver:
     def _task(self, block: s.Block) -> TaskRequest:
         assert block.name is not None
         if block.name.name not in TASKS:
-            self._unknown("QS028", "task", block.name, TASKS)
+            self.merged.unknown("QS028", "task", block.name, TASKS)
         nodes = {item.node.key.name: item.node for item in block.items if isinstance(item.node, s.Setting)}
         before = len(self.merged.problems)
         task = self._settings(TaskRequest, nodes, f"task {block.name.name}", name=block.name.name)
@@ -289,7 +327,7 @@ class Resolver:
         kernels, regime = nodes.get("kernels"), nodes.get("regime")
         if isinstance(kernels, s.Names):
             if kernels.subject is not None and kernels.subject.name not in BACK_ENDS:
-                self._unknown("QS026", "kernel back end", kernels.subject, BACK_ENDS)
+                self.merged.unknown("QS026", "kernel back end", kernels.subject, BACK_ENDS)
             given["targets"] = self._names(kernels, "target", TARGETS)
         if isinstance(regime, s.Names):
             given["regimes"] = self._names(regime, "regime", REGIMES)
@@ -302,15 +340,11 @@ class Resolver:
         found: dict[str, Span] = {}
         for word in node.names:
             if known and word.name not in known:
-                self._unknown(code, kind, word, known, plural)
+                self.merged.unknown(code, kind, word, known, plural)
             elif word.name in found:
-                self._twice(f"{kind} {quote(word.name)}", word.span, found[word.name])
+                self.merged.twice(f"{kind} {quote(word.name)}", word.span, found[word.name])
             found.setdefault(word.name, word.span)
         return tuple(found)
-
-    def _twice(self, what: str, span: Span, first: Span) -> None:
-        notes = (Note(first, "first here"),)
-        self.report("QS011", f"{what} is given twice", span, "keep one of the two", notes=notes)
 
     # --- layers and apply ---
 
@@ -331,7 +365,7 @@ class Resolver:
         if node.scheme is not None:
             if node.scheme.name not in self.merged.schemes:
                 if not (self.merged.partial and closest(node.scheme.name, self.merged.schemes) is None):
-                    self._unknown("QS021", "scheme", node.scheme, self.merged.schemes)
+                    self.merged.unknown("QS021", "scheme", node.scheme, self.merged.schemes)
                 return None
             scheme = self.schemes.get(node.scheme.name)
             if scheme is None:
@@ -342,7 +376,7 @@ class Resolver:
         selector = self._selector(node.selector)
         cls = self.passes.get(node.name.name)
         if cls is None:
-            self._unknown("QS023", "pass", node.name, self.passes, "passes")
+            self.merged.unknown("QS023", "pass", node.name, self.passes, "passes")
             return None
         before = len(errors(self.merged.problems))
         arguments = self._arguments(node.name.name, node, cls)
@@ -359,10 +393,10 @@ class Resolver:
         for argument in node.arguments:
             name = argument.name.name
             if name not in known:
-                self._unknown("QS024", f"parameter of `{owner}` called", argument.name, known, "parameters")
+                self.merged.unknown("QS024", f"parameter of `{owner}` called", argument.name, known, "parameters")
                 continue
             if name in spans:
-                self._twice(f"parameter {quote(name)}", argument.name.span, spans[name])
+                self.merged.twice(f"parameter {quote(name)}", argument.name.span, spans[name])
                 continue
             spans[name] = argument.name.span
             plain = self.params.plain(argument.value)
@@ -385,6 +419,7 @@ class Resolver:
             self.report("QS035", "the recipe quantizes nothing: it has no `layers` rule", self._end(),
                         "add a rule such as `layers blocks[*].* use NAME`")  # fmt: skip
         used = {node.scheme.name for node in self.merged.layers if node.scheme}
+        used |= {word.name for node in self.merged.offers for word in node.choices if word.name != "keep"}
         if not self.merged.layers or not used <= set(self.merged.schemes):
             return  # what is missing there may be what is unused here
         for name, block in self.merged.schemes.items():

@@ -82,6 +82,8 @@ class ModelRef:
     revision: str = "main"
 
 
+BudgetKind = Literal["bits", "bytes", "memory", "time"]
+LOSSES = ("kl", "nelbo")
 TEXTS = ("c4", "wikitext2")
 TASKS = (
     "arc_challenge", "arc_easy", "gsm8k", "hellaswag", "humaneval",
@@ -218,6 +220,68 @@ class PassUse:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """`offer w4, w8, keep on SELECTOR`: the choices of every linear selected; None keeps it. One choice pins it."""
+
+    selector: Selector
+    choices: tuple[Scheme | None, ...]
+    span: Span = field(compare=False)
+
+
+BUDGET_UNITS: Mapping[str, tuple[BudgetKind, int]] = {  # unit -> (of which budget, how many of its smallest unit)
+    "bits": ("bits", 1),
+    "KiB": ("bytes", 2**10),
+    "MiB": ("bytes", 2**20),
+    "GiB": ("bytes", 2**30),
+    "us": ("time", 1),
+    "ms": ("time", 1000),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a found layout may not exceed. amount: a decimal number as written, in `unit`.
+
+    "bits": true bits of an average block weight. "bytes": of the artifact's tensors. "memory": bytes of a GPU that
+    runs it. "time": predicted time of the linears in one forward pass of `regime`.
+    """
+
+    kind: BudgetKind
+    amount: str
+    unit: str
+    regime: str | None = None
+
+    def __str__(self) -> str:
+        after = " memory" if self.kind == "memory" else f" for {self.regime}" if self.regime else ""
+        return f"{self.amount} {self.unit}{after}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What `qspec search` looks for; a compile passes it by.
+
+    loss: "kl" is KL(unquantized || layout) and "nelbo" -log p of the true token, both at masked positions of `text`;
+    "task" -log p of the answers of `task`. text None: the text that calibrates. samples, length, draws: rows that the
+    loss is measured on. probe: how a choice's loss is predicted. fused: linears of one input (q, k, v; gate, up) share
+    a scheme. refine: whole layouts that are measured. gap: relative gap at which the solver may stop.
+    """
+
+    offers: tuple[Offer, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    loss: Literal["kl", "nelbo", "task"] = "kl"
+    text: TextSource | None = None
+    task: str | None = None
+    samples: Annotated[int, Ge(1), Le(65536)] = 16
+    length: Annotated[int, Ge(8), Le(131072)] = 512
+    draws: Annotated[int, Ge(1), Le(1024)] = 4
+    probe: Literal["forward", "noise", "fisher"] = "forward"
+    fused: bool = True
+    refine: Annotated[int, Ge(0), Le(65536)] = 32
+    gap: Annotated[float, Ge(0), Le(1)] = 0.0
+    seed: Annotated[int, Ge(0), Le((1 << 63) - 1)] = 0
+
+
+@dataclass(frozen=True)
 class NelboRequest:
     text: TextSource = NamedText("wikitext2")
     samples: Annotated[int, Ge(1), Le(65536)] = 64
@@ -274,5 +338,6 @@ class Spec:
     passes: tuple[PassUse, ...]
     evaluate: Evaluation
     emit: Emit
+    search: Search | None = None
     source: str = field(compare=False, default="")  # path of the recipe
     text: str = field(compare=False, default="")  # its flattened, canonical text

@@ -278,6 +278,42 @@ class Operand(Node):
 
 
 @value
+class Offer(Node):
+    """`offer w4, w8, keep on blocks[*].*`; `keep` is a choice too."""
+
+    choices: tuple[Word, ...]
+    selector: SelectorNode
+
+
+@value
+class Amount(Node):
+    """`4.25 bits`, `5 GiB` (both "stored"), `6 GiB memory`, `12 ms for block_decode` (regime)."""
+
+    kind: Literal["stored", "memory", "time"]
+    number: Number | Reference
+    unit: Word
+    regime: Word | None = None
+
+
+@value
+class BudgetSetting(Node):
+    """`budget 4.25 bits, 5 GiB`."""
+
+    key: Word
+    amounts: tuple[Amount, ...]
+
+
+@value
+class LossSetting(Node):
+    """`loss kl on "wikitext2"` (measure, source), or `loss task gsm8k` (task)."""
+
+    key: Word
+    measure: Word | None
+    source: Words | None
+    task: Word | None
+
+
+@value
 class Nelbo(Node):
     """`nelbo on "wikitext2" samples 64`."""
 

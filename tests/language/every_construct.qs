@@ -34,6 +34,16 @@ layers module("model.transformer.ff_out") keep  # the head
 apply smooth(alpha = $alpha) on blocks[*].*
 apply gptq(order = natural)  on blocks[*].*
 
+search {
+  offer   w8a8, w4a16, keep on blocks[*].*
+  offer   w8a8 on blocks[0].mlp.down
+  budget  4.25 bits, 5 GiB, 6 GiB memory, $alpha ms for block_decode
+  loss    kl on "wikitext2"
+  samples 8
+  probe   forward
+  fused   true
+}
+
 evaluate {
   nelbo on file("x.jsonl", field = "text") samples 4
   task  gsm8k { shots 4  length 64  steps 64  block 32 }

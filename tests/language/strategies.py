@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from qspec.diagnostics import Span
 from qspec.language import syntax as s
+from qspec.language.pieces import BLOCK_KINDS
 
 AT = Span(0, 0)
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
@@ -98,6 +99,11 @@ OPERANDS = st.one_of(
     _key("weights", "activations").map(lambda k: s.Operand(AT, k, None, None, None, None)),
 )
 NELBO = st.builds(lambda k, t, n: s.Nelbo(AT, k, t, n), _key("nelbo"), TEXTS, st.none() | COUNTS)
+AMOUNTS = st.one_of(
+    st.builds(lambda n, u: s.Amount(AT, "stored", n, u), COUNTS, WORDS),
+    st.builds(lambda n, u: s.Amount(AT, "memory", n, u), COUNTS, WORDS),
+    st.builds(lambda n, u, r: s.Amount(AT, "time", n, u, r), COUNTS, WORDS, WORDS),
+)
 SETTINGS = {
     "recipe": st.one_of(
         st.builds(
@@ -115,6 +121,18 @@ SETTINGS = {
     ),
     "scheme": OPERANDS,
     "task": st.builds(lambda k, v: s.Setting(AT, k, v), _key("shots", "length", "steps", "block", "limit"), COUNTS),
+    "search": st.one_of(
+        st.builds(lambda c, x: s.Offer(AT, tuple(c), x), st.lists(WORDS, min_size=1, max_size=3), SELECTORS),
+        st.builds(
+            lambda k, a: s.BudgetSetting(AT, k, tuple(a)), _key("budget"), st.lists(AMOUNTS, min_size=1, max_size=3)
+        ),
+        st.builds(lambda k, m, t: s.LossSetting(AT, k, m, t, None), _key("loss"), WORDS, TEXTS),
+        st.builds(lambda k, t: s.LossSetting(AT, k, None, None, t), _key("loss"), WORDS),
+        st.builds(
+            lambda k, v: s.Setting(AT, k, v), _key("samples", "length", "draws", "refine", "gap", "seed"), COUNTS
+        ),
+        st.builds(lambda k, v: s.Setting(AT, k, v), _key("probe", "fused"), WORDS | REFERENCES),
+    ),
     "emit": st.one_of(
         st.builds(
             lambda k, b, n: s.Names(AT, k, b, tuple(n)),
@@ -168,7 +186,7 @@ STATEMENTS = st.one_of(
     ),
     st.builds(lambda x, w: s.Layers(AT, x, w), SELECTORS, st.none() | WORDS),
     st.builds(lambda n, a, x: s.Apply(AT, n, a, x), WORDS, ARGUMENTS, SELECTORS),
-    *(_block(kind, kind in ("recipe", "scheme")) for kind in ("recipe", "calibrate", "scheme", "evaluate", "emit")),
+    *(_block(kind, kind in ("recipe", "scheme")) for kind in BLOCK_KINDS),
 )
 FILES = st.builds(
     lambda items, closing: s.File("r.qs", tuple(items), (), closing),
