@@ -97,21 +97,32 @@ class Plan:
     @property
     def bits_per_weight(self) -> float:
         """True bits of a block weight: codes, scales, zero points and online transforms, kept linears at 16."""
-        bits = sum(m.stored_bits for m in self._blocks()) + self._transform_bits()
-        return bits / self.block_weights
+        return stored_bits(self._blocks()) / self.block_weights
 
     @property
     def bytes_before(self) -> int:
         """The whole model in 16 bits."""
-        weights = sum(m.entry.weights + self._bias(m) for m in self.modules)
+        weights = sum(m.entry.weights + _bias(m) for m in self.modules)
         return (weights + self._norm_gains()) * FLOAT_BITS // 8
 
     @property
     def bytes_after(self) -> int:
         """The tensors of the artifact."""
-        bits = sum(m.stored_bits for m in self.modules) + self._transform_bits()
-        bits += sum(self._bias(m) * (FLOAT_BITS if m.scheme is None else 32) for m in self.modules)
-        return (bits + self._norm_gains() * NORM_BITS) // 8
+        return self.bits_after // 8
+
+    @property
+    def bits_after(self) -> int:
+        return tensor_bits(self.modules) + self._norm_gains() * NORM_BITS
+
+    @property
+    def bytes_running(self) -> int:
+        """What a GPU holds while the model runs the largest forward pass of the recipe's regimes: an estimate.
+
+        The artifact's tensors, and in 16 bits at the widest moment of a block the residual stream with its norm, gate,
+        up and their product.
+        """
+        tokens = max(REGIMES[regime][1] for regime in self.spec.emit.regimes)
+        return self.bytes_after + tokens * (2 * self.shape.width + 3 * self.shape.ffn) * FLOAT_BITS // 8
 
     @property
     def calibration_length(self) -> int:
@@ -214,20 +225,33 @@ class Plan:
     def _blocks(self) -> Iterable[ModulePlan]:
         return (m for m in self.modules if m.entry.role.block is not None)
 
-    def _transform_bits(self) -> int:
-        """Rotations in float16 and permutations in int32, one for each input that is transformed."""
-        inputs = {(m.entry.site, m.rotations): m.entry.in_features for m in self.modules if m.rotations}
-        return sum(
-            sum(block**2 * 16 for block in rotations) + (channels * 32 if len(rotations) > 1 else 0)
-            for (_, rotations), channels in inputs.items()
-        )
-
     def _norm_gains(self) -> int:
         return (2 * self.shape.layers + 1) * self.shape.width
 
-    @staticmethod
-    def _bias(module: ModulePlan) -> int:
-        return module.entry.out_features if module.entry.bias else 0
+
+def stored_bits(modules: Iterable[ModulePlan]) -> int:
+    """Bits of these modules: codes, scales, zero points, kept weights, and the online transforms of their inputs.
+
+    Rotations are float16 and permutations int32, one of each for every input that is transformed: the bits of the
+    linears of different inputs add up.
+    """
+    modules = tuple(modules)
+    inputs = {(m.entry.site, m.rotations): m.entry.in_features for m in modules if m.rotations}
+    transforms = sum(
+        sum(block**2 * 16 for block in rotations) + (channels * 32 if len(rotations) > 1 else 0)
+        for (_, rotations), channels in inputs.items()
+    )
+    return sum(m.stored_bits for m in modules) + transforms
+
+
+def tensor_bits(modules: Iterable[ModulePlan]) -> int:
+    """The same with their biases: everything that an artifact stores for them."""
+    modules = tuple(modules)
+    return stored_bits(modules) + sum(_bias(m) * (FLOAT_BITS if m.scheme is None else 32) for m in modules)
+
+
+def _bias(module: ModulePlan) -> int:
+    return module.entry.out_features if module.entry.bias else 0
 
 
 def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
@@ -243,13 +267,13 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
     for use in spec.passes:
         use.params.check(shape)
     modules = tuple(
-        _module_plan(spec, entry, rule, shape.layers)
-        for entry, rule in zip(layout.modules, layout.decided, strict=True)
+        plan_module(spec, entry, rule, shape.layers) for entry, rule in zip(layout.modules, layout.decided, strict=True)
     )
     return Plan(spec, family.name, shape, modules, layout.counts, layout.warnings)
 
 
-def _module_plan(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
+def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
+    """The fate of one module under the rule that decides it. Raises InputError where no kernel computes it."""
     scheme = rule.scheme if rule else None
     if scheme is None:
         return ModulePlan(entry, rule, None, tuple(use for use in spec.passes if use.params.whole_model), None)

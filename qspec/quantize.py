@@ -114,7 +114,13 @@ def _one_block(
 def compile_block(
     plan: Plan, index: int, module: DecoderBlock, stream: Stream, progress: Progress
 ) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
-    """Runs the recipe's passes over one float block. Returns packed linears by part, and the records.
+    """Runs the recipe's passes over one float block. Returns packed linears by part, and the records."""
+    block = rewrite_block(plan, index, module, stream, progress)
+    return _packed(block, {m.entry.role.part: m for m in plan.block(index)})
+
+
+def rewrite_block(plan: Plan, index: int, module: DecoderBlock, stream: Stream, progress: Progress) -> Block:
+    """Runs the recipe's passes over one float block, in place: its linears become `qspec.passes.linear.Linear`s.
 
     After every pass that must preserve the function, the block's output is compared; a pass that changed it stops the
     compile with a NumericsError.
@@ -133,7 +139,7 @@ def compile_block(
         else:
             with _preserved(block, use.name):
                 use.params.rewrite(block, uses)
-    return _packed(block, plans)
+    return block
 
 
 @contextmanager

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "plan": "print every decision: rules, bits, bytes, kernels",
     "why": "tell which line of a recipe decided what about a layer",
     "show": "print a recipe with its bases and defaults filled in",
+    "search": "find a scheme for every layer within a budget, and write the recipe",
     "explain": "explain a diagnostic's code",
     "inspect": "find a checkpoint's activation outliers, by layer, input and mask ratio",
     "lock": "write down what a recipe depends on: hashes, versions, seeds",

@@ -1,0 +1,76 @@
+"""`qspec search RECIPE`: a scheme for every layer within a budget, written as a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from qspec.cli.options import add_settings, settings_of
+from qspec.errors import UsageError
+
+if TYPE_CHECKING:
+    from qspec.search.run import Outcome
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a .qs file with a `search` block")
+    parser.add_argument(
+        "--budget", metavar="BUDGET", help='what may not be exceeded, such as "4.25 bits", instead of the recipe\'s'
+    )
+    parser.add_argument("--out", metavar="FILE.qs", help="the found recipe (default: build/search/<recipe>/)")
+    parser.add_argument(
+        "--sweep", metavar="BUDGET", action="append", default=[], help="a further budget; may be repeated"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PATH_OR_ID",
+        help="checkpoint folder, hub id, or bundled stand-in such as tiny-llada, instead of the recipe's",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes, or with --ray actors (default: 1)"
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help='a Ray cluster\'s address, or "local"')
+    parser.add_argument("--resume", action="store_true", help="refuse to start from nothing")
+    add_settings(parser)
+    parser.add_argument("--no-standin", action="store_true", help="a missing checkpoint is an error")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.workers < 1:
+        raise UsageError(f"--workers is {args.workers}; it must be at least 1")
+    if args.out and not args.out.endswith(".qs"):
+        raise UsageError(f"--out names {args.out}", hint="a recipe is a .qs file")
+
+    from qspec.cli.terminal import Terminal
+    from qspec.progress import Quiet
+    from qspec.search.run import search
+
+    outcome = search(
+        args.recipe,
+        args.model,
+        args.budget,
+        args.out,
+        args.device,
+        settings=settings_of(args),
+        sweep=args.sweep,
+        workers=args.workers,
+        ray=args.ray,
+        resume=args.resume,
+        standin=not args.no_standin,
+        progress=Quiet() if args.quiet else Terminal(),
+    )
+    if not args.quiet:
+        print(render(outcome))
+    return 0
+
+
+def render(outcome: Outcome) -> str:
+    """The result as plain text."""
+    width = max(len(found.budget) for found in outcome.found)
+    lines = [f"  {'budget':<{width}}  {'bits':>7}  {'predicted':>9}  {'measured':>9}  recipe"]
+    for found in outcome.found:
+        loss = "-" if found.loss is None else f"{found.loss:.4g}"
+        lines.append(f"  {found.budget:<{width}}  {found.bits:>7.4f}  {found.predicted:>9.4g}  {loss:>9}  {found.path}")
+    return "\n".join(lines)

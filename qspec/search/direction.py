@@ -1,0 +1,56 @@
+"""A linear between what it is and what it becomes when it is rounded: what probes without a whole forward pass need."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qspec.passes.linear import Linear, PreparedInput
+
+
+class Both(NamedTuple):
+    """An input prepared for the linear as it is, and as it is rounded."""
+
+    exact: PreparedInput
+    rounded: PreparedInput
+
+
+class Directed(nn.Module):
+    """y + step (y^ - y), with y^ what the rounded linear computes from the same input, and step [rows] per row.
+
+    At step 0 the function is unchanged, and its derivative by the step is that of rounding. noise, signal: sums of
+    ||y^ - y||^2 and ||y||^2 over what went through.
+    """
+
+    def __init__(self, linear: Linear, step: Tensor) -> None:
+        super().__init__()
+        self.linear = linear
+        self.step = step
+        self.noise = self.signal = 0.0
+
+    @property
+    def input_key(self) -> object:
+        """Every input is prepared for this linear alone."""
+        return id(self)
+
+    def prepare(self, x: Tensor) -> Both:
+        """Without and with rounding."""
+        return Both(self._rounding(False).prepare(x), self._rounding(True).prepare(x))
+
+    def multiply(self, prepared: Both) -> Tensor:
+        """[b, t, out]."""
+        exact = self._rounding(False).multiply(prepared.exact)
+        with torch.no_grad():
+            change = self._rounding(True).multiply(prepared.rounded).float() - exact.float()
+            self.noise += float(change.double().square().sum())
+            self.signal += float(exact.double().square().sum())
+        return exact + (self.step[:, None, None] * change).to(exact.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.prepare(x))
+
+    def _rounding(self, on: bool) -> Linear:
+        self.linear.rounding = on
+        return self.linear

@@ -1,0 +1,265 @@
+"""One worker's side of a search: the unquantized model, its states along the blocks, and the jobs run on them.
+
+A job's result depends on the recipe's facts and on the job alone, not on the jobs before it nor on how many workers
+there are: random numbers come from the seed and the job, and on a CPU one thread computes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from qspec.calibrate.stream import Stream, fast_products
+from qspec.compiler import Inputs
+from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.passes.block import Block
+from qspec.plan import Plan
+from qspec.progress import Quiet
+from qspec.quantize import BATCH_TOKENS, rewrite_block
+from qspec.runtime import default_dtype, fill_block
+from qspec.search.direction import Directed
+from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial
+from qspec.search.losses import Loss, LossRows
+from qspec.search.rows import search_rows
+from qspec.search.space import Choice, Space, Target, assigned, find_space
+
+NOISE = 0.05  # relative size of a noise probe: ||noise|| / ||W||
+SCORES = 4  # backward passes of a Fisher probe
+
+
+@dataclass
+class _State:
+    """The unquantized model at the input of block `index`: rows of the loss, and the calibration stream."""
+
+    index: int
+    rows: list[Tensor]
+    stream: Stream
+
+
+class Engine:
+    """Runs jobs, one at a time."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        if inputs.device.type == "cpu":
+            torch.set_num_threads(1)
+        self.inputs = inputs
+        self.space: Space = find_space(inputs.plan)
+        self.device = inputs.device
+        self.dtype = default_dtype(inputs.device)
+        self.model: Decoder = inputs.checkpoint.load(self.device, self.dtype)
+        rows, measure = search_rows(inputs)
+        self.rows = LossRows(self.model, rows, measure, BATCH_TOKENS)
+        self._state = self._start()
+        self._drawn: list[list[Tensor]] | None = None
+
+    def run(self, job: Job) -> Result:
+        """The job's result as plain JSON values."""
+        match job:
+            case Probe():
+                return self._probe(job)
+            case Noise():
+                return self._noise(job)
+            case Errors():
+                return self._errors(job)
+            case Fisher():
+                return self._fisher(job)
+            case Trial():
+                return asdict(self._trial({role: self._scheme(name) for role, name in job.schemes}))
+
+    # --- states ---
+
+    def _start(self) -> _State:
+        tokens = self.inputs.tokens
+        size = max(1, BATCH_TOKENS // tokens.ids.shape[1])
+        exact = any(use.params.follows_exact for use in self.inputs.plan.spec.passes)
+        return _State(0, self.rows.embedded(), Stream.start(self.model, tokens, size, self.device, exact=exact))
+
+    def _at(self, index: int) -> _State:
+        """The state at a block; jobs in the order of blocks only go forward."""
+        if self._state.index > index:
+            self._state = self._start()
+        state = self._state
+        with torch.no_grad():
+            while state.index < index:
+                block = self.model.blocks[state.index]
+                state.rows = self._through(block, state.rows)
+                state.stream.advance(block)
+                for batch in state.stream.batches:
+                    batch.exact = batch.x if batch.exact is not None else None
+                state.index += 1
+        return state
+
+    def _through(self, block: DecoderBlock, states: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad(), fast_products():
+            return [block(x, r.context) for x, r in zip(states, self.rows.references, strict=True)]
+
+    def _loss_from(self, block: DecoderBlock, index: int, states: Sequence[Tensor]) -> Loss:
+        """With `block` in the place of block `index`, whose inputs are `states`."""
+        states = self._through(block, states)
+        for later in self.model.blocks[index + 1 :]:
+            states = self._through(later, states)
+        return self.rows.loss(states)
+
+    # --- blocks ---
+
+    def _rewritten(self, plan: Plan, index: int, stream: Stream) -> Block:
+        """A fresh copy of a block after the recipe's passes."""
+        decoder = Decoder(self.inputs.checkpoint.family, self.inputs.checkpoint.shape, device="meta")
+        module = decoder.blocks[index]
+        fill_block(module, {name: t.to(self.device) for name, t in self.inputs.checkpoint.block(index).items()})
+        return rewrite_block(plan, index, module, stream, Quiet())
+
+    def _probed(self, job: Probe | Errors | Fisher) -> Block:
+        """The job's block of the unquantized model with its scheme on every target, not rounding yet."""
+        choices: dict[str, Choice] = {str(m.entry.role): None for m in self.space.plan.block(job.block)}
+        for target in job.targets:
+            for part in target.parts:
+                choices[f"blocks[{job.block}].{part}"] = self._scheme(job.scheme)
+        block = self._rewritten(assigned(self.space.plan, choices), job.block, self._at(job.block).stream)
+        for linear in block.linears.values():
+            linear.rounding = False
+        return block
+
+    def _scheme(self, name: str | None) -> Choice:
+        return None if name is None else self.space.plan.spec.schemes[name]
+
+    def _generator(self, name: str) -> torch.Generator:
+        search = self.space.plan.spec.search
+        assert search is not None
+        return torch.Generator().manual_seed(zlib.crc32(f"{search.seed}/{name}".encode()))
+
+    # --- jobs ---
+
+    def _probe(self, job: Probe) -> Result:
+        """For each target, the loss with its linears rounded and everything else as it was."""
+        block, states = self._probed(job), self._at(job.block).rows
+        found = {}
+        for target in job.targets:
+            with _rounding(block, target):
+                found[str(target)] = asdict(self._loss_from(block.module, job.block, states))
+        return found
+
+    def _noise(self, job: Noise) -> Result:
+        """For each target, a = loss / t^2, for noise on its weights that makes a relative error t of its outputs.
+
+        The linearity theorem of arXiv 2411.17525, whose t is the relative error of the weights themselves.
+        """
+        states = self._at(job.block).rows
+        found = {}
+        for target in job.targets:
+            module = self.inputs.checkpoint.load_block(job.block, self.device, self.dtype)
+            watched = [_Noisy(module, part, self._generator(f"noise/{job.block}/{part}")) for part in target.parts]
+            loss = self._loss_from(module, job.block, states)
+            error = sum(w.noise for w in watched) / sum(w.signal for w in watched)
+            found[str(target)] = asdict(loss.scaled(1 / error))
+        return found
+
+    def _errors(self, job: Errors) -> Result:
+        """For each target, t^2 = sum ||y^ - y||^2 / sum ||y||^2 of its outputs on the rows of the loss."""
+        block, states = self._probed(job), self._at(job.block).rows
+        totals = {str(target): [0.0, 0.0] for target in job.targets}
+        for reference, x in zip(self.rows.references, states, strict=True):
+            directed = _direct(block, job.targets, x.shape[0])
+            with torch.no_grad():
+                block.module(x, reference.context)
+            for target, (_, linears) in directed.items():
+                for linear in linears:
+                    totals[target][0] += linear.noise
+                    totals[target][1] += linear.signal
+        return {target: noise / signal for target, (noise, signal) in totals.items()}
+
+    def _fisher(self, job: Fisher) -> Result:
+        """For each target, the second order of KL: 1/2 E (sum_i g_i . dy)^2 / l a row.
+
+        g: the gradient of -log p of tokens drawn from the unquantized model, at every masked position i; its square has
+        the Fisher information as its mean, and the products of different positions have the mean 0.
+        """
+        block, states = self._probed(job), self._at(job.block).rows
+        rows: dict[str, list[float]] = {str(target): [0.0] * len(self.rows.ratios) for target in job.targets}
+        for reference, x, scores in zip(self.rows.references, states, self._scores(), strict=True):
+            directed = _direct(block, job.targets, x.shape[0])
+            steps = [step for step, _ in directed.values()]
+            with torch.enable_grad():
+                x = block.module(x, reference.context)
+                for later in self.model.blocks[job.block + 1 :]:
+                    x = later(x, reference.context)
+                hidden = self.rows.at_masks(x, reference.batch)
+            count = reference.batch.masked.sum(1).double().cpu()
+            for number, score in enumerate(scores, 1):
+                slopes = torch.autograd.grad(hidden, steps, score, retain_graph=number < len(scores))
+                for target, slope in zip(directed, slopes, strict=True):
+                    second = slope.double().cpu().square() / (2 * count * len(scores))
+                    for row, value in zip(reference.batch.rows, second.tolist(), strict=True):
+                        rows[target][row] += value
+        return {target: asdict(self.rows.summary(values)) for target, values in rows.items()}
+
+    def _scores(self) -> list[list[Tensor]]:
+        """For each batch, `SCORES` draws of the gradient at the hidden states, made once."""
+        if self._drawn is None:
+            generator = self._generator("fisher")
+            self._drawn = [
+                [self.rows.score(reference, generator) for _ in range(SCORES)] for reference in self.rows.references
+            ]
+        return self._drawn
+
+    def _trial(self, choices: Mapping[str, Choice]) -> Loss:
+        """The layout compiled as the compiler does it, each block calibrated on the rounded ones before it."""
+        plan = assigned(self.space.plan, choices)
+        start = self._start()
+        states = start.rows
+        for index in range(len(self.model.blocks)):
+            exact = start.stream.exact_outputs(self.model.blocks[index])
+            block = self._rewritten(plan, index, start.stream).module
+            start.stream.advance(block, exact)
+            states = self._through(block, states)
+        return self.rows.loss(states)
+
+
+class _Noisy:
+    """Puts noise on one linear of a plain block and watches what it does to the outputs."""
+
+    def __init__(self, block: DecoderBlock, part: str, generator: torch.Generator) -> None:
+        linear = cast(torch.nn.Linear, block.part(part))
+        weight = linear.weight.detach()
+        noise = torch.randn(weight.shape, generator=generator).to(weight.device)
+        self.change = (NOISE * weight.float().norm() / noise.norm()) * noise
+        self.noise = self.signal = 0.0
+        linear.register_forward_hook(self._add)
+
+    def _add(self, module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        change = inputs[0].float() @ self.change.T
+        self.noise += float(change.double().square().sum())
+        self.signal += float(output.double().square().sum())
+        noisy: Tensor = output + change.to(output.dtype)
+        return noisy
+
+
+def _direct(block: Block, targets: Sequence[Target], rows: int) -> dict[str, tuple[Tensor, list[Directed]]]:
+    """Puts fresh `Directed`s in the place of the targets' linears. Returns each target's step [rows] and linears."""
+    found = {}
+    for target in targets:
+        step = torch.zeros(rows, device=block.linears[target.parts[0]].weight.device, requires_grad=True)
+        linears = [Directed(block.linears[part], step) for part in target.parts]
+        for part, linear in zip(target.parts, linears, strict=True):
+            block.module.replace(part, linear)
+        found[str(target)] = (step, linears)
+    return found
+
+
+@contextmanager
+def _rounding(block: Block, target: Target) -> Iterator[None]:
+    """While it lasts, the target's linears round."""
+    linears = [block.linears[part] for part in target.parts]
+    for linear in linears:
+        linear.rounding = True
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.rounding = False

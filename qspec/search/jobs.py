@@ -1,0 +1,68 @@
+"""The work of a search, cut into pieces that know nothing of each other: what workers are given, and what is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from qspec.search.space import Target
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The loss of each target of a block under one scheme, everything else unquantized."""
+
+    block: int
+    scheme: str
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """The same to second order, from gradients."""
+
+    block: int
+    scheme: str
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The relative error of each target's outputs under one scheme."""
+
+    block: int
+    scheme: str
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The loss of noise on each target's weights, over the relative error that it makes of the outputs."""
+
+    block: int
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The loss of a whole layout, compiled. schemes: role -> name of its scheme, None where it is kept."""
+
+    schemes: tuple[tuple[str, str | None], ...]
+
+
+Job: TypeAlias = Probe | Fisher | Errors | Noise | Trial
+Result: TypeAlias = dict[str, Any]  # plain JSON values
+
+
+def key_of(job: Job, facts: Mapping[str, Any], schemes: Mapping[str, str]) -> str:
+    """The content hash under which a result is kept: of the job, of the schemes that it names, and of all facts.
+
+    facts: whatever else a result depends on. schemes: name -> its formats in full.
+    """
+    names = [name for _, name in job.schemes] if isinstance(job, Trial) else [getattr(job, "scheme", None)]
+    formats = {name: schemes[name] for name in names if name is not None}
+    content = {"kind": type(job).__name__, "job": asdict(job), "schemes": formats, "facts": facts}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

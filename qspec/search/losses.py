@@ -1,0 +1,116 @@
+"""What a layout loses on masked text, by mask ratio.
+
+For a row of which l tokens are masked, at the masked positions i, with p the unquantized model and q the layout:
+
+    kl      1/l sum_i sum_v p_i(v) (log p_i(v) - log q_i(v))
+    nelbo   1/l sum_i -log q_i(x_i)   minus the same of the unquantized model
+
+averaged over the rows, which cover the mask ratios evenly (`qspec.evaluate.nelbo`): the second is the increase of the
+masked NELBO itself, the first its expectation where the text is drawn from p. A task's rows are its prompts and answers
+with some of the answer masked, and lose as "nelbo".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qspec.evaluate.forward import Batch, MaskedRow, batches, log_probabilities, slices
+from qspec.models.decoder import AttentionContext, Decoder
+from qspec.models.shift import predictors
+
+BUCKETS = 5
+Measure = Literal["kl", "nelbo"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """mean: over all rows, in nats. buckets: over the rows in each fifth of the mask ratios (0, 1], if any."""
+
+    mean: float
+    buckets: tuple[float | None, ...]
+
+    def scaled(self, factor: float) -> Loss:
+        return Loss(self.mean * factor, tuple(None if b is None else b * factor for b in self.buckets))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Some rows as the unquantized model sees them. hidden: what predicts their masked positions, [positions, d]."""
+
+    batch: Batch
+    context: AttentionContext
+    hidden: Tensor
+
+
+class LossRows:
+    """The rows that every probe and every layout is measured on."""
+
+    def __init__(self, model: Decoder, rows: Sequence[MaskedRow], measure: Measure, tokens: int) -> None:
+        """model: the unquantized one. tokens: of one forward pass."""
+        self.model = model
+        self.measure = measure
+        self.ratios = [float(row.masked.double().mean()) for row in rows]
+        self.references: list[Reference] = []
+        with torch.no_grad():
+            for batch in batches(rows, model.shape, model.device, tokens):
+                context = model.context(batch.ids, batch.real)
+                x = model.embed(batch.ids)
+                for block in model.blocks:
+                    x = block(x, context)
+                self.references.append(Reference(batch, context, self.at_masks(x, batch)))
+
+    def at_masks(self, x: Tensor, batch: Batch) -> Tensor:
+        """Of x [b, t, d] after the last block, what predicts the masked positions, [positions, d]."""
+        return predictors(x, self.model.shape, batch.real)[batch.masked]
+
+    def embedded(self) -> list[Tensor]:
+        """Every batch at the first block's input."""
+        return [self.model.embed(reference.batch.ids) for reference in self.references]
+
+    @torch.no_grad()
+    def loss(self, states: Sequence[Tensor]) -> Loss:
+        """Of the layout whose last block gave these states [b, t, d], one for each batch."""
+        rows = torch.zeros(len(self.ratios), dtype=torch.float64)
+        for reference, x in zip(self.references, states, strict=True):
+            index = torch.tensor(reference.batch.rows)
+            rows[index] = self._row_means(reference, self.at_masks(x, reference.batch))
+        return self.summary(rows.tolist())
+
+    def summary(self, rows: Sequence[float]) -> Loss:
+        """Of the losses of all rows."""
+        buckets: list[list[float]] = [[] for _ in range(BUCKETS)]
+        for ratio, value in zip(self.ratios, rows, strict=True):
+            buckets[min(BUCKETS - 1, max(0, int(ratio * BUCKETS - 1e-6)))].append(value)
+        return Loss(sum(rows) / len(rows), tuple(sum(b) / len(b) if b else None for b in buckets))
+
+    def _row_means(self, reference: Reference, hidden: Tensor) -> Tensor:
+        """float64 [rows of the batch]."""
+        batch, place = reference.batch, reference.batch.row_of
+        total = torch.zeros(len(batch.rows), dtype=torch.float64)
+        targets = batch.targets[batch.masked]
+        for part in slices(hidden.shape[0], self.model.shape.vocab):
+            p = log_probabilities(self.model, reference.hidden[part])
+            q = log_probabilities(self.model, hidden[part])
+            if self.measure == "kl":
+                lost = (p.exp() * (p - q)).sum(-1)
+            else:
+                lost = (p - q).gather(1, targets[part].unsqueeze(1))[:, 0]
+            total.index_add_(0, place[part].cpu(), lost.double().cpu())
+        return total / batch.masked.sum(1).cpu()
+
+    def score(self, reference: Reference, generator: torch.Generator) -> Tensor:
+        """The gradient of sum_i -log p(v_i) by `reference.hidden`, for tokens v_i drawn from p; [positions, d]."""
+        found = []
+        for part in slices(reference.hidden.shape[0], self.model.shape.vocab):
+            with torch.enable_grad():
+                hidden = reference.hidden[part].detach().requires_grad_()
+                p = log_probabilities(self.model, hidden)
+                drawn = torch.multinomial(p.detach().exp().cpu(), 1, generator=generator).to(p.device)
+                (gradient,) = torch.autograd.grad(-p.gather(1, drawn).sum(), hidden)
+            found.append(gradient)
+        return torch.cat(found)

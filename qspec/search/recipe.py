@@ -1,0 +1,92 @@
+"""A found layout as an ordinary recipe: the search's own, with rules of its layout and without what it does not use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from qspec import passes
+from qspec.diagnostics import Source, Span
+from qspec.errors import QspecError
+from qspec.language import load_source
+from qspec.language.formatter import format_source
+from qspec.language.printer import spec_text
+from qspec.language.selectors import Selector
+from qspec.language.spec import Calibration, Evaluation, FileText, Rollouts, Rule, Spec, TextSource
+from qspec.models.registry import FAMILIES
+from qspec.plan import Plan, make_plan
+from qspec.search.rules import rules_of
+from qspec.search.space import Choice, Layout, Space
+
+
+def recipe_text(space: Space, layout: Layout, name: str, comments: tuple[str, ...], folder: Path) -> str:
+    """The recipe in canonical form, without what has its default.
+
+    name: of the recipe. comments: its evidence, line by line. folder: where it will lie; relative paths start there.
+    Raises QspecError where the text does not mean the layout, which would be a fault here.
+    """
+    plan = space.plan
+    choices = space.choices(layout)
+    rules = [*_rules(plan, choices), "layers head, embedding keep"]
+    used = {choice.name for choice in choices.values() if choice}
+    spec = replace(
+        plan.spec,
+        name=name,
+        schemes={key: scheme for key, scheme in plan.spec.schemes.items() if key in used},
+        rules=tuple(_rule(text, plan.spec) for text in rules),
+        calibrate=_moved(plan.spec.calibrate, Path(plan.spec.source).parent, folder),
+        evaluate=_moved_evaluation(plan.spec.evaluate, Path(plan.spec.source).parent, folder),
+        search=None,
+    )
+    head, body = "qspec 1\n", spec_text(spec, defaults=False)
+    lines = "".join(f"# {line}".rstrip() + "\n" for line in comments)
+    text = format_source(body.replace(head, f"{head}\n{lines}", 1).replace(f"{lines}\n", lines, 1))
+    _check(text, space, layout)
+    return text
+
+
+def _rules(plan: Plan, choices: Mapping[str, Choice]) -> list[str]:
+    table: dict[str, list[str | None]] = {}
+    for module in plan.modules:
+        if module.entry.role.block is not None:
+            choice = choices[str(module.entry.role)]
+            table.setdefault(module.entry.role.part, []).append(choice.name if choice else None)
+    return rules_of({part: tuple(row) for part, row in table.items()})
+
+
+def _rule(text: str, spec: Spec) -> Rule:
+    """Only its text is printed."""
+    return Rule(Selector("blocks[*].*"), None, text, Span(0, 0, spec.source))
+
+
+def _check(text: str, space: Space, layout: Layout) -> None:
+    source = Source("<found>", text)
+    spec = load_source(source, passes.available(), {}, FAMILIES).spec
+    plan = make_plan(spec, FAMILIES[space.plan.family], space.plan.shape)
+    wanted = space.choices(layout)
+    found = {str(m.entry.role): m.scheme for m in plan.modules if m.entry.role.block is not None}
+    same_bits = plan.bits_per_weight == space.planned(layout).bits_per_weight
+    if found != wanted or not same_bits or format_source(text) != text:
+        raise QspecError("the recipe that was written does not mean the layout that was found")
+
+
+def _moved(calibrate: Calibration, before: Path, after: Path) -> Calibration:
+    text = calibrate.text
+    if isinstance(text, Rollouts):
+        return replace(calibrate, text=replace(text, prompts=_moved_text(text.prompts, before, after)))
+    return replace(calibrate, text=_moved_text(text, before, after))
+
+
+def _moved_evaluation(evaluate: Evaluation, before: Path, after: Path) -> Evaluation:
+    return replace(
+        evaluate, nelbo=tuple(replace(one, text=_moved_text(one.text, before, after)) for one in evaluate.nelbo)
+    )
+
+
+def _moved_text(text: TextSource, before: Path, after: Path) -> TextSource:
+    """A relative path as seen from another folder."""
+    if not isinstance(text, FileText) or Path(text.path).is_absolute():
+        return text
+    return replace(text, path=Path(os.path.relpath(before / text.path, after)).as_posix())

@@ -1,0 +1,86 @@
+"""The masked rows that a search measures its losses on, and the facts that its results depend on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qspec.calibrate.tokens import windows
+from qspec.compiler import Inputs
+from qspec.data import NotMeasured
+from qspec.errors import InputError
+from qspec.evaluate.forward import MaskedRow
+from qspec.evaluate.nelbo import masked_rows
+from qspec.language.printer import spec_data
+from qspec.language.spec import Search, TaskRequest
+from qspec.runtime import load_tokenizer
+from qspec.search.losses import Measure
+
+
+def search_rows(inputs: Inputs) -> tuple[list[MaskedRow], Measure]:
+    """The rows, drawn with the search's seed, and how they lose.
+
+    Raises InputError where the text is shorter than one row, or the task cannot be measured.
+    """
+    search = inputs.spec.search
+    assert search is not None
+    tokenizer = load_tokenizer(inputs.origin.folder)
+    if search.task is not None:
+        return _task_rows(inputs, search, tokenizer), "nelbo"
+    generator = torch.Generator().manual_seed(search.seed)
+    documents = inputs.sources.calibration(search.text or inputs.spec.calibrate.source).documents
+    length = min(search.length, inputs.plan.shape.max_length)
+    samples = windows(documents, tokenizer, search.samples, length, generator)
+    return masked_rows(list(samples), search.draws, search.seed), "nelbo" if search.loss == "nelbo" else "kl"
+
+
+def _task_rows(inputs: Inputs, search: Search, tokenizer: Any) -> list[MaskedRow]:
+    """Prompts in full, with a share of each answer masked."""
+    assert search.task is not None
+    task = inputs.sources.task(TaskRequest(search.task, limit=search.samples))
+    if isinstance(task, NotMeasured):
+        raise InputError(f"a search cannot lose on {task}", where=inputs.spec.source, hint="name another task or text")
+
+    def encode(text: str) -> Tensor:
+        return torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.int64)
+
+    pairs = [(encode(item.prompt), encode(f" {item.answer.lstrip()}")) for item in task.items]
+    pairs = [(p, a) for p, a in pairs if a.numel() and p.numel() + a.numel() <= inputs.plan.shape.max_length]
+    if not pairs:
+        raise InputError(f"no item of {search.task} fits the model", where=inputs.spec.source)
+    answers = masked_rows([answer for _, answer in pairs], search.draws, search.seed)
+    prompts = [prompt for prompt, _ in pairs for _ in range(search.draws)]
+    return [_after(prompt, row) for prompt, row in zip(prompts, answers, strict=True)]
+
+
+def _after(prompt: Tensor, row: MaskedRow) -> MaskedRow:
+    """The row behind a prompt that is all visible."""
+    visible = torch.zeros(prompt.numel(), dtype=torch.bool)
+    return MaskedRow(torch.cat([prompt, row.tokens]), torch.cat([visible, row.masked]))
+
+
+def facts(inputs: Inputs, rows: Sequence[MaskedRow], measure: Measure) -> dict[str, Any]:
+    """What every result depends on beside its job: checkpoint, calibration, passes, rows, packages, kind of machine."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.tokens.numpy().tobytes() + row.masked.numpy().tobytes())
+    content = inputs.lock.content
+    return {
+        "model": content["model"]["files"],
+        "calibration": content["calibration"],
+        "packages": content["packages"],
+        "machine": content["machine"],
+        "passes": [(use.text) for use in inputs.spec.passes],
+        "rows": digest.hexdigest(),
+        "measure": measure,
+    }
+
+
+def scheme_texts(inputs: Inputs) -> dict[str, str]:
+    """Name -> formats, for `jobs.key_of`."""
+    return {name: repr(spec_data(asdict(scheme))) for name, scheme in inputs.spec.schemes.items()}

@@ -1,0 +1,167 @@
+"""A layout as few `layers` rules, as a person would write them: the general rule first, exceptions after it.
+
+Three kinds of rules, each over the ones before it: one for all blocks, one for a role in all blocks, one for runs of
+blocks. Roles with the same blocks share a rule. Of all ways to fill the first two, the one with the fewest words
+stays; then every term that changes nothing goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+Name = str | None  # of a scheme; None: kept
+Table = Mapping[str, tuple[Name, ...]]  # part -> for each block, what it gets
+WAYS = 4096  # ways to fill the second kind of rule that are tried
+
+
+@dataclass(frozen=True)
+class Term:
+    """`blocks[0, 4..7].attention.{q,k,v}`: parts, all of one group or all there are, in some blocks."""
+
+    blocks: tuple[int, ...]
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """`layers TERM, TERM use NAME`."""
+
+    terms: tuple[Term, ...]
+    name: Name
+
+
+def rules_of(table: Table) -> list[str]:
+    """Statements that give every part in every block what the table says, in canonical form."""
+    parts, count = tuple(table), len(next(iter(table.values())))
+    lines = _pruned(min(_candidates(table), key=_length), table)
+    return [_statement(line, parts, count) for line in lines]
+
+
+def _candidates(table: Table) -> Iterable[list[Line]]:
+    parts, count = tuple(table), len(next(iter(table.values())))
+    names = sorted({name for row in table.values() for name in row}, key=lambda name: (name is None, name or ""))
+    for general in names:
+        likely = [_defaults(table[part], general) for part in parts]
+        ways = list(product(*likely)) if _size(likely) <= WAYS else [tuple(row[-1] for row in likely)]
+        for way in ways:
+            yield _lines(table, parts, count, general, dict(zip(parts, way, strict=True)))
+
+
+def _size(rows: Sequence[Sequence[Name]]) -> int:
+    size = 1
+    for row in rows:
+        size *= len(row)
+    return size
+
+
+def _defaults(row: Sequence[Name], general: Name) -> tuple[Name, ...]:
+    """What a role may have as its own default: the general one, or the one that most of its blocks have."""
+    common = max(dict.fromkeys(row), key=lambda name: sum(n == name for n in row))
+    return tuple(dict.fromkeys((general, common)))
+
+
+def _lines(table: Table, parts: Sequence[str], count: int, general: Name, default: Mapping[str, Name]) -> list[Line]:
+    every = tuple(range(count))
+    lines = [Line((Term(every, tuple(parts)),), general)]
+    own = {part: every for part in parts if default[part] != general}
+    lines += _grouped({(part, default[part]): blocks for part, blocks in own.items()}, parts)
+    odd: dict[tuple[str, Name], tuple[int, ...]] = {}
+    for part in parts:
+        for block, name in enumerate(table[part]):
+            if name != default[part]:
+                odd[part, name] = (*odd.get((part, name), ()), block)
+    return lines + _grouped(odd, parts)
+
+
+def _grouped(cells: Mapping[tuple[str, Name], tuple[int, ...]], parts: Sequence[str]) -> list[Line]:
+    """A line for each name, a term for each set of blocks and group of parts."""
+    names = list(dict.fromkeys(name for _, name in cells))
+    lines = []
+    for name in names:
+        alike: dict[tuple[int, ...], list[str]] = {}
+        for (part, own), blocks in cells.items():
+            if own == name:
+                alike.setdefault(blocks, []).append(part)
+        terms = [Term(blocks, own) for blocks, found in alike.items() for own in _spelt(found, parts)]
+        lines.append(Line(tuple(terms), name))
+    return lines
+
+
+def _spelt(found: Sequence[str], parts: Sequence[str]) -> list[tuple[str, ...]]:
+    """The parts cut so that each piece can be written as one term: all, several whole groups, or some of one group."""
+    if len(found) == len(parts):
+        return [tuple(found)]
+    groups: dict[str, list[str]] = {}
+    for part in found:
+        groups.setdefault(part.rpartition(".")[0], []).append(part)
+    return [tuple(own) for own in groups.values()]
+
+
+def _pruned(lines: list[Line], table: Table) -> list[Line]:
+    """Without terms that change nothing."""
+    place = 0
+    flat = [(i, term) for i, line in enumerate(lines) for term in line.terms]
+    while place < len(flat):
+        without = flat[:place] + flat[place + 1 :]
+        if _decided(without, lines, table) == dict(table):
+            flat = without
+        else:
+            place += 1
+    kept = [Line(tuple(t for j, t in flat if j == i), line.name) for i, line in enumerate(lines)]
+    return [line for line in kept if line.terms]
+
+
+def _decided(flat: Sequence[tuple[int, Term]], lines: Sequence[Line], table: Table) -> dict[str, tuple[Name, ...]]:
+    count = len(next(iter(table.values())))
+    found: dict[str, list[Name]] = {part: ["" for _ in range(count)] for part in table}
+    for i, term in flat:
+        for part in term.parts:
+            for block in term.blocks:
+                found[part][block] = lines[i].name
+    return {part: tuple(row) for part, row in found.items()}
+
+
+def _length(lines: Sequence[Line]) -> tuple[int, int, int]:
+    """Words to read: terms and runs of blocks, then lines, then parts that are spelt out."""
+    terms = [term for line in lines for term in line.terms]
+    return sum(len(runs(t.blocks)) for t in terms) + len(terms), len(lines), sum(len(t.parts) for t in terms)
+
+
+def runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
+    """Consecutive stretches, both ends included."""
+    found: list[tuple[int, int]] = []
+    for block in blocks:
+        if found and found[-1][1] == block - 1:
+            found[-1] = (found[-1][0], block)
+        else:
+            found.append((block, block))
+    return found
+
+
+def _statement(line: Line, parts: Sequence[str], count: int) -> str:
+    terms = ", ".join(_term(term, parts, count) for term in line.terms)
+    return f"layers {terms} {f'use {line.name}' if line.name else 'keep'}"
+
+
+def _term(term: Term, parts: Sequence[str], count: int) -> str:
+    pieces = [_run(a, b) for a, b in runs(term.blocks)]
+    index = "*" if len(term.blocks) == count else ", ".join(pieces)
+    return f"blocks[{index}].{_parts(term.parts, parts)}"
+
+
+def _parts(own: Sequence[str], parts: Sequence[str]) -> str:
+    if len(own) == len(parts):
+        return "*"
+    group = own[0].rpartition(".")[0]
+    inside = [part for part in parts if part.rpartition(".")[0] == group]
+    if len(own) == len(inside) > 1:
+        return f"{group}.*"
+    names = [part.rpartition(".")[2] for part in own]
+    return f"{group}.{names[0]}" if len(names) == 1 else f"{group}.{{{','.join(names)}}}"
+
+
+def _run(low: int, high: int) -> str:
+    """3, or 3, 4, or 3..5."""
+    return str(low) if low == high else f"{low}{', ' if high == low + 1 else '..'}{high}"

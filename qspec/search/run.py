@@ -1,0 +1,304 @@
+"""The search: one function, each stage a named call.
+
+recipe --plan--> space, limits --probe--> sensitivities --solve, refine--> layouts --write--> recipes, report
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qspec.compiler import gather
+from qspec.errors import InputError, UsageError
+from qspec.files import remove_unfinished, write_whole
+from qspec.language.budgets import parse_budgets
+from qspec.language.spec import Budget, Search
+from qspec.progress import Progress, Quiet
+from qspec.search.allocate import allocate
+from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial, key_of
+from qspec.search.limits import Limit, find_limits
+from qspec.search.losses import Loss
+from qspec.search.recipe import recipe_text
+from qspec.search.refine import Measured, best, predicted, refine
+from qspec.search.rows import facts, scheme_texts, search_rows
+from qspec.search.space import Layout, Space, Target, find_space
+from qspec.search.store import Store
+from qspec.search.workers import Setup, Workers, find_workers
+
+CURVE = 25  # budgets of the predicted curve
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one target loses under one scheme."""
+
+    target: Target
+    scheme: str
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Found:
+    """One budget's result. measured: every layout that was measured for it, in order; empty where `refine` is 0."""
+
+    limits: tuple[Limit, ...]
+    solved: Layout
+    layout: Layout
+    predicted: float
+    loss: float | None
+    bits: float
+    measured: tuple[Measured, ...]
+    path: Path
+
+    @property
+    def budget(self) -> str:
+        return ", ".join(str(limit.budget) for limit in self.limits)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that a search found. curve: (bits, predicted loss) of the solver's layouts over all budgets."""
+
+    space: Space
+    model: str
+    standin: bool
+    sensitivities: tuple[Sensitivity, ...]
+    found: tuple[Found, ...]
+    curve: tuple[tuple[float, float], ...]
+    folder: Path
+
+    @property
+    def search(self) -> Search:
+        assert self.space.plan.spec.search is not None
+        return self.space.plan.spec.search
+
+
+def search(
+    recipe: str | Path,
+    model: str | None = None,
+    budget: str | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    *,
+    settings: Mapping[str, str] | None = None,
+    sweep: Sequence[str] = (),
+    workers: int = 1,
+    ray: str | None = None,
+    resume: bool = False,
+    standin: bool = True,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Finds a layout within the budget and writes it as a recipe; what `qspec search` does.
+
+    budget: in place of the recipe's, such as "4.25 bits". out: the file of the found recipe, by default
+    build/search/NAME/NAME_found.qs. sweep: further budgets, from the same probes, to recipes in the folder `sweep`.
+    workers: processes, or with `ray` (a cluster's address, or "local") actors. resume: there must be an earlier run.
+    Raises RecipeError, InputError (`Infeasible` where no layout holds the budget), MachineError, NumericsError.
+    """
+    progress = progress or Quiet()
+    setup = Setup(str(recipe), model, device, dict(settings or {}), standin)
+    inputs = gather(recipe, model, device, settings=settings, evaluate=False, standin=standin, progress=progress)
+    space = find_space(inputs.plan)
+    wanted = inputs.spec.search
+    assert wanted is not None
+    folder = Path("build/search") / inputs.spec.name
+    path = Path(out) if out else folder / f"{inputs.spec.name}_found.qs"
+    budgets = parse_budgets(budget) if budget else wanted.budgets
+    if not budgets:
+        raise UsageError("no budget is given", hint='add --budget "4.25 bits", or a `budget` to the `search` block')
+    goals = [(budgets, path)] + [(parse_budgets(text), folder / "sweep" / f"{_file(text)}.qs") for text in sweep]
+    limits = [find_limits(space, own) for own, _ in goals]
+    for own in limits:
+        allocate([[0.0] * len(unit.options) for unit in space.units], own)  # before any long work
+    store = Store(folder / "results")
+    if resume and not len(store):
+        raise InputError("there is no earlier search to resume", where=str(store.folder), hint="leave --resume out")
+    remove_unfinished(folder)
+    rows, measure = search_rows(inputs)
+    run = _Run(store, facts(inputs, rows, measure), scheme_texts(inputs), find_workers(setup, workers, ray), progress)
+    try:
+        with progress.phase("probe"):
+            sensitivities = tuple(_sensitivities(space, wanted, run))
+        losses = option_losses(space, sensitivities)
+        found = []
+        for own, (_, target) in zip(limits, goals, strict=True):
+            with progress.phase(f"search {', '.join(str(limit.budget) for limit in own)}"):
+                found.append(_find(space, wanted, losses, own, target, run))
+    finally:
+        run.workers.close()
+    outcome = Outcome(
+        space, inputs.origin.id, inputs.origin.standin, sensitivities, tuple(found), _curve(space, losses), folder
+    )
+    for one in found:
+        _write(outcome, one)
+    return outcome
+
+
+@dataclass
+class _Run:
+    """Jobs by way of the store: what is there is not computed again."""
+
+    store: Store
+    facts: Mapping[str, Any]
+    schemes: Mapping[str, str]
+    workers: Workers
+    progress: Progress
+
+    def results(self, jobs: Sequence[Job]) -> list[Result]:
+        """In the order of the jobs."""
+        keys = [key_of(job, self.facts, self.schemes) for job in jobs]
+        found = {key: result for key in keys if (result := self.store.get(key)) is not None}
+        missing = [job for key, job in zip(keys, jobs, strict=True) if key not in found]
+        places = [key for key in keys if key not in found]
+        for done, (place, result) in enumerate(self.workers.run(missing), 1):
+            found[places[place]] = self.store.put(places[place], result)
+            self.progress.step(f"{done} of {len(missing)}")
+        return [found[key] for key in keys]
+
+
+def _sensitivities(space: Space, wanted: Search, run: _Run) -> list[Sensitivity]:
+    """Of every target and scheme, by the recipe's kind of probe."""
+    blocks: dict[tuple[int, str], list[Target]] = {}
+    for target, schemes in space.targets().items():
+        for scheme in schemes:
+            blocks.setdefault((target.block, scheme.name), []).append(target)
+    cells = {key: tuple(targets) for key, targets in sorted(blocks.items(), key=lambda item: item[0][0])}
+    if wanted.probe == "noise":
+        return _by_noise(cells, run)
+    kind = Fisher if wanted.probe == "fisher" else Probe
+    results = run.results([kind(block, scheme, targets) for (block, scheme), targets in cells.items()])
+    return [
+        Sensitivity(target, scheme, _loss(result[str(target)]))
+        for ((_, scheme), targets), result in zip(cells.items(), results, strict=True)
+        for target in targets
+    ]
+
+
+def _by_noise(cells: Mapping[tuple[int, str], tuple[Target, ...]], run: _Run) -> list[Sensitivity]:
+    """a t^2: one noise probe a target, and the error that each scheme makes of its outputs."""
+    own: dict[int, dict[Target, None]] = {}
+    for (block, _), targets in cells.items():
+        own.setdefault(block, {}).update(dict.fromkeys(targets))
+    slopes: Result = {}
+    for result in run.results([Noise(block, tuple(targets)) for block, targets in own.items()]):
+        slopes |= result
+    errors = run.results([Errors(block, scheme, targets) for (block, scheme), targets in cells.items()])
+    return [
+        Sensitivity(target, scheme, _loss(slopes[str(target)]).scaled(result[str(target)]))
+        for ((_, scheme), targets), result in zip(cells.items(), errors, strict=True)
+        for target in targets
+    ]
+
+
+def _loss(result: Result) -> Loss:
+    return Loss(result["mean"], tuple(result["buckets"]))
+
+
+def option_losses(space: Space, sensitivities: Sequence[Sensitivity]) -> list[list[float]]:
+    """For each unit, of each option: the sum of what its targets lose alone; 0 where a unit has no choice."""
+    table = {(one.target, one.scheme): one.loss.mean for one in sensitivities}
+    return [
+        [0.0] if unit.pinned else [sum(table[target, s.name] for target, s in o.probes) for o in unit.options]
+        for unit in space.units
+    ]
+
+
+def _find(
+    space: Space, wanted: Search, losses: list[list[float]], limits: tuple[Limit, ...], path: Path, run: _Run
+) -> Found:
+    solved = allocate(losses, limits, wanted.gap)
+    starts = [solved, *_best_uniform(space, losses, limits)]
+
+    def measure(layouts: Sequence[Layout]) -> list[float]:
+        return [float(result["mean"]) for result in run.results([trial(space, layout) for layout in layouts])]
+
+    measured = refine(starts, losses, limits, measure, wanted.refine)
+    chosen = best(measured) if measured else None
+    layout = chosen.layout if chosen else solved
+    return Found(
+        limits,
+        solved,
+        layout,
+        predicted(losses, layout),
+        chosen.loss if chosen else None,
+        space.planned(layout).bits_per_weight,
+        tuple(measured),
+        path,
+    )
+
+
+def _best_uniform(space: Space, losses: list[list[float]], limits: Sequence[Limit]) -> list[Layout]:
+    """One scheme everywhere, the best that fits: what a search must not do worse than."""
+    layouts = [layout for choice in space.offered if (layout := space.uniform(choice)) is not None]
+    fitting = [layout for layout in layouts if all(limit.holds(layout) for limit in limits)]
+    return [min(fitting, key=lambda layout: predicted(losses, layout))] if fitting else []
+
+
+def trial(space: Space, layout: Layout) -> Trial:
+    """The job that measures a layout."""
+    return Trial(tuple((role, choice.name if choice else None) for role, choice in space.choices(layout).items()))
+
+
+def _curve(space: Space, losses: list[list[float]]) -> tuple[tuple[float, float], ...]:
+    """From the cheapest layout to the dearest."""
+    (whole,) = find_limits(space, [Budget("bits", "1", "bits")])
+    least, most = whole.least, sum(map(max, whole.costs))
+    points = []
+    for step in range(CURVE):
+        limit = Limit(whole.budget, whole.costs, 0, least + (most - least) * step // (CURVE - 1), whole.per_unit)
+        layout = allocate(losses, [limit])
+        points.append((float(limit.cost(layout) * limit.per_unit), predicted(losses, layout)))
+    return tuple(dict.fromkeys(points))
+
+
+def _file(budget: str) -> str:
+    """4.25 bits -> 4p25_bits."""
+    return "".join(c if c.isalnum() else {".": "p", " ": "_"}.get(c, "") for c in budget)
+
+
+def _write(outcome: Outcome, found: Found) -> None:
+    """The recipe, and the evidence beside it."""
+    text = recipe_text(outcome.space, found.layout, found.path.stem, _comments(outcome, found), found.path.parent)
+    write_whole(found.path, text)
+    write_whole(found.path.with_suffix(".json"), json.dumps(evidence(outcome, found), indent=1, allow_nan=False) + "\n")
+
+
+def _comments(outcome: Outcome, found: Found) -> tuple[str, ...]:
+    spec, search = outcome.space.plan.spec, outcome.search
+    costs = ", ".join(f"{limit.shown(limit.cost(found.layout))} of {limit.budget}" for limit in found.limits)
+    name = search.loss if search.loss != "task" else f"loss on {search.task}"
+    measured = "" if found.loss is None else f", measured {found.loss:.4g} ({len(found.measured)} layouts)"
+    where = f"the stand-in {outcome.model}" if outcome.standin else outcome.model
+    return (
+        f"Found by `qspec search` from {spec.name}: {costs}.",
+        f"On {where}, seed {search.seed}: {name} predicted {found.predicted:.4g}{measured}.",
+    )
+
+
+def evidence(outcome: Outcome, found: Found) -> dict[str, Any]:
+    """What the choice rests on, as plain JSON values: the same for every run of the same search."""
+    search = outcome.search
+    return {
+        "recipe": outcome.space.plan.spec.name,
+        "model": {"id": outcome.model, "standin": outcome.standin},
+        "loss": search.loss,
+        "probe": search.probe,
+        "seed": search.seed,
+        "bits_per_weight": found.bits,
+        "budgets": [
+            {"budget": str(o.budget), "found": o.shown(o.cost(found.layout)), "least": o.shown(o.least)}
+            for o in found.limits
+        ],
+        "predicted": found.predicted,
+        "measured": found.loss,
+        "layout": dict(trial(outcome.space, found.layout).schemes),
+        "sensitivities": [
+            {"target": str(one.target), "scheme": one.scheme, "loss": one.loss.mean, "buckets": list(one.loss.buckets)}
+            for one in outcome.sensitivities
+        ],
+        "trials": [{"predicted": one.predicted, "measured": one.loss} for one in found.measured],
+        "curve": [{"bits": bits, "predicted": loss} for bits, loss in outcome.curve],
+    }

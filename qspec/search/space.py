@@ -1,0 +1,191 @@
+"""What a search chooses between: for each input of a block, the schemes of the linears that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from qspec.diagnostics import Diagnostic, RecipeError, Span
+from qspec.errors import InputError
+from qspec.formats import Scheme
+from qspec.language.parser import read
+from qspec.language.selectors import Selector
+from qspec.language.spec import Rule, Search
+from qspec.plan import ModulePlan, Plan, plan_module
+
+Choice = Scheme | None  # None: the linear is kept
+Layout = tuple[int, ...]  # for each unit, the index of its option
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is probed at once: linears of one block that change their scheme together, by part."""
+
+    block: int
+    parts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """`blocks[3].attention.{q,k,v}`."""
+        first = self.parts[0]
+        if len(self.parts) == 1:
+            return f"blocks[{self.block}].{first}"
+        names = ",".join(part.rpartition(".")[2] for part in self.parts)
+        return f"blocks[{self.block}].{first.rpartition('.')[0]}.{{{names}}}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One fate of a unit's linears. probes: the targets that it quantizes, each with its scheme."""
+
+    modules: tuple[ModulePlan, ...]
+    probes: tuple[tuple[Target, Scheme], ...]
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return tuple(m.scheme for m in self.modules)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The linears that read one input: what they cost together is the sum of nothing else.
+
+    site: "blocks[3].attention.input". options: in the order of the offers; a pinned unit has one.
+    """
+
+    site: str
+    options: tuple[Option, ...]
+
+    @property
+    def pinned(self) -> bool:
+        return len(self.options) == 1
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every unit of a model, in forward order. plan: the recipe's own, before the search."""
+
+    plan: Plan
+    units: tuple[Unit, ...]
+
+    def choices(self, layout: Layout) -> dict[str, Choice]:
+        """Role -> scheme of every linear in the blocks."""
+        found: dict[str, Choice] = {}
+        for unit, index in zip(self.units, layout, strict=True):
+            for module in unit.options[index].modules:
+                found[str(module.entry.role)] = module.scheme
+        return found
+
+    def planned(self, layout: Layout) -> Plan:
+        """The plan of a layout."""
+        return assigned(self.plan, self.choices(layout))
+
+    def uniform(self, scheme: Choice) -> Layout | None:
+        """The layout in which every unit that is not pinned has this scheme; None where one may not."""
+        found = []
+        for unit in self.units:
+            fits = [i for i, option in enumerate(unit.options) if set(option.choices) == {scheme}]
+            if not fits and not unit.pinned:
+                return None
+            found.append(fits[0] if fits else 0)
+        return tuple(found)
+
+    def targets(self) -> dict[Target, tuple[Scheme, ...]]:
+        """Everything to probe, with its schemes: a unit without a choice needs no probe."""
+        found: dict[Target, dict[str, Scheme]] = {}
+        for unit in self.units:
+            if not unit.pinned:
+                for option in unit.options:
+                    for target, scheme in option.probes:
+                        found.setdefault(target, {})[scheme.name] = scheme
+        return {target: tuple(schemes.values()) for target, schemes in found.items()}
+
+    @property
+    def offered(self) -> tuple[Choice, ...]:
+        """Every choice of some unit that is not pinned, in the order of the units."""
+        units = [unit for unit in self.units if not unit.pinned]
+        return tuple(dict.fromkeys(c for unit in units for option in unit.options for c in option.choices))
+
+
+def assigned(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
+    """The plan with these schemes in place of those that its rules decided."""
+    modules = tuple(
+        _module(plan, m, choices[str(m.entry.role)]) if str(m.entry.role) in choices else m for m in plan.modules
+    )
+    return replace(plan, modules=modules)
+
+
+def find_space(plan: Plan) -> Space:
+    """The units of a recipe with a `search` block, on a model.
+
+    Raises InputError where there is no such block, or a pass rewrites the whole model; RecipeError where linears that
+    must share a scheme are offered none in common.
+    """
+    search = plan.spec.search
+    if search is None:
+        raise InputError(
+            "the recipe has no `search` block",
+            where=plan.spec.source,
+            hint="add one that offers schemes: search { offer w4, w8 on blocks[*].* }",
+        )
+    if whole := [use for use in plan.spec.passes if use.params.whole_model]:
+        raise InputError(
+            f"`{whole[0].name}` rewrites the whole model, so that no layer can be probed alone",
+            where=whole[0].text,
+            hint="use a pass that leaves the residual stream alone, such as quarot(residual = false)",
+        )
+    sites: dict[str, list[ModulePlan]] = {}
+    for module in plan.modules:
+        if module.entry.role.block is not None:
+            sites.setdefault(module.entry.site, []).append(module)
+    return Space(plan, tuple(_unit(plan, search, site, members) for site, members in sites.items()))
+
+
+def _unit(plan: Plan, search: Search, site: str, members: Sequence[ModulePlan]) -> Unit:
+    offers = [_offered(search, member, plan.shape.layers) for member in members]
+    if search.fused:
+        common = [choice for choice in offers[0] if all(choice in others for others in offers)]
+        if not common:
+            raise _nothing_in_common(plan, search, members)
+        rows = [(choice,) * len(members) for choice in common]
+    else:
+        rows = list(product(*offers))
+    return Unit(site, tuple(_option(plan, members, row, search.fused) for row in rows))
+
+
+def _offered(search: Search, module: ModulePlan, layers: int) -> tuple[Choice, ...]:
+    """The last offer that selects the module; without one, what its rule says."""
+    found = [offer for offer in search.offers if offer.selector.matches(module.entry, layers)]
+    return found[-1].choices if found else (module.scheme,)
+
+
+def _option(plan: Plan, members: Sequence[ModulePlan], row: Sequence[Choice], fused: bool) -> Option:
+    modules = tuple(_module(plan, m, choice) for m, choice in zip(members, row, strict=True))
+    quantized = [m for m in modules if m.scheme is not None]
+    groups = [quantized] if fused else [[m] for m in quantized]
+    probes = tuple((_target(group), group[0].scheme) for group in groups if group and group[0].scheme)
+    return Option(modules, probes)
+
+
+def _target(modules: Sequence[ModulePlan]) -> Target:
+    role = modules[0].entry.role
+    assert role.block is not None
+    return Target(role.block, tuple(m.entry.role.part for m in modules))
+
+
+def _module(plan: Plan, module: ModulePlan, choice: Choice) -> ModulePlan:
+    """The module under a rule of its own."""
+    role = str(module.entry.role)
+    text = f"layers {role} use {choice.name}" if choice else f"layers {role} keep"
+    rule = Rule(Selector(role), choice, text, Span(0, 0, plan.spec.source))
+    return plan_module(plan.spec, module.entry, rule, plan.shape.layers)
+
+
+def _nothing_in_common(plan: Plan, search: Search, members: Sequence[ModulePlan]) -> RecipeError:
+    layers = plan.shape.layers
+    roles = ", ".join(str(m.entry.role) for m in members)
+    spans = [o.span for o in search.offers for m in members if o.selector.matches(m.entry, layers)]
+    message = f"{roles} read one input and share a scheme, but are offered none in common"
+    hint = "offer them the same schemes, or write `fused false`"
+    problem = Diagnostic("QS037", message, spans[-1], hint)
+    return RecipeError((problem,), {spans[-1].path: read(spans[-1].path)[0]})
