@@ -1,12 +1,13 @@
 """A layout as few `layers` rules, as a person would write them: the general rule first, exceptions after it.
 
 Three kinds of rules, each over the ones before it: one for all blocks, one for a role in all blocks, one for runs of
-blocks. Roles with the same blocks share a rule. Of all ways to fill the first two, the one with the fewest words
+blocks. Roles with the same blocks share a rule. Of all ways to fill the first two, the one with the fewest terms
 stays; then every term that changes nothing goes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -35,18 +36,21 @@ class Line:
 def rules_of(table: Table) -> list[str]:
     """Statements that give every part in every block what the table says, in canonical form."""
     parts, count = tuple(table), len(next(iter(table.values())))
-    lines = _pruned(min(_candidates(table), key=_length), table)
+    _, _, lines = min(_candidates(table), key=lambda one: (_terms(one[2]), one[0], one[1]))
+    lines = _pruned(lines, table)
     return [_statement(line, parts, count) for line in lines]
 
 
-def _candidates(table: Table) -> Iterable[list[Line]]:
+def _candidates(table: Table) -> Iterable[tuple[int, tuple[int, int], list[Line]]]:
+    """Each with the rank of its general rule, that of the commonest scheme first, and how much of it is spelt out."""
     parts, count = tuple(table), len(next(iter(table.values())))
-    names = sorted({name for row in table.values() for name in row}, key=lambda name: (name is None, name or ""))
-    for general in names:
+    common = Counter(name for row in table.values() for name in row)
+    for rank, (general, _) in enumerate(common.most_common()):
         likely = [_defaults(table[part], general) for part in parts]
         ways = list(product(*likely)) if _size(likely) <= WAYS else [tuple(row[-1] for row in likely)]
         for way in ways:
-            yield _lines(table, parts, count, general, dict(zip(parts, way, strict=True)))
+            lines = _lines(table, parts, count, general, dict(zip(parts, way, strict=True)))
+            yield rank, _spelling(lines), lines
 
 
 def _size(rows: Sequence[Sequence[Name]]) -> int:
@@ -123,10 +127,14 @@ def _decided(flat: Sequence[tuple[int, Term]], lines: Sequence[Line], table: Tab
     return {part: tuple(row) for part, row in found.items()}
 
 
-def _length(lines: Sequence[Line]) -> tuple[int, int, int]:
-    """Words to read: terms and runs of blocks, then lines, then parts that are spelt out."""
+def _terms(lines: Sequence[Line]) -> int:
+    return sum(len(line.terms) for line in lines)
+
+
+def _spelling(lines: Sequence[Line]) -> tuple[int, int]:
+    """Runs of blocks, and parts."""
     terms = [term for line in lines for term in line.terms]
-    return sum(len(runs(t.blocks)) for t in terms) + len(terms), len(lines), sum(len(t.parts) for t in terms)
+    return sum(len(runs(t.blocks)) for t in terms), sum(len(t.parts) for t in terms)
 
 
 def runs(blocks: Sequence[int]) -> list[tuple[int, int]]:

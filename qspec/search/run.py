@@ -6,6 +6,7 @@ recipe --plan--> space, limits --probe--> sensitivities --solve, refine--> layou
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,9 @@ def search(
     budgets = parse_budgets(budget) if budget else wanted.budgets
     if not budgets:
         raise UsageError("no budget is given", hint='add --budget "4.25 bits", or a `budget` to the `search` block')
-    goals = [(budgets, path)] + [(parse_budgets(text), folder / "sweep" / f"{_file(text)}.qs") for text in sweep]
+    goals = [(budgets, path)] + [
+        (parse_budgets(text), folder / "sweep" / f"{inputs.spec.name}_{_file(text)}.qs") for text in sweep
+    ]
     limits = [find_limits(space, own) for own, _ in goals]
     for own in limits:
         allocate([[0.0] * len(unit.options) for unit in space.units], own)  # before any long work
@@ -259,9 +262,17 @@ def _file(budget: str) -> str:
     return "".join(c if c.isalnum() else {".": "p", " ": "_"}.get(c, "") for c in budget)
 
 
+def _name(stem: str) -> str:
+    """A file's name as that of a recipe: letters, digits and `_`, at most 64, no digit first."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", stem)[:63]
+    return f"_{name}" if name[:1].isdigit() else name
+
+
 def _write(outcome: Outcome, found: Found) -> None:
     """The recipe, and the evidence beside it."""
-    text = recipe_text(outcome.space, found.layout, found.path.stem, _comments(outcome, found), found.path.parent)
+    text = recipe_text(
+        outcome.space, found.layout, _name(found.path.stem), _comments(outcome, found), found.path.parent
+    )
     write_whole(found.path, text)
     write_whole(found.path.with_suffix(".json"), json.dumps(evidence(outcome, found), indent=1, allow_nan=False) + "\n")
 

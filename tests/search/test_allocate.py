@@ -1,0 +1,104 @@
+"""The integer program against enumeration."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import pytest
+
+from qspec.language.budgets import parse_budgets
+from qspec.language.spec import Budget
+from qspec.search.allocate import Infeasible, allocate
+from qspec.search.limits import Limit, find_limits
+from qspec.search.refine import best, neighbours, predicted, refine
+from qspec.search.space import Layout
+from tests.search.spaces import space_of
+
+BITS = Budget("bits", "4", "bits")
+
+
+def limit(costs: list[list[int]], most: int) -> Limit:
+    from fractions import Fraction
+
+    return Limit(BITS, tuple(map(tuple, costs)), 0, most, Fraction(1))
+
+
+def enumerated(losses: list[list[float]], limits: list[Limit]) -> float | None:
+    """The least loss of all layouts that hold every limit."""
+    layouts = product(*(range(len(row)) for row in losses))
+    fitting = [predicted(losses, layout) for layout in layouts if all(one.holds(layout) for one in limits)]
+    return min(fitting, default=None)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_optimum_under_several_budgets(seed: int) -> None:
+    draw = random.Random(seed)
+    sizes = [draw.randint(1, 4) for _ in range(draw.randint(1, 6))]
+    losses = [[draw.choice([draw.random(), draw.random() * 1e-5, 0.0]) for _ in range(n)] for n in sizes]
+    limits = []
+    for _ in range(draw.randint(1, 3)):
+        costs = [[draw.randint(1, 50) * draw.choice([1, 4096, 12345]) for _ in range(n)] for n in sizes]
+        low, high = sum(map(min, costs)), sum(map(max, costs))
+        limits.append(limit(costs, int(draw.uniform(low * 0.95, high))))
+    expected = enumerated(losses, limits)
+    if expected is None:
+        with pytest.raises(Infeasible):
+            allocate(losses, limits)
+        return
+    layout = allocate(losses, limits)
+    assert all(one.holds(layout) for one in limits)
+    assert predicted(losses, layout) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_costs_of_an_8b_model_stay_exact() -> None:
+    """A budget that is missed by one bit of 30 thousand million is missed."""
+    size = 4096 * 12288
+    costs = [[size * b + 16 * (size // 128) for b in (2, 3, 4, 8)] for _ in range(224)]
+    losses = [[4.0**-b for b in (2, 3, 4, 8)] for _ in range(224)]
+    exact = costs[0][3] * 100 + costs[0][0] * 124
+    assert limit(costs, exact).cost(allocate(losses, [limit(costs, exact)])) <= exact
+    assert limit(costs, exact - 1).cost(allocate(losses, [limit(costs, exact - 1)])) <= exact - 1
+
+
+def test_neighbours_hold_the_limits_and_come_in_order() -> None:
+    losses = [[0.9, 0.5, 0.1], [0.8, 0.3, 0.0], [0.7, 0.2, 0.1]]
+    costs = [[2, 4, 8]] * 3
+    one = limit(costs, 12)
+    centre: Layout = (1, 1, 1)
+    found = neighbours(centre, losses, [one], {centre}, 100)
+    by_hand = [
+        layout
+        for layout in product(range(3), repeat=3)
+        if 0 < sum(a != b for a, b in zip(layout, centre, strict=True)) <= 2 and one.holds(layout)
+    ]
+    assert sorted(found) == sorted(by_hand)
+    totals = [predicted(losses, layout) for layout in found]
+    assert totals == sorted(totals)
+
+
+def test_refinement_finds_what_the_prediction_misses() -> None:
+    """The truth punishes one pair of choices that the sum does not know of; only the pair's neighbour is measured."""
+    losses = [[0.5, 0.1], [0.5, 0.1], [0.5, 0.2]]
+    one = limit([[2, 4]] * 3, 10)
+    solved = allocate(losses, [one])
+    assert solved == (1, 1, 0)
+
+    def measure(layouts: object) -> list[float]:
+        assert isinstance(layouts, list)
+        return [predicted(losses, layout) + (1.0 if layout[:2] == (1, 1) else 0.0) for layout in layouts]
+
+    measured = refine([solved], losses, [one], measure, 8)
+    assert best(measured).layout in {(1, 0, 1), (0, 1, 1)}
+    assert len(measured) == len({m.layout for m in measured}) <= 8
+
+
+def test_one_offer_pins_and_fused_linears_share() -> None:
+    space = space_of(
+        "offer w3, w8 on blocks[*].*\noffer w8 on blocks[0].*\noffer w3 on blocks[1].attention.k", ["w3", "w8"], 2
+    )
+    assert [len(unit.options) for unit in space.units] == [1, 1, 1, 1, 1, 2, 2, 2]
+    layout = allocate([[0.0] * len(u.options) for u in space.units], find_limits(space, parse_budgets("16 bits")))
+    chosen = {role: scheme.name for role, scheme in space.choices(layout).items() if scheme}
+    assert {chosen[f"blocks[1].attention.{part}"] for part in "qkv"} == {"w3"}
+    assert {name for role, name in chosen.items() if role.startswith("blocks[0]")} == {"w8"}

@@ -1,0 +1,119 @@
+"""Budgets hold by the planner's own figures, exactly, whatever the model, the schemes and the passes."""
+
+from __future__ import annotations
+
+import random
+import re
+from fractions import Fraction
+
+import pytest
+
+from qspec.language.budgets import parse_budgets
+from qspec.plan import Plan
+from qspec.search.allocate import Infeasible, allocate
+from qspec.search.limits import find_limits
+from qspec.search.recipe import recipe_text
+from qspec.search.space import Space
+from tests.search.spaces import FOLDER, SCHEMES, family_and_shape, plan_of, random_space, space_of
+
+INSTANCES = 200
+
+
+def emitted(space: Space, layout: tuple[int, ...]) -> Plan:
+    """The plan of the recipe that is written for a layout: what a reader of the file will see."""
+    text = recipe_text(space, layout, "found", ("evidence",), FOLDER)
+    family, _ = family_and_shape("llada" if space.plan.family == "llada" else "dream")
+    return plan_of(text, family, space.plan.shape)
+
+
+def random_losses(space: Space, draw: random.Random) -> list[list[float]]:
+    return [[draw.random() for _ in unit.options] for unit in space.units]
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_budgets_hold_exactly(part: int) -> None:
+    for instance in range(part * INSTANCES // 4, (part + 1) * INSTANCES // 4):
+        draw = random.Random(instance)
+        space = random_space(draw)
+        losses = random_losses(space, draw)
+        bits = f"{draw.uniform(2, 9):.{draw.randint(1, 4)}f}"
+        size = f"{draw.uniform(0.3, 5):.3f}"
+        both = draw.random() < 0.5
+        limits = find_limits(space, parse_budgets(f"{bits} bits, {size} MiB" if both else f"{bits} bits"))
+        try:
+            layout = allocate(losses, limits)
+        except Infeasible as error:
+            check_smallest(space, str(error), losses)
+            continue
+        plan = emitted(space, layout)
+        weights = plan.block_weights
+        # bits_per_weight is a quotient of whole numbers below 2^53: its product with the weights is that whole number.
+        assert Fraction(round(plan.bits_per_weight * weights), weights) <= Fraction(bits), instance
+        assert plan.bits_per_weight <= float(bits), instance
+        assert limits[0].cost(layout) == round(plan.bits_per_weight * weights), instance
+        if both:
+            assert plan.bytes_after <= Fraction(size) * 2**20, instance
+            assert limits[1].cost(layout) // 8 == plan.bytes_after, instance
+
+
+def check_smallest(space: Space, message: str, losses: list[list[float]]) -> None:
+    """Where one budget alone cannot be held, the figure named can be, and a ten-thousandth less cannot."""
+    for amount, unit in re.findall(r"smallest feasible one is ([0-9.]+) (\w+)", message):
+        allocate(losses, find_limits(space, parse_budgets(f"{amount} {unit}")))
+        less = Fraction(amount) - Fraction(1, 10**4)
+        with pytest.raises(Infeasible):
+            allocate(losses, find_limits(space, parse_budgets(f"{float(less):.4f} {unit}")))
+    if "together" in message:
+        assert re.findall(r"would have to be ([0-9.]+) (\w+)", message)
+
+
+def test_the_smallest_feasible_budget_by_hand() -> None:
+    """int3 with one float32 scale a row: tiny-llada has six linears of 256 inputs, and one of 768."""
+    space = space_of("offer w3, w8 on blocks[*].*", ["w3", "w8"])
+    rows_256, rows_768 = 4 * 256 + 2 * 768, 256
+    weights = rows_256 * 256 + rows_768 * 768
+    least = Fraction(3 * weights + 32 * (rows_256 + rows_768), weights)
+    assert Fraction("3.1057") < least < Fraction("3.1058")  # what is shown is rounded up
+    with pytest.raises(Infeasible, match=re.escape("the smallest feasible one is 3.1058 bits")):
+        allocate([[0.0] * len(u.options) for u in space.units], find_limits(space, parse_budgets("3 bits")))
+
+
+def test_budgets_that_cannot_be_held_together() -> None:
+    """At these sizes rounding the inputs costs a second kernel: kept linears are the fastest, and the largest."""
+    space = space_of("offer w8, keep on blocks[*].*", ["w8"], activations="int8 per token symmetric")
+    w8, kept = ((index,) * len(space.units) for index in (0, 1))
+    bits, time = find_limits(space, parse_budgets("9 bits, 1 ms for block_decode"))
+    least = f"{bits.shown(bits.cost(w8))}, {time.shown(time.cost(kept))} for block_decode"
+    assert time.cost(kept) < time.cost(w8)
+    with pytest.raises(Infeasible, match="together") as caught:
+        allocate([[0.0, 0.0] for _ in space.units], find_limits(space, parse_budgets(least)))
+    assert f"would have to be {time.shown(time.cost(w8))}" in str(caught.value)
+    assert "would have to be 16.0000 bits" in str(caught.value)
+
+
+def test_memory_counts_the_largest_pass() -> None:
+    """Beside the artifact's bytes: 8000 tokens of two residual rows and three of the MLP, two bytes each."""
+    space = space_of("offer w3, w8 on blocks[*].*", ["w3", "w8"])
+    stored, memory = find_limits(space, parse_budgets("1 GiB, 1 GiB memory"))
+    layout = (0,) * len(space.units)
+    assert memory.cost(layout) - stored.cost(layout) == 8 * 2 * 8000 * (2 * 256 + 3 * 768)
+
+
+def test_times_add_up_by_hand() -> None:
+    """One block of tiny-llada in W8A16 at 64 tokens: every linear waits for memory."""
+    space = space_of("offer w8 on blocks[*].*", ["w8"], layers=1)
+    (limit,) = find_limits(space, parse_budgets("1 ms for block_decode"))
+    expected = 0
+    for rows, columns in [(256, 256)] * 4 + [(768, 256)] * 2 + [(256, 768)]:
+        moved = rows * columns + 4 * rows + 64 * 2 * (rows + columns)
+        expected += 2000 + -(-moved // 4300)
+    assert limit.cost((0,) * 4) == expected
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMES))
+def test_a_layout_of_one_scheme_costs_what_the_plan_says(name: str) -> None:
+    space = space_of(f"offer {name}, keep on blocks[*].*", [name])
+    layout = space.uniform(space.plan.spec.schemes[name])
+    assert layout is not None
+    (limit,) = find_limits(space, parse_budgets("16 bits"))
+    assert limit.cost(layout) / space.plan.block_weights == space.plan.bits_per_weight
