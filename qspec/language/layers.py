@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qspec.diagnostics import Diagnostic, Note, RecipeError, Source, Span, errors, in_order
+from qspec.diagnostics import Diagnostic, Note, RecipeError, Source, Span, errors, in_order, listed
+from qspec.formats import Scheme
 from qspec.language.layout import Layout, lay_out
 from qspec.language.order import PassCheck
 from qspec.language.parser import read
@@ -52,7 +53,7 @@ def problems(
     """Everything that is wrong or odd about the recipe for these modules."""
     found = [d for selector in _selectors(spec) for d in selector_problems(selector, modules, layers)]
     layout = lay_out(spec.rules, modules, layers)
-    found += _rule_problems(layout) + _offer_problems(spec, modules, layers)
+    found += _rule_problems(layout) + _offer_problems(spec, layout, layers)
     if not errors(found):
         found += PassCheck(spec, layout, layers, sources).run()
     return tuple(dict.fromkeys(found))
@@ -133,14 +134,29 @@ def _rule_problems(layout: Layout) -> list[Diagnostic]:
     return found
 
 
-def _offer_problems(spec: Spec, modules: Sequence[ModuleEntry], layers: int) -> list[Diagnostic]:
-    """Choices for what can only be kept."""
+def _offer_problems(spec: Spec, layout: Layout, layers: int) -> list[Diagnostic]:
+    """Choices for what can only be kept, and linears that must share a scheme and cannot."""
+    if spec.search is None:
+        return []
     found = []
-    for offer in spec.search.offers if spec.search else ():
-        for entry in modules:
-            if entry.role.block is None and any(offer.choices) and offer.selector.matches(entry, layers):
-                message = f"`{entry.role}` can only be kept: no kernel computes it quantized"
-                found.append(Diagnostic("QS036", message, _term_span(offer, entry), "offer choices on blocks only"))
+    shared: dict[str, list[tuple[ModuleEntry, Offer | None, tuple[Scheme | None, ...]]]] = {}
+    for entry, rule in zip(layout.modules, layout.decided, strict=True):
+        offers = [offer for offer in spec.search.offers if offer.selector.matches(entry, layers)]
+        offer = offers[-1] if offers else None
+        if entry.role.block is not None:
+            choices = offer.choices if offer else (rule.scheme if rule else None,)
+            shared.setdefault(entry.site, []).append((entry, offer, choices))
+        elif offer is not None and any(offer.choices):
+            message = f"`{entry.role}` can only be kept: no kernel computes it quantized"
+            found.append(Diagnostic("QS036", message, _term_span(offer, entry), "offer choices on blocks only"))
+    for members in shared.values() if spec.search.fused else ():
+        common = set.intersection(*(set(choices) for _, _, choices in members))
+        spans = [_term_span(offer, entry) for entry, offer, _ in members if offer]
+        if not common and spans:
+            parts = listed([entry.role.part for entry, _, _ in members], "and")
+            message = f"{parts} read one input and share a scheme, but are offered none in common"
+            hint = "offer them the same schemes, or write `fused false`"
+            found.append(Diagnostic("QS037", message, max(spans, key=lambda span: span.start), hint))
     return found
 
 

@@ -110,9 +110,8 @@ def search(
     budgets = parse_budgets(budget) if budget else wanted.budgets
     if not budgets:
         raise UsageError("no budget is given", hint='add --budget "4.25 bits", or a `budget` to the `search` block')
-    goals = [(budgets, path)] + [
-        (parse_budgets(text), folder / "sweep" / f"{inputs.spec.name}_{_file(text)}.qs") for text in sweep
-    ]
+    names = [(text, f"{inputs.spec.name}_{_file(text)}.qs") for text in sweep]
+    goals = [(budgets, path), *((parse_budgets(text), folder / "sweep" / file) for text, file in names)]
     limits = [find_limits(space, own) for own, _ in goals]
     for own in limits:
         allocate([[0.0] * len(unit.options) for unit in space.units], own)  # before any long work
@@ -270,9 +269,8 @@ def _name(stem: str) -> str:
 
 def _write(outcome: Outcome, found: Found) -> None:
     """The recipe, and the evidence beside it."""
-    text = recipe_text(
-        outcome.space, found.layout, _name(found.path.stem), _comments(outcome, found), found.path.parent
-    )
+    name, comments = _name(found.path.stem), _comments(outcome, found)
+    text = recipe_text(outcome.space, found.layout, name, comments, found.path.parent)
     write_whole(found.path, text)
     write_whole(found.path.with_suffix(".json"), json.dumps(evidence(outcome, found), indent=1, allow_nan=False) + "\n")
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from qspec.diagnostics import Diagnostic, RecipeError, Span
+from qspec.diagnostics import Span
 from qspec.errors import InputError
 from qspec.formats import Scheme
-from qspec.language.parser import read
 from qspec.language.selectors import Selector
 from qspec.language.spec import Rule, Search
 from qspec.plan import ModulePlan, Plan, plan_module
@@ -118,8 +117,7 @@ def assigned(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
 def find_space(plan: Plan) -> Space:
     """The units of a recipe with a `search` block, on a model.
 
-    Raises InputError where there is no such block, or a pass rewrites the whole model; RecipeError where linears that
-    must share a scheme are offered none in common.
+    Raises InputError where there is no such block, or a pass rewrites the whole model.
     """
     search = plan.spec.search
     if search is None:
@@ -144,9 +142,7 @@ def find_space(plan: Plan) -> Space:
 def _unit(plan: Plan, search: Search, site: str, members: Sequence[ModulePlan]) -> Unit:
     offers = [_offered(search, member, plan.shape.layers) for member in members]
     if search.fused:
-        common = [choice for choice in offers[0] if all(choice in others for others in offers)]
-        if not common:
-            raise _nothing_in_common(plan, search, members)
+        common = [choice for choice in offers[0] if all(choice in others for others in offers)]  # never empty: QS037
         rows = [(choice,) * len(members) for choice in common]
     else:
         rows = list(product(*offers))
@@ -179,13 +175,3 @@ def _module(plan: Plan, module: ModulePlan, choice: Choice) -> ModulePlan:
     text = f"layers {role} use {choice.name}" if choice else f"layers {role} keep"
     rule = Rule(Selector(role), choice, text, Span(0, 0, plan.spec.source))
     return plan_module(plan.spec, module.entry, rule, plan.shape.layers)
-
-
-def _nothing_in_common(plan: Plan, search: Search, members: Sequence[ModulePlan]) -> RecipeError:
-    layers = plan.shape.layers
-    roles = ", ".join(str(m.entry.role) for m in members)
-    spans = [o.span for o in search.offers for m in members if o.selector.matches(m.entry, layers)]
-    message = f"{roles} read one input and share a scheme, but are offered none in common"
-    hint = "offer them the same schemes, or write `fused false`"
-    problem = Diagnostic("QS037", message, spans[-1], hint)
-    return RecipeError((problem,), {spans[-1].path: read(spans[-1].path)[0]})

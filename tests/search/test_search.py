@@ -202,6 +202,7 @@ def test_recipes_that_cannot_be_searched(mini: Mini, here: Path, capsys: pytest.
     recipe = search_recipe(mini, here, "offer w2 on blocks[1].attention.k\n  offer w4 on blocks[1].attention.q")
     code, _, errors = run(capsys, str(recipe))
     assert (code, "QS037" in errors) == (1, True)
+    recipe = search_recipe(mini, here)
     recipe.write_text(recipe.read_text().replace("apply gptq", "apply quarot() on blocks[*].*\napply gptq"))
     code, _, errors = run(capsys, str(recipe))
     assert (code, "rewrites the whole model" in errors) == (3, True)
