@@ -253,7 +253,7 @@ class _Cutter:
         if self.piece is None:
             return True
         first = _WORD.match(self.text, self.piece.start)
-        if first and first[0] in ("layers", "apply"):
+        if first and first[0] in ("layers", "apply", "offer"):
             return False
         return not (self.piece.end == at and self.text[at - 1] == ".")
 

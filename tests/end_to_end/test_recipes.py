@@ -28,6 +28,7 @@ KEEPS = {
     "llada_w8a8": (0.98, 1.1),
     "llada_w4a16": (0.98, 1.1),
     "llada_mixed": (0.90, 1.1),
+    "llada_search": (0.90, 1.1),
     "llada_rtn_w4a4": (0.0, 0.5),
 }
 

@@ -126,7 +126,7 @@ SETTINGS = {
         st.builds(
             lambda k, a: s.BudgetSetting(AT, k, tuple(a)), _key("budget"), st.lists(AMOUNTS, min_size=1, max_size=3)
         ),
-        st.builds(lambda k, m, t: s.LossSetting(AT, k, m, t, None), _key("loss"), WORDS, TEXTS),
+        st.builds(lambda k, m, t: s.LossSetting(AT, k, m, t, None), _key("loss"), _key("kl", "nelbo"), TEXTS),
         st.builds(lambda k, t: s.LossSetting(AT, k, None, None, t), _key("loss"), WORDS),
         st.builds(
             lambda k, v: s.Setting(AT, k, v), _key("samples", "length", "draws", "refine", "gap", "seed"), COUNTS
