@@ -23,6 +23,7 @@ ROTATION_BLOCKS = (16, 32, 64, 128)  # of a first rotation: its matrix is held i
 SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 32, 18944 = 128 x 148, 768 = 64 x 12
 PACK_BLOCKS = (128, 64, 32)  # input channels whose codes are packed together
 CLIP_RANGE = (0.01, 1.0)
+HOPPER_BLOCK = 128  # input channels that the kernels for compute capability 9.0 take at once
 MAX_COLUMNS = 32768  # the int32 sum of K products of 8-bit differences: 255 * 255 * K < 2^31
 
 SUPPORTED = (
@@ -111,6 +112,19 @@ class GemmKernel:
         else:
             _check_bits(self.activation_bits, ACTIVATION_BITS, "activations")
             _check_group(self.activation_group, "activations")
+
+    @property
+    def hopper(self) -> bool:
+        """Whether its file has a second kernel, for compute capability 9.0."""
+        if self.activation_bits == 16:
+            return self.weight_bits == 4 and (self.weight_group or HOPPER_BLOCK) % HOPPER_BLOCK == 0
+        plain = self.weight_symmetric and self.activation_symmetric
+        return plain and self.weight_bits in (4, 8) and self.weight_group is None and self.activation_group is None
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether its 4-bit codes are packed in the order of bfloat16 operands (`kernels.packing`)."""
+        return self.hopper and self.activation_bits == 16
 
     @property
     def name(self) -> str:

@@ -49,6 +49,7 @@ TARGETS = {
 ROTATION = (WARP,)  # 16 rows are too few for the others
 MATRIX_INSTRUCTION = re.compile(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*")
 COLUMNS = 4096  # LLaDA-8B's width
+HOPPER = 90  # the compute capability for which some kernels have a second form
 MAX_STACK = 64  # bytes a thread: ptxas may spill a few registers to fit one more block on a multiprocessor
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 
@@ -88,7 +89,7 @@ class AheadReport:
 
 
 def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024) -> AheadReport:
-    """Compiles the kernel as it is launched for X [tokens, K] in bfloat16, K 4096 or more.
+    """Compiles the kernel as it is launched for X [tokens, K] in bfloat16, K 4096 or more, N 4096.
 
     Raises UsageError for an unknown target, MachineError without Triton or its tools.
     """
@@ -136,34 +137,60 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
-    function = getattr(module, kernel.name)
+    second = kernel if isinstance(kernel, GemmKernel) and kernel.hopper and target.capability == HOPPER else None
+    function = getattr(module, f"{kernel.name}_hopper" if second else kernel.name)
     if not isinstance(function, triton.runtime.JITFunction):
         raise MachineError("kernels are interpreted here, not compiled", hint="unset TRITON_INTERPRET")
-    known = {"tokens": tokens, "columns": columns}
-    wanted = inspect.signature(module.tiles).parameters
-    options = module.tiles(**{name: known[name] for name in wanted})
-    fixed = {"K": columns, "PACK": pack_block(columns), "EXACT": True, **options}
+    types = dict(TYPES)
+    if second:
+        options = module.hopper_tiles(tokens, COLUMNS, columns)
+        types |= _second_types(module, second, options)
+        fixed = dict(options)
+    else:
+        known = {"tokens": tokens, "columns": columns}
+        wanted = inspect.signature(module.tiles).parameters
+        options = module.tiles(**{name: known[name] for name in wanted})
+        fixed = {"K": columns, "PACK": pack_block(columns), "EXACT": True, **options}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
         if name in fixed:
             signature[name] = "constexpr"
             constants[(index,)] = fixed[name]
-            options.pop(name, None)
+            if name != "num_warps":
+                options.pop(name, None)
         else:
-            signature[name] = _type(kernel, name)
-            if name != "M":  # compiled once for every number of tokens
+            signature[name] = _type(kernel, name, types)
+            if name != "M" and not name.endswith("_desc"):  # M: compiled once for every number of tokens
                 attributes[(index,)] = [["tt.divisibility", 16]]
     options["enable_fp_fusion"] = isinstance(kernel, GemmKernel) and kernel.activation_bits == 16
-    source = ASTSource(function, signature, constants, attributes)
+    source = (GluonASTSource if second else ASTSource)(function, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", target.capability, 32), options=options)
 
 
-def _type(kernel: Kernel, name: str) -> str:
+def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any]) -> dict[str, str]:
+    """The parameters of a file's second kernel that the first does not have."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    floating = kernel.activation_bits == 16
+    values = {
+        "x_desc": ("bf16", 16) if floating else ("i8", 8),
+        "w_desc": ("u8" if kernel.weight_bits < 8 else "i8", 8),
+    }
+    types = {"parts": "*fp32" if floating else "*i32", "arrived": "*i32", "K": "i32"}
+    for name, box in module.boxes(options).items():
+        value, bits = values[name]
+        layout = NVMMASharedLayout(box[2] * bits // 8, bits, rank=3)
+        types[name] = f"tensordesc<{value}[{', '.join(map(str, box))}],{layout!r}>"
+    return types
+
+
+def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
     if isinstance(kernel, RowKernel) and name == "codes":
         return {"int8": "*i8", "e4m3": "*fp8e4nv"}[kernel.codes]
-    if isinstance(kernel, RowKernel) or name in TYPES:
-        return TYPES[name]
+    if isinstance(kernel, RowKernel) or name in types:
+        return types[name]
     if name == "weight_scale":
         return "*fp16" if kernel.weight_group else "*fp32"
     packed = kernel.weight_bits < 8 if name == "weights" else zero_bits(kernel.weight_bits) < 8

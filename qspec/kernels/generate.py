@@ -169,6 +169,8 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
         "a_bits": kernel.activation_bits,
         "planes": list(planes(kernel.weight_bits)),
         "nibbles": nibbles,
+        "interleaved": kernel.interleaved,
+        "hopper": kernel.hopper,
         "lift": 2 ** (8 - kernel.weight_bits),
         "w_group": kernel.weight_group,
         "a_group": kernel.activation_group,

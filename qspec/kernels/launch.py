@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qspec.catalog import RowKernel
 from qspec.errors import InputError
+from qspec.kernels import tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import CODES, PreparedInput
@@ -74,8 +75,13 @@ def _outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
     return results
 
 
-def multiply(library: KernelLibrary, packed: PackedLinear, prepared: PreparedInput) -> Tensor:
-    """Y [..., N] in the input's dtype, as `reference.multiply` defines it."""
+def multiply(
+    library: KernelLibrary, packed: PackedLinear, prepared: PreparedInput, options: tuned.Options | None = None
+) -> Tensor:
+    """Y [..., N] in the input's dtype, as `reference.multiply` defines it.
+
+    options: tile sizes; None takes the measured ones (`kernels.tuned`), or else those that the kernel's file chooses.
+    """
     values = prepared.values
     out = torch.empty((values.shape[0], packed.out_features), dtype=prepared.dtype, device=values.device)
     arguments = {"weights": packed.codes, "weight_scale": packed.scale, "bias": packed.bias, "out": out}
@@ -88,5 +94,8 @@ def multiply(library: KernelLibrary, packed: PackedLinear, prepared: PreparedInp
         if prepared.zero is not None:
             arguments["activation_zero"] = prepared.zero
     if values.shape[0]:
-        library.module(packed.kernels.gemm).run(**arguments)
+        gemm, shape = packed.kernels.gemm, (packed.out_features, packed.in_features, values.shape[0])
+        if options is None:
+            options = tuned.options_for(gemm, *shape, values.device)
+        library.module(gemm).run(**arguments, options=options)
     return out.reshape(*prepared.shape[:-1], packed.out_features)

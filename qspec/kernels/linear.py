@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qspec.errors import InputError, MachineError
-from qspec.kernels import launch, reference
+from qspec.kernels import launch, ops, reference
 from qspec.kernels.generate import library
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.packing import PackedLinear
@@ -47,6 +47,7 @@ class QuantLinear(nn.Module):
         self.kernel_folder = kernel_folder
         for name in ("codes", "scale", "zero", "bias"):
             self.register_buffer(name, getattr(packed, name))
+        self._kernel_text = ops.text_of(packed.kernels.gemm)
         self._weight: ReferenceWeight | None = None
         self._placed: PlacedTransform | None = None
 
@@ -78,12 +79,31 @@ class QuantLinear(nn.Module):
     def multiply(self, prepared: PreparedInput) -> Tensor:
         """Y [..., out] in the dtype of the x that was prepared."""
         self._check_width(prepared.values.shape[-1])
+        if torch.compiler.is_compiling():
+            return self._operator(prepared)
         if self.execution == "reference":
             if self._weight is None:
                 self._weight = ReferenceWeight.of(self.packed())
             return reference.multiply(self._weight, prepared)
         with torch.cuda.device(self.codes.device):
             return launch.multiply(library(self.kernel_folder), self.packed(), prepared)
+
+    def _operator(self, prepared: PreparedInput) -> Tensor:
+        """The same as one node of a compiled graph."""
+        y: Tensor = ops.multiply(
+            prepared.values,
+            prepared.scale,
+            prepared.zero,
+            self.codes,
+            self.scale,
+            self.zero,
+            self.bias,
+            self.out_features,
+            prepared.dtype,
+            self._kernel_text,
+            None if self.kernel_folder is None else str(self.kernel_folder),
+        )
+        return y.reshape(*prepared.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() == 0:

@@ -39,6 +39,13 @@ A kernel shifts each piece to the top of a byte and the lower planes below the h
 the codes as int8 operands, without a sign to restore; the factor goes into the scale. At four bits `byte << 4` and
 `byte & 0xF0` are two contiguous operands, without a shuffle.
 
+Where 4-bit weights meet 16-bit activations (`GemmKernel.interleaved`), the bytes of every 16 are in another order, that
+of the registers of a bfloat16 operand on the tensor cores: a word has the four channels of one thread, and
+`word >> 4 i & 0x000F000F` two of them, in place. Byte 4 t + 2 p + j has the nibbles of channel 8 j + 2 t + p of its 16:
+
+    byte       0   1   2   3   4   5   6   7   8   9  10  11  12  13  14  15
+    channel    0   8   1   9   2  10   3  11   4  12   5  13   6  14   7  15
+
 Scales are [groups, N] (groups = 1 per channel): a kernel reads one group of many channels at once.
 They are float16 for groups, float32 per channel. Zero points are int8 [groups, N] for codes of more than
 4 bits, and for others uint8 [groups, ceil(N/2)] with channel 2i in the low and channel 2i + 1 in the high nibble
@@ -60,6 +67,7 @@ from qspec.numerics import Quantized
 from qspec.transforms import InputTransform
 
 NIBBLES = 2  # zero points a byte at 4 bits
+ORDER = tuple(8 * j + 2 * t + p for t in range(4) for p in range(2) for j in range(2))  # see the drawing above
 
 
 def pack(codes: Tensor, bits: int, block: int) -> Tensor:
@@ -88,6 +96,17 @@ def unpack(packed: Tensor, bits: int, block: int) -> Tensor:
         low -= plane
         patterns |= _unpack_plane(part, plane, block) << low
     return _signed(patterns, bits)
+
+
+def interleave(codes: Tensor) -> Tensor:
+    """Codes [N, K] in the order in which `pack` takes interleaved ones: each 16 by `ORDER`."""
+    return codes.reshape(codes.shape[0], -1, len(ORDER))[..., list(ORDER)].reshape(codes.shape)
+
+
+def deinterleave(codes: Tensor) -> Tensor:
+    """The inverse of `interleave`."""
+    back = [ORDER.index(channel) for channel in range(len(ORDER))]
+    return codes.reshape(codes.shape[0], -1, len(ORDER))[..., back].reshape(codes.shape)
 
 
 def _pack_plane(pieces: Tensor, plane: int, block: int) -> Tensor:
@@ -157,7 +176,8 @@ class PackedLinear:
         rows, columns = quantized.codes.shape
         kernels.check(columns)
         bits = kernels.gemm.weight_bits
-        codes = pack(quantized.codes, bits, pack_block(columns))
+        in_order = interleave(quantized.codes) if kernels.gemm.interleaved else quantized.codes
+        codes = pack(in_order, bits, pack_block(columns))
         zero = None if quantized.zero is None else pack_zeros(quantized.zero.T.contiguous(), bits)
         return cls(
             kernels,
@@ -172,7 +192,8 @@ class PackedLinear:
 
     def unpacked_codes(self) -> Tensor:
         """int8 [N, K]."""
-        return unpack(self.codes, self.kernels.gemm.weight_bits, pack_block(self.in_features))
+        codes = unpack(self.codes, self.kernels.gemm.weight_bits, pack_block(self.in_features))
+        return deinterleave(codes) if self.kernels.gemm.interleaved else codes
 
     def unpacked_zeros(self) -> Tensor | None:
         """int8 [groups, N], None if symmetric."""

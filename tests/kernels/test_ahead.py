@@ -86,6 +86,19 @@ def test_few_tokens_take_the_matrix_units_too(tokens: int) -> None:
     assert report.instructions == (f"wgmma.mma_async.sync.aligned.m64n{width}k32.s32.s8.s8",)
 
 
+@pytest.mark.parametrize("tokens", [1, 32, 64, 256, 1024])
+@pytest.mark.parametrize(
+    "kernel", [kernel for kernel in KERNELS if getattr(kernel, "hopper", False)], ids=lambda k: k.name
+)
+def test_second_kernels_compile_for_each_size(kernel: Kernel, tokens: int) -> None:
+    """Gluon does not run under the interpreter: this, and the tests on a GPU, are what tests them."""
+    report = compile_ahead(kernel, "sm_90", tokens=tokens)
+    assert report.problems == ()
+    assert report.stack == 0
+    assert len(report.instructions) == 1
+    assert f"n{min(max(tokens, 16), 128)}k" in report.instructions[0]
+
+
 def test_what_is_wrong_is_said() -> None:
     kernel, target = KERNELS[0], TARGETS["sm_80"]
     assert _problems(kernel, target, ("mma.sync.x",), 0, 1024) == ()

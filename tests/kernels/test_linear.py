@@ -100,3 +100,18 @@ def test_an_input_of_another_width_is_refused() -> None:
 def test_an_empty_batch_stays_empty(tmp_path: Path) -> None:
     linear = QuantLinear(random_linear(Format(), 10, 64, seed=0), tmp_path)
     assert linear(torch.empty(2, 0, 64)).shape == (2, 0, 10)
+
+
+@pytest.mark.parametrize("fmt", [Format(), Format(w_group=64, w_symmetric=False, a_bits=16)], ids=str)
+def test_torch_compile_takes_the_product_as_one_node(fmt: Format) -> None:
+    linear = QuantLinear(random_linear(fmt, 24, 128, seed=2))
+    prepared = linear.prepare(random_input(6, 128, 2).reshape(2, 3, 128))
+    nodes: list[str] = []
+
+    def record(module: torch.fx.GraphModule, _: object) -> object:
+        nodes.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+        return module.forward
+
+    found = torch.compile(linear.multiply, backend=record, fullgraph=True)(prepared)
+    assert nodes.count("qspec.multiply.default") == 1
+    assert torch.equal(found, linear.multiply(prepared))

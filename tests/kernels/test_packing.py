@@ -14,7 +14,7 @@ from torch import Tensor
 from qspec import numerics
 from qspec.catalog import NoKernel
 from qspec.errors import InputError
-from qspec.kernels.packing import PackedLinear, pack, pack_zeros, unpack, unpack_zeros
+from qspec.kernels.packing import PackedLinear, deinterleave, interleave, pack, pack_zeros, unpack, unpack_zeros
 from tests.kernels.cases import INTEGER, WEIGHT_ONLY, Format, random_linear, random_transform
 
 BITS = range(2, 9)
@@ -81,6 +81,25 @@ def test_the_layout_is_the_one_drawn() -> None:
     assert packed[0, 0] == 0xE3
     assert packed[0, 127] == 0x78
     assert int((packed != 0).sum()) == 2
+
+
+def test_interleaved_bytes_are_in_the_order_drawn() -> None:
+    drawn = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15]
+    q = torch.arange(64, dtype=torch.int8).reshape(2, 32)
+    assert interleave(q)[0].tolist() == [*drawn, *(16 + channel for channel in drawn)]
+    assert torch.equal(deinterleave(interleave(q)), q)
+
+
+def test_a_word_of_interleaved_nibbles_is_two_channels_at_a_time() -> None:
+    """`word >> 4 i & 0x000F000F` holds channels c and c + 1 of an even c, as a register of a bfloat16 operand must."""
+    packed = random_linear(Format(w_group=128, a_bits=16), 5, 256, seed=3)
+    q = packed.unpacked_codes().int() & 15
+    words = packed.codes.numpy().view("<u4")
+    for t in range(4):  # the threads that share 16 channels; their words are next to each other
+        for i, (half, channel) in enumerate(((0, 2 * t), (64, 2 * t), (0, 2 * t + 8), (64, 2 * t + 8))):
+            pair = torch.from_numpy((words[:, t] >> 4 * i & 0x000F000F).astype("int64"))
+            assert torch.equal(pair & 15, q[:, half + channel].long())
+            assert torch.equal(pair >> 16, q[:, half + channel + 1].long())
 
 
 def test_shifts_give_sixteen_times_the_codes() -> None:

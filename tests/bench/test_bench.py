@@ -1,0 +1,71 @@
+"""What follows from measured times, and how it is shown. The measuring itself needs a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from qspec.bench import FORMATS, Bench, Cell, write_bench
+from qspec.bench.data import BASE
+from qspec.bench.render import markdown
+from qspec.catalog import kernels_for
+from qspec.cli import main
+from qspec.cli.bench import FORMATS as NAMES
+
+CELL = Cell("w4a4", 1000, 2000, 16, 10.0, 12.5, 1_000_000, {BASE: 30.0, "a": 25.0, "b": 20.0})
+BENCH = Bench(2000.0, 500.0, {"gpu": "A GPU", "torch": "2", "triton": "3"}, (CELL,), {"c": "OSError: no"})
+
+
+def test_rates_are_bytes_and_operations_by_the_time() -> None:
+    moved = 1_000_000 + 16 * (2000 + 2 * 1000)  # int8 codes in, bfloat16 out
+    assert CELL.gigabytes_per_second == pytest.approx(moved / 10e-6 / 1e9)
+    assert CELL.tera_per_second == pytest.approx(2 * 16 * 1000 * 2000 / 10e-6 / 1e12)
+    assert CELL.over(BASE) == 3.0
+    assert CELL.best_peer == "b"
+
+
+def test_the_limit_is_the_nearer_one() -> None:
+    memory = CELL.gigabytes_per_second / 2000
+    assert BENCH.limit(CELL) == pytest.approx(memory)
+    many = Cell("w4a4", 1000, 2000, 4096, 20.0, 20.0, 1_000_000, {BASE: 30.0})
+    assert BENCH.limit(many) == pytest.approx(many.tera_per_second / 1000)  # 8-bit operands: twice the rate
+    floating = Cell("w4a16_g128", 1000, 2000, 4096, 40.0, 40.0, 1_000_000, {BASE: 30.0})
+    assert BENCH.limit(floating) == pytest.approx(floating.tera_per_second / 500)
+
+
+def test_every_format_has_kernels() -> None:
+    assert tuple(FORMATS) == NAMES
+    assert {name: kernels_for(scheme).gemm.name for name, scheme in FORMATS.items()} == {
+        "w4a16_g128": "gemm_w4g128_sym_a16",
+        "w4a4": "gemm_w4_sym_a4",
+        "w4a8": "gemm_w4_sym_a8",
+        "w8a8": "gemm_w8_sym_a8",
+    }
+
+
+def test_a_benchmark_is_written_three_ways(tmp_path: Path) -> None:
+    write_bench(BENCH, tmp_path)
+    (cell,) = json.loads((tmp_path / "bench.json").read_text())["cells"]
+    assert cell["others"] == {BASE: 30.0, "a": 25.0, "b": 20.0}
+    assert cell["share_of_limit"] == round(BENCH.limit(CELL), 3)
+    row = "| 1000 x 2000 | 16 | 10.0 | 12.5 | 106 | 6 | 5% | 3.00 | 2.00 | 30.0 | 25.0 | 20.0 |"
+    assert row in (tmp_path / "bench.md").read_text().splitlines()
+    assert "c did not run: OSError: no" in markdown(BENCH)
+    ElementTree.fromstring((tmp_path / "bench.svg").read_text())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize("command", ["bench", "tune"])
+def test_without_a_gpu_it_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command]) == 3
+    assert "need a CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--shape", "4096"), ("--tokens", "1,x"), ("--tokens", "0")])
+def test_bad_arguments_are_usage_errors(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", option, value]) == 2
+    assert value in capsys.readouterr().err

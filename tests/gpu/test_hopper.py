@@ -1,0 +1,117 @@
+"""The second kernels, for compute capability 9.0: every choice of options, odd shapes, graphs, torch.compile.
+
+python -m pytest tests/gpu/test_hopper.py -m gpu
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qspec.catalog import GemmKernel
+from qspec.kernels import launch, reference, tuned
+from qspec.kernels.generate import KernelLibrary
+from qspec.kernels.linear import QuantLinear
+from qspec.kernels.packing import PackedLinear
+from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from tests.gpu.on_gpu import dequantized, moved, on_cpu, prepared_on_gpu
+from tests.kernels.cases import Format, poisoned_memory, random_input, random_linear, relative_error
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"
+    ),
+]
+
+INTEGER = (Format(), Format(a_bits=8), Format(w_bits=8, a_bits=8))
+FLOATING = (
+    Format(w_group=128, a_bits=16),
+    Format(w_group=256, w_symmetric=False, a_bits=16),
+    Format(w_symmetric=False, a_bits=16),
+)
+TOKENS = (1, 3, 17, 123, 1000)
+
+
+def choices(kernel: GemmKernel, columns: int, tokens: int) -> list[tuned.Options]:
+    """A few of those worth a measurement, among them the first and the last."""
+    found = list(tuned.candidates(kernel, columns, tokens))
+    return [found[0], found[-1], *found[1 :: max(1, len(found) // 4)]]
+
+
+def product(library: KernelLibrary, packed: PackedLinear, prepared: PreparedInput, options: tuned.Options | None):
+    with poisoned_memory():
+        return launch.multiply(library, packed, prepared, options)
+
+
+def largest(packed: PackedLinear, tokens: int, columns: int) -> PreparedInput:
+    """Activations of the largest codes, by which sums grow furthest."""
+    code = 2 ** (packed.kernels.gemm.activation_bits - 1) - 1
+    codes = torch.full((tokens, columns), code, dtype=torch.int8, device="cuda")
+    return PreparedInput(codes, torch.ones(1, tokens, device="cuda"), None, codes.shape, torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(3584, 3584), (512, 18944), (203, 1152)], ids=str)
+@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+def test_integer_products_are_the_references_bits(fmt: Format, shape: tuple[int, int], library: KernelLibrary) -> None:
+    packed = random_linear(fmt, *shape, seed=1, device="cuda")
+    weight = ReferenceWeight.of(moved(packed, "cpu"))
+    for tokens in TOKENS:
+        x = random_input(tokens, shape[1], tokens, torch.bfloat16, device="cuda")
+        prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
+        expected = reference.multiply(weight, on_cpu(prepared))
+        assert torch.equal(product(library, packed, prepared, None).cpu(), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 123, 1000])
+@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+def test_every_choice_gives_the_same_bits(fmt: Format, tokens: int, library: KernelLibrary) -> None:
+    packed = random_linear(fmt, 328, 18944, seed=2, device="cuda")
+    weight = ReferenceWeight.of(moved(packed, "cpu"))
+    x = random_input(tokens, 18944, tokens, device="cuda")
+    prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
+    expected = reference.multiply(weight, on_cpu(prepared))
+    for options in choices(packed.kernels.gemm, 18944, tokens):
+        assert torch.equal(product(library, packed, prepared, options).cpu(), expected), options
+
+
+@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+def test_the_largest_sums_are_exact(fmt: Format, library: KernelLibrary) -> None:
+    """Every product of the largest size and one sign, K = 18944: no sum is rounded or overflows."""
+    packed = random_linear(fmt, 64, 18944, seed=3, bias=False, device="cuda")
+    weight = ReferenceWeight.of(moved(packed, "cpu"))
+    prepared = largest(packed, 5, 18944)
+    expected = reference.multiply(weight, on_cpu(prepared))
+    assert torch.equal(product(library, packed, prepared, None).cpu(), expected)
+
+
+@pytest.mark.parametrize("shape", [(3584, 3584), (512, 18944), (203, 1280)], ids=str)
+@pytest.mark.parametrize("fmt", FLOATING, ids=str)
+def test_weight_only_products_are_near_float64(fmt: Format, shape: tuple[int, int], library: KernelLibrary) -> None:
+    packed = random_linear(fmt, *shape, seed=4, device="cuda")
+    weight = dequantized(packed)
+    for tokens in TOKENS:
+        x = random_input(tokens, shape[1], tokens, torch.bfloat16, device="cuda")
+        exact = x.double() @ weight.T + packed.bias.double()
+        for options in (None, *choices(packed.kernels.gemm, shape[1], tokens)):
+            first = product(library, packed, prepared_on_gpu(library, None, None, x), options)
+            assert relative_error(first, exact) < 4e-3, options
+            again = product(library, packed, prepared_on_gpu(library, None, None, x), options)
+            assert torch.equal(first, again), options
+
+
+@pytest.mark.parametrize("fmt", [Format(), Format(w_group=128, a_bits=16)], ids=str)
+def test_graphs_and_compiled_modules_give_the_same(fmt: Format) -> None:
+    linear = QuantLinear(random_linear(fmt, 4096, 4096, seed=5, device="cuda"))
+    x = random_input(17, 4096, 5, torch.bfloat16, device="cuda")
+    prepared = linear.prepare(x)
+    expected = linear.multiply(prepared)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = linear.multiply(prepared)
+    for _ in range(3):
+        found.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(found, expected)
+    compiled = torch.compile(linear.multiply, fullgraph=True)
+    assert torch.equal(compiled(prepared), expected)

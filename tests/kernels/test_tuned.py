@@ -1,0 +1,81 @@
+"""The table of measured tile sizes: keys, files, candidates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qspec import resources
+from qspec.catalog import GemmKernel
+from qspec.errors import InputError
+from qspec.kernels import tuned
+
+W4A4 = GemmKernel(4, None, True, 4, None, True)
+W8A8 = GemmKernel(8, None, True, 8, None, True)
+W4A16 = GemmKernel(4, 128, True, 16, None, True)
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 16), (16, 16), (17, 32), (1000, 1024), (9**9, 8192)])
+def test_buckets_are_powers_of_two(tokens: int, expected: int) -> None:
+    assert tuned.bucket(tokens) == expected
+
+
+def test_a_key_names_kernel_shape_bucket_and_compiler() -> None:
+    assert tuned.key(W4A4, 12288, 4096, 40, "3.6.0") == "gemm_w4_sym_a4 12288x4096 M64 triton 3.6.0"
+    assert tuned.slug("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3"
+
+
+def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+    device = torch.device("cuda")
+    assert tuned.options_for(W4A4, 256, 512, 5, device) is None
+    options = {"BLOCK_N": 64, "SPLIT": 2}
+    key = tuned.key(W4A4, 256, 512, 5, triton.__version__)
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", {key: {"options": options, "microseconds": 3.5}})
+    assert tuned.options_for(W4A4, 256, 512, 16, device) == options
+    assert tuned.options_for(W4A4, 256, 512, 17, device) is None
+    assert tuned.options_for(W8A8, 256, 512, 16, device) is None
+    assert tuned.options_for(W4A4, 256, 512, 16, torch.device("cpu")) is None
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", {"other": {"options": {}, "microseconds": 1.0}})
+    assert set(tuned.read(tuned.own_file("Test GPU"))) == {key, "other"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"entries": {"k": {}}}', '{"entries": {"k": {"options": 3}}}'])
+def test_a_file_that_is_no_table_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="not a table") as caught:
+        tuned.read(path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("tokens", [1, 33, 200, 4096])
+@pytest.mark.parametrize("kernel", [W4A4, W8A8, W4A16], ids=lambda k: k.name)
+def test_candidates_cover_the_kernel_and_fit(kernel: GemmKernel, tokens: int) -> None:
+    found = list(tuned.candidates(kernel, 4096, tokens))
+    assert len(found) >= 3
+    names = {"BLOCK_N", "BLOCK_M", "PB", "STAGES", "SPLIT", "num_warps"}
+    assert all(set(options) == names | ({"SPREAD"} if kernel.activation_bits < 16 else set()) for options in found)
+    for options in found:
+        tokens_held = options["BLOCK_M"] * options["PB"] * 128 * (2 if kernel.activation_bits == 16 else 1)
+        weights_held = options["BLOCK_N"] * options["PB"] * 16 * kernel.weight_bits
+        assert options["STAGES"] * (tokens_held + weights_held) <= 227 * 1024
+        assert options["SPLIT"] * options["PB"] <= 32
+        assert options["BLOCK_N"] * options["BLOCK_M"] <= 4096 * options["num_warps"]
+
+
+def test_no_candidates_where_no_second_kernel_runs() -> None:
+    assert not list(tuned.candidates(W4A4, 4096 + 64, 16))
+    assert not list(tuned.candidates(GemmKernel(3, 128, True, 16, None, True), 4096, 16))
+
+
+def test_shipped_tables_are_whole() -> None:
+    for path in (resources.codegen() / "tuned").glob("*.json"):
+        for key, entry in tuned.read(path).items():
+            assert key.startswith("gemm_")
+            assert entry["microseconds"] > 0
+            assert {"BLOCK_N", "BLOCK_M", "num_warps"} <= set(entry["options"])
