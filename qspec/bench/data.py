@@ -1,10 +1,13 @@
-"""What a benchmark measured: frozen values, and the arithmetic on them."""
+"""What a benchmark measured: frozen values, the arithmetic on them, and their file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
+from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 
 LLADA = ((12288, 4096), (4096, 4096), (24576, 4096), (4096, 12288))  # N x K: q/k/v, o, gate/up, down, merged
@@ -49,10 +52,14 @@ class Cell:
 
     @property
     def gigabytes_per_second(self) -> float:
-        """Bytes that must move, weights, bfloat16 inputs (codes where they are quantized) and outputs, by the time."""
+        """`bytes_moved` by the time."""
+        return self.bytes_moved / self.microseconds / 1e3
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that no kernel can do without: weights, inputs (int8 codes, or bfloat16), bfloat16 outputs."""
         code = 2 if FORMATS[self.format].activations is None else 1
-        moved = self.weight_bytes + self.tokens * (code * self.columns + 2 * self.channels)
-        return moved / self.microseconds / 1e3
+        return self.weight_bytes + self.tokens * (code * self.columns + 2 * self.channels)
 
     @property
     def tera_per_second(self) -> float:
@@ -81,9 +88,43 @@ class Bench:
     cells: tuple[Cell, ...]
     failed: Mapping[str, str]
 
+    def peak(self, fmt: str) -> float:
+        """10^12 operations a second that a format's products can have: 8-bit operands take half the time."""
+        return self.arithmetic * (1 if FORMATS[fmt].activations is None else 2)
+
     def limit(self, cell: Cell) -> float:
-        """The share of the nearer limit that a cell reaches: of the copy's bandwidth, or of the arithmetic, which is
-        twice as fast on 8-bit operands."""
-        eight_bits = FORMATS[cell.format].activations is not None
-        arithmetic = cell.tera_per_second / (self.arithmetic * (2 if eight_bits else 1))
-        return max(cell.gigabytes_per_second / self.copy, arithmetic)
+        """The share of the nearer limit that a cell reaches: of the copy's bandwidth, or of the arithmetic."""
+        return max(cell.gigabytes_per_second / self.copy, cell.tera_per_second / self.peak(cell.format))
+
+    def as_json(self) -> dict[str, object]:
+        """Everything measured, with the figures that follow from it."""
+        cells = [
+            {
+                **asdict(cell),
+                "gigabytes_per_second": round(cell.gigabytes_per_second, 1),
+                "tera_per_second": round(cell.tera_per_second, 1),
+                "share_of_limit": round(self.limit(cell), 3),
+            }
+            for cell in self.cells
+        ]
+        return {**asdict(self), "cells": cells}
+
+
+def read(paths: Sequence[Path]) -> Bench:
+    """The runs of one GPU as one, from their bench.json. Raises InputError where a file is none."""
+    runs = [_read(path) for path in paths]
+    for path, run in zip(paths, runs, strict=True):
+        if run.environment["gpu"] != runs[0].environment["gpu"]:
+            raise InputError("runs on different GPUs do not make one table", where=str(path))
+    failed = {name: why for run in runs for name, why in run.failed.items()}
+    return replace(runs[0], cells=tuple(cell for run in runs for cell in run.cells), failed=failed)
+
+
+def _read(path: Path) -> Bench:
+    names = [field.name for field in fields(Cell)]
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        cells = tuple(Cell(**{name: cell[name] for name in names}) for cell in data["cells"])
+        return Bench(data["copy"], data["arithmetic"], data["environment"], cells, data["failed"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("not a benchmark's bench.json", where=str(path), hint="qspec bench writes one") from error

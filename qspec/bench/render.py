@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
 from qspec.bench.data import BASE, Bench, Cell
+from qspec.errors import InputError
 from qspec.files import write_whole
 from qspec.report.page import asset
 from qspec.report.svg import Svg
 
 HEIGHT, WIDTH, LEFT, TOP = 150.0, 150.0, 30.0, 30.0  # of one shape's curves
 CURVES = 4  # line colours
+DOTS = ("f-quant", "f-third", "f-high", "f-base")
+START, END = "<!-- bench -->", "<!-- /bench -->"
 
 
 def write_bench(bench: Bench, folder: Path) -> None:
-    """bench.md, bench.json and bench.svg."""
-    write_whole(folder / "bench.json", json.dumps(as_json(bench), indent=1) + "\n")
+    """bench.md, bench.json, and two drawings: speedup.svg, roofline.svg."""
+    write_whole(folder / "bench.json", json.dumps(bench.as_json(), indent=1) + "\n")
     write_whole(folder / "bench.md", markdown(bench))
-    write_whole(folder / "bench.svg", curves(bench).standalone(asset("palette.css")))
+    write_whole(folder / "speedup.svg", curves(bench).standalone(asset("palette.css")))
+    write_whole(folder / "roofline.svg", roofline(bench).standalone(asset("palette.css")))
 
 
-def as_json(bench: Bench) -> dict[str, object]:
-    """Everything measured, with the figures that follow from it."""
-    cells = [
-        {
-            **asdict(cell),
-            "gigabytes_per_second": round(cell.gigabytes_per_second, 1),
-            "tera_per_second": round(cell.tera_per_second, 1),
-            "share_of_limit": round(bench.limit(cell), 3),
-        }
-        for cell in bench.cells
-    ]
-    return {**asdict(bench), "cells": cells}
+def fill(document: Path, bench: Bench) -> None:
+    """Puts the tables between a document's two marks. Raises InputError where it has none."""
+    text = document.read_text(encoding="utf-8")
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise InputError(f"no {START} .. {END} to write between", where=str(document))
+    write_whole(document, f"{before}{START}\n\n{markdown(bench)}\n{END}{after}")
 
 
 def markdown(bench: Bench) -> str:
@@ -100,6 +100,46 @@ def curves(bench: Bench) -> Svg:
                 x, y = x0 + 90 * index, TOP + HEIGHT + 30
                 svg.polyline([(x - 14, y - 3), (x - 3, y - 3)], f"curve c{index % CURVES}")
                 svg.text(x, y, fmt, "t s")
+    return svg
+
+
+def roofline(bench: Bench) -> Svg:
+    """Operations a second over operations a byte, both axes logarithmic, under the roofs of memory and arithmetic."""
+    formats = list(dict.fromkeys(cell.format for cell in bench.cells))
+    points = [(2 * c.tokens * c.channels * c.columns / c.bytes_moved, c.tera_per_second, c) for c in bench.cells]
+    roof = max((bench.peak(fmt) for fmt in formats), default=bench.arithmetic)
+    low, high = (
+        math.floor(math.log2(min(x for x, _, _ in points))),
+        math.ceil(math.log2(max(x for x, _, _ in points))),
+    )
+    bottom, top = math.floor(math.log2(min(y for _, y, _ in points))), math.log2(roof) + 0.5
+    width, height = 480.0, 260.0
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, up = (math.log2(x) - low) / (high - low), (math.log2(y) - bottom) / (top - bottom)
+        return LEFT + 20 + width * across, TOP + height * (1 - up)
+
+    svg = Svg(width + LEFT + 40, TOP + height + 56, f"Roofline on {bench.environment['gpu']}")
+    svg.text(LEFT + 20, TOP - 14, "10^12 operations a second, by operations a byte")
+    for power in range(low, high + 1, 2):
+        x, y = at(2.0**power, 2.0**bottom)
+        svg.line(x, TOP, x, y, "grid")
+        svg.text(x, y + 14, str(2**power) if power >= 0 else f"1/{2**-power}", "t s m", "middle")
+    for power in range(bottom, int(top) + 1, 2):
+        x, y = at(2.0**low, 2.0**power)
+        svg.line(x, y, x + width, y, "grid")
+        svg.text(x - 6, y + 4, str(2**power) if power >= 0 else f"1/{2**-power}", "t s m", "end")
+    for peak in sorted({bench.peak(fmt) for fmt in formats}):
+        corner = peak / bench.copy * 1e3  # operations a byte from which on arithmetic is the nearer limit
+        start = max(2.0**low, 2.0**bottom / bench.copy * 1e3)
+        svg.polyline([at(start, start * bench.copy / 1e3), at(corner, peak), at(2.0**high, peak)], "curve c3")
+    for x, y, cell in points:
+        tip = f"{cell.format} {cell.channels} x {cell.columns}, M {cell.tokens}: {bench.limit(cell):.0%} of the limit"
+        svg.circle(*at(x, y), 3.5, DOTS[formats.index(cell.format) % CURVES], tip)
+    for index, fmt in enumerate(formats):
+        x, y = LEFT + 30 + 100 * index, TOP + height + 40
+        svg.circle(x, y - 4, 3.5, DOTS[index % CURVES])
+        svg.text(x + 8, y, fmt, "t s")
     return svg
 
 

@@ -18,6 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_products(parser)
     parser.add_argument("--no-peers", action="store_true", help="time only qspec's kernels")
     parser.add_argument(
+        "--results", action="append", metavar="FILE", help="show these bench.json of earlier runs instead of measuring"
+    )
+    parser.add_argument("--document", metavar="FILE", help="Markdown file to put the tables into, between its marks")
+    parser.add_argument(
         "--out", metavar="DIR", default="build/bench", help="folder of the results (default: %(default)s)"
     )
 
@@ -41,14 +45,20 @@ def run(args: argparse.Namespace) -> int:
     shapes, tokens = shapes_of(args.shape or ["llada"]), tokens_of(args.tokens)
 
     from qspec.bench import run_bench, write_bench
-    from qspec.bench.render import markdown
+    from qspec.bench.data import read
+    from qspec.bench.render import fill, markdown
     from qspec.cli.terminal import Terminal
     from qspec.progress import Quiet
 
     progress = Quiet() if args.quiet else Terminal()
-    bench = run_bench(args.format or FORMATS, shapes, tokens, not args.no_peers, progress)
+    if args.results:
+        bench = read([Path(file) for file in args.results])
+    else:
+        bench = run_bench(args.format or FORMATS, shapes, tokens, not args.no_peers, progress)
     folder = Path(args.out)
     write_bench(bench, folder)
+    if args.document:
+        fill(Path(args.document), bench)
     print(markdown(bench))
     print(f"bench: {folder / 'bench.md'}")
     return 0

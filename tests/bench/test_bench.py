@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qspec.bench import FORMATS, Bench, Cell, write_bench
-from qspec.bench.data import BASE
+from qspec.bench.data import BASE, read
 from qspec.bench.render import markdown
 from qspec.catalog import kernels_for
 from qspec.cli import main
@@ -55,7 +55,30 @@ def test_a_benchmark_is_written_three_ways(tmp_path: Path) -> None:
     row = "| 1000 x 2000 | 16 | 10.0 | 12.5 | 106 | 6 | 5% | 3.00 | 2.00 | 30.0 | 25.0 | 20.0 |"
     assert row in (tmp_path / "bench.md").read_text().splitlines()
     assert "c did not run: OSError: no" in markdown(BENCH)
-    ElementTree.fromstring((tmp_path / "bench.svg").read_text())
+    for name in ("speedup.svg", "roofline.svg"):
+        ElementTree.fromstring((tmp_path / name).read_text())
+    assert read([tmp_path / "bench.json"]) == BENCH
+
+
+def test_earlier_runs_fill_a_document(tmp_path: Path) -> None:
+    write_bench(BENCH, tmp_path)
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- bench -->\nstale\n<!-- /bench -->\nafter\n")
+    results, out = str(tmp_path / "bench.json"), str(tmp_path / "out")
+    assert main(["bench", "--results", results, "--results", results, "--document", str(document), "--out", out]) == 0
+    text = document.read_text()
+    assert text.startswith("before\n<!-- bench -->\n\nA GPU")
+    assert text.endswith("<!-- /bench -->\nafter\n")
+    assert "stale" not in text
+    assert text.count("| 1000 x 2000 |") == 2
+    document.write_text("no marks")
+    assert main(["bench", "--results", results, "--document", str(document), "--out", out]) == 3
+
+
+def test_a_file_that_is_no_benchmark_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    assert main(["bench", "--results", str(tmp_path / "x.json"), "--out", str(tmp_path)]) == 3
+    assert "x.json" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
