@@ -27,7 +27,7 @@ HOPPER_BLOCK = 128  # input channels that the kernels for compute capability 9.0
 MAX_COLUMNS = 32768  # the int32 sum of K products of 8-bit differences: 255 * 255 * K < 2^31
 
 SUPPORTED = (
-    "kernels exist for int2 to int8 weights, per channel or per group, "
+    "kernels exist for int2 to int8, uint3 and uint4 weights, per channel or per group, "
     "and for activations in 16 bits, or int4 and int8 per token or per group"
 )
 
@@ -193,7 +193,8 @@ def _integer_format(
     fmt: TensorFormat, widths: tuple[int, ...], operand: str, whole: Literal["channel", "token"]
 ) -> int | None:
     """Checks number format and granularity of one operand; returns its group, None for one scale a row."""
-    _require(fmt.number.kind == "int", f"{operand} in {fmt.number} have no kernel")
+    unsigned = fmt.number.kind == "uint" and operand == "weights" and not fmt.symmetric  # packed as signed ones
+    _require(fmt.number.kind == "int" or unsigned, f"{operand} in {fmt.number} have no kernel")
     _check_bits(fmt.number.bits, widths, operand)
     kind = fmt.granularity.kind
     _require(kind in (whole, "group"), f"{operand} {fmt.granularity} have no kernel")

@@ -28,11 +28,15 @@ def _int(bits: int) -> NumberFormat:
     return NumberFormat(f"int{bits}", "int", bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
+def _uint(bits: int) -> NumberFormat:
+    return NumberFormat(f"uint{bits}", "uint", bits, 0, 2**bits - 1)
+
+
 NUMBER_FORMATS: dict[str, NumberFormat] = {
     f.name: f
     for f in (
         *(_int(bits) for bits in range(2, 9)),
-        NumberFormat("uint4", "uint", 4, 0, 15),
+        *(_uint(bits) for bits in (3, 4)),
         NumberFormat("fp8_e4m3", "float", 8, -448, 448),
         NumberFormat("nvfp4", "float", 4, -6, 6),
         NumberFormat("mxfp4", "float", 4, -6, 6),

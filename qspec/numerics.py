@@ -15,13 +15,13 @@ kernels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from qspec.errors import NumericsError
-from qspec.formats import NumberFormat, TensorFormat
+from qspec.formats import NUMBER_FORMATS, NumberFormat, TensorFormat
 
 MSE_GRID = 100  # candidates of the clip search, as in QuaRot (arXiv 2404.00456): ratios 1 .. 0.2, |error|^2.4
 MSE_SHRINK = 0.8
@@ -43,6 +43,15 @@ class Quantized:
     def dequantize(self) -> Tensor:
         """float32 [rows, columns]."""
         return dequantize(self.codes, self.scale, self.zero)
+
+    def signed(self) -> Quantized:
+        """The same values by codes of the signed format of equal width: unsigned codes and zero points, half the range
+        lower, which leaves s (q - z) as it is."""
+        if self.format.number.kind != "uint" or self.zero is None:
+            return self
+        number = NUMBER_FORMATS[f"int{self.format.number.bits}"]
+        half = int(number.qmin)
+        return Quantized(self.codes + half, self.scale, self.zero + half, replace(self.format, number=number))
 
 
 def scale_dtype(fmt: TensorFormat) -> torch.dtype:

@@ -65,6 +65,7 @@ def test_kernels_for(scheme: Scheme, rotations: tuple[int, ...], row: str | None
     [
         (Scheme("s", fmt("fp8_e4m3", CHANNEL)), "weights in fp8_e4m3 have no kernel"),
         (Scheme("s", fmt("uint4", CHANNEL)), "weights in uint4 have no kernel"),
+        (Scheme("s", fmt("int4", CHANNEL), fmt("uint4", TOKEN, False)), "activations in uint4 have no kernel"),
         (Scheme("s", fmt("int4", TOKEN)), "weights per token have no kernel"),
         (Scheme("s", fmt("int4", Granularity("tensor"))), "weights per tensor have no kernel"),
         (Scheme("s", fmt("int4", Granularity("block", 128, 128))), "weights per block 128x128 have no"),
@@ -79,7 +80,7 @@ def test_kernels_for(scheme: Scheme, rotations: tuple[int, ...], row: str | None
 def test_no_kernel_says_why(scheme: Scheme, reason: str) -> None:
     with pytest.raises(NoKernel, match=reason) as caught:
         kernels_for(scheme)
-    assert "int2 to int8 weights" in str(caught.value.hint)
+    assert "int2 to int8, uint3 and uint4 weights" in str(caught.value.hint)
 
 
 def test_every_integer_scheme_has_kernels() -> None:

@@ -154,6 +154,8 @@ def _signed(patterns: Tensor, bits: int) -> Tensor:
 class PackedLinear:
     """One quantized linear in the layout of this module's docstring, with the kernels that run it.
 
+    Unsigned codes are packed as signed ones, half their range lower, as are their zero points.
+
     codes: int8 [N, K] or uint8 [N, K bits/8]. scale: [groups, N]. zero: None if symmetric. bias: float32 [N].
     transform: of the input, before it is quantized; linears that read one input share the object.
     """
@@ -173,6 +175,7 @@ class PackedLinear:
     ) -> PackedLinear:
         """Packs the codes of W [N, K]. Raises NoKernel where nothing can run this scheme at this K."""
         kernels = kernels_for(scheme, () if transform is None else transform.blocks)
+        quantized = quantized.signed()
         rows, columns = quantized.codes.shape
         kernels.check(columns)
         bits = kernels.gemm.weight_bits

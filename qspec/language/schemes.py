@@ -12,7 +12,7 @@ from qspec.language.convert import shown
 from qspec.language.merge import Merged
 from qspec.language.params import Params
 
-_SIZED = {"int": (2, 8), "uint": (4, 4)}
+_SIZED = {"int": (2, 8), "uint": (3, 4)}
 _GRAINS = {  # operand -> granularities that have a meaning for it
     "weights": ("tensor", "channel", "group", "block"),
     "activations": ("tensor", "token", "group"),

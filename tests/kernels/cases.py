@@ -83,6 +83,7 @@ WEIGHT_ONLY = (
     Format(w_bits=8, w_group=256, a_bits=16),
     Format(w_bits=2, w_group=64, w_symmetric=False, a_bits=16),
     Format(w_bits=3, w_group=128, w_symmetric=False, a_bits=16),
+    Format(w_bits=3, w_group=64, w_symmetric=False, a_bits=16),
     Format(w_bits=3, a_bits=16),
     Format(w_group=448, w_symmetric=False, a_bits=16),
     Format(w_bits=5, w_group=24, a_bits=16),

@@ -27,6 +27,7 @@ SHOWN: tuple[Kernel, ...] = (
     GemmKernel(4, 128, False, 16, None, True),
     GemmKernel(8, None, True, 16, None, True),
     GemmKernel(3, 128, False, 16, None, True),
+    GemmKernel(3, 64, False, 16, None, True),  # uint3 asymmetric
     GemmKernel(2, None, True, 8, None, True),
     GemmKernel(7, 48, False, 4, None, False),
     GemmKernel(4, 192, True, 8, 96, True),

@@ -14,6 +14,7 @@ from torch import Tensor
 from qspec import numerics
 from qspec.catalog import NoKernel
 from qspec.errors import InputError
+from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 from qspec.kernels.packing import PackedLinear, deinterleave, interleave, pack, pack_zeros, unpack, unpack_zeros
 from tests.kernels.cases import INTEGER, WEIGHT_ONLY, Format, random_linear, random_transform
 
@@ -144,6 +145,25 @@ def test_the_accounting_is_what_is_stored(bits: int, symmetric: bool, group: int
             stored[n].numel() * stored[n].element_size() for n in ("codes", "scale", "zero") if n in stored
         )
         assert fmt.scheme().weights.stored_bits(rows, 960) == packed.stored_bits() == 8 * bytes_stored
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity"), [("uint3", Granularity("group", 64)), ("uint4", Granularity("channel"))]
+)
+def test_unsigned_codes_keep_their_values(name: str, granularity: Granularity) -> None:
+    """A shift of codes and zero points by half the range leaves every weight as it is, to the bit."""
+    scheme = Scheme("unsigned", TensorFormat(NUMBER_FORMATS[name], granularity, symmetric=False))
+    weight = torch.randn(7, 128) + 0.5
+    quantized = numerics.quantize_weight(weight, scheme.weights)
+    bits = scheme.weights.number.bits
+    assert int(quantized.codes.min()) == 0
+    assert int(quantized.codes.max()) == 2**bits - 1
+    packed = PackedLinear.from_quantized(quantized, None, None, scheme)
+    assert packed.kernels.gemm.weight_bits == bits
+    zeros = packed.unpacked_zeros()
+    assert zeros is not None
+    assert torch.equal(numerics.dequantize(packed.unpacked_codes(), packed.scale.T, zeros.T), quantized.dequantize())
+    assert packed.stored_bits() == scheme.weights.stored_bits(7, 128)
 
 
 @pytest.mark.parametrize("fmt", [*INTEGER, *WEIGHT_ONLY], ids=str)
