@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+from qspec import resources
 from qspec.catalog import GemmKernel, RowKernel
+from qspec.cli.planned import planned
 from qspec.errors import UsageError
 from qspec.kernels.ahead import TARGETS, _problems, compile_ahead
 from qspec.kernels.generate import Kernel
@@ -84,6 +87,24 @@ def test_few_tokens_take_the_matrix_units_too(tokens: int) -> None:
     assert report.problems == ()
     width = 16 if tokens == 1 else 32
     assert report.instructions == (f"wgmma.mma_async.sync.aligned.m64n{width}k32.s32.s8.s8",)
+
+
+@lru_cache(maxsize=1)
+def kernels_of_recipes() -> tuple[Kernel, ...]:
+    """What the shipped recipes make of the bundled stand-in, but for those that are compiled here anyway."""
+    found: dict[str, Kernel] = {}
+    for path in resources.recipes().rglob("*.qs"):
+        if path.parent.name not in ("base", "search"):  # no recipes by themselves, or with layers still open
+            plan, _ = planned(path, "tiny-llada", {})
+            found |= {kernel.name: kernel for kernel in plan.kernels()}
+    return tuple(kernel for kernel in found.values() if kernel not in KERNELS)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_every_recipes_kernels_compile(target: str) -> None:
+    kernels = kernels_of_recipes()
+    assert len(kernels) > 5
+    assert [problem for kernel in kernels for problem in compile_ahead(kernel, target).problems] == []
 
 
 @pytest.mark.parametrize("tokens", [1, 32, 64, 256, 1024])
