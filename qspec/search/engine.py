@@ -31,6 +31,7 @@ from qspec.search.space import Choice, Space, Target, assigned, find_space
 
 NOISE = 0.05  # relative size of a noise probe: ||noise|| / ||W||
 SCORES = 4  # backward passes of a Fisher probe
+PATH_BYTES = 1 << 30  # of a trial's states that are kept for the next one
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Engine:
         self.rows = LossRows(self.model, rows, measure, BATCH_TOKENS)
         self._state = self._start()
         self._drawn: list[list[Tensor]] | None = None
+        self._path: list[_Step] = []  # of the last trial
 
     def run(self, job: Job) -> Result:
         """The job's result as plain JSON values."""
@@ -209,16 +211,44 @@ class Engine:
         return self._drawn
 
     def _trial(self, choices: Mapping[str, Choice]) -> Loss:
-        """The layout compiled as the compiler does it, each block calibrated on the rounded ones before it."""
+        """The layout compiled as the compiler does it, each block calibrated on the rounded ones before it.
+
+        Blocks that the trial before had alike, from the first one on, are not computed again.
+        """
         plan = assigned(self.space.plan, choices)
-        start = self._start()
-        states = start.rows
-        for index in range(len(self.model.blocks)):
-            exact = start.stream.exact_outputs(self.model.blocks[index])
-            block = self._rewritten(plan, index, start.stream).module
-            start.stream.advance(block, exact)
-            states = self._through(block, states)
-        return self.rows.loss(states)
+        own = [tuple(m.scheme for m in plan.block(index)) for index in range(len(self.model.blocks))]
+        alike = 0
+        while alike < len(self._path) and self._path[alike].choices == own[alike]:
+            alike += 1
+        del self._path[alike:]
+        state = self._start()
+        if self._path:
+            state.rows = self._path[-1].rows
+            for batch, (x, exact) in zip(state.stream.batches, self._path[-1].stream, strict=True):
+                batch.x, batch.exact = x, exact
+        for index in range(alike, len(own)):
+            exact_states = state.stream.exact_outputs(self.model.blocks[index])
+            block = self._rewritten(plan, index, state.stream).module
+            state.stream.advance(block, exact_states)
+            state.rows = self._through(block, state.rows)
+            step = _Step(own[index], state.rows, [(batch.x, batch.exact) for batch in state.stream.batches])
+            if step.bytes * len(own) <= PATH_BYTES:
+                self._path.append(step)
+        return self.rows.loss(state.rows)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A trial behind one of its blocks: the rows, and each calibration batch's states."""
+
+    choices: tuple[Choice, ...]
+    rows: list[Tensor]
+    stream: list[tuple[Tensor, Tensor | None]]
+
+    @property
+    def bytes(self) -> int:
+        tensors = [*self.rows, *(t for pair in self.stream for t in pair if t is not None)]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class _Noisy:

@@ -39,7 +39,7 @@ search {
   samples 8
   length  128
   draws   2
-  refine  24
+  refine  16
   seed    $seed
 }
 

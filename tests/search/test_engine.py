@@ -73,6 +73,17 @@ def test_a_trial_is_the_loss_of_the_whole_layout(rounding: Engine) -> None:
     assert found["mean"] == pytest.approx(kl(rounding, rounded_model(rounding, schemes)), rel=1e-3)
 
 
+def test_a_trial_does_not_depend_on_the_trials_before(rounding: Engine) -> None:
+    """Blocks that are alike are taken over from the trial before."""
+    roles = [str(m.entry.role) for m in rounding.space.plan.modules if m.entry.role.block is not None]
+    first = Trial(tuple((role, "w4") for role in roles))
+    second = Trial(tuple((role, "w2" if role.startswith("blocks[1]") else "w4") for role in roles))
+    third = Trial(tuple((role, "w2" if role.startswith("blocks[0]") else "w4") for role in roles))
+    fresh = [engine_for(Path(rounding.inputs.recipe)).run(job) for job in (second, third)]
+    rounding.run(first)
+    assert [rounding.run(second), rounding.run(third)] == fresh
+
+
 def test_keeping_everything_loses_nothing(rounding: Engine) -> None:
     roles = [str(m.entry.role) for m in rounding.space.plan.modules if m.entry.role.block is not None]
     assert abs(rounding.run(Trial(tuple((role, None) for role in roles)))["mean"]) < 1e-9
