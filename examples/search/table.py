@@ -3,9 +3,10 @@
     python examples/search/table.py run weights tiny-llada --seed 0 --budget "2.5 bits" --budget "3 bits"
     python examples/search/table.py show build/search_table
 
-`run` searches with the probes of one seed and measures, for each budget, three layouts: each is compiled block by block with the
-recipe's passes, its calibration seed being the search's, and its NELBO is measured on the held-out split with masks of a seed of
-its own. The unquantized model's NELBO is taken off. Results go to OUT/NAME-MODEL-SEED-BUDGET.json; `show` prints the table of all.
+`run` searches, with one set of probes, and measures four layouts for each budget. Each is compiled block by block with
+the recipe's passes, its calibration seed being the search's, and its NELBO is measured on the held-out split, masked by
+a seed of its own; the unquantized model's NELBO is taken off. Results go to OUT/RECIPE-MODEL-SEED-BUDGET.json, and `show`
+prints the table of all. Runs side by side need a folder each to work in.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def heldout(engine: Engine, samples: int) -> LossRows:
 def run(args: argparse.Namespace) -> None:
     recipe = resources.recipes() / "search" / f"{args.recipe}.qs"
     settings = {"seed": str(args.seed)}
-    start = time.perf_counter()
-    first, *rest = args.budget
-    outcome = search(recipe, args.model, first, device="cpu", settings=settings, sweep=rest)
-    print(f"{args.recipe} {args.model} {args.seed}: searched in {time.perf_counter() - start:.0f} s", flush=True)
     engine = Engine(gather(recipe, args.model, "cpu", settings=settings, evaluate=False))
     engine.rows = heldout(engine, args.samples)
-    for found in outcome.found:
+    for budget in args.budget:
+        start = time.perf_counter()
+        outcome = search(recipe, args.model, budget, device="cpu", settings=settings)
+        seconds = time.perf_counter() - start
+        (found,) = outcome.found
         (limit,) = found.limits
         layouts: dict[str, Layout] = {
             "found": found.layout,
@@ -59,15 +60,16 @@ def run(args: argparse.Namespace) -> None:
             "uniform": uniform(outcome.space, limit),
             "first and last": first_last(outcome.space, limit),
         }
-        result: dict[str, Any] = {"recipe": args.recipe, "model": args.model, "seed": args.seed, "budget": found.budget}
+        result: dict[str, Any] = {"recipe": args.recipe, "model": args.model, "seed": args.seed, "budget": budget}
         for name, layout in layouts.items():
             increase = engine.run(trial(outcome.space, layout))["mean"]
             result[name] = {"bits": outcome.space.planned(layout).bits_per_weight, "increase": increase}
         result["trials"] = [[one.predicted, one.loss] for one in found.measured]
         result["text"] = found.path.read_text(encoding="utf-8")
-        file = f"{args.recipe}-{args.model}-{args.seed}-{found.budget.replace(' ', '_')}.json"
-        write_whole(args.out / file, json.dumps(result, indent=1) + "\n")
-        print(json.dumps({key: result[key] for key in ("budget", *METHODS)}), flush=True)
+        name = f"{args.recipe}-{args.model}-{args.seed}-{budget.replace(' ', '_')}.json"
+        write_whole(args.out / name, json.dumps(result, indent=1) + "\n")
+        summary = {method: round(result[method]["increase"], 4) for method in METHODS}
+        print(f"{args.recipe} {args.model} seed {args.seed}, {budget}, {seconds:.0f} s: {summary}", flush=True)
 
 
 def show(args: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ layers blocks[*].*     use w4a4
 layers head, embedding keep
 
 apply smooth(alpha = 0.6)                     on blocks[*].*
-apply rotate_duquant(block = 32, steps = 128) on blocks[*].*
+apply rotate_duquant(block = 32, steps = 32) on blocks[*].*
 apply gptq(damp = 0.01, order = activation)   on blocks[*].*
 
 search {

@@ -1,6 +1,6 @@
 qspec 1
 
-# Weight-only search on a small model: bits and groups. Uniform schemes of 2.5, 3, 3.5 and 4.25 bits are among the choices.
+# Weight-only search on a small model: bits and groups. Uniform schemes of 2.5, 3.5 and 4.25 bits are among the choices.
 param seed = 0
 
 recipe search_weights {
@@ -23,11 +23,6 @@ scheme w2g64 {
 
 scheme w2g32 {
   weights     int2 per group 32 symmetric
-  activations none
-}
-
-scheme w2g16 {
-  weights     int2 per group 16 symmetric
   activations none
 }
 
@@ -57,7 +52,7 @@ layers head, embedding keep
 apply gptq(damp = 0.01, order = activation) on blocks[*].*
 
 search {
-  offer   w2g64, w2g32, w2g16, w3g64, w3g32, w4g64, w8g64 on blocks[*].*
+  offer   w2g64, w2g32, w3g64, w3g32, w4g64, w8g64 on blocks[*].*
   loss    kl on "wikitext2"
   samples 8
   length  128
