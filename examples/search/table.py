@@ -5,8 +5,8 @@
 
 `run` searches, with one set of probes, and measures four layouts for each budget. Each is compiled block by block with
 the recipe's passes, its calibration seed being the search's, and its NELBO is measured on the held-out split, masked by
-a seed of its own; the unquantized model's NELBO is taken off. Results go to OUT/RECIPE-MODEL-SEED-BUDGET.json, and `show`
-prints the table of all. Runs side by side need a folder each to work in.
+a seed of its own; the unquantized model's NELBO is taken off. Results go to a file each in OUT, and `show` prints the
+table of all. Runs side by side need a folder each to work in.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def heldout(engine: Engine, samples: int) -> LossRows:
 
 def run(args: argparse.Namespace) -> None:
     recipe = resources.recipes() / "search" / f"{args.recipe}.qs"
-    settings = {"seed": str(args.seed)}
+    settings = {"seed": str(args.seed), "draws": str(args.draws)}
     engine = Engine(gather(recipe, args.model, "cpu", settings=settings, evaluate=False))
     engine.rows = heldout(engine, args.samples)
     for budget in args.budget:
@@ -99,6 +99,7 @@ def main() -> None:
     one.add_argument("model")
     one.add_argument("--budget", action="append", required=True)
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--draws", type=int, default=2, help="masks of each window that the search is measured on")
     one.add_argument("--samples", type=int, default=12, help="windows of held-out text")
     one.add_argument("--out", type=Path, default=Path("build/search_table"))
     one.set_defaults(run=run)

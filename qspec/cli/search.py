@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     from qspec.cli.terminal import Terminal
     from qspec.progress import Quiet
+    from qspec.search.report import write_report
     from qspec.search.run import search
 
     outcome = search(
@@ -61,8 +62,10 @@ def run(args: argparse.Namespace) -> int:
         standin=not args.no_standin,
         progress=Quiet() if args.quiet else Terminal(),
     )
+    write_report(outcome)
     if not args.quiet:
         print(render(outcome))
+        print(f"\nreport: {outcome.folder / 'search.html'}")
     return 0
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qspec.compiler import gather
 from qspec.errors import InputError, UsageError
@@ -30,6 +30,8 @@ from qspec.search.store import Store
 from qspec.search.workers import Setup, Workers, find_workers
 
 CURVE = 25  # budgets of the predicted curve
+Probing = Literal["forward", "noise", "fisher"]
+Results = Callable[[Sequence[Job]], list[Result]]  # of jobs, in their order
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def search(
     run = _Run(store, facts(inputs, rows, measure), scheme_texts(inputs), find_workers(setup, workers, ray), progress)
     try:
         with progress.phase("probe"):
-            sensitivities = tuple(_sensitivities(space, wanted, run))
+            sensitivities = probe(space, wanted.probe, run.results)
         losses = option_losses(space, sensitivities)
         found = []
         for own, (_, target) in zip(limits, goals, strict=True):
@@ -161,38 +163,38 @@ class _Run:
         return [found[key] for key in keys]
 
 
-def _sensitivities(space: Space, wanted: Search, run: _Run) -> list[Sensitivity]:
-    """Of every target and scheme, by the recipe's kind of probe."""
+def probe(space: Space, kind: Probing, results: Results) -> tuple[Sensitivity, ...]:
+    """What every target loses under every scheme that it is offered, by one kind of probe."""
     blocks: dict[tuple[int, str], list[Target]] = {}
     for target, schemes in space.targets().items():
         for scheme in schemes:
             blocks.setdefault((target.block, scheme.name), []).append(target)
     cells = {key: tuple(targets) for key, targets in sorted(blocks.items(), key=lambda item: item[0][0])}
-    if wanted.probe == "noise":
-        return _by_noise(cells, run)
-    kind = Fisher if wanted.probe == "fisher" else Probe
-    results = run.results([kind(block, scheme, targets) for (block, scheme), targets in cells.items()])
-    return [
+    if kind == "noise":
+        return _by_noise(cells, results)
+    job = Fisher if kind == "fisher" else Probe
+    found = results([job(block, scheme, targets) for (block, scheme), targets in cells.items()])
+    return tuple(
         Sensitivity(target, scheme, _loss(result[str(target)]))
-        for ((_, scheme), targets), result in zip(cells.items(), results, strict=True)
+        for ((_, scheme), targets), result in zip(cells.items(), found, strict=True)
         for target in targets
-    ]
+    )
 
 
-def _by_noise(cells: Mapping[tuple[int, str], tuple[Target, ...]], run: _Run) -> list[Sensitivity]:
+def _by_noise(cells: Mapping[tuple[int, str], tuple[Target, ...]], results: Results) -> tuple[Sensitivity, ...]:
     """a t^2: one noise probe a target, and the error that each scheme makes of its outputs."""
     own: dict[int, dict[Target, None]] = {}
     for (block, _), targets in cells.items():
         own.setdefault(block, {}).update(dict.fromkeys(targets))
     slopes: Result = {}
-    for result in run.results([Noise(block, tuple(targets)) for block, targets in own.items()]):
+    for result in results([Noise(block, tuple(targets)) for block, targets in own.items()]):
         slopes |= result
-    errors = run.results([Errors(block, scheme, targets) for (block, scheme), targets in cells.items()])
-    return [
+    errors = results([Errors(block, scheme, targets) for (block, scheme), targets in cells.items()])
+    return tuple(
         Sensitivity(target, scheme, _loss(slopes[str(target)]).scaled(result[str(target)]))
         for ((_, scheme), targets), result in zip(cells.items(), errors, strict=True)
         for target in targets
-    ]
+    )
 
 
 def _loss(result: Result) -> Loss:

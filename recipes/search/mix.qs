@@ -1,7 +1,8 @@
 qspec 1
 
 # W4A4 where it is safe and W8A8 where it is not, behind rotations, on a small model.
-param seed = 0
+param seed  = 0
+param draws = 2
 
 recipe search_mix {
   family llada, dream
@@ -29,16 +30,16 @@ scheme w8a8 {
 layers blocks[*].*     use w4a4
 layers head, embedding keep
 
-apply smooth(alpha = 0.6)                     on blocks[*].*
+apply smooth(alpha = 0.6)                    on blocks[*].*
 apply rotate_duquant(block = 32, steps = 32) on blocks[*].*
-apply gptq(damp = 0.01, order = activation)   on blocks[*].*
+apply gptq(damp = 0.01, order = activation)  on blocks[*].*
 
 search {
   offer   w4a4, w8a8 on blocks[*].*
   loss    kl on "wikitext2"
   samples 8
   length  128
-  draws   2
+  draws   $draws
   refine  16
   seed    $seed
 }

@@ -1,7 +1,8 @@
 qspec 1
 
 # Weight-only search on a small model: bits and groups. Uniform schemes of 2.5, 3.5 and 4.25 bits are among the choices.
-param seed = 0
+param seed  = 0
+param draws = 2
 
 recipe search_weights {
   family llada, dream
@@ -56,7 +57,7 @@ search {
   loss    kl on "wikitext2"
   samples 8
   length  128
-  draws   2
+  draws   $draws
   refine  16
   seed    $seed
 }

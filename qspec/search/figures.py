@@ -1,0 +1,66 @@
+"""A search's figures: what each unit loses under each scheme, and loss against bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from qspec.report.drawing import LABEL, WIDTH, Figure, Scale, block_numbers
+from qspec.report.svg import Svg
+from qspec.search.run import Found, Outcome, Sensitivity
+
+FLOOR = 1e-6  # of a loss that is drawn: below it nothing was lost
+ROW = 16.0
+
+
+def figures(outcome: Outcome) -> dict[str, Figure]:
+    """By name: the Pareto curve, and a heat map for each scheme."""
+    names = list(dict.fromkeys(one.scheme for one in outcome.sensitivities))
+    found = [pareto(outcome.curve, outcome.found)] if len(outcome.curve) > 1 else []
+    found += [sensitivity_map(outcome.sensitivities, name) for name in names]
+    return {figure.name: figure for figure in found}
+
+
+def pareto(curve: Sequence[tuple[float, float]], found: Sequence[Found]) -> Figure:
+    """Predicted loss of the solver's layouts as a line; every layout measured and the one chosen as dots."""
+    points = [(bits, max(loss, FLOOR)) for bits, loss in curve]
+    chosen = [(one.bits, max(one.loss, FLOOR), one.budget) for one in found if one.loss is not None]
+    losses = [loss for _, loss in points] + [loss for _, loss, _ in chosen]
+    low, high = math.floor(math.log10(min(losses))), math.ceil(math.log10(max(losses)) + 1e-9)
+    across = Scale(min(b for b, _ in points), max(b for b, _ in points), 46, WIDTH - 14)
+    up = Scale(low, max(high, low + 1), 172, 14)
+    svg = Svg(WIDTH, 212, "Loss against bits per weight")
+    for power in range(low, max(high, low + 1) + 1):
+        svg.line(46, up(power), WIDTH - 14, up(power), "axis" if power == low else "grid")
+        svg.text(40, up(power) + 4, f"{10.0**power:g}", "t m", "end")
+    whole = range(math.ceil(across.low), math.floor(across.high) + 1)
+    for tick in whole[:: 1 + len(whole) // 8]:
+        svg.text(across(tick), 188, str(tick), "t m", "middle")
+    svg.text(WIDTH - 14, 204, "bits per weight", "t m", "end")
+    svg.polyline([(across(b), up(math.log10(loss))) for b, loss in points], "curve s-base")
+    for bits, loss, budget in chosen:
+        svg.circle(across(bits), up(math.log10(loss)), 4, "f-quant", f"{budget}: {bits:.4f} bits, measured {loss:.4g}")
+    caption = "Line: predicted loss of the solver's layout at each budget. Dots: measured loss of the layouts found."
+    return Figure("pareto", caption, svg)
+
+
+def sensitivity_map(sensitivities: Sequence[Sensitivity], scheme: str) -> Figure:
+    """A row for each unit's linears, a column for each block; darker loses more, by powers of ten."""
+    own = [one for one in sensitivities if one.scheme == scheme]
+    rows = list(dict.fromkeys(one.target.parts for one in own))
+    blocks = max(one.target.block for one in own) + 1
+    every = [math.log10(max(one.loss.mean, FLOOR)) for one in sensitivities]
+    low, high = min(every), max(every)
+    cell = (WIDTH - LABEL) / blocks
+    svg = Svg(WIDTH, 18 + ROW * len(rows) + 6, f"Loss of each layer alone in {scheme}")
+    block_numbers(svg, blocks)
+    for index, parts in enumerate(rows):
+        names = ", ".join(part.rpartition(".")[2] for part in parts)
+        svg.text(LABEL - 6, 18 + ROW * index + 12, names, "t", "end")
+    for one in own:
+        depth = (math.log10(max(one.loss.mean, FLOOR)) - low) / ((high - low) or 1.0)
+        x, y = LABEL + cell * one.target.block, 18 + ROW * rows.index(one.target.parts)
+        tip = f"{one.target} in {scheme}: {one.loss.mean:.4g}"
+        svg.rect(x + 0.75, y + 0.75, cell - 1.5, ROW - 1.5, "f-accent", tip, 0.05 + 0.9 * depth)
+    caption = f"Loss with one layer alone in {scheme}. Columns are blocks; stronger colour, more loss (logarithmic)."
+    return Figure(f"sensitivity-{scheme}", caption, svg)
