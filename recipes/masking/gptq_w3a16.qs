@@ -1,13 +1,13 @@
 qspec 1
 
-# GPTQ at W3A16 in groups of 64: what the mask of the calibration text is worth.
+# GPTQ at W3A16, groups of 64, symmetric: what the mask of the calibration text is worth.
 extends "../paper/base/setup.qs"
 
 recipe gptq_w3a16 {
 }
 
 scheme w3a16 {
-  weights     int3 per group 64 asymmetric
+  weights     int3 per group 64 symmetric
   activations none
 }
 

@@ -68,7 +68,7 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
     "search/weights": (("*", Format("w4g64", 4, 16, 64, False)),),
     "search/mix": (("*", W4A4),),
     "masking/gptq_w4a4": (("*", W4A4),),
-    "masking/gptq_w3a16": (("*", Format("w3a16", 3, 16, 64, True)),),
+    "masking/gptq_w3a16": (("*", Format("w3a16", 3, 16, 64)),),
     "masking/gptq_w2a16": (("*", Format("w2a16", 2, 16, 64, True)),),
 }
 # Rotations of the residual stream go into the embedding and the head, which are kept.
