@@ -164,8 +164,8 @@ class RayWorkers:
         self.ray: Any = ray
         try:
             ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
-            raise MachineError(f"no Ray cluster answers: {error}", where=address, hint="ray start --head") from None
+        except Exception as error:  # Ray raises plain ones too: a node that does not start in time
+            raise MachineError(f"no Ray cluster answers: {error}", where=address, hint="ray start --head") from error
         self.setup, self.count = setup, count
         self.gpus = 0 if setup.device == "cpu" or not ray.cluster_resources().get("GPU") else 1
         self.actors: list[Any] = []
