@@ -14,6 +14,7 @@ from typing import Literal
 from qspec.errors import InputError
 from qspec.formats import Scheme, TensorFormat
 
+SOURCES = ("plain", "rmsnorm", "silu_mul")
 TRANSFORMS = ("none", "rotate", "rotate_permute_rotate")  # by the number of rotations
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 8)
@@ -47,6 +48,7 @@ class RowKernel:
     between them.
     bits: 4 or 8 (codes out), or 16: transform only, floats out.
     group: input channels that share a scale; None is per token. clip: factor on the range before rounding.
+    source: what is computed of the inputs first: the RMSNorm of a row, or silu(gate) times up; "plain" is nothing.
     codes: what holds a code: an int8, or an e4m3 float of the same value, which is exact up to 16.
     """
 
@@ -56,12 +58,15 @@ class RowKernel:
     symmetric: bool
     clip: float
     codes: str = "int8"
+    source: str = "plain"
 
     def __post_init__(self) -> None:
         _check_rotations(self.rotations)
         _require(type(self.symmetric) is bool, "symmetric is neither true nor false")
+        _require(self.source in SOURCES, f"rows made by {self.source} have no kernel")
         if self.bits == 16:
-            _require(self.rotations != (), "16-bit activations without a transform need no row kernel")
+            computes = self.rotations != () or self.source != "plain"
+            _require(computes, "16-bit activations need no row kernel where nothing is computed of them")
             plain = self.group is None and self.symmetric and self.clip == 1.0
             _require(plain and self.codes == "int8", "16-bit activations have no codes and no scales")
             return
@@ -82,12 +87,13 @@ class RowKernel:
     def name(self) -> str:
         """Such as row_rotate_permute_rotate128_int4_token_sym, row_none_int8_group64_asym_clip0p9."""
         block = "x".join(str(size) for size in dict.fromkeys(self.rotations))
+        made = "" if self.source == "plain" else f"{self.source}_"
         if self.bits == 16:
-            return f"row_{self.transform}{block}_float"
+            return f"row_{made}{self.transform}{block}_float"
         share = "token" if self.group is None else f"group{self.group}"
         clip = "" if self.clip == 1.0 else f"_clip{repr(self.clip).replace('.', 'p')}"
         stored = "" if self.codes == "int8" else f"_{self.codes}"
-        return f"row_{self.transform}{block}_int{self.bits}_{share}_{_symmetry(self.symmetric)}{clip}{stored}"
+        return f"row_{made}{self.transform}{block}_int{self.bits}_{share}_{_symmetry(self.symmetric)}{clip}{stored}"
 
 
 @dataclass(frozen=True)
@@ -158,12 +164,16 @@ class LayerKernels:
                 raise NoKernel(reason, where=where)
 
 
-def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = ()) -> LayerKernels:
-    """The kernels of a linear with this scheme whose input is rotated in blocks of these sizes. Raises NoKernel."""
+def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = (), source: str = "plain") -> LayerKernels:
+    """The kernels of a linear with this scheme whose input is rotated in blocks of these sizes. Raises NoKernel.
+
+    source: of what the input is computed, for the row kernel to do (`SOURCES`).
+    """
     weight_group = _integer_format(scheme.weights, WEIGHT_BITS, "weights", "channel")
     weights, activations = scheme.weights, scheme.activations
     if activations is None:
-        row = RowKernel(rotations, 16, None, True, 1.0) if rotations else None
+        computes = rotations or source != "plain"
+        row = RowKernel(rotations, 16, None, True, 1.0, source=source) if computes else None
         gemm = GemmKernel(weights.number.bits, weight_group, weights.symmetric, 16, None, True)
         return LayerKernels(row, gemm)
     group = _integer_format(activations, ACTIVATION_BITS, "activations", "token")
@@ -171,7 +181,7 @@ def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = ()) -> LayerKernels
     clip = float(activations.clip.ratio) if activations.clip.kind == "ratio" else 1.0
     bits = activations.number.bits
     return LayerKernels(
-        RowKernel(rotations, bits, group, activations.symmetric, clip),
+        RowKernel(rotations, bits, group, activations.symmetric, clip, source=source),
         GemmKernel(weights.number.bits, weight_group, weights.symmetric, bits, group, activations.symmetric),
     )
 

@@ -46,7 +46,6 @@ TARGETS = {
     "sm_100": Target(100, 227 * 1024, (TENSOR_MEMORY,), (TENSOR_MEMORY, WARP)),  # int8: WARP up to Triton 3.6
     "sm_120": Target(120, 99 * 1024, (WARP,), (WARP,)),
 }
-ROTATION = (WARP,)  # 16 rows are too few for the others
 MATRIX_INSTRUCTION = re.compile(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*")
 COLUMNS = 4096  # LLaDA-8B's width
 HOPPER = 90  # the compute capability for which some kernels have a second form
@@ -60,12 +59,15 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
     "activation_zero": "*i8",
     "activations": "*i8",
     "bias": "*fp32",
-    "destination": "*i32",
     "out": "*bf16",
+    "eps": "fp32",
+    "gain": "*fp32",
+    "permutation": "*i16",
     "rotation0": "*fp16",
     "rotation1": "*fp16",
     "scale": "*fp32",
-    "scratch": "*fp32",
+    "stride": "i32",
+    "up": "*bf16",
     "x": "*bf16",
     "zero": "*i8",
 }
@@ -120,7 +122,7 @@ def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
     """The matrix instructions of which a kernel must have one; none where it multiplies nothing."""
     if isinstance(kernel, GemmKernel):
         return target.floats if kernel.activation_bits == 16 else target.integers
-    return () if not kernel.rotations else ROTATION
+    return target.floats if kernel.rotations else ()
 
 
 def _columns(kernel: Kernel) -> int:
@@ -152,7 +154,7 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
         known = {"tokens": tokens, "columns": columns}
         wanted = inspect.signature(module.tiles).parameters
         options = module.tiles(**{name: known[name] for name in wanted})
-        fixed = {"K": columns, "PACK": pack_block(columns), "EXACT": True, **options}
+        fixed = {"K": columns, "PACK": pack_block(columns), **options}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
         if name in fixed:
@@ -162,7 +164,7 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
                 options.pop(name, None)
         else:
             signature[name] = _type(kernel, name, types)
-            if name != "M" and not name.endswith("_desc"):  # M: compiled once for every number of tokens
+            if name not in ("M", "eps") and not name.endswith("_desc"):  # M: compiled once for every number of tokens
                 attributes[(index,)] = [["tt.divisibility", 16]]
     options["enable_fp_fusion"] = isinstance(kernel, GemmKernel) and kernel.activation_bits == 16
     source = (GluonASTSource if second else ASTSource)(function, signature, constants, attributes)

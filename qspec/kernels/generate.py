@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qspec import resources
-from qspec.catalog import ROTATION_BLOCKS, GemmKernel, RowKernel, planes
+from qspec.catalog import GemmKernel, RowKernel, planes
 from qspec.errors import InputError, MachineError
 from qspec.formats import NUMBER_FORMATS
 
@@ -27,10 +27,8 @@ Kernel = RowKernel | GemmKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
 PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
+ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
 SMALLEST_PRODUCT = 16  # channels of a product on the tensor cores
-CELLS = 4096  # of a rotation that are read at once where it is not held
-ROW_TILE = 512  # the most channels that a row kernel takes at once
-HELD_TILE = 256  # the same of rows that a product has made: there are 16 of them
 
 
 @lru_cache(maxsize=256)
@@ -193,41 +191,33 @@ def _product_tile(step: int | None, *, floating: bool) -> int:
 
 def _row_values(kernel: RowKernel) -> dict[str, Any]:
     number = NUMBER_FORMATS[f"int{kernel.bits}"] if kernel.bits != 16 else None
-    block = kernel.rotations[-1] if kernel.rotations else None
-    masked = block is not None and block not in ROTATION_BLOCKS
-    width = None if block is None else max(_power_of_two(block), SMALLEST_PRODUCT)
-    held = block is not None and kernel.group is not None and not _nest(kernel.group, block)
-    tile = width if block and not held else _plain_tile(kernel.group, HELD_TILE if held else ROW_TILE)
+    group = kernel.group or 1
+    part = _power_of_two(group)
+    if kernel.rotations:
+        unit = kernel.rotations[-1]
+        wide = max(_power_of_two(unit), SMALLEST_PRODUCT)
+    else:
+        unit, wide = group, part
+    cut = unit != wide  # rotated rows lie in blocks with gaps between them
     return {
+        "source": kernel.source,
         "transform": kernel.transform,
         "blocks": kernel.rotations,
         "bits": kernel.bits,
         "group": kernel.group,
         "symmetric": kernel.symmetric,
         "e4m3": kernel.codes == "e4m3",
+        "fine": kernel.bits == 8,
         "clip": None if kernel.clip == 1.0 else repr(kernel.clip),
         "qmin": int(number.qmin) if number else None,
         "qmax": int(number.qmax) if number else None,
-        "masked": masked,
-        "width": width,
-        "chunk": None if width is None else min(width, CELLS // width),
-        "held": held,
-        "tile": tile,
-        "spans": kernel.group is None or tile is None or (masked and not held) or tile % kernel.group != 0,
+        "unit": unit,
+        "wide": wide,
+        "chunk": min(wide, ROTATION_ROWS) if wide > PIECE else wide,
+        "parts": group,
+        "part": part,
+        "regroup": bool(kernel.rotations) and kernel.group is not None and (cut or part != group),
     }
-
-
-def _nest(group: int, block: int) -> bool:
-    """Whether a group is whole blocks, or a block whole groups that a tile can be cut into."""
-    return group % block == 0 or (block % group == 0 and block in ROTATION_BLOCKS)
-
-
-def _plain_tile(group: int | None, largest: int) -> int | None:
-    """Channels that are quantized at once where no rotation says it: several small groups, or a part of a large one."""
-    if group is None:
-        return None
-    whole = _power_of_two(group)
-    return min(max(whole, PIECE) if whole == group else whole, largest)
 
 
 def _power_of_two(size: int) -> int:

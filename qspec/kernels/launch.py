@@ -9,10 +9,11 @@ from torch import Tensor
 
 from qspec.catalog import RowKernel
 from qspec.errors import InputError
-from qspec.kernels import tuned
+from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import CODES, PreparedInput
+from qspec.models.inputs import Gated, LayerInput, Normed, value_of
 from qspec.transforms import InputTransform
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -22,38 +23,42 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 class PlacedTransform:
     """An input transform as the row kernels read it, on one device.
 
-    rotations: float16 [block, block]. destination: int32 [K], the inverse permutation, or None.
+    rotations: float16 [block, block]. permutation: int16 [K], or None.
     """
 
     rotations: tuple[Tensor, ...]
-    destination: Tensor | None
+    permutation: Tensor | None
 
     @classmethod
     def of(cls, transform: InputTransform, device: torch.device) -> PlacedTransform:
         placed = transform.to(device)
-        destination = None
-        if placed.permutation is not None:
-            destination = torch.empty_like(placed.permutation)
-            channels = torch.arange(destination.numel(), dtype=destination.dtype, device=device)
-            destination[placed.permutation.long()] = channels
-        return cls(tuple(r.contiguous() for r in placed.rotations), destination)
+        permutation = None if placed.permutation is None else placed.permutation.to(torch.int16)
+        return cls(tuple(r.contiguous() for r in placed.rotations), permutation)
 
     def arguments(self) -> dict[str, Tensor]:
         """The parameters of a row kernel that hold the transform."""
         named = {f"rotation{index}": rotation for index, rotation in enumerate(self.rotations)}
-        return named if self.destination is None else {**named, "destination": self.destination}
+        return named if self.permutation is None else {**named, "permutation": self.permutation}
 
 
 def prepare(
-    library: KernelLibrary, row: RowKernel | None, transform: PlacedTransform | None, x: Tensor
+    library: KernelLibrary, row: RowKernel | None, transform: PlacedTransform | None, given: LayerInput
 ) -> PreparedInput:
-    """x [..., K] through the row kernel, as `reference.prepare` defines it."""
+    """The input through the row kernel, as `reference.prepare` defines it."""
+    reference.check_source(row, given)
+    if row is None or row.source == "plain":
+        given = value_of(given)
+    x = given if isinstance(given, Tensor) else given.x
     if x.dtype not in DTYPES:
         raise InputError(f"the kernels take float32, float16 and bfloat16, not {x.dtype}")
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    rows = _rows(x)
     if row is None:
-        return PreparedInput(rows, None, None, x.shape, x.dtype)
-    arguments = {"x": rows, **(transform.arguments() if transform else {})}
+        return PreparedInput(rows.contiguous(), None, None, x.shape, x.dtype)
+    arguments: dict[str, Tensor | float] = {"x": rows, **(transform.arguments() if transform else {})}
+    if isinstance(given, Normed):
+        arguments |= {"gain": given.gain, "eps": given.eps}
+    elif isinstance(given, Gated):
+        arguments |= _alike(rows, _rows(given.up))
     results = _outputs(row, rows)
     if rows.shape[0]:
         library.module(row).run(**arguments, **results)
@@ -61,10 +66,23 @@ def prepare(
     return PreparedInput(values, results.get("scale"), results.get("zero"), x.shape, x.dtype)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """x as [M, K], each row without gaps; a part of longer rows stays where it is."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _alike(x: Tensor, up: Tensor) -> dict[str, Tensor | float]:
+    """The gate and what it multiplies, their rows equally far apart."""
+    if x.stride(0) != up.stride(0):
+        x, up = x.contiguous(), up.contiguous()
+    return {"x": x, "up": up.to(x.dtype)}
+
+
 def _outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
     """What the row kernel fills, by parameter."""
     if row.bits == 16:
-        return {"out": torch.empty_like(rows)}
+        return {"out": torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)}
     scales = ((rows.shape[1] // row.group) if row.group else 1, rows.shape[0])
     results = {
         "codes": torch.empty(rows.shape, dtype=CODES[row.codes], device=rows.device),

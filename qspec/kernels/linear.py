@@ -20,6 +20,7 @@ from qspec.kernels.generate import library
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.models.inputs import LayerInput, width_of
 
 Execution = Literal["reference", "triton"]
 
@@ -66,15 +67,15 @@ class QuantLinear(nn.Module):
         """Equal for linears that prepare an input identically: one row kernel, one transform."""
         return (self.kernels.row, id(self.transform))
 
-    def prepare(self, x: Tensor) -> PreparedInput:
-        """x [..., in] -> codes and scales, or transformed floats."""
-        self._check_width(x.shape[-1])
+    def prepare(self, given: LayerInput) -> PreparedInput:
+        """x [..., in], or what it is computed of -> codes and scales, or transformed floats."""
+        self._check_width(width_of(given))
         if self.execution == "reference":
-            return reference.prepare(self.kernels.row, self.transform, x)
+            return reference.prepare(self.kernels.row, self.transform, given)
         if self.transform is not None and self._placed is None:
             self._placed = PlacedTransform.of(self.transform, self.codes.device)
         with torch.cuda.device(self.codes.device):
-            return launch.prepare(library(self.kernel_folder), self.kernels.row, self._placed, x)
+            return launch.prepare(library(self.kernel_folder), self.kernels.row, self._placed, given)
 
     def multiply(self, prepared: PreparedInput) -> Tensor:
         """Y [..., out] in the dtype of the x that was prepared."""
@@ -105,10 +106,11 @@ class QuantLinear(nn.Module):
         )
         return y.reshape(*prepared.shape[:-1], self.out_features)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, given: LayerInput) -> Tensor:
+        x = given if isinstance(given, Tensor) else given.x
         if x.numel() == 0:
             return x.new_empty(*x.shape[:-1], self.out_features)
-        return self.multiply(self.prepare(x))
+        return self.multiply(self.prepare(given))
 
     def packed(self) -> PackedLinear:
         """The value that this module holds, on its present device."""

@@ -171,10 +171,18 @@ class PackedLinear:
 
     @classmethod
     def from_quantized(
-        cls, quantized: Quantized, bias: Tensor | None, transform: InputTransform | None, scheme: Scheme
+        cls,
+        quantized: Quantized,
+        bias: Tensor | None,
+        transform: InputTransform | None,
+        scheme: Scheme,
+        source: str = "plain",
     ) -> PackedLinear:
-        """Packs the codes of W [N, K]. Raises NoKernel where nothing can run this scheme at this K."""
-        kernels = kernels_for(scheme, () if transform is None else transform.blocks)
+        """Packs the codes of W [N, K]; source: what its row kernel computes first.
+
+        Raises NoKernel where nothing can run this scheme at this K.
+        """
+        kernels = kernels_for(scheme, () if transform is None else transform.blocks, source)
         quantized = quantized.signed()
         rows, columns = quantized.codes.shape
         kernels.check(columns)

@@ -25,8 +25,10 @@ from torch import Tensor
 
 from qspec import numerics
 from qspec.catalog import GemmKernel, RowKernel
+from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
 from qspec.kernels.packing import PackedLinear
+from qspec.models.inputs import LayerInput, source_of, value_of
 from qspec.transforms import InputTransform
 
 CODES = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn}
@@ -78,8 +80,23 @@ def activation_format(row: RowKernel) -> TensorFormat:
     return TensorFormat(NUMBER_FORMATS[f"int{row.bits}"], granularity, row.symmetric, Clip("ratio", row.clip))
 
 
-def prepare(row: RowKernel | None, transform: InputTransform | None, x: Tensor) -> PreparedInput:
-    """x [..., K] transformed and quantized, as `row` says. Raises NumericsError on NaN and Inf."""
+def check_source(row: RowKernel | None, given: LayerInput) -> None:
+    """Raises InputError where the row kernel computes a linear's input of something else than is given."""
+    source = source_of(given)
+    if row is not None and row.source not in ("plain", source):
+        raise InputError(
+            f"{row.name} computes {row.source} of its inputs; it was given {source} ones",
+            hint="run the whole block, or give the linear what its kernel reads (qspec.models.inputs)",
+        )
+
+
+def prepare(row: RowKernel | None, transform: InputTransform | None, given: LayerInput) -> PreparedInput:
+    """The input x [..., K] that `given` is or stands for, transformed and quantized as `row` says.
+
+    Raises NumericsError on NaN and Inf, InputError where row kernel and input do not fit each other.
+    """
+    check_source(row, given)
+    x = value_of(given)
     rows = x.reshape(-1, x.shape[-1])
     if row is None:
         return PreparedInput(rows, None, None, x.shape, x.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from qspec.catalog import GemmKernel, RowKernel
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, Scheme, TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput
+from qspec.models.inputs import Gated, LayerInput, Normed
 from qspec.transforms import InputTransform
 
 
@@ -129,6 +130,46 @@ def random_input(rows: int, columns: int, seed: int, dtype: torch.dtype = torch.
     if rows > 2:
         x[1] = 0
     return x.to(dtype)
+
+
+def random_given(
+    source: str, rows: int, columns: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> LayerInput:
+    """What a row kernel of this source reads. A norm's gain has outliers; gate and up are parts of one matrix."""
+    if source == "plain":
+        return random_input(rows, columns, seed, dtype, device)
+    generator = torch.Generator(device).manual_seed(seed + 3000)
+    if source == "rmsnorm":
+        gain = torch.randn(columns, generator=generator, device=device) + 1
+        gain[:: max(1, columns // 3)] *= 10
+        return Normed(random_input(rows, columns, seed, dtype, device), gain, 1e-5)
+    both = torch.randn(rows, 2 * columns, generator=generator, device=device) * 3
+    both[:, 5::61] *= 4
+    both = both.to(dtype)
+    return Gated(both[:, :columns], both[:, columns:])
+
+
+def to_cpu(given: LayerInput) -> LayerInput:
+    if isinstance(given, torch.Tensor):
+        return given.cpu()
+    return replace(given, **{k: v.cpu() for k, v in vars(given).items() if isinstance(v, torch.Tensor)})
+
+
+def exact_input(given: LayerInput) -> Tensor:
+    """The linear's input in float64, by the formulas, without the roundings between them."""
+    if isinstance(given, Normed):
+        x = given.x.double()
+        return given.gain.double() * x / (x.square().mean(-1, keepdim=True) + given.eps).sqrt()
+    if isinstance(given, Gated):
+        gate = given.x.double()
+        return gate / (1 + (-gate).exp()) * given.up.double()
+    return given.double()
+
+
+def scale_tolerance(row: RowKernel, dtype: torch.dtype) -> float:
+    """Of a scale after rotations: between two of them 4-bit rows of 16-bit floats keep 11 bits, else 22."""
+    coarse = len(row.rotations) == 2 and row.bits == 4 and dtype != torch.float32
+    return 2e-3 if coarse else 1e-5
 
 
 def random_transform(blocks: tuple[int, ...], columns: int, seed: int) -> InputTransform | None:

@@ -1,0 +1,69 @@
+"""What a linear reads: a tensor, or the tensors of which its input is computed first.
+
+A block hands its linears these instead of the computed input, so that the kernel that quantizes it can compute it in
+the same pass over memory; what it is, is defined here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Normed:
+    """RMSNorm(x) of x [..., K] (arXiv 1910.07467): gain x / sqrt(mean(x^2) + eps) over the last axis.
+
+    The quotient is computed wide and rounded to x's dtype before the gain [K] multiplies it, as LLaDA has it.
+    """
+
+    x: Tensor
+    gain: Tensor
+    eps: float
+    source: ClassVar[str] = "rmsnorm"
+
+    def value(self) -> Tensor:
+        """[..., K] in x's dtype: a float32 gain does not widen a bf16 model."""
+        x = wide(self.x)
+        scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return (self.gain * scaled.to(self.x.dtype)).to(self.x.dtype)
+
+
+@dataclass(frozen=True)
+class Gated:
+    """silu(gate) up of two tensors [..., K], each rounded to their dtype."""
+
+    x: Tensor
+    up: Tensor
+    source: ClassVar[str] = "silu_mul"
+
+    def value(self) -> Tensor:
+        """[..., K] in their dtype."""
+        return functional.silu(self.x) * self.up
+
+
+LayerInput = Tensor | Normed | Gated
+
+
+def value_of(given: LayerInput) -> Tensor:
+    """The linear's input itself."""
+    return given if isinstance(given, Tensor) else given.value()
+
+
+def source_of(given: LayerInput) -> str:
+    """What a row kernel calls it (`qspec.catalog.SOURCES`)."""
+    return "plain" if isinstance(given, Tensor) else given.source
+
+
+def width_of(given: LayerInput) -> int:
+    """K."""
+    return (given if isinstance(given, Tensor) else given.x).shape[-1]
+
+
+def wide(x: Tensor) -> Tensor:
+    """float32, or float64 where x is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
