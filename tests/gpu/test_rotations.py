@@ -9,9 +9,18 @@ import pytest
 import torch
 
 from qspec.catalog import RowKernel
+from qspec.kernels import reference
 from qspec.kernels.generate import KernelLibrary
-from tests.gpu.on_gpu import check_rotated_rows, expected_transform, prepared_on_gpu
-from tests.kernels.cases import random_input, random_transform, relative_error
+from tests.gpu.on_gpu import check_rotated_rows, expected_transform, on_cpu, prepared_on_gpu
+from tests.kernels.cases import (
+    codes_that_differ,
+    random_given,
+    random_input,
+    random_transform,
+    relative_error,
+    scale_tolerance,
+    to_cpu,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,6 +53,35 @@ HADAMARD_ROWS = (  # the sizes of LLaDA-8B, Dream-7B and the stand-ins: K is the
 def test_rows_are_near_float64(row: RowKernel, columns: int, library: KernelLibrary) -> None:
     for tokens in TOKENS:
         check_rotated_rows(row, columns, tokens, torch.bfloat16, library)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("source", "rotations", "columns"),
+    [
+        ("rmsnorm", (), 3584),
+        ("rmsnorm", (), 4096),
+        ("silu_mul", (), 12288),
+        ("silu_mul", (), 18944),
+        ("rmsnorm", (128,), 4096),
+        ("rmsnorm", (128, 128), 4096),
+        ("silu_mul", (128, 128), 12288),
+        ("silu_mul", (128, 96), 12288),
+        ("silu_mul", (128, 148), 18944),
+    ],
+)
+def test_rows_compute_their_input_as_the_reference(
+    source: str, rotations: tuple[int, ...], columns: int, dtype: torch.dtype, library: KernelLibrary
+) -> None:
+    for bits in (4, 8):
+        row = RowKernel(rotations, bits, None, True, 1.0, source=source)
+        transform = random_transform(rotations, columns, 1)
+        for tokens in TOKENS:
+            given = random_given(source, tokens, columns, tokens, dtype, "cuda")
+            found = on_cpu(prepared_on_gpu(library, row, transform, given))
+            expected = reference.prepare(row, transform, to_cpu(given))
+            assert torch.allclose(found.scale, expected.scale, rtol=scale_tolerance(row, dtype), atol=0)
+            assert codes_that_differ(found, expected) < 2e-3
 
 
 def test_rows_of_float32_are_near_float64(library: KernelLibrary) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qspec.catalog import RowKernel
+from qspec.errors import InputError
 from qspec.kernels import launch, reference
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.launch import PlacedTransform
@@ -31,8 +32,10 @@ from tests.kernels.cases import (
     codes_that_differ,
     dequantized_input,
     dequantized_product,
+    exact_input,
     largest_codes,
     poisoned_memory,
+    random_given,
     random_input,
     random_linear,
     random_transform,
@@ -113,6 +116,36 @@ def test_row_kernel_without_transform_equals_the_reference(row: RowKernel, dtype
         assert (found.zero is None) == row.symmetric
         if found.zero is not None and expected.zero is not None:
             assert torch.equal(found.zero, expected.zero)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("source", ["rmsnorm", "silu_mul"])
+@pytest.mark.parametrize("rotations", [(), (32,), (32, 12)])
+def test_row_kernel_computes_its_input_as_the_reference(
+    rotations: tuple[int, ...], source: str, dtype: torch.dtype
+) -> None:
+    """Sums and exponentials are the device's own: a code may differ at a tie, and the error is the reference's."""
+    row = RowKernel(rotations, 8, None, True, 1.0, source=source)
+    for tokens, columns in ((1, 96), (5, 192), (3, 96 * 13)):  # the last with a tail
+        given = random_given(source, tokens, columns, tokens, dtype)
+        transform = random_transform(rotations, columns, tokens)
+        placed = None if transform is None else PlacedTransform.of(transform, torch.device("cpu"))
+        found = launch.prepare(KernelLibrary(), row, placed, given)
+        expected = reference.prepare(row, transform, given)
+        assert found.scale is not None
+        assert expected.scale is not None
+        rounding = 1e-5 if dtype == torch.float32 else 2e-3  # a float16 may round the other way
+        assert torch.allclose(found.scale, expected.scale, rtol=rounding, atol=0)
+        assert codes_that_differ(found, expected) < 4e-3 + 1.5 / found.values.numel()
+        exact = exact_input(given) if transform is None else transformed(transform, exact_input(given))
+        errors = [relative_error(dequantized_input(p), exact) for p in (found, expected)]
+        assert errors[0] < 1.01 * errors[1]
+
+
+def test_row_kernel_of_another_input_is_refused() -> None:
+    row = RowKernel((), 8, None, True, 1.0, source="rmsnorm")
+    with pytest.raises(InputError, match="computes rmsnorm"):
+        launch.prepare(KernelLibrary(), row, None, random_input(2, 64, 0))
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.rotations], ids=lambda row: row.name)

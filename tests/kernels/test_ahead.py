@@ -23,6 +23,8 @@ KERNELS: tuple[Kernel, ...] = (
     GemmKernel(8, None, True, 16, None, True),
     RowKernel((), 8, None, True, 1.0),
     RowKernel((), 4, 64, False, 0.9),
+    RowKernel((), 8, None, True, 1.0, source="rmsnorm"),
+    RowKernel((128,), 4, None, True, 1.0, source="silu_mul"),
     RowKernel((64,), 4, 128, True, 1.0),
     RowKernel((128, 128), 4, None, True, 0.9),
     RowKernel((128, 148), 4, None, True, 1.0),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -35,6 +36,8 @@ SHOWN: tuple[Kernel, ...] = (
     RowKernel((), 8, 48, False, 1.0),
     RowKernel((), 4, 64, False, 1.0),
     RowKernel((), 4, None, True, 1.0, "e4m3"),
+    RowKernel((), 8, None, True, 1.0, source="rmsnorm"),
+    RowKernel((128, 96), 4, None, True, 1.0, source="silu_mul"),
     RowKernel((64,), 4, 128, True, 1.0),
     RowKernel((128,), 16, None, True, 1.0),
     RowKernel((128, 128), 4, None, True, 0.9),
@@ -64,6 +67,11 @@ def every_kernel() -> list[Kernel]:
         for sizes, (bits, clip), group, symmetric in product(rotations, ((4, 1.0), (8, 0.9)), groups, (True, False))
     ]
     transforms = [RowKernel(sizes, 16, None, True, 1.0) for sizes in rotations if sizes]
+    rows += [replace(row, source=source) for row, source in product(rows, ("rmsnorm", "silu_mul"))]
+    transforms += [
+        RowKernel(sizes, 16, None, True, 1.0, source=source)
+        for sizes, source in product(rotations, ("rmsnorm", "silu_mul"))
+    ]
     return [*gemms, *floats, *rows, *transforms]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qspec.catalog import LayerKernels, NoKernel, RowKernel
-from qspec.errors import NumericsError
+from qspec.errors import InputError, NumericsError
 from qspec.kernels import reference
 from qspec.kernels.reference import ReferenceWeight
 from tests.kernels.cases import (
@@ -16,8 +16,10 @@ from tests.kernels.cases import (
     Format,
     dequantized_input,
     dequantized_product,
+    exact_input,
     expected_product,
     largest_codes,
+    random_given,
     random_input,
     random_linear,
     random_transform,
@@ -110,6 +112,18 @@ def test_a_transform_alone_keeps_the_dtype() -> None:
     assert prepared.values.dtype == torch.bfloat16
     assert transform is not None
     assert relative_error(prepared.values, transformed(transform, x)) < 1e-2
+
+
+@pytest.mark.parametrize("source", ["rmsnorm", "silu_mul"])
+def test_inputs_are_computed_of_what_is_given(source: str) -> None:
+    """Against the formulas in float64; rows of their own scale, so that nothing but rounding is left."""
+    given = random_given(source, 7, 96, 1)
+    prepared = reference.prepare(RowKernel((), 8, None, True, 1.0, source=source), None, given)
+    exact = exact_input(given)
+    step = prepared.scale.T.double()
+    assert float(((dequantized_input(prepared) - exact).abs() / step).max()) < 0.5001
+    with pytest.raises(InputError, match=f"computes {source}"):
+        reference.prepare(RowKernel((), 8, None, True, 1.0, source=source), None, exact.float())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
