@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le
 from qspec.diagnostics import Span
 from qspec.formats import Scheme
 from qspec.language.selectors import Selector
+from qspec.values import value
 
 if TYPE_CHECKING:
     from qspec.models.family import DecoderShape, ModuleEntry
@@ -76,7 +77,7 @@ class Pass:
         """Rewrites what lies outside the blocks, before the first one: see `qspec.passes.outer.Outer`."""
 
 
-@dataclass(frozen=True)
+@value
 class ModelRef:
     id: str
     revision: str = "main"
@@ -91,7 +92,7 @@ TASKS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@value
 class NamedText:
     """A text data set by name, such as wikitext2."""
 
@@ -101,7 +102,7 @@ class NamedText:
         return f'"{self.name}"'
 
 
-@dataclass(frozen=True)
+@value
 class FileText:
     """A local text file, or the field of a JSON-lines file. Relative paths start at the recipe's folder."""
 
@@ -115,7 +116,7 @@ class FileText:
 TextSource = NamedText | FileText
 
 
-@dataclass(frozen=True)
+@value
 class Rollouts:
     """States that the unquantized model passes through while it generates, instead of masked text.
 
@@ -133,7 +134,7 @@ class Rollouts:
         return f"rollouts(prompts = {self.prompts}, {sizes})"
 
 
-@dataclass(frozen=True)
+@value
 class MaskDistribution:
     """Share of tokens masked, drawn per row.
 
@@ -155,7 +156,7 @@ class MaskDistribution:
         return f"{self.kind}({self.low!r}, {self.high!r})"
 
 
-@dataclass(frozen=True)
+@value
 class Weighting:
     """How much a token counts in statistics and Hessians, by whether the model sees it or a mask.
 
@@ -171,7 +172,7 @@ class Weighting:
         return f"{certainty}masked {self.masked!r}, unmasked {self.unmasked!r}"
 
 
-@dataclass(frozen=True)
+@value
 class Calibration:
     """Each sample of the text gives `draws` rows. mask: None with rollouts, which bring their own."""
 
@@ -198,7 +199,7 @@ class Calibration:
         return isinstance(self.text, Rollouts) or self.weigh.certainty
 
 
-@dataclass(frozen=True)
+@value
 class Rule:
     """`layers SELECTOR use SCHEME` or `layers SELECTOR keep` (scheme None)."""
 
@@ -208,7 +209,7 @@ class Rule:
     span: Span = field(compare=False)
 
 
-@dataclass(frozen=True)
+@value
 class PassUse:
     """`apply NAME(params) on SELECTOR`."""
 
@@ -219,7 +220,7 @@ class PassUse:
     span: Span = field(compare=False)
 
 
-@dataclass(frozen=True)
+@value
 class Offer:
     """`offer w4, w8, keep on SELECTOR`: the choices of every linear selected; None keeps it. One choice pins it."""
 
@@ -238,7 +239,7 @@ BUDGET_UNITS: Mapping[str, tuple[BudgetKind, int]] = {  # unit -> (of which budg
 }
 
 
-@dataclass(frozen=True)
+@value
 class Budget:
     """What a found layout may not exceed. amount: a decimal number as written, in `unit`.
 
@@ -256,7 +257,7 @@ class Budget:
         return f"{self.amount} {self.unit}{after}"
 
 
-@dataclass(frozen=True)
+@value
 class Search:
     """What `qspec search` looks for; a compile passes it by.
 
@@ -281,13 +282,13 @@ class Search:
     seed: Annotated[int, Ge(0), Le((1 << 63) - 1)] = 0
 
 
-@dataclass(frozen=True)
+@value
 class NelboRequest:
     text: TextSource = NamedText("wikitext2")
     samples: Annotated[int, Ge(1), Le(65536)] = 64
 
 
-@dataclass(frozen=True)
+@value
 class TaskRequest:
     """One task with the sampler settings of the paper; limit None means every item."""
 
@@ -299,7 +300,7 @@ class TaskRequest:
     limit: Annotated[int, Gt(0)] | None = None
 
 
-@dataclass(frozen=True)
+@value
 class Evaluation:
     nelbo: tuple[NelboRequest, ...] = ()
     tasks: tuple[TaskRequest, ...] = ()
@@ -319,13 +320,13 @@ REGIMES: Mapping[str, tuple[int, int]] = {  # name -> tokens a forward pass carr
 }
 
 
-@dataclass(frozen=True)
+@value
 class Emit:
     targets: tuple[str, ...] = ("sm_90",)
     regimes: tuple[str, ...] = ("full_sequence",)
 
 
-@dataclass(frozen=True)
+@value
 class Spec:
     """A whole recipe, resolved: parameters set, bases flattened, defaults filled in."""
 
