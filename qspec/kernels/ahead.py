@@ -90,15 +90,17 @@ class AheadReport:
     problems: tuple[str, ...]
 
 
-def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024) -> AheadReport:
-    """Compiles the kernel as it is launched for X [tokens, K] in bfloat16, K 4096 or more, N 4096.
+def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024, columns: int | None = None) -> AheadReport:
+    """Compiles the kernel as it is launched for X [tokens, columns] in bfloat16, N 4096.
+
+    columns: K; by default the smallest from 4096 that the kernel takes.
 
     Raises UsageError for an unknown target, MachineError without Triton or its tools.
     """
     if target not in TARGETS:
         raise UsageError(f"unknown target {target!r}", hint=f"one of {', '.join(TARGETS)}")
     module = library(None).module(kernel)
-    compiled = _compile(module, kernel, TARGETS[target], tokens, _columns(kernel))
+    compiled = _compile(module, kernel, TARGETS[target], tokens, columns or _columns(kernel))
     registers, stack = _resources(compiled.asm["cubin"])
     found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
     shared = int(compiled.metadata.shared)

@@ -132,3 +132,21 @@ def test_what_is_wrong_is_said() -> None:
 def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(UsageError, match="sm_70"):
         compile_ahead(KERNELS[0], "sm_70")
+
+
+WIDTHS = [  # rotations of an input, K: those of LLaDA-8B and Dream-7B, which is where a whole row has to fit
+    ((128, 128), 4096),
+    ((128, 128), 12288),
+    ((128, 28), 3584),
+    ((), 18944),
+    pytest.param(
+        (128, 148), 18944, marks=pytest.mark.xfail(strict=True, reason="spills 2 KB: a rotation of 148 in registers")
+    ),
+]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("rotations", "columns"), WIDTHS)
+def test_rows_of_the_models_widths_fit(rotations: tuple[int, ...], columns: int, target: str) -> None:
+    kernel = RowKernel(rotations, 4, None, True, 0.9)
+    assert compile_ahead(kernel, target, columns=columns).problems == ()
