@@ -1,6 +1,6 @@
 qspec 1
 
-# W4A16 for LLaDA-8B: 4-bit weights in groups with zero points, 16-bit activations. Saves memory.
+# W4A16 for LLaDA-8B: 4-bit weights in groups of 128, 16-bit activations. Saves memory.
 recipe llada_w4a16 {
   family llada
   model  "GSAI-ML/LLaDA-8B-Instruct" revision "main"
@@ -15,7 +15,7 @@ calibrate {
 }
 
 scheme w4a16 {
-  weights     int4 per group 128 asymmetric
+  weights     int4 per group 128 symmetric
   activations none
 }
 

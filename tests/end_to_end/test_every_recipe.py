@@ -58,7 +58,7 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
         ("*", W4A4),
     ),
     "llada_rtn_w4a4": (("*", W4A4),),
-    "llada_w4a16": (("*", Format("w4a16", 4, 16, 128, True)),),
+    "llada_w4a16": (("*", W4A16),),
     "llada_w8a8": (("*", W8A8),),
     **{f"paper/{method}_w4a16": (("*", W4A16),) for method in ("rtn", "gptq", "awq")},
     **{f"paper/{method}_w3a16": (("*", W3A16),) for method in ("rtn", "gptq", "awq")},
