@@ -203,8 +203,9 @@ def test_ctrl_c_says_how_to_go_on(mini: Mini, tmp_path: Path) -> None:
     out = tmp_path / "interrupted"
     process = subprocess.Popen(compile_command(mini, out), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not out.with_name("interrupted.partial").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+    work = out.with_name("interrupted.partial")
+    while not list(work.glob("*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)  # until a block is kept: before that there is nothing to go on from
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
