@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
@@ -24,7 +24,7 @@ from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
 from qspec.files import machine_errors, remove_unfinished, sha256, sync_folder, write_whole, write_whole_with
 
-FORMAT = 1
+FORMAT: Final = 2  # 2: 4-bit weights of 16-bit inputs are packed in the order of their operands
 MANIFEST = "qspec.json"
 INDEX = "model.safetensors.index.json"
 REPORT_SEAL = "report/SHA256SUMS"
@@ -103,7 +103,7 @@ class KernelRecord(_Record):
 class Manifest(_Record):
     """qspec.json. files: sha256 of every file of the artifact but this one and the report's own seal."""
 
-    format: Literal[1]
+    format: Literal[2]
     qspec: str
     name: str
     recipe: str

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from qspec import passes
-from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, Workspace
+from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, Workspace
 from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.tokens import CalibrationTokens
 from qspec.card import model_card
@@ -262,7 +262,7 @@ def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleR
     table = generate.write(workspace.folder / "kernels", plan.kernels())
     hashes = workspace.hashes()
     manifest = Manifest(
-        format=1,
+        format=FORMAT,
         qspec=__version__,
         name=spec.name,
         recipe=spec.text,

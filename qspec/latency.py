@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from qspec.plan import FLOAT_BITS, ModulePlan
 
-REFERENCE = "NVIDIA H200"
 BANDWIDTH = 4300  # bytes a nanosecond: a copy
 RATES = {16: 790_000, 8: 1_200_000}  # operations a nanosecond, by the bits of the products: bfloat16, int8
 LAUNCH = 2000  # nanoseconds of a kernel that does nothing

@@ -49,6 +49,18 @@ def test_transcripts(command: str, shown: str, folder: Path) -> None:
     assert run(command, folder).strip() == shown.strip()
 
 
+@pytest.mark.slow
+def test_the_search_writes_a_recipe_within_its_budget(folder: Path) -> None:
+    (command,) = re.findall(r"^qspec search .*$", README, flags=re.MULTILINE)
+    (shown,) = re.findall(r"^  4\.25 bits +([0-9.]+) ", run(command, folder), flags=re.MULTILINE)
+    found = "build/search/llada_search/llada_search_found.qs"
+    assert run(f"qspec check {found}", folder) == "no errors in 1 recipe\n"
+    plan = run(f"qspec plan {found} --model tiny-llada", folder)
+    (planned,) = re.findall(r"^ +bits per weight +([0-9.]+) ", plan, flags=re.MULTILINE)
+    assert float(planned) == pytest.approx(float(shown), abs=6e-4)
+    assert float(shown) <= 4.25
+
+
 def scripts() -> dict[str, set[str]]:
     """Script -> the options that the README gives it, of every command that runs an example."""
     found: dict[str, set[str]] = {}

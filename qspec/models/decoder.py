@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from qspec.errors import InputError
 from qspec.models.family import DecoderShape, Family, Role
+from qspec.models.inputs import Gated, Normed, wide
 
 
 class DecoderOutput(NamedTuple):
@@ -46,10 +47,7 @@ class AttentionContext:
 
 
 class RMSNorm(nn.Module):
-    """y = weight * x / sqrt(mean(x^2) + eps) over the last axis (arXiv 1910.07467).
-
-    The quotient is computed wide and rounded to x's dtype before the weight multiplies it, as LLaDA has it.
-    """
+    """`qspec.models.inputs.Normed` with a gain to learn."""
 
     def __init__(
         self,
@@ -63,9 +61,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _wide(x)
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (self.weight * scaled.to(x.dtype)).to(x.dtype)  # a float32 gain does not widen a bf16 model
+        return Normed(x, self.weight, self.eps).value()
 
 
 class DecoderBlock(nn.Module):
@@ -105,7 +101,7 @@ class DecoderBlock(nn.Module):
     def feed_forward(self, h: Tensor) -> Tensor:
         """h [b, t, d], normed -> [b, t, d]."""
         gate, up = project([self.part("mlp.gate"), self.part("mlp.up")], h)
-        return cast(Tensor, self.part("mlp.down")(functional.silu(gate) * up))
+        return cast(Tensor, self.part("mlp.down")(Gated(gate, up).value()))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:-1], heads, self.head_width).transpose(1, 2)  # [b, heads, t, head width]
@@ -218,10 +214,10 @@ class Decoder(nn.Module):
 
 def rotate(x: Tensor, context: AttentionContext) -> Tensor:
     """Rotary positions of x [b, heads, t, head width]: x cos + (-x2, x1) sin with x = (x1, x2)."""
-    wide = _wide(x)
-    first, second = wide.chunk(2, dim=-1)
+    whole = wide(x)
+    first, second = whole.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return (wide * context.cos + turned * context.sin).to(x.dtype)
+    return (whole * context.cos + turned * context.sin).to(x.dtype)
 
 
 class QuantizedLinear(Protocol):
@@ -258,10 +254,6 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Of a norm or linear, detached; bias None where it has none."""
     weight, bias = cast(Tensor, module.weight), cast("Tensor | None", getattr(module, "bias", None))
     return weight.detach(), None if bias is None else bias.detach()
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _padding(attention_mask: Tensor, batch: int, length: int) -> Tensor:

@@ -158,8 +158,8 @@ class Engine:
             module = self.inputs.checkpoint.load_block(job.block, self.device, self.dtype)
             watched = [_Noisy(module, part, self._generator(f"noise/{job.block}/{part}")) for part in target.parts]
             loss = self._loss_from(module, job.block, states)
-            error = sum(w.noise for w in watched) / sum(w.signal for w in watched)
-            found[str(target)] = asdict(loss.scaled(1 / error))
+            noise, signal = sum(w.noise for w in watched), sum(w.signal for w in watched)
+            found[str(target)] = asdict(loss.scaled(signal / noise if noise else 0.0))  # silent linears lose nothing
         return found
 
     def _errors(self, job: Errors) -> Result:
@@ -174,7 +174,7 @@ class Engine:
                 for linear in linears:
                     totals[target][0] += linear.noise
                     totals[target][1] += linear.signal
-        return {target: noise / signal for target, (noise, signal) in totals.items()}
+        return {target: noise / signal if signal else 0.0 for target, (noise, signal) in totals.items()}
 
     def _fisher(self, job: Fisher) -> Result:
         """For each target, the second order of KL: 1/2 E (sum_i g_i . dy)^2 / l a row.

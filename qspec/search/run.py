@@ -98,7 +98,8 @@ def search(
 
     budget: in place of the recipe's, such as "4.25 bits". out: the file of the found recipe, by default
     build/search/NAME/NAME_found.qs. sweep: further budgets, from the same probes, to recipes in the folder `sweep`.
-    workers: processes, or with `ray` (a cluster's address, or "local") actors. resume: there must be an earlier run.
+    workers: processes, or with `ray` (a cluster's address, or "local") actors; one is this process, in which torch then
+    has one thread on a CPU. resume: there must be an earlier run.
     Raises RecipeError, InputError (`Infeasible` where no layout holds the budget), MachineError, NumericsError.
     """
     progress = progress or Quiet()
@@ -122,7 +123,9 @@ def search(
         raise InputError("there is no earlier search to resume", where=str(store.folder), hint="leave --resume out")
     remove_unfinished(folder)
     rows, measure = search_rows(inputs)
-    run = _Run(store, facts(inputs, rows, measure), scheme_texts(inputs), find_workers(setup, workers, ray), progress)
+    run = _Run(
+        store, facts(inputs, rows, measure), scheme_texts(inputs), find_workers(setup, inputs, workers, ray), progress
+    )
     try:
         with progress.phase("probe"):
             sensitivities = probe(space, wanted.probe, run.results)

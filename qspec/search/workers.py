@@ -18,6 +18,7 @@ from qspec.errors import InputError, MachineError
 from qspec.search.jobs import Job, Result
 
 if TYPE_CHECKING:
+    from qspec.compiler import Inputs
     from qspec.search.engine import Engine
 
 LOST = 3  # workers that may be lost without a single job finished in between
@@ -51,23 +52,25 @@ class Workers(Protocol):
     def close(self) -> None: ...
 
 
-def find_workers(setup: Setup, count: int, ray: str | None) -> Workers:
-    """`count` workers, of Ray where its address is given."""
+def find_workers(setup: Setup, inputs: Inputs, count: int, ray: str | None) -> Workers:
+    """`count` workers, of Ray where its address is given. inputs: what this process has gathered by `setup`."""
     if ray is not None:
         return RayWorkers(setup, count, ray)
-    return LocalWorkers(setup, count) if count > 1 else OneWorker(setup)
+    return LocalWorkers(setup, count) if count > 1 else OneWorker(inputs)
 
 
 class OneWorker:
     """This process."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
         self.engine: Engine | None = None
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Result]]:
+        from qspec.search.engine import Engine
+
         for place, job in enumerate(jobs):
-            self.engine = self.engine or self.setup.engine()
+            self.engine = self.engine or Engine(self.inputs)
             yield place, self.engine.run(job)
 
     def close(self) -> None:

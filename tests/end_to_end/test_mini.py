@@ -201,7 +201,13 @@ def test_killed_and_started_again_ends_in_the_same_bytes(compiled: Artifact, min
 
 def test_ctrl_c_says_how_to_go_on(mini: Mini, tmp_path: Path) -> None:
     out = tmp_path / "interrupted"
-    process = subprocess.Popen(compile_command(mini, out), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        compile_command(mini, out),
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that runs in a shell's background has SIGINT ignored, and its children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     work = out.with_name("interrupted.partial")
     while not list(work.glob("*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
