@@ -18,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--cache",
+        choices=("prefix", "dual"),
+        help="keep keys and values from a block's first step on, which changes the text (default: compute all; "
+        "Dream's sampler has prefix)",
+    )
     llada = parser.add_argument_group("LLaDA's sampler")
     llada.add_argument("--block", type=int, help="tokens denoised together (default: all of them)")
     llada.add_argument("--cfg", type=float, metavar="SCALE", help="guidance (default: 0, none)")
@@ -46,7 +52,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
     _, shape, _ = read_config(checkpoint_folder(args.artifact))
     check_block(shape, args.length, args.block)
-    names = ("temperature", "seed", "cfg", "remasking", "alg", "alg_temp", "top_p", "top_k")
+    names = ("temperature", "seed", "cfg", "remasking", "alg", "alg_temp", "top_p", "top_k", "cache")
     options = {name: getattr(args, name) for name in names}
     return settings_for(shape, args.length, args.steps, args.block, **options)
 

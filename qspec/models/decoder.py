@@ -10,12 +10,16 @@ x [b, t, d]:
 There is no causal mask: every token sees every real token (LLaDA, arXiv 2502.09992). Norms and rotary
 positions (arXiv 2104.09864, first half of a head paired with its second) are computed in float32, or in
 float64 where the model is float64.
+
+A pass may compute a part of the tokens alone and read the keys and values of the others as an earlier pass left
+them (`Window`). Since every token sees every other, these are then not what they would be: who asks for a window
+asks for an approximation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -26,6 +30,8 @@ from qspec.errors import InputError
 from qspec.models.family import DecoderShape, Family, Role
 from qspec.models.inputs import Gated, Normed, wide
 
+ALL = slice(None)
+
 
 class DecoderOutput(NamedTuple):
     """logits [b, t, vocab], in the model's dtype."""
@@ -33,17 +39,46 @@ class DecoderOutput(NamedTuple):
     logits: Tensor
 
 
+class KeyValues(NamedTuple):
+    """What one block keeps of a canvas: rotated keys and values, [b, kv heads, t, head width] each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a canvas that a pass computes. Of every other token it reads what earlier passes left in `kept`.
+
+    tokens: from where to where. kept: one entry for each block; the pass writes its own keys and values there.
+    """
+
+    tokens: slice
+    kept: tuple[KeyValues, ...]
+
+
 @dataclass(frozen=True)
 class AttentionContext:
-    """What every block of one forward pass shares.
+    """What the blocks of one forward pass are told.
 
-    cos, sin: float32 [1 or b, 1, t, head width]. mask: bool [b, 1, 1, t], True where a key is real; None when
-    all are.
+    cos, sin: float32 [1 or b, 1, n, head width], of the n tokens that the pass computes. mask: bool [b, 1, 1, t],
+    True where a key is real; None when all are. tokens: which of the t these n are. kept: what this block keeps of
+    all t; None where the pass computes all and keeps nothing.
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
+    tokens: slice
+    kept: KeyValues | None = None
+
+    def attended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all t tokens, from those of the n that are computed, which are kept."""
+        if self.kept is None:
+            return k, v
+        self.kept.keys[:, :, self.tokens] = k
+        self.kept.values[:, :, self.tokens] = v
+        return self.kept
 
 
 class RMSNorm(nn.Module):
@@ -91,7 +126,7 @@ class DecoderBlock(nn.Module):
         q, k, v = project([self.part(f"attention.{name}") for name in "qkv"], h)
         q = rotate(self._heads(q, self.heads), context)
         k = rotate(self._heads(k, self.kv_heads), context)
-        v = self._heads(v, self.kv_heads)
+        k, v = context.attended(k, self._heads(v, self.kv_heads))
         mixed = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=context.mask, enable_gqa=self.heads != self.kv_heads
         )
@@ -172,32 +207,46 @@ class Decoder(nn.Module):
             return functional.linear(x, cast(Tensor, self.embedding.weight))
         return cast(Tensor, head(x))
 
-    def context(self, ids_or_shape: Tensor | Sequence[int], attention_mask: Tensor | None = None) -> AttentionContext:
+    def context(
+        self, ids_or_shape: Tensor | Sequence[int], attention_mask: Tensor | None = None, tokens: slice = ALL
+    ) -> AttentionContext:
         """Rotary tables and padding mask for ids [b, t], or for a shape (b, t) on the model's device.
 
         attention_mask: [b, t], nonzero = real. Positions count real tokens only, so that a padded row
-        computes what the row alone would, wherever its padding stands. Errors: InputError for a mask of
-        another shape or a row without tokens.
+        computes what the row alone would, wherever its padding stands. tokens: those that the pass computes.
+        Errors: InputError for a mask of another shape or a row without tokens.
         """
         if isinstance(ids_or_shape, Tensor):
             (batch, length), device = ids_or_shape.shape, ids_or_shape.device
         else:
             (batch, length), device = ids_or_shape, self.device
         positions = torch.arange(length, device=device).unsqueeze(0)
-        if attention_mask is None:
-            return AttentionContext(*self._rotary(positions), None)
-        real = _padding(attention_mask, batch, length).to(device)
-        if not real.is_meta and bool(real.all()):
-            return AttentionContext(*self._rotary(positions), None)
-        positions = (real.cumsum(-1) - 1).clamp(min=0)
-        return AttentionContext(*self._rotary(positions), real[:, None, None, :])
+        mask = None
+        if attention_mask is not None:
+            real = _padding(attention_mask, batch, length).to(device)
+            if real.is_meta or not bool(real.all()):
+                positions = (real.cumsum(-1) - 1).clamp(min=0)
+                mask = real[:, None, None, :]
+        return AttentionContext(*self._rotary(positions[:, tokens]), mask, tokens)
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """ids [b, t] -> x [b, t, d] after the last block; `finish` turns any slice of it into logits."""
-        context = self.context(input_ids, attention_mask)
-        x = self.embed(input_ids)
-        for block in self.blocks:
-            x = block(x, context)
+    def window(self, batch: int, length: int) -> Window:
+        """All tokens of a canvas [b, t], with room to keep their keys and values."""
+        shape = (batch, self.shape.kv_heads, length, self.shape.head_width)
+        of = cast(Tensor, self.embedding.weight)
+        room = tuple(KeyValues(of.new_empty(shape), of.new_empty(shape)) for _ in self.blocks)
+        return Window(ALL, room)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None, window: Window | None = None) -> Tensor:
+        """ids [b, t] -> x [b, t, d] after the last block; `finish` turns any slice of it into logits.
+
+        With a window x [b, n, d] of its tokens alone, and their keys and values are kept there. The other tokens
+        are as the passes before left them, so the first pass of a canvas is one over all of it.
+        """
+        tokens, kept = (ALL, [None] * len(self.blocks)) if window is None else (window.tokens, window.kept)
+        context = self.context(input_ids, attention_mask, tokens)
+        x = self.embed(input_ids[:, tokens])
+        for block, own in zip(self.blocks, kept, strict=True):
+            x = block(x, replace(context, kept=own))
         return x
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> DecoderOutput:

@@ -15,11 +15,13 @@ from torch import Tensor
 from qspec.errors import InputError, UsageError
 from qspec.models.family import DecoderShape, SamplerKind
 from qspec.models.samplers import dream, llada
+from qspec.models.samplers.cached import Cache
 from qspec.models.samplers.common import Canvas, Denoiser, SampleStep
 from qspec.models.samplers.dream import Alg, DreamSettings
 from qspec.models.samplers.llada import Remasking, SamplerSettings
 
 __all__ = [
+    "Cache",
     "Denoiser",
     "DreamSettings",
     "SampleStep",
@@ -108,6 +110,7 @@ def generate(
     seed: int = 0,
     on_step: Callable[[SampleStep], None] | None = None,
     *,
+    cache: Cache | None = None,
     alg: Alg | None = None,
     alg_temp: float | None = None,
     top_p: float | None = None,
@@ -116,13 +119,15 @@ def generate(
     """Continues a prompt, or several in one batch, and returns the new text up to the end-of-text token.
 
     steps None: one token a step. block (None: one block of `length`), cfg and remasking are settings of LLaDA's
-    sampler; alg, alg_temp, top_p and top_k of Dream's, which takes a block only if it is all of `length`. Errors:
-    UsageError for a setting of another family's sampler and for settings that do not divide, InputError for a
+    sampler; alg, alg_temp, top_p and top_k of Dream's, which takes a block only if it is all of `length`. cache: what a
+    block's steps do not compute again (`samplers.cached`), which changes the text; None, everything is computed.
+    Errors: UsageError for a setting of another family's sampler and for settings that do not divide, InputError for a
     prompt that is no text or does not fit the model.
     """
-    options = {"cfg": cfg, "remasking": remasking, "alg": alg, "alg_temp": alg_temp, "top_p": top_p, "top_k": top_k}
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "cache": cache, "cfg": cfg}
+    options |= {"remasking": remasking, "alg": alg, "alg_temp": alg_temp, "top_p": top_p, "top_k": top_k}
     check_block(model.shape, length, block)
-    settings = settings_for(model.shape, length, steps, block, temperature=temperature, seed=seed, **options)
+    settings = settings_for(model.shape, length, steps, block, **options)
     return continue_text(model, tokenizer, prompt, settings, on_step)
 
 

@@ -59,16 +59,19 @@ def test_it_prints_the_text_and_nothing_else(folder: Path, capsys: pytest.Captur
 
 
 def test_every_option_reaches_the_sampler(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = "--length 12 --steps 6 --block 6 --temperature 0.8 --cfg 1.5 --remasking random --seed 7"
+    options = "--length 12 --steps 6 --block 6 --temperature 0.8 --cfg 1.5 --remasking random --seed 7 --cache dual"
     assert main(["generate", str(folder), "--prompt", "hello", "--device", "cpu", *options.split()]) == 0
-    settings = SamplerSettings(12, 6, 6, 0.8, "random", 1.5, 7)
+    settings = SamplerSettings(12, 6, 6, 0.8, "random", 1.5, 7, "dual")
     assert capsys.readouterr().out == expected(folder, "hello", settings) + "\n"
 
 
 def test_every_option_of_dream_reaches_its_sampler(dream: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = "--length 12 --steps 6 --temperature 0.8 --alg topk_margin --alg-temp 0.4 --top-p 0.9 --top-k 20 --seed 7"
+    options = (
+        "--length 12 --steps 6 --temperature 0.8 --alg topk_margin --alg-temp 0.4 --top-p 0.9 --top-k 20 --seed 7 "
+    )
+    options += "--cache prefix"
     assert main(["generate", str(dream), "--prompt", "hello", "--device", "cpu", *options.split()]) == 0
-    settings = DreamSettings(12, 6, 0.8, 0.9, 20, "topk_margin", 0.4, 7)
+    settings = DreamSettings(12, 6, 0.8, 0.9, 20, "topk_margin", 0.4, 7, "prefix")
     assert capsys.readouterr().out == expected(dream, "hello", settings) + "\n"
 
 
@@ -84,6 +87,7 @@ def test_dream_s_defaults(dream: Path, capsys: pytest.CaptureFixture[str]) -> No
         ("--cfg 1.5", "cfg is not a setting of the dream sampler"),
         ("--remasking random", "remasking is not a setting of the dream sampler"),
         ("--top-p 2", "top_p is 2.0; it must lie above 0 and up to 1"),
+        ("--cache dual", "cache is dual, and nothing follows the text"),
         ("--alg greedy", "invalid choice: 'greedy'"),
     ],
 )

@@ -377,7 +377,7 @@ def test_each_family_has_its_own_sampler_and_refuses_the_settings_of_the_other()
         settings_for(llada, 8, alg_temp=0.0)
     with pytest.raises(UsageError, match="cfg is not a setting of the dream sampler") as caught:
         settings_for(own, 8, cfg=1.0)
-    assert caught.value.hint == "it has temperature, top_p, top_k, alg, alg_temp, seed"
+    assert caught.value.hint == "it has temperature, top_p, top_k, alg, alg_temp, seed, cache"
 
 
 def test_generate_uses_the_familys_sampler() -> None:

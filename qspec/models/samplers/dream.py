@@ -16,7 +16,8 @@ softmax(confidence / alg_temp) instead. alg "origin" moves every mask by a coin 
 As in the published code m (1 - t_(i+1) / t_i) lies just below a whole number in the first step, so that with S =
 length the first step commits nothing and the last one two tokens. Unlike it, a row with fewer masks than k leaves
 its decided tokens alone, random numbers depend on the seed and not on the device, and probabilities are float32
-whatever the model computes in. There are no blocks and no guidance.
+whatever the model computes in. There are no blocks and no guidance; the text is one block to a cache (`cached`), which
+keeps the prompt.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
+from qspec.models.samplers.cached import Cache, check_cache, for_steps
 from qspec.models.samplers.common import (
     HEAD_VALUES,
     Canvas,
@@ -49,6 +51,7 @@ EPS = 1e-3
 @dataclass(frozen=True)
 class DreamSettings:
     """length: tokens to generate. steps: forwards. top_p 1 and top_k None keep every token.
+    cache: None computes every step in full, "prefix" keeps the prompt's keys and values of the first.
 
     alg "entropy" is what Dream's published evaluations use. Errors: UsageError for a value out of its range.
     """
@@ -61,6 +64,7 @@ class DreamSettings:
     alg: Alg = "entropy"
     alg_temp: float = 0.0
     seed: int = 0
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         check_positive(length=self.length, steps=self.steps)
@@ -74,6 +78,10 @@ class DreamSettings:
         if self.alg == "origin" and self.alg_temp:
             raise UsageError("alg_temp is set, and alg origin has no confidence", hint="leave alg_temp out")
         check_seed(self.seed)
+        check_cache(self.cache)
+        if self.cache == "dual":
+            what = "cache is dual, and nothing follows the text of the dream sampler"
+            raise UsageError(what, hint="prefix keeps the prompt")
 
     def shares(self) -> tuple[float, ...]:
         """1 - t_(i+1) / t_i of every step but the last, in float32 as published; 1 in the last."""
@@ -90,9 +98,10 @@ def fill(
 ) -> None:
     """Fills the canvas in place."""
     text = canvas.text
+    denoiser = for_steps(model, settings.cache, slice(canvas.prompt, canvas.ids.shape[1]))
     for index, share in enumerate(settings.shares()):
         masked = text == model.shape.mask_token
-        tokens, confidence = _predict(model, canvas, masked, settings, generator)
+        tokens, confidence = _predict(denoiser, canvas, masked, settings, generator)
         if settings.alg == "origin":
             chosen = masked & (_uniform(masked, generator) < share)
         else:

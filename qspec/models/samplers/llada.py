@@ -12,6 +12,8 @@ forward over the canvas; for each position of the block that is still a mask
 and the most confident positions of each row are committed; the rest stay masks. With guidance s > 0,
 l = un + (s + 1)(cond - un), where `un` are the logits with the prompt masked too (arXiv 2410.18514).
 
+With a cache the steps of a block after its first compute a part of the canvas alone (`cached`).
+
 Logits are needed for the current block only, and are turned to float32 before guidance and softmax whatever
 the model computes in: ties of 16-bit confidences break differently for a quantized model and its original.
 """
@@ -26,6 +28,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
+from qspec.models.samplers.cached import Cache, check_cache, for_steps
 from qspec.models.samplers.common import (
     Canvas,
     Denoiser,
@@ -44,6 +47,7 @@ Remasking = Literal["low_confidence", "random"]
 @dataclass(frozen=True)
 class SamplerSettings:
     """length: tokens to generate. steps: forwards in all. block: tokens of one block. cfg: guidance scale s.
+    cache: None computes every step in full.
 
     Errors: UsageError unless block divides length, the number of blocks divides steps, and steps <= length.
     """
@@ -55,6 +59,7 @@ class SamplerSettings:
     remasking: Remasking = "low_confidence"
     cfg: float = 0.0
     seed: int = 0
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         check_positive(length=self.length, steps=self.steps, block=self.block)
@@ -73,6 +78,7 @@ class SamplerSettings:
             raise UsageError(f"unknown remasking {self.remasking!r}", hint=hint)
         check_finite(temperature=self.temperature, cfg=self.cfg)
         check_seed(self.seed)
+        check_cache(self.cache)
 
     @property
     def blocks(self) -> int:
@@ -96,8 +102,10 @@ def fill(
     for first in range(0, settings.length, settings.block):
         window = slice(first, first + settings.block)
         block = canvas.text[:, window]  # a view: writing to it fills the canvas
+        place = slice(canvas.prompt + window.start, canvas.prompt + window.stop)
+        denoiser = for_steps(model, settings.cache, place)
         for count in settings.commits():
-            logits = _block_logits(model, canvas, window, settings.cfg)
+            logits = _block_logits(denoiser, canvas, place, settings.cfg)
             tokens = _choose(logits, settings.temperature, generator)
             confidence = _confidence(logits, tokens, settings.remasking, generator)
             chosen = most_confident(confidence.masked_fill(block != mask, -torch.inf), count)
@@ -114,16 +122,16 @@ def _spread(part: Tensor, window: slice, text: Tensor) -> Tensor:
     return whole
 
 
-def _block_logits(model: Denoiser, canvas: Canvas, window: slice, cfg: float) -> Tensor:
-    """float32 logits [b, block, vocab] of one block of the text, with guidance."""
+def _block_logits(model: Denoiser, canvas: Canvas, place: slice, cfg: float) -> Tensor:
+    """float32 logits [b, block, vocab] of one block, at `place` on the canvas, with guidance."""
     mask = canvas.attention_mask
     if cfg == 0:
         x = predicting(model, canvas.ids, mask)
-        return finite(model.finish(x[:, canvas.prompt :][:, window]).float())
+        return finite(model.finish(x[:, place]).float())
     unconditional = canvas.ids.clone()
     unconditional[:, : canvas.prompt] = model.shape.mask_token
     both = predicting(model, torch.cat((canvas.ids, unconditional)), None if mask is None else torch.cat((mask, mask)))
-    logits, unguided = model.finish(both[:, canvas.prompt :][:, window]).float().chunk(2)
+    logits, unguided = model.finish(both[:, place]).float().chunk(2)
     return finite(unguided + (cfg + 1) * (logits - unguided))
 
 
