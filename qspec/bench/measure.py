@@ -39,7 +39,7 @@ def run_bench(
     formats: Sequence[str], shapes: Sequence[Shape], tokens: Sequence[int], peers: bool, progress: Progress
 ) -> Bench:
     """Times every format, shape and number of tokens, and the peers of each. Raises MachineError without a GPU."""
-    _need_gpu()
+    need_gpu()
     cells, failed, known = [], {}, {}
     for fmt in formats:
         for channels, columns in shapes:
@@ -52,7 +52,7 @@ def run_bench(
                     where = (name, channels, columns, count)
                     if where not in known and name not in failed:
                         try:
-                            known[where] = graph_time(peer(channels, x, _count(channels * columns, floor=3)))
+                            known[where] = graph_time(peer(channels, x, cold_copies(channels * columns, floor=3)))
                         except Exception as error:  # a peer's failure is a line of the page, not ours
                             failed[name] = f"{type(error).__name__}: {error}"[:200]
                     if where in known:
@@ -69,7 +69,7 @@ def tune(
 
     workers: processes that compile beforehand. Raises MachineError without a GPU.
     """
-    _need_gpu()
+    need_gpu()
     import triton
     from triton.runtime.errors import OutOfResources
 
@@ -154,11 +154,11 @@ def _copies(fmt: str, channels: int, columns: int) -> list[PackedLinear]:
     scheme = FORMATS[fmt]
     weight = torch.randn(channels, columns, device="cuda")
     first = PackedLinear.from_quantized(numerics.quantize_weight(weight, scheme.weights), None, None, scheme)
-    more = range(_count(first.stored_bits() // 8) - 1)
+    more = range(cold_copies(first.stored_bits() // 8) - 1)
     return [first, *(replace(first, codes=first.codes.clone(), scale=first.scale.clone()) for _ in more)]
 
 
-def _count(weight_bytes: int, floor: int = 4) -> int:
+def cold_copies(weight_bytes: int, floor: int = 4) -> int:
     cache = torch.cuda.get_device_properties().L2_cache_size
     return max(floor, min(48, math.ceil(COLD * cache / weight_bytes)))
 
@@ -203,6 +203,6 @@ def _arithmetic() -> float:
     return 2 * size**3 / graph_time([lambda: torch.mm(a, b, out=out)] * 2) / 1e6
 
 
-def _need_gpu() -> None:
+def need_gpu() -> None:
     if not torch.cuda.is_available():
         raise MachineError("times need a CUDA GPU", hint="run this on a machine with one")

@@ -51,6 +51,8 @@ COLUMNS = 4096  # LLaDA-8B's width
 HOPPER = 90  # the compute capability for which some kernels have a second form
 MAX_STACK = 64  # bytes a thread: ptxas may spill a few registers to fit one more block on a multiprocessor
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
+LAYOUTS = re.compile(r"^(#\w+) = #ttg\.linear<\{.*\bwarp = \[((?:\[[\d, ]*\](?:, )?)*)\]", re.MULTILINE)
+REDUCED = re.compile(r"<\{axis = (\d+) : i32\}>.*?: \(tensor<[^>]*?, (#\w+)>", re.DOTALL)
 
 TYPES = {  # of the parameters whose type does not depend on the kernel
     "M": "i32",
@@ -104,7 +106,7 @@ def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024, columns: int 
     registers, stack = _resources(compiled.asm["cubin"])
     found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
     shared = int(compiled.metadata.shared)
-    problems = _problems(kernel, TARGETS[target], found, stack, shared)
+    problems = (*_problems(kernel, TARGETS[target], found, stack, shared), *misreduced(compiled.asm["ttgir"]))
     return AheadReport(kernel.name, target, found, registers, stack, shared, problems)
 
 
@@ -120,11 +122,27 @@ def _problems(kernel: Kernel, target: Target, found: tuple[str, ...], stack: int
     return tuple(problems)
 
 
+def misreduced(ttgir: str) -> tuple[str, ...]:
+    """Reductions that Triton 3.6 gets wrong, in sentences.
+
+    It numbers the warps that share a reduction as if they followed one another. In a layout that is a matrix product's,
+    reshaped, they need not: `warp = [[0, 2048], [1, 0], [0, 64]]` has the warps of axis 1 on both sides of axis 0's.
+    """
+    warps = {name: re.findall(r"\[([\d, ]+)\]", bases) for name, bases in LAYOUTS.findall(ttgir)}
+    problems = []
+    for axis, layout in REDUCED.findall(ttgir):
+        moves = [[int(step) for step in base.split(", ")] for base in warps.get(layout, ())]
+        along = [bool(base[int(axis)]) for base in moves if any(base)]
+        if "101" in re.sub(r"(\d)\1+", r"\1", "".join("01"[one] for one in along)):
+            problems.append(f"reduces axis {axis} over warps that do not follow one another: {layout}")
+    return tuple(problems)
+
+
 def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
     """The matrix instructions of which a kernel must have one; none where it multiplies nothing."""
     if isinstance(kernel, GemmKernel):
         return target.floats if kernel.activation_bits == 16 else target.integers
-    return target.floats if kernel.rotations else ()
+    return (*target.floats, WARP) if kernel.rotations else ()  # a row of 4096 has too few blocks for more
 
 
 def _columns(kernel: Kernel) -> int:

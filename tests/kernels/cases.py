@@ -237,20 +237,30 @@ def transformed(transform: InputTransform, x: Tensor) -> Tensor:
 
 
 def codes_that_differ(found: PreparedInput, expected: PreparedInput) -> float:
-    """Share of codes that are not equal; a difference of more than one fails."""
+    """Share of codes, counted from their zero points, that are not equal; a difference of more than one fails.
+
+    A zero point at a tie moves with all codes of its group: q - z, the rounded quotient, stays where it is.
+    """
     assert found.values.dtype == expected.values.dtype
-    difference = (found.values.cpu().int() - expected.values.cpu().int()).abs()
+    difference = (rounded_quotients(found) - rounded_quotients(expected)).abs()
     assert int(difference.max()) <= 1
-    return float((difference > 0).float().mean())
+    return float((difference > 0).double().mean())
+
+
+def rounded_quotients(prepared: PreparedInput) -> Tensor:
+    """q - z in float64, [M, K]."""
+    codes = prepared.values.double().cpu()
+    if prepared.zero is None:
+        return codes
+    zero = prepared.zero.T.double().cpu()
+    return codes - zero.repeat_interleave(codes.shape[1] // zero.shape[1], 1)
 
 
 def dequantized_input(prepared: PreparedInput) -> Tensor:
     """s (q - z) in float64."""
     assert prepared.scale is not None
-    scale = prepared.scale.T.double()
-    size = prepared.values.shape[1] // scale.shape[1]
-    zero = torch.zeros_like(scale) if prepared.zero is None else prepared.zero.T.double()
-    return (prepared.values.double() - zero.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
+    scale = prepared.scale.T.double().cpu()
+    return rounded_quotients(prepared) * scale.repeat_interleave(prepared.values.shape[1] // scale.shape[1], 1)
 
 
 def relative_error(found: Tensor, expected: Tensor | np.ndarray) -> float:
