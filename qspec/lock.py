@@ -85,15 +85,16 @@ class Lock:
             )
 
 
-def machine_kind(device: torch.device) -> str:
+def machine_kind(device: torch.device, threads: int | None = None) -> str:
     """What bit-identical results depend on: the GPU's name, or the CPU's architecture, vector instructions and threads.
 
-    Threads count because they split float sums; set OMP_NUM_THREADS to compare across machines.
+    Threads count because they split float sums; set OMP_NUM_THREADS to compare across machines. threads: those that
+    compute, where it is not all that torch has now.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"cpu {platform.machine()} {capability}, {torch.get_num_threads()} threads"
+    return f"cpu {platform.machine()} {capability}, {threads or torch.get_num_threads()} threads"
 
 
 def checkpoint_hashes(folder: Path) -> dict[str, str]:

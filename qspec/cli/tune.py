@@ -12,6 +12,7 @@ from qspec.errors import UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_products(parser)
+    parser.set_defaults(tokens="16,64,256,1024,4096,8192")  # the last is the bucket of `full_sequence`, for budgets
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that compile (default: the processor's cores)"
     )

@@ -60,6 +60,12 @@ def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, de
     return None if entry is None else dict(entry["options"])
 
 
+def microseconds(gpu: str, kernel: GemmKernel, channels: int, columns: int, tokens: int) -> float | None:
+    """The least measured time of this product on a GPU, whatever the version of Triton; None without an entry."""
+    start = key(kernel, channels, columns, tokens, "")
+    return min((entry["microseconds"] for name, entry in _table(gpu).items() if name.startswith(start)), default=None)
+
+
 @lru_cache(maxsize=8)
 def _table(gpu: str) -> dict[str, Any]:
     entries: dict[str, Any] = {}
@@ -73,7 +79,10 @@ def read(path: Path) -> dict[str, Any]:
     """The entries of a file. Raises InputError where it is none."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
-        return {name: {**entry, "options": dict(entry["options"])} for name, entry in entries.items()}
+        return {
+            name: {"options": dict(entry["options"]), "microseconds": float(entry["microseconds"])}
+            for name, entry in entries.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = "delete it, or run qspec tune again"
         raise InputError("not a table of tuned kernels", where=str(path), hint=hint) from error

@@ -26,7 +26,7 @@ from qspec.runtime import default_dtype, fill_block
 from qspec.search.direction import Directed
 from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial
 from qspec.search.losses import Loss, LossRows
-from qspec.search.rows import search_rows
+from qspec.search.rows import THREADS, search_rows
 from qspec.search.space import Choice, Space, Target, assigned, find_space
 
 NOISE = 0.05  # relative size of a noise probe: ||noise|| / ||W||
@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(self, inputs: Inputs) -> None:
         if inputs.device.type == "cpu":
-            torch.set_num_threads(1)
+            torch.set_num_threads(THREADS)
         self.inputs = inputs
         self.space: Space = find_space(inputs.plan)
         self.device = inputs.device

@@ -7,12 +7,12 @@ plan's own sum: bits for "bits", "bytes" and "memory", nanoseconds for "time".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, floor
 
 from qspec.language.spec import BUDGET_UNITS, REGIMES, Budget
-from qspec.latency import linear_time
+from qspec.latency import REFERENCE, Product, pass_time, product
 from qspec.plan import ModulePlan, stored_bits, tensor_bits
 from qspec.search.space import Layout, Space
 
@@ -21,13 +21,17 @@ DIGITS = 4  # of a cost that is shown
 
 @dataclass(frozen=True)
 class Limit:
-    """costs: for each unit, of each option. fixed: what every layout costs beside. most: what a layout may cost."""
+    """costs: for each unit, of each option. fixed: what every layout costs beside. most: what a layout may cost.
+
+    products: of a time, every distinct product that it may sum, and whether it was measured.
+    """
 
     budget: Budget
     costs: tuple[tuple[int, ...], ...]
     fixed: int
     most: int
     per_unit: Fraction  # the smallest unit's worth in the budget's own: of bits 1 / block weights
+    products: tuple[Product, ...] = ()
 
     def cost(self, layout: Layout) -> int:
         return self.fixed + sum(row[index] for row, index in zip(self.costs, layout, strict=True))
@@ -45,12 +49,12 @@ class Limit:
         return f"{whole}.{rest:0{DIGITS}} {self.budget.unit}"
 
 
-def find_limits(space: Space, budgets: Sequence[Budget]) -> tuple[Limit, ...]:
-    """A limit for each budget."""
-    return tuple(_limit(space, budget) for budget in budgets)
+def find_limits(space: Space, budgets: Sequence[Budget], gpu: str = REFERENCE) -> tuple[Limit, ...]:
+    """A limit for each budget. gpu: the one whose times count."""
+    return tuple(_limit(space, budget, gpu) for budget in budgets)
 
 
-def _limit(space: Space, budget: Budget) -> Limit:
+def _limit(space: Space, budget: Budget, gpu: str) -> Limit:
     plan = space.plan
     amount = Fraction(budget.amount) * BUDGET_UNITS[budget.unit][1]
     scale = BUDGET_UNITS[budget.unit][1]
@@ -65,13 +69,10 @@ def _limit(space: Space, budget: Budget) -> Limit:
             return _whole_bytes(space, budget, floor(amount), beside, Fraction(1, 8 * scale))
     assert budget.regime is not None
     tokens = REGIMES[budget.regime][1]
-    most = floor(amount * 1000)
-    return _additive(space, budget, lambda own: pass_time(own, tokens), 0, most, Fraction(1, 1000 * scale))
-
-
-def pass_time(modules: Iterable[ModulePlan], tokens: int) -> int:
-    """Nanoseconds of these linears in one forward pass."""
-    return sum(linear_time(module, tokens) for module in modules)
+    most, per_unit = floor(amount * 1000), Fraction(1, 1000 * scale)
+    times = _additive(space, budget, lambda own: pass_time(own, tokens, gpu), 0, most, per_unit)
+    modules = (m for unit in space.units for option in unit.options for m in option.modules)
+    return replace(times, products=tuple(dict.fromkeys(product(m, tokens, gpu) for m in modules)))
 
 
 def _whole_bytes(space: Space, budget: Budget, most: int, beside: int, per_unit: Fraction) -> Limit:

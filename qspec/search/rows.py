@@ -18,8 +18,11 @@ from qspec.evaluate.forward import MaskedRow
 from qspec.evaluate.nelbo import masked_rows
 from qspec.language.printer import spec_data
 from qspec.language.spec import Search, TaskRequest
+from qspec.lock import machine_kind
 from qspec.runtime import load_tokenizer
 from qspec.search.losses import Measure
+
+THREADS = 1  # of a job on a CPU: its sums are the same however many jobs run side by side
 
 
 def search_rows(inputs: Inputs) -> tuple[list[MaskedRow], Measure]:
@@ -74,7 +77,7 @@ def facts(inputs: Inputs, rows: Sequence[MaskedRow], measure: Measure) -> dict[s
         "model": content["model"]["files"],
         "calibration": content["calibration"],
         "packages": content["packages"],
-        "machine": content["machine"],
+        "machine": machine_kind(inputs.device, THREADS),
         "passes": [(use.text) for use in inputs.spec.passes],
         "rows": digest.hexdigest(),
         "measure": measure,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from qspec.errors import InputError, UsageError
 from qspec.files import remove_unfinished, write_whole
 from qspec.language.budgets import parse_budgets
 from qspec.language.spec import Budget, Search
+from qspec.latency import basis, timed_gpu
 from qspec.progress import Progress, Quiet
 from qspec.search.allocate import allocate
 from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial, key_of
@@ -115,9 +116,12 @@ def search(
         raise UsageError("no budget is given", hint='add --budget "4.25 bits", or a `budget` to the `search` block')
     names = [(text, f"{inputs.spec.name}_{_file(text)}.qs") for text in sweep]
     goals = [(budgets, path), *((parse_budgets(text), folder / "sweep" / file) for text, file in names)]
-    limits = [find_limits(space, own) for own, _ in goals]
+    limits = [find_limits(space, own, timed_gpu(inputs.device)) for own, _ in goals]
     for own in limits:
         allocate([[0.0] * len(unit.options) for unit in space.units], own)  # before any long work
+        for limit in own:
+            if limit.products:
+                progress.note(f"{limit.budget}: {basis(limit.products)}")
     store = Store(folder / "results")
     if resume and not len(store):
         raise InputError("there is no earlier search to resume", where=str(store.folder), hint="leave --resume out")
@@ -286,8 +290,10 @@ def _comments(outcome: Outcome, found: Found) -> tuple[str, ...]:
     name = search.loss if search.loss != "task" else f"loss on {search.task}"
     measured = "" if found.loss is None else f", measured {found.loss:.4g} ({len(found.measured)} layouts)"
     where = f"the stand-in {outcome.model}" if outcome.standin else outcome.model
+    times = tuple(f"Times of {limit.budget}: {basis(limit.products)}." for limit in found.limits if limit.products)
     return (
         f"Found by `qspec search` from {spec.name}: {costs}.",
+        *times,
         f"On {where}, seed {search.seed}: {name} predicted {found.predicted:.4g}{measured}.",
     )
 
@@ -306,6 +312,7 @@ def evidence(outcome: Outcome, found: Found) -> dict[str, Any]:
             {"budget": str(o.budget), "found": o.shown(o.cost(found.layout)), "least": o.shown(o.least)}
             for o in found.limits
         ],
+        "products": [asdict(one) for limit in found.limits for one in limit.products],
         "predicted": found.predicted,
         "measured": found.loss,
         "layout": dict(trial(outcome.space, found.layout).schemes),

@@ -42,9 +42,16 @@ def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytes
     assert tuned.options_for(W4A4, 256, 512, 16, torch.device("cpu")) is None
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {"other": {"options": {}, "microseconds": 1.0}})
     assert set(tuned.read(tuned.own_file("Test GPU"))) == {key, "other"}
+    older = {tuned.key(W4A4, 256, 512, 5, "3.0"): {"options": options, "microseconds": 3.25}}
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", older)
+    assert tuned.microseconds("Test GPU", W4A4, 256, 512, 16) == 3.25
+    assert tuned.microseconds("Test GPU", W4A4, 256, 1024, 16) is None
+    assert tuned.microseconds("Other GPU", W4A4, 256, 512, 16) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"entries": {"k": {}}}', '{"entries": {"k": {"options": 3}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", *(f'{{"entries": {{"k": {one}}}}}' for one in ("{}", '{"options": 3}', '{"options": {}}'))]
+)
 def test_a_file_that_is_no_table_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     path.write_text(text)

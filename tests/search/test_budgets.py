@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
+from qspec.kernels import tuned
 from qspec.language.budgets import parse_budgets
+from qspec.latency import basis
 from qspec.plan import Plan
 from qspec.search.allocate import Infeasible, allocate
 from qspec.search.limits import find_limits
@@ -100,14 +103,30 @@ def test_memory_counts_the_largest_pass() -> None:
 
 
 def test_times_add_up_by_hand() -> None:
-    """One block of tiny-llada in W8A16 at 64 tokens: every linear waits for memory."""
+    """One block of tiny-llada in W8A16 at 64 tokens, nothing measured: every linear waits for memory."""
     space = space_of("offer w8 on blocks[*].*", ["w8"], layers=1)
     (limit,) = find_limits(space, parse_budgets("1 ms for block_decode"))
     expected = 0
     for rows, columns in [(256, 256)] * 4 + [(768, 256)] * 2 + [(256, 768)]:
         moved = rows * columns + 4 * rows + 64 * 2 * (rows + columns)
-        expected += 2000 + -(-moved // 4300)
+        expected += 2000 + -(-moved // 3000)
     assert limit.cost((0,) * 4) == expected
+    assert not any(one.measured for one in limit.products)
+
+
+def test_times_are_those_of_the_table_where_it_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """W8A8 at 64 tokens: one row kernel for q, k and v, and for gate and up; products of 256 x 256 were measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    space = space_of("offer w8 on blocks[*].*", ["w8"], layers=1, activations="int8 per token symmetric")
+    kernels = space.units[0].options[0].modules[0].kernels
+    assert kernels is not None
+    entry = {tuned.key(kernels.gemm, 256, 256, 64, "3.6.0"): {"options": {}, "microseconds": 7.25}}
+    tuned.write(tuned.own_file("NVIDIA H200"), "NVIDIA H200", entry)
+    (limit,) = find_limits(space, parse_budgets("1 ms for block_decode"), "NVIDIA H200")
+    rows = sum(2000 + -(-64 * columns * 3 // 4300) for columns in (256, 256, 256, 768))
+    limits = sum(2000 + -(-(n * k + 4 * n + 64 * (k + 2 * n)) // 4300) for n, k in [(768, 256), (768, 256), (256, 768)])
+    assert limit.cost((0,) * 4) == 4 * 7250 + rows + limits
+    assert basis(limit.products).startswith("1 of 3 products as measured on NVIDIA H200, the rest")
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMES))

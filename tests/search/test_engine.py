@@ -13,7 +13,7 @@ from qspec.compiler import gather
 from qspec.models.decoder import Decoder
 from qspec.search.engine import Engine
 from qspec.search.jobs import Errors, Fisher, Noise, Probe, Trial
-from qspec.search.rows import search_rows
+from qspec.search.rows import facts, search_rows
 from qspec.search.space import Target
 from tests.search.conftest import Mini, search_recipe
 
@@ -124,6 +124,17 @@ def test_a_result_does_not_depend_on_the_jobs_before(searched: Path) -> None:
     forwards = [first.run(job) for job in jobs]
     backwards = [second.run(job) for job in reversed(jobs)]
     assert forwards == backwards[::-1]
+
+
+def test_what_is_kept_is_found_whatever_the_threads_of_the_caller(searched: Path) -> None:
+    """Jobs compute in one thread each."""
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        inputs = gather(searched, device="cpu", evaluate=False)
+        found.append(facts(inputs, *search_rows(inputs)))
+    torch.set_num_threads(before)
+    assert found[0] == found[1]
 
 
 def test_buckets_average_to_the_mean(rounding: Engine) -> None:
