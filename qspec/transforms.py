@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InputTransform:
     """rotations: one or two float16 [block, block]; permutation: int32 [in] (None with one rotation).
 

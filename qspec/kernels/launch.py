@@ -59,7 +59,7 @@ def prepare(
         arguments |= {"gain": given.gain, "eps": given.eps}
     elif isinstance(given, Gated):
         arguments |= _alike(rows, _rows(given.up))
-    results = _outputs(row, rows)
+    results = outputs(row, rows)
     if rows.shape[0]:
         library.module(row).run(**arguments, **results)
     values = results["out"] if row.bits == 16 else results["codes"]
@@ -79,8 +79,8 @@ def _alike(x: Tensor, up: Tensor) -> dict[str, Tensor | float]:
     return {"x": x, "up": up.to(x.dtype)}
 
 
-def _outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
-    """What the row kernel fills, by parameter."""
+def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
+    """What the row kernel fills for X [M, K], by parameter: floats, or codes, scales and zero points."""
     if row.bits == 16:
         return {"out": torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)}
     scales = ((rows.shape[1] // row.group) if row.group else 1, rows.shape[0])

@@ -20,7 +20,7 @@ from qspec.kernels.generate import library
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
-from qspec.models.inputs import LayerInput, width_of
+from qspec.models.inputs import Gated, LayerInput, Normed, width_of
 
 Execution = Literal["reference", "triton"]
 
@@ -48,7 +48,9 @@ class QuantLinear(nn.Module):
         self.kernel_folder = kernel_folder
         for name in ("codes", "scale", "zero", "bias"):
             self.register_buffer(name, getattr(packed, name))
-        self._kernel_text = ops.text_of(packed.kernels.gemm)
+        self._gemm_text = ops.text_of(packed.kernels.gemm)
+        self._row_text = ops.text_of(packed.kernels.row) if packed.kernels.row else ""
+        self._folder_text = None if kernel_folder is None else str(kernel_folder)
         self._weight: ReferenceWeight | None = None
         self._placed: PlacedTransform | None = None
 
@@ -65,15 +67,17 @@ class QuantLinear(nn.Module):
     @property
     def input_key(self) -> tuple[object, ...]:
         """Equal for linears that prepare an input identically: one row kernel, one transform."""
-        return (self.kernels.row, id(self.transform))
+        return (self.kernels.row, self.transform)
 
     def prepare(self, given: LayerInput) -> PreparedInput:
         """x [..., in], or what it is computed of -> codes and scales, or transformed floats."""
         self._check_width(width_of(given))
+        if self.execution == "triton" and self.transform is not None and self._placed is None:
+            self._placed = PlacedTransform.of(self.transform, self.codes.device)
+        if torch.compiler.is_compiling() and self.kernels.row is not None:
+            return self._prepare_operator(given)
         if self.execution == "reference":
             return reference.prepare(self.kernels.row, self.transform, given)
-        if self.transform is not None and self._placed is None:
-            self._placed = PlacedTransform.of(self.transform, self.codes.device)
         with torch.cuda.device(self.codes.device):
             return launch.prepare(library(self.kernel_folder), self.kernels.row, self._placed, given)
 
@@ -81,7 +85,7 @@ class QuantLinear(nn.Module):
         """Y [..., out] in the dtype of the x that was prepared."""
         self._check_width(prepared.values.shape[-1])
         if torch.compiler.is_compiling():
-            return self._operator(prepared)
+            return self._multiply_operator(prepared)
         if self.execution == "reference":
             if self._weight is None:
                 self._weight = ReferenceWeight.of(self.packed())
@@ -89,8 +93,25 @@ class QuantLinear(nn.Module):
         with torch.cuda.device(self.codes.device):
             return launch.multiply(library(self.kernel_folder), self.packed(), prepared)
 
-    def _operator(self, prepared: PreparedInput) -> Tensor:
-        """The same as one node of a compiled graph."""
+    def _prepare_operator(self, given: LayerInput) -> PreparedInput:
+        """`prepare` as one node of a compiled graph."""
+        x = given if isinstance(given, Tensor) else given.x
+        transform = self.transform if self._placed is None else self._placed
+        values, *scales = ops.prepare(
+            x,
+            given.up if isinstance(given, Gated) else None,
+            given.gain if isinstance(given, Normed) else None,
+            given.eps if isinstance(given, Normed) else 0.0,
+            list(transform.rotations) if transform else [],
+            transform.permutation if transform else None,
+            self._row_text,
+            self._folder_text,
+        )
+        scale, zero = (*scales, None, None)[:2]
+        return PreparedInput(values, scale, zero, x.shape, x.dtype)
+
+    def _multiply_operator(self, prepared: PreparedInput) -> Tensor:
+        """`multiply` as one node of a compiled graph."""
         y: Tensor = ops.multiply(
             prepared.values,
             prepared.scale,
@@ -101,8 +122,8 @@ class QuantLinear(nn.Module):
             self.bias,
             self.out_features,
             prepared.dtype,
-            self._kernel_text,
-            None if self.kernel_folder is None else str(self.kernel_folder),
+            self._gemm_text,
+            self._folder_text,
         )
         return y.reshape(*prepared.shape[:-1], self.out_features)
 

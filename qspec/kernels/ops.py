@@ -1,7 +1,7 @@
-"""The quantized product as a torch operator, so that torch.compile takes it as one node instead of tracing into it.
+"""A quantized linear as torch operators, so that torch.compile takes them as nodes instead of tracing into them.
 
-`qspec::multiply` computes what `launch.multiply` computes on CUDA and `reference.multiply` on a CPU. A kernel and its
-folder travel as text: operators take tensors and plain values.
+`qspec::prepare` and `qspec::multiply` compute what `launch` has under these names on CUDA, and `reference` on a CPU.
+Kernels and their folder travel as text: operators take tensors and plain values.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec.catalog import GemmKernel, LayerKernels
+from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.kernels import launch, reference
 from qspec.kernels.generate import library
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.models.inputs import Gated, LayerInput, Normed
+from qspec.transforms import InputTransform
 
 
-def text_of(kernel: GemmKernel) -> str:
+def text_of(kernel: GemmKernel | RowKernel) -> str:
     """A kernel as the operator takes it."""
     return json.dumps(asdict(kernel))
 
@@ -30,6 +32,47 @@ def text_of(kernel: GemmKernel) -> str:
 @lru_cache(maxsize=256)
 def _kernels(text: str) -> LayerKernels:
     return LayerKernels(None, GemmKernel(**json.loads(text)))
+
+
+@lru_cache(maxsize=256)
+def _row(text: str) -> RowKernel:
+    fields = json.loads(text)
+    return RowKernel(**fields | {"rotations": tuple(fields["rotations"])})
+
+
+@torch.library.custom_op("qspec::prepare", mutates_args=())
+def prepare(
+    x: Tensor,
+    up: Tensor | None,
+    gain: Tensor | None,
+    eps: float,
+    rotations: list[Tensor],
+    permutation: Tensor | None,
+    kernel: str,
+    folder: str | None,
+) -> list[Tensor]:
+    """Codes, scales and zero points, or transformed floats, of what x is with `up` or `gain` (`models.inputs`).
+
+    rotations, permutation: as `launch.PlacedTransform` has them on CUDA, as `InputTransform` on a CPU. kernel: of
+    `text_of`. Results that a symmetric kernel or one without codes does not have are not in the list.
+    """
+    given: LayerInput = x if up is None else Gated(x, up)
+    if gain is not None:
+        given = Normed(x, gain, eps)
+    row = _row(kernel)
+    if x.device.type == "cpu":
+        transform = InputTransform(tuple(rotations), permutation) if rotations else None
+        prepared = reference.prepare(row, transform, given)
+    else:
+        placed = launch.PlacedTransform(tuple(rotations), permutation) if rotations else None
+        with torch.cuda.device(x.device):
+            prepared = launch.prepare(library(None if folder is None else Path(folder)), row, placed, given)
+    return [part for part in (prepared.values, prepared.scale, prepared.zero) if part is not None]
+
+
+@prepare.register_fake
+def _prepared_shapes(x: Tensor, *others: Any) -> list[Tensor]:
+    return list(launch.outputs(_row(others[5]), x.reshape(-1, x.shape[-1])).values())
 
 
 @torch.library.custom_op("qspec::multiply", mutates_args=())
@@ -56,6 +99,6 @@ def multiply(
 
 
 @multiply.register_fake
-def _shape(values: Tensor, *others: Any) -> Tensor:
+def _product_shape(values: Tensor, *others: Any) -> Tensor:
     channels, dtype = others[6:8]
     return values.new_empty(values.shape[0], channels, dtype=dtype)

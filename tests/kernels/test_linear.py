@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from qspec.kernels import reference
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import ReferenceWeight
+from qspec.models.inputs import Gated, Normed
 from tests.kernels.cases import Format, random_input, random_linear, random_transform, relative_error
 
 
@@ -115,3 +117,30 @@ def test_torch_compile_takes_the_product_as_one_node(fmt: Format) -> None:
     found = torch.compile(linear.multiply, backend=record, fullgraph=True)(prepared)
     assert nodes.count("qspec.multiply.default") == 1
     assert torch.equal(found, linear.multiply(prepared))
+
+
+@pytest.mark.parametrize("rotations", [(), (32, 32)])
+@pytest.mark.parametrize("a_symmetric", [True, False])
+@pytest.mark.parametrize("source", ["plain", "rmsnorm", "silu_mul"])
+def test_torch_compile_takes_the_input_as_one_node(source: str, a_symmetric: bool, rotations: tuple[int, ...]) -> None:
+    """One graph for linears with transforms of their own, whatever their inputs are computed of."""
+    fmt, rows = Format(a_bits=8, a_symmetric=a_symmetric), random_input(6, 64, 2).reshape(2, 3, 64)
+    given = {"plain": rows, "rmsnorm": Normed(rows, torch.rand(64), 1e-5), "silu_mul": Gated(rows, rows.flip(0))}[
+        source
+    ]
+    nodes: list[str] = []
+
+    def record(module: torch.fx.GraphModule, _: object) -> object:
+        nodes.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+        return module.forward
+
+    torch.compiler.reset()
+    for seed in (0, 1):
+        packed = random_linear(fmt, 24, 64, seed, transform=random_transform(rotations, 64, seed))
+        linear = QuantLinear(
+            replace(packed, kernels=replace(packed.kernels, row=replace(packed.kernels.row, source=source)))
+        )
+        expected = linear(given)
+        linear.compile(backend=record, fullgraph=True)
+        assert torch.equal(linear(given), expected)
+    assert nodes.count("qspec.prepare.default") == nodes.count("qspec.multiply.default") == 1
