@@ -107,6 +107,11 @@ def tune(
 
 def graph_time(calls: Calls, replays: int = REPLAYS) -> float:
     """Microseconds of a call: the median over replays of a CUDA graph that makes each call once."""
+    return replay_time(captured(calls), replays) / len(calls)
+
+
+def captured(calls: Calls) -> torch.cuda.CUDAGraph:
+    """A CUDA graph that makes each call once; each was made once before."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -117,6 +122,11 @@ def graph_time(calls: Calls, replays: int = REPLAYS) -> float:
         with torch.cuda.graph(graph, stream=stream):
             for call in calls:
                 call()
+    return graph
+
+
+def replay_time(graph: torch.cuda.CUDAGraph, replays: int = REPLAYS) -> float:
+    """Microseconds of a graph: the median over replays."""
     times = []
     for _ in range(replays + 2):  # the first two warm up
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -124,7 +134,7 @@ def graph_time(calls: Calls, replays: int = REPLAYS) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / len(calls))
+        times.append(begin.elapsed_time(end) * 1e3)
     return float(statistics.median(times[2:]))
 
 

@@ -17,7 +17,6 @@ from qspec.report.svg import Svg
 HEIGHT, WIDTH, LEFT, TOP = 150.0, 150.0, 30.0, 30.0  # of one shape's curves
 CURVES = 4  # line colours
 DOTS = ("f-quant", "f-third", "f-high", "f-base")
-START, END = "<!-- bench -->", "<!-- /bench -->"
 
 
 def write_bench(bench: Bench, folder: Path) -> None:
@@ -28,14 +27,14 @@ def write_bench(bench: Bench, folder: Path) -> None:
     write_whole(folder / "roofline.svg", roofline(bench).standalone(asset("palette.css")))
 
 
-def fill(document: Path, bench: Bench) -> None:
-    """Puts the tables between a document's two marks. Raises InputError where it has none."""
-    text = document.read_text(encoding="utf-8")
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise InputError(f"no {START} .. {END} to write between", where=str(document))
-    write_whole(document, f"{before}{START}\n\n{markdown(bench)}\n{END}{after}")
+def fill(document: Path, mark: str, text: str) -> None:
+    """Puts a text between a document's `<!-- mark -->` and `<!-- /mark -->`. Raises InputError where it has none."""
+    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, first, rest = document.read_text(encoding="utf-8").partition(start)
+    _, last, after = rest.partition(end)
+    if not (first and last):
+        raise InputError(f"no {start} .. {end} to write between", where=str(document))
+    write_whole(document, f"{before}{start}\n\n{text}\n{end}{after}")
 
 
 def markdown(bench: Bench) -> str:

@@ -1,8 +1,12 @@
-"""`qspec bench`: what the matrix products take on this GPU, beside cuBLAS, the GPU's limits and other packages."""
+"""`qspec bench`: what the matrix products take on this GPU, beside cuBLAS, the GPU's limits and other packages.
+
+`qspec bench --step`: what a whole denoising step takes, beside the same model in bf16.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +16,21 @@ from qspec.errors import UsageError
 FORMATS = ("w4a16_g128", "w4a4", "w4a8", "w8a8")
 SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 MODELS = ("llada", "dream")
+TOKENS, STEP_TOKENS = "1,16,64,256,1024,4096", "32,1024"  # of products, of steps
+RECIPES = ("rtn_w8a8", "rtn_w4a4", "duquant_w4a4", "gptq_w4a16")  # in recipes/paper: of both families
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_products(parser)
+    parser.add_argument(
+        "--step",
+        nargs="*",
+        metavar="RECIPE",
+        help="time denoising steps of whole models under these recipes instead (none given: W8A8, W4A4, rotated W4A4 "
+        f"and W4A16 of recipes/paper); --shape names models, and --tokens (default {STEP_TOKENS}) what a step computes "
+        "of a canvas of 1024 tokens, the others kept by a dual cache",
+    )
+    parser.add_argument("--compile", action="store_true", help="with --step: also under torch.compile")
     parser.add_argument("--no-peers", action="store_true", help="time only qspec's kernels")
     parser.add_argument(
         "--results", action="append", metavar="FILE", help="show these bench.json of earlier runs instead of measuring"
@@ -35,14 +50,19 @@ def add_products(parser: argparse.ArgumentParser) -> None:
         metavar="NxK|MODEL",
         help=f"output x input channels, or the merged linears of {' or '.join(MODELS)} (default: llada)",
     )
-    parser.add_argument(
-        "--tokens", metavar="LIST", default="1,16,64,256,1024,4096", help="numbers of tokens (default: %(default)s)"
-    )
+    parser.add_argument("--tokens", metavar="LIST", help=f"numbers of tokens (default: {TOKENS})")
+
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def run(args: argparse.Namespace) -> int:
-    shapes, tokens = shapes_of(args.shape or ["llada"]), tokens_of(args.tokens)
+    return _products(args) if args.step is None else _steps(args)
+
+
+def _products(args: argparse.Namespace) -> int:
+    if args.compile:
+        raise UsageError("--compile belongs to --step")
+    shapes, tokens = shapes_of(args.shape or ["llada"]), tokens_of(args.tokens or TOKENS)
 
     from qspec.bench import run_bench, write_bench
     from qspec.bench.data import read
@@ -58,9 +78,39 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out)
     write_bench(bench, folder)
     if args.document:
-        fill(Path(args.document), bench)
+        fill(Path(args.document), "bench", markdown(bench))
     print(markdown(bench))
     print(f"bench: {folder / 'bench.md'}")
+    return 0
+
+
+def _steps(args: argparse.Namespace) -> int:
+    models, tokens = args.shape or ["llada"], tokens_of(args.tokens or STEP_TOKENS)
+    if args.format or not set(models) <= set(MODELS):
+        raise UsageError("--step takes recipes and whole models", hint=f"--shape {' or '.join(MODELS)}, no --format")
+
+    from qspec import resources
+    from qspec.bench.render import fill
+    from qspec.bench.step_data import markdown, read
+    from qspec.cli.terminal import Terminal
+    from qspec.files import write_whole
+    from qspec.progress import Quiet
+
+    if args.results:
+        steps = read([Path(file) for file in args.results])
+    else:
+        from qspec.bench.step import run_steps
+
+        recipes = [Path(file) for file in args.step] or [resources.recipes() / "paper" / f"{n}.qs" for n in RECIPES]
+        compiled = (False, True) if args.compile else (False,)
+        steps = run_steps(recipes, models, tokens, compiled, Quiet() if args.quiet else Terminal())
+    folder, text = Path(args.out), markdown(steps)
+    write_whole(folder / "step.json", json.dumps(steps.as_json(), indent=1) + "\n")
+    write_whole(folder / "step.md", text)
+    if args.document:
+        fill(Path(args.document), "step", text)
+    print(text)
+    print(f"step: {folder / 'step.md'}")
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from qspec.cli.bench import FORMATS, add_products, shapes_of, tokens_of
+from qspec.cli.bench import FORMATS, TOKENS, add_products, shapes_of, tokens_of
 from qspec.errors import UsageError
 
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    shapes, tokens = shapes_of(args.shape or ["llada"]), tokens_of(args.tokens)
+    shapes, tokens = shapes_of(args.shape or ["llada"]), tokens_of(args.tokens or TOKENS)
     workers = os.cpu_count() or 1 if args.workers is None else args.workers
     if workers < 1:
         raise UsageError("--workers is a number above 0")

@@ -1,0 +1,144 @@
+"""What whole denoising steps take: frozen values, the arithmetic on them, their file and their table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from qspec.errors import InputError
+from qspec.models.dream import DREAM
+from qspec.models.family import DecoderShape, Family
+from qspec.models.llada import LLADA
+
+KINDS = ("products", "row kernels", "attention", "rest")  # of GPU kernels, by what they do
+OURS = (("gemm_", "products"), ("row_", "row kernels"), ("triton_", "rest"))  # how generated kernels' names begin
+ATTENTION = re.compile(r"flash|fmha|attention|sdpa", re.IGNORECASE)
+PRODUCT = re.compile(r"gemm|nvjet|cutlass|xmma|splitK", re.IGNORECASE)
+MODELS: Mapping[str, tuple[Family, DecoderShape]] = {  # LLaDA-8B, Dream-7B
+    "llada": (
+        LLADA,
+        DecoderShape(
+            layers=32, width=4096, heads=32, kv_heads=32, head_width=128, ffn=12288, vocab=126464, max_length=4096,
+            norm_eps=1e-5, rope_theta=5e5, qkv_bias=False, bias=False, tied=False, shift=False, sampler="llada",
+            mask_token=126336, eos_token=126081, pad_token=126081,
+        ),
+    ),
+    "dream": (
+        DREAM,
+        DecoderShape(
+            layers=28, width=3584, heads=28, kv_heads=4, head_width=128, ffn=18944, vocab=152064, max_length=131072,
+            norm_eps=1e-6, rope_theta=1e6, qkv_bias=True, bias=False, tied=False, shift=True, sampler="dream",
+            mask_token=151666, eos_token=151643, pad_token=151643,
+        ),
+    ),
+}  # fmt: skip
+
+
+def kind_of(kernel: str) -> str:
+    """What a GPU kernel does, by its name."""
+    for start, kind in OURS:
+        if kernel.startswith(start):
+            return kind
+    if ATTENTION.search(kernel):
+        return "attention"
+    return "products" if PRODUCT.search(kernel) else "rest"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One step of one model.
+
+    parts: milliseconds of its GPU kernels by kind. With programs that start before the kernel ahead of them has ended
+    they may add up to more than the step, and to less where none runs. kernels: how many run.
+    """
+
+    milliseconds: float
+    parts: Mapping[str, float]
+    kernels: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A denoising step of a model as a recipe compiles it, and of the model in bf16, treated alike.
+
+    tokens: that it computes, of a canvas of `canvas` tokens; fewer where a cache keeps the others. compiled: whether
+    the blocks went through torch.compile.
+    """
+
+    model: str
+    recipe: str
+    tokens: int
+    canvas: int
+    compiled: bool
+    ours: Measured
+    base: Measured
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than in bf16."""
+        return self.base.milliseconds / self.ours.milliseconds
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One run. environment: versions and names."""
+
+    environment: Mapping[str, str]
+    steps: tuple[Step, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """Everything measured, and the ratios."""
+        return {**asdict(self), "steps": [{**asdict(step), "ratio": round(step.ratio, 3)} for step in self.steps]}
+
+
+def read(paths: Sequence[Path]) -> Steps:
+    """The runs of one GPU as one, from their step.json. Raises InputError where a file is none."""
+    runs = [_read(path) for path in paths]
+    for path, run in zip(paths, runs, strict=True):
+        if run.environment["gpu"] != runs[0].environment["gpu"]:
+            raise InputError("runs on different GPUs do not make one table", where=str(path))
+    return replace(runs[0], steps=tuple(step for run in runs for step in run.steps))
+
+
+def _read(path: Path) -> Steps:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Steps(data["environment"], tuple(_step(step) for step in data["steps"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "qspec bench --step writes one"
+        raise InputError("not a benchmark's step.json", where=str(path), hint=hint) from error
+
+
+def _step(data: dict[str, Any]) -> Step:
+    plain = {field.name: data[field.name] for field in fields(Step)}
+    return Step(**plain | {name: Measured(**data[name]) for name in ("ours", "base")})
+
+
+def markdown(run: Steps) -> str:
+    """One table for each model: milliseconds, the ratio, and where they go; of both models, ours first."""
+    lines = [
+        f"{run.environment['gpu']}, " + ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton")),
+        "Milliseconds of one step, medians of CUDA graphs: the model as the recipe compiles it / the same in bf16.",
+    ]
+    for model in dict.fromkeys(step.model for step in run.steps):
+        head = ["recipe", "tokens", "torch.compile", "ms", "times faster", *KINDS, "GPU kernels"]
+        lines += ["", f"**{model}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        lines += [f"| {' | '.join(_row(step))} |" for step in run.steps if step.model == model]
+    return "\n".join(lines) + "\n"
+
+
+def _row(step: Step) -> list[str]:
+    ours, base = step.ours, step.base
+    return [
+        step.recipe,
+        f"{step.tokens} of {step.canvas}",
+        "yes" if step.compiled else "no",
+        f"{ours.milliseconds:.2f} / {base.milliseconds:.2f}",
+        f"{step.ratio:.2f}",
+        *(f"{ours.parts.get(kind, 0.0):.2f} / {base.parts.get(kind, 0.0):.2f}" for kind in KINDS),
+        f"{ours.kernels} / {base.kernels}",
+    ]
