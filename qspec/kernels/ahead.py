@@ -170,6 +170,7 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
         options = module.hopper_tiles(tokens, COLUMNS, columns)
         types |= _second_types(module, second, options)
         fixed = dict(options)
+        options["maxnreg"] = module.registers(options)
     else:
         known = {"tokens": tokens, "columns": columns}
         wanted = inspect.signature(module.tiles).parameters
@@ -184,7 +185,8 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
                 options.pop(name, None)
         else:
             signature[name] = _type(kernel, name, types)
-            if name not in ("M", "eps") and not name.endswith("_desc"):  # M: compiled once for every number of tokens
+            # M and the units that follow from it: compiled once for every number of tokens
+            if name not in ("M", "units", "eps") and not name.endswith("_desc"):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     options["enable_fp_fusion"] = isinstance(kernel, GemmKernel) and kernel.activation_bits == 16
     source = (GluonASTSource if second else ASTSource)(function, signature, constants, attributes)
@@ -199,11 +201,13 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
     values = {
         "x_desc": ("bf16", 16) if floating else ("i8", 8),
         "w_desc": ("u8" if kernel.weight_bits < 8 else "i8", 8),
+        "scale_desc": ("fp16", 16),
+        "out_desc": ("bf16", 16),
     }
-    types = {"parts": "*fp32" if floating else "*i32", "arrived": "*i32", "K": "i32"}
-    for name, box in module.boxes(options).items():
+    types = {"parts": "*fp32" if floating else "*i32", "arrived": "*i32", "K": "i32", "units": "i32"}
+    for name, (swizzle, box) in module.boxes(options, 2).items():
         value, bits = values[name]
-        layout = NVMMASharedLayout(box[2] * bits // 8, bits, rank=3)
+        layout = NVMMASharedLayout(swizzle, bits, rank=len(box))
         types[name] = f"tensordesc<{value}[{', '.join(map(str, box))}],{layout!r}>"
     return types
 

@@ -3,7 +3,7 @@
 A file holds {"gpu": ..., "entries": {key: {"options": {...}, "microseconds": ...}}}. The key names kernel, N, K, the
 bucket of M and the version of Triton, since a compiler may turn another choice into the fastest. Files ship in
 `codegen/tuned`; what `qspec tune` measures here lies in the user's cache and comes first. Where no entry fits, the
-kernel's file chooses by itself.
+kernel's file chooses by itself; entries of an older form of the kernels, with other options, are passed over.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from qspec.files import write_whole
 from qspec.kernels.generate import cache_folder
 
 SMALLEST, LARGEST = 16, 8192  # buckets of M: powers of two between these
-SHARED = 227 * 1024  # bytes of shared memory that a block may take on compute capability 9.0
-STAGES_OF_FEW = (((2, 3), (4, 3)), ((1, 3), (2, 3)))  # blocks and stages: up to 16 tokens, up to 64
-STAGES_OF_MANY = ((1, 3), (1, 4), (2, 2))
+SHARED = 228 * 1024  # bytes of shared memory of a multiprocessor of compute capability 9.0; a program takes 1 KB more
+LEAST_STAGES, MOST_STAGES = 2, 12
+SPLITS = (1, 2, 4)
+NAMES = frozenset(("BLOCK_N", "BLOCK_M", "PB", "STAGES", "SPLIT", "SHARE"))  # see `macros/hopper.jinja`
 Options = dict[str, Any]
 
 
@@ -71,7 +72,7 @@ def _table(gpu: str) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for path in (resources.codegen() / "tuned" / f"{slug(gpu)}.json", own_file(gpu)):
         if path.is_file():
-            entries |= read(path)
+            entries |= {name: entry for name, entry in read(path).items() if set(entry["options"]) == NAMES}
     return entries
 
 
@@ -97,50 +98,39 @@ def write(path: Path, gpu: str, entries: dict[str, Any]) -> None:
 
 
 def candidates(kernel: GemmKernel, columns: int, tokens: int) -> Iterator[Options]:
-    """Options worth a measurement on compute capability 9.0; none where the kernel has no form of its own for it."""
+    """Options worth a measurement on compute capability 9.0; none where the kernel has no form of its own for it.
+
+    Stages are as many as shared memory holds, up to a dozen.
+    """
     if not kernel.hopper or columns % HOPPER_BLOCK:
         return
-    few = tokens <= 64
-    for block_n, block_m, warps in _tiles(kernel, tokens):
-        for blocks, stages in STAGES_OF_FEW[tokens > 16] if few else STAGES_OF_MANY:
-            for split in (1, 2, 4) if few else (1, 2) if tokens <= 256 else (1,):
-                if split * blocks > columns // HOPPER_BLOCK:
-                    continue
-                shape: Options = {
-                    "BLOCK_N": block_n,
-                    "BLOCK_M": block_m,
-                    "PB": blocks,
-                    "STAGES": stages,
-                    "SPLIT": split,
-                }
-                for spread in _spreads(kernel, few):
-                    options = {**shape, "SPLIT": split, **spread, "num_warps": warps}
-                    if _shared(kernel, options) <= SHARED:
-                        yield options
+    for block_n, block_m, blocks, share in _tiles(kernel, tokens):
+        options = {"BLOCK_N": block_n, "BLOCK_M": block_m, "PB": blocks}
+        stages = min(MOST_STAGES, (SHARED // share - 1024 - _sent(options)) // _stage(kernel, options))
+        for split in SPLITS if tokens <= 256 else (1,):
+            if stages >= LEAST_STAGES and split * blocks <= columns // HOPPER_BLOCK:
+                yield {**options, "STAGES": stages, "SPLIT": split, "SHARE": share}
 
 
-def _tiles(kernel: GemmKernel, tokens: int) -> list[tuple[int, int, int]]:
-    """Output channels and tokens of a tile, and warps; a warp's threads hold no more than 4096 sums."""
-    if tokens <= 64:
-        block_m = next(size for size in (16, 32, 64) if tokens <= size)
-        return [(64, block_m, 4), (128, block_m, 8)]
-    if tokens <= 256:
-        return [(128, 128, 8), (64, 128, 4)]
-    return [(128, 128, 8)] if kernel.activation_bits == 16 else [(128, 256, 8), (128, 128, 8)]
+def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int]]:
+    """Output channels and tokens of a tile, blocks of a stage, programs on a multiprocessor."""
+    if tokens > 64:
+        widest = 128 if kernel.activation_bits == 16 else 256  # 4096 sums of a group beside those of a tile
+        yield from ((128, block_m, 1, 1) for block_m in (128, 256) if block_m <= widest)
+        return
+    block_m = next(size for size in (16, 32, 64) if tokens <= size)
+    for blocks in (2, 4) if tokens <= 16 else (1, 2):
+        yield from ((64, block_m, blocks, share) for share in (1, 2, 3))
+        yield from ((128, block_m, blocks, share) for share in (1, 2) if (block_m, share) != (64, 2))
 
 
-def _spreads(kernel: GemmKernel, few: bool) -> list[Options]:
-    """Whether integer operands come from shared memory both: 8-bit ones do, few tokens gain nothing by it at 4 bits."""
-    if kernel.activation_bits == 16:
-        return [{}]
-    if kernel.weight_bits == 8:
-        return [{"SPREAD": True}]
-    return [{"SPREAD": False}] if few else [{"SPREAD": False}, {"SPREAD": True}]
+def _stage(kernel: GemmKernel, options: Options) -> int:
+    """Bytes of shared memory that a stage takes."""
+    floating = kernel.activation_bits == 16
+    weights = options["BLOCK_N"] * (16 * kernel.weight_bits + (2 if floating and kernel.weight_group else 0))
+    return int(options["PB"] * (weights + options["BLOCK_M"] * (256 if floating else 128)))
 
 
-def _shared(kernel: GemmKernel, options: Options) -> int:
-    """Bytes of shared memory that the buffers take."""
-    rows = options["BLOCK_N"] * 16 * kernel.weight_bits
-    tokens = options["BLOCK_M"] * (256 if kernel.activation_bits == 16 else 128)
-    spread = options.get("SPREAD") and kernel.weight_bits == 4
-    return int(options["PB"] * (options["STAGES"] * (rows + tokens) + (2 * options["BLOCK_N"] * 128 if spread else 0)))
+def _sent(options: Options) -> int:
+    """Bytes of shared memory that outputs take on their way: of each channel no more than 128 at once."""
+    return int(options["BLOCK_N"] * min(128, 4 * options["BLOCK_M"]))

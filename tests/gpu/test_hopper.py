@@ -1,5 +1,7 @@
 """The second kernels, for compute capability 9.0: every choice of options, odd shapes, graphs, torch.compile.
 
+N of 203 is none of theirs: rows that the copy engine does not take run the plain kernel.
+
 python -m pytest tests/gpu/test_hopper.py -m gpu
 """
 
@@ -51,7 +53,7 @@ def largest(packed: PackedLinear, tokens: int, columns: int) -> PreparedInput:
     return PreparedInput(codes, torch.ones(1, tokens, device="cuda"), None, codes.shape, torch.float32)
 
 
-@pytest.mark.parametrize("shape", [(3584, 3584), (512, 18944), (203, 1152)], ids=str)
+@pytest.mark.parametrize("shape", [(3584, 3584), (512, 18944), (200, 1152), (203, 1152)], ids=str)
 @pytest.mark.parametrize("fmt", INTEGER, ids=str)
 def test_integer_products_are_the_references_bits(fmt: Format, shape: tuple[int, int], library: KernelLibrary) -> None:
     packed = random_linear(fmt, *shape, seed=1, device="cuda")
@@ -85,7 +87,7 @@ def test_the_largest_sums_are_exact(fmt: Format, library: KernelLibrary) -> None
     assert torch.equal(product(library, packed, prepared, None).cpu(), expected)
 
 
-@pytest.mark.parametrize("shape", [(3584, 3584), (512, 18944), (203, 1280)], ids=str)
+@pytest.mark.parametrize("shape", [(3584, 3584), (512, 18944), (200, 1280), (203, 1280)], ids=str)
 @pytest.mark.parametrize("fmt", FLOATING, ids=str)
 def test_weight_only_products_are_near_float64(fmt: Format, shape: tuple[int, int], library: KernelLibrary) -> None:
     packed = random_linear(fmt, *shape, seed=4, device="cuda")
