@@ -120,8 +120,9 @@ def test_times_are_those_of_the_table_where_it_has_them(monkeypatch: pytest.Monk
     space = space_of("offer w8 on blocks[*].*", ["w8"], layers=1, activations="int8 per token symmetric")
     kernels = space.units[0].options[0].modules[0].kernels
     assert kernels is not None
-    entry = {tuned.key(kernels.gemm, 256, 256, 64, "3.6.0"): {"options": dict.fromkeys(tuned.NAMES, 1), "microseconds": 7.25}}
-    tuned.write(tuned.own_file("NVIDIA H200"), "NVIDIA H200", entry)
+    entry = {"options": dict.fromkeys(tuned.NAMES, 1), "microseconds": 7.25}
+    table = {tuned.key(kernels.gemm, 256, 256, 64, "3.6.0"): entry}
+    tuned.write(tuned.own_file("NVIDIA H200"), "NVIDIA H200", table)
     (limit,) = find_limits(space, parse_budgets("1 ms for block_decode"), "NVIDIA H200")
     rows = sum(2000 + -(-64 * columns * 3 // 4300) for columns in (256, 256, 256, 768))
     limits = sum(2000 + -(-(n * k + 4 * n + 64 * (k + 2 * n)) // 4300) for n, k in [(768, 256), (768, 256), (256, 768)])
