@@ -48,7 +48,7 @@ TARGETS = {
 }
 MATRIX_INSTRUCTION = re.compile(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*")
 COLUMNS = 4096  # LLaDA-8B's width
-HOPPER = 90  # the compute capability for which some kernels have a second form
+HOPPER = 90  # the compute capability for which some kernels have a second form; from it on launches may overlap
 MAX_STACK = 64  # bytes a thread: ptxas may spill a few registers to fit one more block on a multiprocessor
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 LAYOUTS = re.compile(r"^(#\w+) = #ttg\.linear<\{.*\bwarp = \[((?:\[[\d, ]*\](?:, )?)*)\]", re.MULTILINE)
@@ -175,7 +175,7 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
         known = {"tokens": tokens, "columns": columns}
         wanted = inspect.signature(module.tiles).parameters
         options = module.tiles(**{name: known[name] for name in wanted})
-        fixed = {"K": columns, "PACK": pack_block(columns), **options}
+        fixed = {"K": columns, "PACK": pack_block(columns), "PDL": target.capability >= HOPPER, **options}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
         if name in fixed:
