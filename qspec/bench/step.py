@@ -158,7 +158,7 @@ def step(decoder: Decoder, ids: Tensor, window: Window | None) -> tuple[Tensor, 
 
 def _profile(graph: torch.cuda.CUDAGraph) -> tuple[dict[str, float], int]:
     """Milliseconds of a graph's GPU kernels by kind, and how many there are."""
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as trace:
         for _ in range(PROFILED):
             graph.replay()
         torch.cuda.synchronize()
