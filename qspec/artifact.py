@@ -24,7 +24,7 @@ from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
 from qspec.files import machine_errors, remove_unfinished, sha256, sync_folder, write_whole, write_whole_with
 
-FORMAT: Final = 2  # 2: 4-bit weights of 16-bit inputs are packed in the order of their operands
+FORMAT: Final = 3  # 3: row kernels compute norms and gates; linears of one input are one product
 MANIFEST = "qspec.json"
 INDEX = "model.safetensors.index.json"
 REPORT_SEAL = "report/SHA256SUMS"
@@ -67,6 +67,7 @@ class ModuleRecord(_Record):
     """One module of the model as it was compiled.
 
     row, gemm: kernels as in the catalogue, None where kept. transform: the module whose tensors hold the input's.
+    merged: the first module of those that are computed as one product; each has its own tensors.
     """
 
     role: str
@@ -82,6 +83,7 @@ class ModuleRecord(_Record):
     row: dict[str, Any] | None = None
     gemm: dict[str, Any] | None = None
     transform: str | None = None
+    merged: str | None = None
     sqnr_db: float | None = None
     weight_sqnr_db: float | None = None
 
@@ -103,7 +105,7 @@ class KernelRecord(_Record):
 class Manifest(_Record):
     """qspec.json. files: sha256 of every file of the artifact but this one and the report's own seal."""
 
-    format: Literal[2]
+    format: Literal[3]
     qspec: str
     name: str
     recipe: str

@@ -71,6 +71,19 @@ class Plan:
         """The linears of one block in forward order."""
         return tuple(m for m in self.modules if m.entry.role.block == index)
 
+    def merged(self, index: int) -> tuple[tuple[ModulePlan, ...], ...]:
+        """The linears of a block that are computed as one product: several of one input, with one scheme and fate."""
+        groups: dict[tuple[object, ...], list[ModulePlan]] = {}
+        for m in self.block(index):
+            if m.kernels is not None:
+                groups.setdefault((m.entry.site, m.kernels, m.passes, m.entry.bias), []).append(m)
+        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+    def product(self, module: ModulePlan) -> str | None:
+        """The first module of the product that a linear is part of; None where it is one of its own."""
+        groups = () if module.entry.role.block is None else self.merged(module.entry.role.block)
+        return next((group[0].entry.module for group in groups if module in group), None)
+
     def module(self, role: str) -> ModulePlan | None:
         return next((m for m in self.modules if str(m.entry.role) == role), None)
 
@@ -194,6 +207,9 @@ class Plan:
             "passes": [
                 {"text": use.text, "modules": sum(use in m.passes for m in self.modules)} for use in self.spec.passes
             ],
+            "merged": [
+                [str(m.entry.role) for m in group] for i in range(self.shape.layers) for group in self.merged(i)
+            ],
             "modules": [
                 {
                     "role": str(m.entry.role),
@@ -285,6 +301,6 @@ def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) 
         )
     uses = tuple(use for use in spec.passes if use.selector.matches(entry, layers))
     online = [found for use in uses if (found := use.params.rotations(entry, scheme))]
-    kernels = kernels_for(scheme, online[-1] if online else ())
+    kernels = kernels_for(scheme, online[-1] if online else (), entry.source)
     kernels.check(entry.in_features, str(entry.role))
     return ModulePlan(entry, rule, scheme, uses, kernels)

@@ -57,7 +57,7 @@ def quantize_blocks(
         by_role.update({record.role: record for record in records})
         module.to_empty(device="meta")
     workspace.write_index(shards)
-    return tuple(by_role.get(str(m.entry.role)) or record_of(m) for m in plan.modules)
+    return tuple(by_role.get(str(m.entry.role)) or record_of(plan, m) for m in plan.modules)
 
 
 def start(
@@ -116,7 +116,7 @@ def compile_block(
 ) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
     """Runs the recipe's passes over one float block. Returns packed linears by part, and the records."""
     block = rewrite_block(plan, index, module, stream, progress)
-    return _packed(block, {m.entry.role.part: m for m in plan.block(index)})
+    return _packed(block, {m.entry.role.part: record_of(plan, m) for m in plan.block(index)})
 
 
 def rewrite_block(plan: Plan, index: int, module: DecoderBlock, stream: Stream, progress: Progress) -> Block:
@@ -155,15 +155,18 @@ def _preserved(block: Block, name: str) -> Iterator[None]:
         )
 
 
-def _packed(block: Block, plans: Mapping[str, ModulePlan]) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
+def _packed(block: Block, planned: Mapping[str, ModuleRecord]) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
+    """Packed linears by part, and the records as planned with what is known now."""
     quality = _quality(block)
     owners: dict[int, str] = {}
     packed: dict[str, PackedLinear] = {}
     records = []
     for part, linear in block.linears.items():
-        record = record_of(plans[part])
+        record = planned[part]
         if linear.quantized is not None:
-            packed[part] = PackedLinear.from_quantized(linear.quantized, linear.bias, linear.transform, linear.formats)
+            packed[part] = PackedLinear.from_quantized(
+                linear.quantized, linear.bias, linear.transform, linear.formats, linear.entry.source
+            )
             sqnr, weight_sqnr = quality[part]
             update: dict[str, object] = {"sqnr_db": sqnr, "weight_sqnr_db": weight_sqnr}
             if linear.transform is not None:
@@ -173,7 +176,7 @@ def _packed(block: Block, plans: Mapping[str, ModulePlan]) -> tuple[dict[str, Pa
     return packed, records
 
 
-def record_of(module: ModulePlan) -> ModuleRecord:
+def record_of(plan: Plan, module: ModulePlan) -> ModuleRecord:
     """The record of a module as planned."""
     entry, kernels = module.entry, module.kernels
     return ModuleRecord(
@@ -189,6 +192,7 @@ def record_of(module: ModulePlan) -> ModuleRecord:
         passes=tuple(use.name for use in module.passes),
         row=kernel_fields(kernels.row) if kernels else None,
         gemm=kernel_fields(kernels.gemm) if kernels else None,
+        merged=plan.product(module),
     )
 
 

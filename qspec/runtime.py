@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qspec.artifact import MANIFEST, Manifest, ModuleRecord, verify
 from qspec.errors import InputError, MachineError
 from qspec.kernels.linear import QuantLinear
+from qspec.kernels.merged import parts_of
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
@@ -130,6 +131,7 @@ def install_block(
     """
     by_module = {record.module: record for record in records}
     transforms: dict[str, Any] = {}
+    products: dict[str, dict[str, PackedLinear]] = {}  # by the first module: a product's parts
     prefix = _common_prefix(by_module, block)
     for part, path in block.paths.items():
         name = f"{prefix}{path}"
@@ -146,7 +148,13 @@ def install_block(
         )
         if record.transform is not None:
             packed = packed.with_transform(transforms.setdefault(record.transform, packed.transform))
-        block.replace(part, QuantLinear(packed, kernels).to(device))
+        products.setdefault(record.merged or name, {})[part] = packed
+    for parts in products.values():
+        linears = list(parts.values())
+        whole = QuantLinear(linears[0] if len(linears) == 1 else PackedLinear.merged(linears), kernels).to(device)
+        cut = parts_of(whole, [linear.out_features for linear in linears]) if len(linears) > 1 else [whole]
+        for part, linear in zip(parts, cut, strict=True):
+            block.replace(part, linear)
 
 
 def _linear(record: ModuleRecord) -> nn.Linear:

@@ -15,7 +15,7 @@ from qspec.errors import InputError
 
 def manifest(files: dict[str, str]) -> Manifest:
     return Manifest(
-        format=2,
+        format=3,
         qspec="0",
         name="r",
         recipe="",
@@ -86,10 +86,10 @@ def test_missing_and_added_files_are_named(tmp_path: Path) -> None:
         verify(out)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 1}', "\x00\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2}', "\x00\xff"])
 def test_a_file_that_is_no_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / "qspec.json").write_text(text)
-    with pytest.raises(InputError, match=r"not a manifest of format 2[\s\S]*qspec\.json"):
+    with pytest.raises(InputError, match=r"not a manifest of format 3[\s\S]*qspec\.json"):
         verify(tmp_path)
 
 

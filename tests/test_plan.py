@@ -6,6 +6,7 @@ import pytest
 
 from qspec import resources
 from qspec.cli.plan import render
+from qspec.cli.planned import planned as planned_recipe
 from qspec.models.config import read_config
 from qspec.plan import Plan, make_plan
 from tests.language.fakes import load, recipe
@@ -75,3 +76,20 @@ def test_following_the_unquantized_model_takes_two_more_streams() -> None:
         spec = load_source(source, passes.available(), {}, FAMILIES).spec
         needs.append(make_plan(spec, LLADA, LLADA.shape(LLADA_8B)).compile_memory())
     assert needs[1] - needs[0] == 8 << 30
+
+
+def test_linears_of_one_input_and_scheme_are_one_product() -> None:
+    """llada_mixed: q and k in 4 bits, v in 8 but for the first block, where all are in 8."""
+    plan, _ = planned_recipe(resources.recipes() / "llada_mixed.qs", "tiny-llada", {})
+    mlp = ["mlp.gate", "mlp.up"]
+    assert [[m.entry.role.part for m in group] for group in plan.merged(0)] == [
+        ["attention.q", "attention.k", "attention.v"],
+        mlp,
+    ]
+    assert [[m.entry.role.part for m in group] for group in plan.merged(1)] == [["attention.q", "attention.k"], mlp]
+    assert plan.as_json()["merged"][2] == ["blocks[1].attention.q", "blocks[1].attention.k"]
+    last = plan.shape.layers - 1
+    assert f"\n  blocks[1..{last}]: attention.q + attention.k\n" in render(plan, None) + "\n"
+    v = plan.module("blocks[1].attention.v")
+    assert v is not None
+    assert plan.product(v) is None

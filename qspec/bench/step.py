@@ -85,7 +85,7 @@ def _random_block(plan: Plan, index: int, device: torch.device) -> tuple[list[Mo
     owners: dict[tuple[str, tuple[int, ...]], str] = {}
     records, tensors = [], {}
     for module in plan.block(index):
-        record, name = record_of(module), module.entry.module
+        record, name = record_of(plan, module), module.entry.module
         if module.rotations:
             owner = owners.setdefault((module.entry.site, module.rotations), name)
             record = record.model_copy(update={"transform": owner})

@@ -26,6 +26,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from qspec.models.inputs import LayerInput, value_of
 from qspec.transforms import InputTransform
 
 OUTLIER_RATIO = 5.0
@@ -172,12 +173,13 @@ def _watch(linear: nn.Module, observe: Callable[[Tensor], None]) -> Callable[[],
     if not hasattr(linear, "prepare"):
         handle = linear.register_forward_pre_hook(lambda _, arguments: observe(arguments[0]))
         return handle.remove
-    prepare = cast(Callable[[Tensor], object], linear.prepare)
+    prepare = cast(Callable[[LayerInput], object], linear.prepare)
     transform = cast("InputTransform | None", linear.transform)
 
-    def watched(x: Tensor) -> object:
+    def watched(given: LayerInput) -> object:
+        x = value_of(given)
         observe(x if transform is None else transform.to(x.device).apply(x))
-        return prepare(x)
+        return prepare(given)
 
     linear.prepare = watched  # type: ignore[assignment]
     return lambda: delattr(linear, "prepare")

@@ -53,6 +53,8 @@ def render(plan: Plan, notice: str | None) -> str:
     lines += [f"  {u.text:<{width}}{sum(u in m.passes for m in plan.modules):>7}" for u in plan.spec.passes]
     lines += ["", "layers"]
     lines += _layers(plan)
+    if merged := _merged(plan):
+        lines += ["", "one product each", *merged]
     if plan.notes():
         lines += ["", "notes", *(f"  {note}" for note in plan.notes())]
     return "\n".join(lines)
@@ -80,6 +82,15 @@ def _layers(plan: Plan) -> list[str]:
         role = f"blocks[{_ranges(numbers)}].{part}" if numbers else part
         lines.append(f"  {role:<32} {scheme:<8} {bits:>6.3f} bits  {kernel}")
     return lines
+
+
+def _merged(plan: Plan) -> list[str]:
+    """One line for all blocks in which the same linears are one product."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index in range(plan.shape.layers):
+        for group in plan.merged(index):
+            groups.setdefault(tuple(m.entry.role.part for m in group), []).append(index)
+    return [f"  blocks[{_ranges(blocks)}]: {' + '.join(parts)}" for parts, blocks in groups.items()]
 
 
 def _ranges(numbers: list[int]) -> str:

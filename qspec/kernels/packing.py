@@ -54,7 +54,7 @@ of byte i. Biases are float32 [N].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -199,6 +199,24 @@ class PackedLinear:
             None if zero is None else zero.contiguous(),
             None if bias is None else bias.detach().float(),
             transform,
+        )
+
+    @classmethod
+    def merged(cls, parts: Sequence[PackedLinear]) -> PackedLinear:
+        """Linears of one input, kernel and transform as one: W = [W0; W1; ...], its channels in their order."""
+        first = parts[0]
+        rows = sum(part.out_features for part in parts)
+        zeros = [zeros for part in parts if (zeros := part.unpacked_zeros()) is not None]
+        biases = [part.bias for part in parts if part.bias is not None]
+        assert len(biases) in (0, len(parts))
+        assert all(part.kernels == first.kernels and part.transform is first.transform for part in parts)
+        return replace(
+            first,
+            out_features=rows,
+            codes=torch.cat([part.codes for part in parts]),
+            scale=torch.cat([part.scale for part in parts], dim=1),
+            zero=pack_zeros(torch.cat(zeros, dim=1), first.kernels.gemm.weight_bits) if zeros else None,
+            bias=torch.cat(biases) if biases else None,
         )
 
     def unpacked_codes(self) -> Tensor:

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from qspec.errors import InputError
 from qspec.models.family import DecoderShape, Family, Role
-from qspec.models.inputs import Gated, Normed, wide
+from qspec.models.inputs import Gated, LayerInput, Normed, value_of, wide
 
 ALL = slice(None)
 
@@ -118,11 +118,11 @@ class DecoderBlock(nn.Module):
         _attach(self, self.paths[name], module)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        x = x + self.attend(self.part("attention.norm")(x), context)
-        return x + self.feed_forward(self.part("mlp.norm")(x))
+        x = x + self.attend(self._normed("attention.norm", x), context)
+        return x + self.feed_forward(self._normed("mlp.norm", x))
 
-    def attend(self, h: Tensor, context: AttentionContext) -> Tensor:
-        """h [b, t, d], normed -> [b, t, d]."""
+    def attend(self, h: LayerInput, context: AttentionContext) -> Tensor:
+        """h [b, t, d], normed or to be normed -> [b, t, d]."""
         q, k, v = project([self.part(f"attention.{name}") for name in "qkv"], h)
         q = rotate(self._heads(q, self.heads), context)
         k = rotate(self._heads(k, self.kv_heads), context)
@@ -130,13 +130,18 @@ class DecoderBlock(nn.Module):
         mixed = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=context.mask, enable_gqa=self.heads != self.kv_heads
         )
-        mixed = mixed.transpose(1, 2).reshape(h.shape[0], h.shape[1], -1)  # [b, t, heads * head width]
-        return cast(Tensor, self.part("attention.o")(mixed))
+        (out,) = project([self.part("attention.o")], mixed.transpose(1, 2).flatten(2))  # [b, t, heads * head width]
+        return out
 
-    def feed_forward(self, h: Tensor) -> Tensor:
-        """h [b, t, d], normed -> [b, t, d]."""
+    def feed_forward(self, h: LayerInput) -> Tensor:
+        """h [b, t, d], normed or to be normed -> [b, t, d]."""
         gate, up = project([self.part("mlp.gate"), self.part("mlp.up")], h)
-        return cast(Tensor, self.part("mlp.down")(Gated(gate, up).value()))
+        (out,) = project([self.part("mlp.down")], Gated(gate, up))
+        return out
+
+    def _normed(self, part: str, x: Tensor) -> Normed:
+        norm = cast(RMSNorm, self.part(part))
+        return Normed(x, norm.weight, norm.eps)
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:-1], heads, self.head_width).transpose(1, 2)  # [b, heads, t, head width]
@@ -277,23 +282,25 @@ class QuantizedLinear(Protocol):
         """Equal for linears that prepare an input identically: one row kernel, one transform."""
         ...
 
-    def prepare(self, x: Tensor) -> object: ...
+    def prepare(self, given: LayerInput) -> object: ...
 
     def multiply(self, prepared: object) -> Tensor: ...
 
 
-def project(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+def project(linears: Sequence[nn.Module], given: LayerInput) -> list[Tensor]:
     """Each linear's output for one shared input; quantized linears that prepare it alike prepare it once."""
     outputs: list[Tensor] = []
     prepared: list[tuple[QuantizedLinear, object]] = []
+    value: Tensor | None = None
     for linear in linears:
         if not hasattr(linear, "prepare"):
-            outputs.append(linear(x))
+            value = value_of(given) if value is None else value
+            outputs.append(linear(value))
             continue
         quantized = cast(QuantizedLinear, linear)
         ready = next((value for other, value in prepared if other.input_key == quantized.input_key), None)
         if ready is None:
-            ready = quantized.prepare(x)
+            ready = quantized.prepare(given)
             prepared.append((quantized, ready))
         outputs.append(quantized.multiply(ready))
     return outputs

@@ -59,6 +59,9 @@ class DecoderShape:
     pad_token: int
 
 
+SOURCES = {"attention.input": "rmsnorm", "mlp.input": "rmsnorm", "mlp.gated": "silu_mul"}  # of a block's inputs
+
+
 @value
 class ModuleEntry:
     """One quantizable module: a linear W [out, in], the embedding [vocab, width] or the head [vocab, width].
@@ -77,6 +80,11 @@ class ModuleEntry:
     @property
     def weights(self) -> int:
         return self.out_features * self.in_features
+
+    @property
+    def source(self) -> str:
+        """Of what a block computes this linear's input: a row kernel's word (`qspec.catalog.SOURCES`)."""
+        return SOURCES.get(self.site.partition(".")[2], "plain")
 
 
 @value

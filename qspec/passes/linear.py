@@ -12,6 +12,7 @@ from qspec import numerics
 from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.models.family import ModuleEntry
+from qspec.models.inputs import LayerInput, value_of
 from qspec.transforms import InputTransform
 
 
@@ -50,8 +51,9 @@ class Linear(nn.Module):
         """Linears of one site with equal keys share `prepare`."""
         return (id(self.transform), self.formats.activations if self._rounds else None)
 
-    def prepare(self, x: Tensor) -> PreparedInput:
+    def prepare(self, given: LayerInput) -> PreparedInput:
         """x [..., in] as it comes, and T(x), rounded to the scheme's activations once the weights are codes."""
+        x = value_of(given)
         return PreparedInput(x, self.rounded_input(x) if self._rounds else self.transformed(x))
 
     def transformed(self, x: Tensor) -> Tensor:
@@ -73,8 +75,8 @@ class Linear(nn.Module):
         weight = self.rounded_weight() if self._rounds else self.weight
         return functional.linear(prepared.ready, weight, self.bias).to(prepared.raw.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(self.prepare(x))
+    def forward(self, given: LayerInput) -> Tensor:
+        return self.multiply(self.prepare(given))
 
     def rounded_weight(self) -> Tensor:
         """float32 [out, in]."""

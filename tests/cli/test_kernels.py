@@ -35,7 +35,7 @@ def artifact(folder: Path, gemm: dict[str, object]) -> Path:
         gemm=gemm,
     )
     sealed = Manifest(
-        format=2,
+        format=3,
         qspec="0",
         name="r",
         recipe="",

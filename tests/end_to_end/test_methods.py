@@ -12,8 +12,7 @@ import torch
 import qspec
 from qspec import artifact, quantize
 from qspec.errors import MachineError
-from qspec.kernels.linear import QuantLinear
-from tests.end_to_end.conftest import Mini
+from tests.end_to_end.conftest import Mini, quantized_linears
 from tests.end_to_end.test_mini import files
 
 W4A16 = "weights int4 per group 32 asymmetric\n  activations none"
@@ -43,7 +42,7 @@ def test_compiles_and_goes_on_in_the_same_bytes(
     recipe = recipe_of(mini, name)
     whole = qspec.compile(recipe, out=tmp_path / "whole", device="cpu", evaluate=False)
     model, _ = qspec.load(whole.path, device="cpu")
-    assert sum(isinstance(module, QuantLinear) for module in model.modules()) == 14
+    assert len(quantized_linears(model)) == 14
 
     writes, save = iter(range(100)), artifact.save_file
 

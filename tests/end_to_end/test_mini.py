@@ -29,10 +29,11 @@ from qspec.inspect import Inspection, inspect
 from qspec.kernels.linear import QuantLinear
 from qspec.language import load_recipe
 from qspec.language.spec import Pass
+from qspec.models.inputs import value_of
 from qspec.origin import find_checkpoint
 from qspec.passes.smooth import Smooth
 from qspec.runtime import load_tokenizer
-from tests.end_to_end.conftest import Mini
+from tests.end_to_end.conftest import Mini, quantized_linears
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_everything_named_was_quantized_as_planned(compiled: Artifact) -> None:
     model, _ = qspec.load(compiled.path, device="cpu")
-    kinds = {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+    kinds = quantized_linears(model)
     assert len(kinds) == 13
+    assert len({id(m) for m in kinds.values()}) == 8  # q, k and v are one product; gate is kept in the first block
     assert type(model.blocks[0].part("mlp.gate")) is torch.nn.Linear
     for module in compiled.plan.modules:
         if module.entry.role.block is not None and str(module.entry.role) != "blocks[0].mlp.gate":
@@ -108,7 +110,7 @@ def test_inspecting_an_artifact_shows_what_is_quantized(compiled: Artifact, mini
     down = model.blocks[0].part("mlp.down")
     assert isinstance(down, QuantLinear)
     prepare = down.prepare
-    down.prepare = lambda x: (seen.append(down.transform.apply(x)), prepare(x))[1]  # type: ignore[method-assign]
+    down.prepare = lambda x: (seen.append(down.transform.apply(value_of(x))), prepare(x))[1]  # type: ignore[method-assign]
     tokens = windows_of(before, mini)
     model(tokens)
     row = next(r for r in after.rows if (r.block, r.input, r.ratio) == (0, "mlp.gated", 0.0))

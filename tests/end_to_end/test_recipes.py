@@ -15,7 +15,7 @@ import pytest
 
 import qspec
 from qspec import resources
-from qspec.kernels.linear import QuantLinear
+from tests.end_to_end.conftest import quantized_linears
 
 RECIPES = {path.stem: path for path in sorted(resources.recipes().glob("*.qs"))}
 KINDS = ("mmlu", "gsm8k", "humaneval")  # answered by tiny-llada's recall, arithmetic and brackets
@@ -68,11 +68,12 @@ def check(name: str, path: Path, slack: float) -> None:
 def assert_quantized_as_named(path: Path, manifest: Any) -> None:
     """Each module that a rule gives a scheme runs packed, in the bits of that scheme; nothing else does."""
     model, _ = qspec.load(path, device="cpu")
-    packed = {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+    packed = quantized_linears(model)
     assert set(packed) == {r.module for r in manifest.modules if r.scheme}
     for record in manifest.modules:
         if record.scheme:
             gemm = packed[record.module].kernels.gemm
+            assert packed[record.module] is packed[record.merged or record.module]
             assert f"W{gemm.weight_bits}A{gemm.activation_bits}" == record.label
 
 

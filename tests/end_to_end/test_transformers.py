@@ -20,9 +20,8 @@ from qspec.artifact import verify
 from qspec.card import model_card
 from qspec.compiler import Artifact, gather
 from qspec.errors import InputError
-from qspec.kernels.linear import QuantLinear
 from qspec.models.hf import LLaDAModelLM
-from tests.end_to_end.conftest import Mini
+from tests.end_to_end.conftest import Mini, quantized_linears
 
 IDS = torch.arange(1, 25).reshape(2, 12)
 MASK = torch.tensor([[1] * 12, [1] * 7 + [0] * 5])
@@ -56,9 +55,9 @@ def test_logits_are_those_of_load(compiled: Artifact, auto: type[AutoModel], dty
 def test_the_model_holds_what_the_artifact_holds(compiled: Artifact) -> None:
     model = AutoModel.from_pretrained(compiled.path)
     assert isinstance(model, LLaDAModelLM)
-    quantized = {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+    quantized = quantized_linears(model)
     ours, _ = qspec.load(compiled.path, device="cpu")
-    assert set(quantized) == {name for name, m in ours.named_modules() if isinstance(m, QuantLinear)}
+    assert set(quantized) == set(quantized_linears(ours))
     assert len(quantized) == 13
     assert quantized[DOWN].codes.dtype == torch.int8
     assert quantized[DOWN].codes.shape == (64, 192)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qspec.evaluate.outliers import collect, compare
 from qspec.models.decoder import Decoder
 from qspec.models.family import DecoderShape
+from qspec.models.inputs import LayerInput, value_of
 from qspec.models.llada import LLADA
 from qspec.transforms import InputTransform
 
@@ -61,8 +62,8 @@ class Quantized(nn.Module):
         self.inner, self.transform = inner, transform
         self.input_key = id(transform)
 
-    def prepare(self, x: Tensor) -> Tensor:
-        return x
+    def prepare(self, given: LayerInput) -> Tensor:
+        return value_of(given)
 
     def multiply(self, prepared: Tensor) -> Tensor:
         return self.inner(prepared)

@@ -198,7 +198,7 @@ def test_only_the_window_is_computed(
     attend = DecoderBlock.attend
 
     def counted(self: DecoderBlock, h: Any, context: Any) -> Any:
-        seen.append(h.shape[1])
+        seen.append(h.x.shape[1])
         return attend(self, h, context)
 
     monkeypatch.setattr(DecoderBlock, "attend", counted)

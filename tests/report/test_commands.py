@@ -22,7 +22,7 @@ from tests.report.sample import outlier_report, sample_report
 
 def manifest(standin: bool = False, files: dict[str, str] | None = None, id: str = "tiny-llada") -> Manifest:
     return Manifest(
-        format=2,
+        format=3,
         qspec="0.1.0",
         name="llada_w4a4",
         recipe="qspec 1\n",

@@ -337,7 +337,7 @@ def test_data_from_a_manifest() -> None:
     ]  # fmt: skip
     kept = ModuleRecord(role="head", module="head", scheme=None, label="bf16", bits=16.0, **common)
     manifest = Manifest(
-        format=2,
+        format=3,
         qspec="0.1.0",
         name="r",
         recipe="qspec 1\n",
