@@ -22,6 +22,8 @@ CODE_BITS = {"int8": 8, "e4m3": 4}  # how a code is stored -> the widest that it
 PLANES = (4, 2, 1)  # bits of the pieces that a packed code is cut into, the highest first
 ROTATION_BLOCKS = (16, 32, 64, 128)  # of a first rotation: its matrix is held in shared memory
 SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 32, 18944 = 128 x 148, 768 = 64 x 12
+HEAD_WIDTHS = (64, 128)
+FEW = 64  # queries that the attention kernel takes
 PACK_BLOCKS = (128, 64, 32)  # input channels whose codes are packed together
 CLIP_RANGE = (0.01, 1.0)
 HOPPER_BLOCK = 128  # input channels that the kernels for compute capability 9.0 take at once
@@ -138,6 +140,21 @@ class GemmKernel:
         weights = f"w{self.weight_bits}{_group(self.weight_group)}_{_symmetry(self.weight_symmetric)}"
         activations = f"a{self.activation_bits}{_group(self.activation_group)}"
         return f"gemm_{weights}_{activations}{'' if self.activation_symmetric else '_asym'}"
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """Attention of few queries, at most `FEW`, to the keys and values of a canvas; width: channels of a head."""
+
+    width: int
+
+    def __post_init__(self) -> None:
+        _check_choice(self.width, HEAD_WIDTHS, "a head width")
+
+    @property
+    def name(self) -> str:
+        """Such as attention_few128."""
+        return f"attention_few{self.width}"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qspec.artifact import MANIFEST, Manifest, ModuleRecord, verify
 from qspec.errors import InputError, MachineError
+from qspec.kernels import attention
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.merged import parts_of
 from qspec.kernels.packing import PackedLinear
@@ -37,6 +38,8 @@ def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = Non
         model = load_artifact(folder, target, dtype)
     else:
         model = load_decoder(folder, target, dtype)
+    if target.type == "cuda":
+        attention.install(model)
     return model.eval(), load_tokenizer(folder)
 
 

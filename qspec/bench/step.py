@@ -24,6 +24,7 @@ from qspec.artifact import ModuleRecord
 from qspec.bench.measure import captured, need_gpu, replay_time
 from qspec.bench.step_data import MODELS, Measured, Step, Steps, kind_of
 from qspec.errors import MachineError
+from qspec.kernels import attention
 from qspec.kernels.packing import layout
 from qspec.language import load_recipe
 from qspec.models.decoder import Decoder, Window
@@ -52,7 +53,7 @@ def run_steps(
         family, shape = MODELS[model]
         plans = [make_plan(load_recipe(path, passes.available(), {}, FAMILIES).spec, family, shape) for path in recipes]
         progress.step(f"{model}  bf16")
-        plain = Decoder(family, shape, device="cuda", dtype=DTYPE).requires_grad_(False)
+        plain = attention.install(Decoder(family, shape, device="cuda", dtype=DTYPE).requires_grad_(False))
         base = _measure(plain, tokens, compiled)
         for plan in plans:
             progress.step(f"{model}  {plan.spec.name}")
@@ -77,7 +78,7 @@ def quantized(plan: Plan, plain: Decoder) -> Decoder:
                 name = family.module(Role(part, index))
                 tensors[f"{name}.weight"] = torch.ones(plan.shape.width, device=plain.device)
         install_block(block, records, tensors, plain.device, DTYPE, None)
-    return decoder
+    return attention.install(decoder)
 
 
 def _random_block(plan: Plan, index: int, device: torch.device) -> tuple[list[ModuleRecord], dict[str, Tensor]]:

@@ -15,7 +15,12 @@ from qspec.models.family import DecoderShape, Family
 from qspec.models.llada import LLADA
 
 KINDS = ("products", "row kernels", "attention", "rest")  # of GPU kernels, by what they do
-OURS = (("gemm_", "products"), ("row_", "row kernels"), ("triton_", "rest"))  # how generated kernels' names begin
+OURS = (
+    ("gemm_", "products"),
+    ("row_", "row kernels"),
+    ("attention_", "attention"),
+    ("triton_", "rest"),
+)  # how generated kernels' names begin
 ATTENTION = re.compile(r"flash|fmha|attention|sdpa", re.IGNORECASE)
 PRODUCT = re.compile(r"gemm|nvjet|cutlass|xmma|splitK", re.IGNORECASE)
 MODELS: Mapping[str, tuple[Family, DecoderShape]] = {  # LLaDA-8B, Dream-7B

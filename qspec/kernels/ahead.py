@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qspec.catalog import PACK_BLOCKS, GemmKernel, RowKernel, pack_block
+from qspec.catalog import FEW, PACK_BLOCKS, AttentionKernel, GemmKernel, RowKernel, pack_block
 from qspec.errors import MachineError, UsageError
 from qspec.formats import zero_bits
 from qspec.kernels.generate import Kernel, library
@@ -75,6 +75,19 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
 }
 
 
+ATTENTION_TYPES = {  # of the parameters of an attention kernel; the others are sizes and strides
+    **dict.fromkeys(("q", "k", "v", "out"), "*bf16"),
+    **dict.fromkeys(("parts", "peaks", "totals"), "*fp32"),
+    "mask": "*u8",
+    "arrived": "*i32",
+    "factor": "fp32",
+}
+LAUNCHED = {
+    "heads": 32,
+    "multiprocessors": 132,
+}  # what an attention kernel's tiles follow from, besides its queries and keys
+
+
 @dataclass(frozen=True)
 class AheadReport:
     """What one kernel became on one target.
@@ -95,7 +108,8 @@ class AheadReport:
 def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024, columns: int | None = None) -> AheadReport:
     """Compiles the kernel as it is launched for X [tokens, columns] in bfloat16, N 4096.
 
-    columns: K; by default the smallest from 4096 that the kernel takes.
+    columns: K; by default the smallest from 4096 that the kernel takes. Attention has 32 heads, `columns` keys, and as
+    many queries as it takes.
 
     Raises UsageError for an unknown target, MachineError without Triton or its tools.
     """
@@ -142,6 +156,8 @@ def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
     """The matrix instructions of which a kernel must have one; none where it multiplies nothing."""
     if isinstance(kernel, GemmKernel):
         return target.floats if kernel.activation_bits == 16 else target.integers
+    if isinstance(kernel, AttentionKernel):
+        return (*target.floats, WARP)
     return (*target.floats, WARP) if kernel.rotations else ()  # a row of 4096 has too few blocks for more
 
 
@@ -149,8 +165,10 @@ def _columns(kernel: Kernel) -> int:
     """The smallest K from 4096 that the kernel's groups and blocks divide."""
     if isinstance(kernel, RowKernel):
         sizes: tuple[int | None, ...] = (*kernel.rotations, kernel.group)
-    else:
+    elif isinstance(kernel, GemmKernel):
         sizes = (kernel.weight_group, kernel.activation_group)
+    else:
+        sizes = ()
     unit = math.lcm(PACK_BLOCKS[0], *(size for size in sizes if size))
     return -(-COLUMNS // unit) * unit
 
@@ -172,10 +190,12 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
         fixed = dict(options)
         options["maxnreg"] = module.registers(options)
     else:
-        known = {"tokens": tokens, "columns": columns}
+        queries = min(tokens, FEW) if isinstance(kernel, AttentionKernel) else tokens
+        known = {"tokens": queries, "columns": columns, **LAUNCHED}
         wanted = inspect.signature(module.tiles).parameters
         options = module.tiles(**{name: known[name] for name in wanted})
         fixed = {"K": columns, "PACK": pack_block(columns), "PDL": target.capability >= HOPPER, **options}
+        fixed |= {"HEADS": LAUNCHED["heads"], "SHARED": 1}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
         if name in fixed:
@@ -186,7 +206,7 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
         else:
             signature[name] = _type(kernel, name, types)
             # M and the units that follow from it: compiled once for every number of tokens
-            if name not in ("M", "units", "eps") and not name.endswith("_desc"):
+            if name not in ("M", "units", "eps", "n", "T", "factor") and not name.endswith("_desc"):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     options["enable_fp_fusion"] = isinstance(kernel, GemmKernel) and kernel.activation_bits == 16
     source = (GluonASTSource if second else ASTSource)(function, signature, constants, attributes)
@@ -213,6 +233,8 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
 
 
 def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
+    if isinstance(kernel, AttentionKernel):
+        return ATTENTION_TYPES.get(name, "i32")
     if isinstance(kernel, RowKernel) and name == "codes":
         return {"int8": "*i8", "e4m3": "*fp8e4nv"}[kernel.codes]
     if isinstance(kernel, RowKernel) or name in types:

@@ -19,11 +19,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qspec import resources
-from qspec.catalog import GemmKernel, RowKernel, planes
+from qspec.catalog import AttentionKernel, GemmKernel, RowKernel, planes
 from qspec.errors import InputError, MachineError
 from qspec.formats import NUMBER_FORMATS
 
-Kernel = RowKernel | GemmKernel
+Kernel = RowKernel | GemmKernel | AttentionKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
 PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
@@ -36,6 +36,8 @@ def render(kernel: Kernel) -> str:
     """The source of a kernel's Triton file."""
     if isinstance(kernel, RowKernel):
         template, values = "row", _row_values(kernel)
+    elif isinstance(kernel, AttentionKernel):
+        template, values = "attention", {"width": kernel.width}
     else:
         template = "gemm_weight_only" if kernel.activation_bits == 16 else "gemm_int"
         values = _gemm_values(kernel)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.catalog import RowKernel
+from qspec.catalog import AttentionKernel, RowKernel
 from qspec.errors import InputError
 from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
@@ -91,6 +91,16 @@ def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
     if not row.symmetric:
         results["zero"] = torch.empty(scales, dtype=torch.int8, device=rows.device)
     return results
+
+
+def attend(library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """y [b, heads, n, width], as `qspec.models.decoder.attention` defines it, by the kernel of few queries."""
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    batch, heads, tokens, width = q.shape
+    out = q.new_empty(batch, tokens, heads, width)
+    real = None if mask is None else mask.reshape(batch, -1).to(torch.uint8)
+    library.module(AttentionKernel(width)).run(q, k, v, real, width**-0.5, out)
+    return out.transpose(1, 2)
 
 
 def multiply(

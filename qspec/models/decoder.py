@@ -109,6 +109,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.paths = dict(family.parts)
         self.heads, self.kv_heads, self.head_width = shape.heads, shape.kv_heads, shape.head_width
+        self.attention = attention  # whoever runs the model may have a faster one
 
     def part(self, name: str) -> nn.Module:
         return self.get_submodule(self.paths[name])
@@ -127,9 +128,7 @@ class DecoderBlock(nn.Module):
         q = rotate(self._heads(q, self.heads), context)
         k = rotate(self._heads(k, self.kv_heads), context)
         k, v = context.attended(k, self._heads(v, self.kv_heads))
-        mixed = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=context.mask, enable_gqa=self.heads != self.kv_heads
-        )
+        mixed = self.attention(q, k, v, context.mask)
         (out,) = project([self.part("attention.o")], mixed.transpose(1, 2).flatten(2))  # [b, t, heads * head width]
         return out
 
@@ -264,6 +263,14 @@ class Decoder(nn.Module):
         angles = positions.unsqueeze(-1).float() * frequencies  # [b, t, head width / 2]
         angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # both halves of a head turn alike
         return angles.cos(), angles.sin()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(width)) v, [b, heads, n, width], for q alike and k, v [b, kv heads, t, width].
+
+    mask: bool [b, 1, 1, t], True where a key is real; None, all are.
+    """
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def rotate(x: Tensor, context: AttentionContext) -> Tensor:

@@ -205,3 +205,27 @@ def test_no_tokens_give_no_rows() -> None:
     prepared = launch.prepare(library, packed.kernels.row, None, torch.empty(2, 0, 64))
     y = launch.multiply(library, packed, prepared)
     assert y.shape == (2, 0, 8)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "queries", "keys", "width"),
+    [(1, 4, 2, 5, 70, 64), (2, 4, 4, 33, 130, 64), (2, 2, 1, 16, 64, 128), (1, 1, 1, 1, 520, 64)],
+)
+def test_attention_of_few_queries_is_near_float64(
+    batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int, masked: bool
+) -> None:
+    sizes = ((queries, heads), (keys, kv_heads), (keys, kv_heads))
+    q, k, v = (torch.randn(batch, tokens, h, width, dtype=torch.float16).transpose(1, 2) for tokens, h in sizes)
+    mask = torch.rand(batch, 1, 1, keys) > 0.4 if masked else None
+    if mask is not None:
+        mask[..., : keys // 2] = False  # whole programs without a real token
+        mask[..., -1] = True
+    found = launch.attend(KernelLibrary(), q, k, v, mask)
+    shared = heads // kv_heads
+    scores = q.double() @ k.double().repeat_interleave(shared, 1).transpose(2, 3) / math.sqrt(width)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    expected = scores.softmax(-1) @ v.double().repeat_interleave(shared, 1)
+    assert found.dtype == torch.float16
+    assert relative_error(found, expected) < 1e-3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qspec import resources
-from qspec.catalog import GemmKernel, RowKernel
+from qspec.catalog import AttentionKernel, GemmKernel, RowKernel
 from qspec.cli.planned import planned
 from qspec.errors import UsageError
 from qspec.kernels.ahead import TARGETS, _problems, compile_ahead, misreduced
@@ -67,6 +67,11 @@ def test_compiles_as_it_must(kernel: Kernel, target: str) -> None:
         assert all(any(operand in name for operand in operands) for name in report.instructions)
         if target == "sm_90":
             assert all(name.startswith("wgmma.mma_async") for name in report.instructions)
+
+
+@pytest.mark.parametrize(("queries", "target"), [(32, "sm_80"), (32, "sm_90"), (64, "sm_90"), (64, "sm_100")])
+def test_attention_compiles(queries: int, target: str) -> None:
+    assert compile_ahead(AttentionKernel(128), target, queries).problems == ()
 
 
 @pytest.mark.parametrize("target", ["sm_89", "sm_90", "sm_100"])

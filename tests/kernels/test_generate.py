@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qspec.catalog import GemmKernel, RowKernel
+from qspec.catalog import AttentionKernel, GemmKernel, RowKernel
 from qspec.errors import InputError, MachineError
 from qspec.kernels.generate import Kernel, KernelLibrary, digest, file_name, load, render, write
 
@@ -44,6 +44,7 @@ SHOWN: tuple[Kernel, ...] = (
     RowKernel((64, 64), 8, 32, False, 1.0),
     RowKernel((128, 28), 4, None, True, 1.0),
     RowKernel((128, 148), 8, 64, False, 1.0),
+    AttentionKernel(128),
 )
 LONGEST_LINE = 110
 
@@ -72,7 +73,7 @@ def every_kernel() -> list[Kernel]:
         RowKernel(sizes, 16, None, True, 1.0, source=source)
         for sizes, source in product(rotations, ("rmsnorm", "silu_mul"))
     ]
-    return [*gemms, *floats, *rows, *transforms]
+    return [*gemms, *floats, *rows, *transforms, AttentionKernel(64), AttentionKernel(128)]
 
 
 @pytest.mark.parametrize("kernel", SHOWN, ids=lambda kernel: kernel.name)
