@@ -40,7 +40,7 @@ class MergedPart(nn.Module):
     @property
     def input_key(self) -> tuple[object, ...]:
         """Equal for the parts of one product."""
-        return ("merged", id(self.whole))
+        return ("merged", self.whole)
 
     def prepare(self, given: LayerInput) -> Tensor:
         """Y [..., out] of all parts."""
