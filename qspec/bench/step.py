@@ -9,7 +9,6 @@ token and its probability. Where it computes fewer tokens than the canvas has, a
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from qspec import passes
 from qspec.artifact import ModuleRecord
 from qspec.bench.measure import captured, need_gpu, replay_time
-from qspec.bench.step_data import MODELS, Measured, Step, Steps, kind_of
+from qspec.bench.step_data import MODELS, Measured, Step, Steps, parts_of
 from qspec.errors import MachineError
 from qspec.kernels import attention
 from qspec.kernels.packing import layout
@@ -166,7 +165,6 @@ def _profile(graph: torch.cuda.CUDAGraph) -> tuple[dict[str, float], int]:
     kernels = [event for event in trace.events() if event.device_type == DeviceType.CUDA]
     if not kernels:
         raise MachineError("the profiler sees no GPU kernels", hint="it needs CUPTI, which comes with torch")
-    parts: Counter[str] = Counter()
-    for event in kernels:
-        parts[kind_of(event.name)] += event.time_range.elapsed_us() / 1e3 / PROFILED
-    return dict(parts), len(kernels) // PROFILED
+    spans = [(event.name, event.time_range.start / 1e3, event.time_range.end / 1e3) for event in kernels]
+    parts = {kind: time / PROFILED for kind, time in parts_of(spans).items()}
+    return parts, len(kernels) // PROFILED

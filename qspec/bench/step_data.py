@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -53,17 +54,35 @@ def kind_of(kernel: str) -> str:
     return "products" if PRODUCT.search(kernel) else "rest"
 
 
+Span = tuple[str, float, float]  # a GPU kernel's name, and from when to when it runs
+
+
+def parts_of(kernels: Sequence[Span]) -> dict[str, float]:
+    """Time by kind. Where kernels overlap (programmatic launches do), the time is that of the one that began first."""
+    parts: dict[str, float] = {}
+    busy = -math.inf
+    for name, start, end in sorted(kernels, key=lambda kernel: kernel[1]):
+        kind = kind_of(name)
+        parts[kind] = parts.get(kind, 0.0) + max(0.0, end - max(start, busy))
+        busy = max(busy, end)
+    return parts
+
+
 @dataclass(frozen=True)
 class Measured:
     """One step of one model.
 
-    parts: milliseconds of its GPU kernels by kind. With programs that start before the kernel ahead of them has ended
-    they may add up to more than the step, and to less where none runs. kernels: how many run.
+    parts: milliseconds of its GPU kernels by kind (`parts_of`). kernels: how many run.
     """
 
     milliseconds: float
     parts: Mapping[str, float]
     kernels: int
+
+    @property
+    def idle(self) -> float:
+        """Milliseconds in which no GPU kernel runs."""
+        return max(0.0, self.milliseconds - sum(self.parts.values()))
 
 
 @dataclass(frozen=True)
@@ -130,7 +149,7 @@ def markdown(run: Steps) -> str:
         "Milliseconds of one step, medians of CUDA graphs: the model as the recipe compiles it / the same in bf16.",
     ]
     for model in dict.fromkeys(step.model for step in run.steps):
-        head = ["recipe", "tokens", "torch.compile", "ms", "times faster", *KINDS, "GPU kernels"]
+        head = ["recipe", "tokens", "torch.compile", "ms", "times faster", *KINDS, "idle", "GPU kernels"]
         lines += ["", f"**{model}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         lines += [f"| {' | '.join(_row(step))} |" for step in run.steps if step.model == model]
     return "\n".join(lines) + "\n"
@@ -145,5 +164,6 @@ def _row(step: Step) -> list[str]:
         f"{ours.milliseconds:.2f} / {base.milliseconds:.2f}",
         f"{step.ratio:.2f}",
         *(f"{ours.parts.get(kind, 0.0):.2f} / {base.parts.get(kind, 0.0):.2f}" for kind in KINDS),
+        f"{ours.idle:.2f} / {base.idle:.2f}",
         f"{ours.kernels} / {base.kernels}",
     ]

@@ -12,7 +12,7 @@ import torch
 
 from qspec import passes, resources
 from qspec.bench import step
-from qspec.bench.step_data import MODELS, Measured, Step, Steps, kind_of, markdown, read
+from qspec.bench.step_data import MODELS, Measured, Step, Steps, kind_of, markdown, parts_of, read
 from qspec.cli import main
 from qspec.cli.bench import RECIPES
 from qspec.kernels.linear import QuantLinear
@@ -57,8 +57,20 @@ def test_kernels_have_a_kind(kernel: str, kind: str) -> None:
     assert kind_of(kernel) == kind
 
 
+def test_time_is_that_of_the_kernel_that_began_first() -> None:
+    spans = [
+        ("row_a", 1.0, 3.0),
+        ("gemm_a", 2.5, 7.0),  # waits for the row kernel until 3
+        ("row_b", 3.5, 8.0),  # waits for the product until 7
+        ("add", 5.0, 6.0),  # within another
+        ("attention_a", 9.0, 11.0),
+    ]
+    expected = {"row kernels": 2.0 + 1.0, "products": 4.0, "rest": 0.0, "attention": 2.0}
+    assert parts_of(spans[::-1]) == expected
+
+
 def test_a_run_is_shown_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parts = "2.50 / 8.00 | 0.50 / 0.00 | 0.25 / 0.00 | 0.50 / 1.00"
+    parts = "2.50 / 8.00 | 0.50 / 0.00 | 0.25 / 0.00 | 0.50 / 1.00 | 0.25 / 0.00"
     row = f"| w4a4 | 32 of 1024 | no | 4.00 / 9.00 | 2.25 | {parts} | 400 / 300 |"
     lines = markdown(RUN).splitlines()
     assert row in lines
@@ -151,6 +163,25 @@ def test_a_quantized_model_computes_on_a_gpu_what_it_computes_on_a_cpu(model: st
     assert (there - here).norm() < 2e-2 * here.norm()
 
 
+@pytest.mark.parametrize("recipe", ["duquant_w4a4", "gptq_w4a16"])
+def test_every_block_runs_one_compiled_graph(recipe: str) -> None:
+    """With merged products and transforms of their own."""
+    family, plan = small("dream", f"paper/{recipe}")
+    decoder = step.quantized(plan, Decoder(family, plan.shape, dtype=torch.bfloat16).requires_grad_(False))
+    ids, graphs = torch.randint(64, (1, 8)), list[torch.fx.GraphModule]()
+    expected = decoder.hidden(ids)
+
+    def record(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    for block in decoder.blocks:
+        block.compile(backend=record, fullgraph=True, dynamic=False)
+    assert torch.equal(decoder.hidden(ids), expected)
+    assert len(graphs) == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("model", MODELS)
@@ -166,7 +197,7 @@ def test_steps_are_timed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for one in run.steps:
         for times in (one.ours, one.base):
             assert 0 < times.milliseconds < 50
-            assert 0 < sum(times.parts.values()) < 2 * times.milliseconds + 1
+            assert 0 < sum(times.parts.values()) < 1.2 * times.milliseconds
             assert times.parts["products"] > 0
             assert times.kernels > 20
         assert "row kernels" not in one.base.parts
@@ -175,6 +206,7 @@ def test_steps_are_timed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own imports
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_compiled_blocks_compute_the_same(recipe: str) -> None:
     """Up to roundings to bfloat16, of which compiled blocks make fewer; in a pass over all tokens and in a window's."""
