@@ -52,7 +52,7 @@ class QuantLinear(nn.Module):
         self._row_text = ops.text_of(packed.kernels.row) if packed.kernels.row else ""
         self._folder_text = None if kernel_folder is None else str(kernel_folder)
         self._weight: ReferenceWeight | None = None
-        self._placed: PlacedTransform | None = None
+        self._placed = self._place()
 
     @property
     def execution(self) -> Execution:
@@ -72,8 +72,6 @@ class QuantLinear(nn.Module):
     def prepare(self, given: LayerInput) -> PreparedInput:
         """x [..., in], or what it is computed of -> codes and scales, or transformed floats."""
         self._check_width(width_of(given))
-        if self.execution == "triton" and self.transform is not None and self._placed is None:
-            self._placed = PlacedTransform.of(self.transform, self.codes.device)
         if torch.compiler.is_compiling() and self.kernels.row is not None:
             return self._prepare_operator(given)
         if self.execution == "reference":
@@ -159,8 +157,14 @@ class QuantLinear(nn.Module):
 
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         self._weight = None
-        self._placed = None
+        self._placed = self._place()
         return self
+
+    def _place(self) -> PlacedTransform | None:
+        """The transform where the row kernels read it; None where none is, or the reference runs."""
+        if self.transform is None or self.codes.device.type != "cuda":
+            return None
+        return PlacedTransform.of(self.transform, self.codes.device)
 
     def _check_width(self, width: int) -> None:
         if width != self.in_features:
