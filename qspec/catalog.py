@@ -18,7 +18,6 @@ SOURCES = ("plain", "rmsnorm", "silu_mul")
 TRANSFORMS = ("none", "rotate", "rotate_permute_rotate")  # by the number of rotations
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 8)
-CODE_BITS = {"int8": 8, "e4m3": 4}  # how a code is stored -> the widest that it holds exactly, zero points apart
 PLANES = (4, 2, 1)  # bits of the pieces that a packed code is cut into, the highest first
 ROTATION_BLOCKS = (16, 32, 64, 128)  # of a first rotation: its matrix is held in shared memory
 SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 32, 18944 = 128 x 148, 768 = 64 x 12
@@ -51,7 +50,6 @@ class RowKernel:
     bits: 4 or 8 (codes out), or 16: transform only, floats out.
     group: input channels that share a scale; None is per token. clip: factor on the range before rounding.
     source: what is computed of the inputs first: the RMSNorm of a row, or silu(gate) times up; "plain" is nothing.
-    codes: what holds a code: an int8, or an e4m3 float of the same value, which is exact up to 16.
     """
 
     rotations: tuple[int, ...]
@@ -59,7 +57,6 @@ class RowKernel:
     group: int | None
     symmetric: bool
     clip: float
-    codes: str = "int8"
     source: str = "plain"
 
     def __post_init__(self) -> None:
@@ -70,11 +67,9 @@ class RowKernel:
             computes = self.rotations != () or self.source != "plain"
             _require(computes, "16-bit activations need no row kernel where nothing is computed of them")
             plain = self.group is None and self.symmetric and self.clip == 1.0
-            _require(plain and self.codes == "int8", "16-bit activations have no codes and no scales")
+            _require(plain, "16-bit activations have no codes and no scales")
             return
         _check_bits(self.bits, ACTIVATION_BITS, "activations")
-        _require(self.codes in CODE_BITS, f"codes stored as {self.codes} have no kernel")
-        _require(self.bits <= CODE_BITS[self.codes], f"{self.codes} does not hold every code of {self.bits} bits")
         _check_group(self.group, "activations")
         _require(isinstance(self.clip, float), "an activation clip is a number")
         low, high = CLIP_RANGE
@@ -94,8 +89,7 @@ class RowKernel:
             return f"row_{made}{self.transform}{block}_float"
         share = "token" if self.group is None else f"group{self.group}"
         clip = "" if self.clip == 1.0 else f"_clip{repr(self.clip).replace('.', 'p')}"
-        stored = "" if self.codes == "int8" else f"_{self.codes}"
-        return f"row_{made}{self.transform}{block}_int{self.bits}_{share}_{_symmetry(self.symmetric)}{clip}{stored}"
+        return f"row_{made}{self.transform}{block}_int{self.bits}_{share}_{_symmetry(self.symmetric)}{clip}"
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
     "activation_zero": "*i8",
     "activations": "*i8",
     "bias": "*fp32",
+    "codes": "*i8",
     "out": "*bf16",
     "eps": "fp32",
     "gain": "*fp32",
@@ -235,8 +236,6 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
 def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
     if isinstance(kernel, AttentionKernel):
         return ATTENTION_TYPES.get(name, "i32")
-    if isinstance(kernel, RowKernel) and name == "codes":
-        return {"int8": "*i8", "e4m3": "*fp8e4nv"}[kernel.codes]
     if isinstance(kernel, RowKernel) or name in types:
         return types[name]
     if name == "weight_scale":

@@ -208,7 +208,6 @@ def _row_values(kernel: RowKernel) -> dict[str, Any]:
         "bits": kernel.bits,
         "group": kernel.group,
         "symmetric": kernel.symmetric,
-        "e4m3": kernel.codes == "e4m3",
         "fine": kernel.bits == 8,
         "clip": None if kernel.clip == 1.0 else repr(kernel.clip),
         "qmin": int(number.qmin) if number else None,

@@ -12,7 +12,7 @@ from qspec.errors import InputError
 from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.packing import PackedLinear
-from qspec.kernels.reference import CODES, PreparedInput
+from qspec.kernels.reference import PreparedInput
 from qspec.models.inputs import Gated, LayerInput, Normed, value_of
 from qspec.transforms import InputTransform
 
@@ -85,7 +85,7 @@ def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
         return {"out": torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)}
     scales = ((rows.shape[1] // row.group) if row.group else 1, rows.shape[0])
     results = {
-        "codes": torch.empty(rows.shape, dtype=CODES[row.codes], device=rows.device),
+        "codes": torch.empty(rows.shape, dtype=torch.int8, device=rows.device),
         "scale": torch.empty(scales, dtype=torch.float32, device=rows.device),
     }
     if not row.symmetric:

@@ -31,7 +31,6 @@ from qspec.kernels.packing import PackedLinear
 from qspec.models.inputs import LayerInput, source_of, value_of
 from qspec.transforms import InputTransform
 
-CODES = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn}
 EXACT = 2**24  # float32 holds every integer up to here
 
 
@@ -39,7 +38,7 @@ EXACT = 2**24  # float32 holds every integer up to here
 class PreparedInput:
     """A linear's input after the row kernel, shared by every linear that prepares it alike.
 
-    values: codes [M, K] in int8 or float8_e4m3fn, or floats where activations stay in 16 bits.
+    values: codes int8 [M, K], or floats where activations stay in 16 bits.
     scale: float32 [groups, M] or None. zero: int8 [groups, M] or None.
     shape, dtype: of the input, so that the output gets the same.
     """
@@ -106,8 +105,7 @@ def prepare(row: RowKernel | None, transform: InputTransform | None, given: Laye
         return PreparedInput(rows.to(x.dtype), None, None, x.shape, x.dtype)
     quantized = numerics.quantize_activations(rows, activation_format(row))
     zero = None if quantized.zero is None else quantized.zero.T.contiguous()
-    codes = quantized.codes.float().to(CODES[row.codes])
-    return PreparedInput(codes, quantized.scale.T.contiguous(), zero, x.shape, x.dtype)
+    return PreparedInput(quantized.codes, quantized.scale.T.contiguous(), zero, x.shape, x.dtype)
 
 
 def multiply(weight: ReferenceWeight, prepared: PreparedInput) -> Tensor:

@@ -65,7 +65,6 @@ PLAIN_ROWS = (
     RowKernel((), 8, None, False, 1.0),
     RowKernel((), 8, 128, True, 1.0),
     RowKernel((), 4, 64, False, 0.95),
-    RowKernel((), 4, None, True, 1.0, "e4m3"),
 )
 ROTATED_ROWS = (
     RowKernel((128,), 4, None, True, 1.0),

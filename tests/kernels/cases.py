@@ -293,9 +293,6 @@ ROWS = (
             (4, 64, True, 1.0),
         )
     ),
-    RowKernel((), 4, None, True, 1.0, "e4m3"),
-    RowKernel((), 4, 64, False, 0.9, "e4m3"),
-    RowKernel((32,), 4, None, True, 1.0, "e4m3"),
     RowKernel((), 8, 48, False, 1.0),
     RowKernel((), 4, 1, False, 1.0),
     RowKernel((), 4, 1200, True, 1.0),  # three tiles, the last masked

@@ -74,11 +74,6 @@ def test_attention_compiles(queries: int, target: str) -> None:
     assert compile_ahead(AttentionKernel(128), target, queries).problems == ()
 
 
-@pytest.mark.parametrize("target", ["sm_89", "sm_90", "sm_100"])
-def test_codes_in_e4m3_compile_where_the_units_take_them(target: str) -> None:
-    assert compile_ahead(RowKernel((), 4, None, True, 1.0, "e4m3"), target).problems == ()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("kernel", OTHERS, ids=lambda kernel: kernel.name)

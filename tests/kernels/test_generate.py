@@ -35,7 +35,6 @@ SHOWN: tuple[Kernel, ...] = (
     RowKernel((), 8, None, True, 1.0),
     RowKernel((), 8, 48, False, 1.0),
     RowKernel((), 4, 64, False, 1.0),
-    RowKernel((), 4, None, True, 1.0, "e4m3"),
     RowKernel((), 8, None, True, 1.0, source="rmsnorm"),
     RowKernel((128, 96), 4, None, True, 1.0, source="silu_mul"),
     RowKernel((64,), 4, 128, True, 1.0),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qspec.catalog import LayerKernels, NoKernel, RowKernel
+from qspec.catalog import LayerKernels, RowKernel
 from qspec.errors import InputError, NumericsError
 from qspec.kernels import reference
 from qspec.kernels.reference import ReferenceWeight
@@ -75,21 +75,6 @@ def test_prepared_inputs_round_the_transformed_ones(rotations: tuple[int, ...], 
         error = (dequantized_input(prepared) - exact).abs() / step
         assert float(error.max()) < (0.5001 if symmetric else 1.0001)  # zero points are rounded too
         assert int(prepared.values.int().abs().max()) <= 2 ** (bits - 1)
-
-
-def test_codes_in_e4m3_are_the_same_integers() -> None:
-    """Byte by byte: an e4m3 of 1 is 0x38, of 7 0x4E, of -8 0xD0 (exponent bias 7, three bits of mantissa)."""
-    x = torch.tensor([[7.0, -7.0, 1.0, 0.0], [0.0, -16.0, 14.0, 2.0]])
-    symmetric = reference.prepare(RowKernel((), 4, None, True, 1.0, "e4m3"), None, x[:1])
-    assert symmetric.values.view(torch.uint8).tolist() == [[0x4E, 0xCE, 0x38, 0]]
-    asymmetric = reference.prepare(RowKernel((), 4, None, False, 1.0, "e4m3"), None, x[1:])  # scale 2, zero point 0
-    assert asymmetric.values.view(torch.uint8).tolist() == [[0, 0xD0, 0x4E, 0x38]]
-
-
-@pytest.mark.parametrize(("bits", "codes"), [(8, "e4m3"), (4, "e5m2"), (16, "e4m3")])
-def test_codes_that_a_store_does_not_hold_have_no_kernel(bits: int, codes: str) -> None:
-    with pytest.raises(NoKernel):
-        RowKernel((128,), bits, None, True, 1.0, codes)
 
 
 def test_shapes_and_dtypes_come_back() -> None:
