@@ -89,6 +89,13 @@ def test_any_number_of_workers_finds_the_same(workers: int, outcome: Outcome, se
 
 
 @pytest.mark.slow
+def test_rays_workers_find_the_same(outcome: Outcome, searched: Path, here: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is an extra")
+    search(searched, device="cpu", workers=2, ray="local")
+    assert written(here) == written(outcome.folder.parents[2])
+
+
+@pytest.mark.slow
 def test_killed_and_resumed(outcome: Outcome, searched: Path, here: Path) -> None:
     """Killed with its workers at any moment, the same command goes on and ends in the same bytes."""
     command = [sys.executable, "-m", "qspec", "search", str(searched), "--device", "cpu", "--quiet", "--workers", "2"]
