@@ -3,7 +3,7 @@
     python examples/search/predictors.py weights tiny-llada --layouts 24
 
 Every unit of a layout has an option drawn at random. The predicted loss is the sum of what the options lose alone; the
-true one is measured on the compiled layout, on the same rows.
+true one is measured on the compiled layout, on the probes' rows.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def main() -> None:
 
     recipe: Path = resources.recipes() / "search" / f"{args.recipe}.qs"
     engine = Engine(gather(recipe, args.model, "cpu", settings={"seed": str(args.seed)}, evaluate=False))
+    engine.trial_rows = engine.rows
     units = engine.space.units
     draw = random.Random(args.seed)
     layouts = [tuple(draw.randrange(len(unit.options)) for unit in units) for _ in range(args.layouts)]

@@ -6,7 +6,6 @@ there are: random numbers come from the seed and the job, and on a CPU one threa
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from qspec.runtime import default_dtype, fill_block
 from qspec.search.direction import Directed
 from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial
 from qspec.search.losses import Loss, LossRows
-from qspec.search.rows import THREADS, search_rows
+from qspec.search.rows import THREADS, search_rows, seed_of
 from qspec.search.space import Choice, Space, Target, assigned, find_space
 
 NOISE = 0.05  # relative size of a noise probe: ||noise|| / ||W||
@@ -54,9 +53,10 @@ class Engine:
         self.device = inputs.device
         self.dtype = default_dtype(inputs.device)
         self.model: Decoder = inputs.checkpoint.load(self.device, self.dtype)
-        rows, measure = search_rows(inputs)
-        self.rows = LossRows(self.model, rows, measure, BATCH_TOKENS)
-        self._state = self._start()
+        rows = search_rows(inputs)
+        self.rows = LossRows(self.model, rows.probes, rows.measure, BATCH_TOKENS)
+        self.trial_rows = LossRows(self.model, rows.trials, rows.measure, BATCH_TOKENS)
+        self._state = self._start(self.rows)
         self._drawn: list[list[Tensor]] | None = None
         self._path: list[_Step] = []  # of the last trial
 
@@ -72,40 +72,40 @@ class Engine:
             case Fisher():
                 return self._fisher(job)
             case Trial():
-                return asdict(self._trial({role: self._scheme(name) for role, name in job.schemes}))
+                return self._trial({role: self._scheme(name) for role, name in job.schemes})
 
     # --- states ---
 
-    def _start(self) -> _State:
+    def _start(self, rows: LossRows) -> _State:
         tokens = self.inputs.tokens
         size = max(1, BATCH_TOKENS // tokens.ids.shape[1])
         exact = any(use.params.follows_exact for use in self.inputs.plan.spec.passes)
-        return _State(0, self.rows.embedded(), Stream.start(self.model, tokens, size, self.device, exact=exact))
+        return _State(0, rows.embedded(), Stream.start(self.model, tokens, size, self.device, exact=exact))
 
     def _at(self, index: int) -> _State:
         """The state at a block; jobs in the order of blocks only go forward."""
         if self._state.index > index:
-            self._state = self._start()
+            self._state = self._start(self.rows)
         state = self._state
         with torch.no_grad():
             while state.index < index:
                 block = self.model.blocks[state.index]
-                state.rows = self._through(block, state.rows)
+                state.rows = self._through(block, self.rows, state.rows)
                 state.stream.advance(block)
                 for batch in state.stream.batches:
                     batch.exact = batch.x if batch.exact is not None else None
                 state.index += 1
         return state
 
-    def _through(self, block: DecoderBlock, states: Sequence[Tensor]) -> list[Tensor]:
+    def _through(self, block: DecoderBlock, rows: LossRows, states: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad(), fast_products():
-            return [block(x, r.context) for x, r in zip(states, self.rows.references, strict=True)]
+            return [block(x, r.context) for x, r in zip(states, rows.references, strict=True)]
 
     def _loss_from(self, block: DecoderBlock, index: int, states: Sequence[Tensor]) -> Loss:
         """With `block` in the place of block `index`, whose inputs are `states`."""
-        states = self._through(block, states)
+        states = self._through(block, self.rows, states)
         for later in self.model.blocks[index + 1 :]:
-            states = self._through(later, states)
+            states = self._through(later, self.rows, states)
         return self.rows.loss(states)
 
     # --- blocks ---
@@ -134,7 +134,7 @@ class Engine:
     def _generator(self, name: str) -> torch.Generator:
         search = self.space.plan.spec.search
         assert search is not None
-        return torch.Generator().manual_seed(zlib.crc32(f"{search.seed}/{name}".encode()))
+        return torch.Generator().manual_seed(seed_of(search, name))
 
     # --- jobs ---
 
@@ -210,8 +210,9 @@ class Engine:
             ]
         return self._drawn
 
-    def _trial(self, choices: Mapping[str, Choice]) -> Loss:
-        """The layout compiled as the compiler does it, each block calibrated on the rounded ones before it.
+    def _trial(self, choices: Mapping[str, Choice]) -> Result:
+        """The loss, also of every row, of the layout compiled as the compiler does it, each block calibrated on the
+        rounded ones before it.
 
         Blocks that the trial before had alike, from the first one on, are not computed again.
         """
@@ -221,7 +222,7 @@ class Engine:
         while alike < len(self._path) and self._path[alike].choices == own[alike]:
             alike += 1
         del self._path[alike:]
-        state = self._start()
+        state = self._start(self.trial_rows)
         if self._path:
             state.rows = self._path[-1].rows
             for batch, (x, exact) in zip(state.stream.batches, self._path[-1].stream, strict=True):
@@ -230,11 +231,12 @@ class Engine:
             exact_states = state.stream.exact_outputs(self.model.blocks[index])
             block = self._rewritten(plan, index, state.stream).module
             state.stream.advance(block, exact_states)
-            state.rows = self._through(block, state.rows)
+            state.rows = self._through(block, self.trial_rows, state.rows)
             step = _Step(own[index], state.rows, [(batch.x, batch.exact) for batch in state.stream.batches])
             if step.bytes * len(own) <= PATH_BYTES:
                 self._path.append(step)
-        return self.rows.loss(state.rows)
+        each = self.trial_rows.each(state.rows)
+        return {**asdict(self.trial_rows.summary(each)), "rows": each}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Reference:
 
 
 class LossRows:
-    """The rows that every probe and every layout is measured on."""
+    """Rows that probes or layouts are measured on."""
 
     def __init__(self, model: Decoder, rows: Sequence[MaskedRow], measure: Measure, tokens: int) -> None:
         """model: the unquantized one. tokens: of one forward pass."""
@@ -72,14 +72,19 @@ class LossRows:
         """Every batch at the first block's input."""
         return [self.model.embed(reference.batch.ids) for reference in self.references]
 
-    @torch.no_grad()
     def loss(self, states: Sequence[Tensor]) -> Loss:
         """Of the layout whose last block gave these states [b, t, d], one for each batch."""
+        return self.summary(self.each(states))
+
+    @torch.no_grad()
+    def each(self, states: Sequence[Tensor]) -> list[float]:
+        """The same of every row, in their order."""
         rows = torch.zeros(len(self.ratios), dtype=torch.float64)
         for reference, x in zip(self.references, states, strict=True):
             index = torch.tensor(reference.batch.rows)
             rows[index] = self._row_means(reference, self.at_masks(x, reference.batch))
-        return self.summary(rows.tolist())
+        found: list[float] = rows.tolist()
+        return found
 
     def summary(self, rows: Sequence[float]) -> Loss:
         """Of the losses of all rows."""

@@ -2,12 +2,17 @@
 
 A neighbour differs in one unit, or in two (one gets more, the other less), and holds every budget. Those of the least
 predicted loss are measured first, `BATCH` at a time; the best of all becomes the next centre.
+
+Layouts are measured on some rows of text, and the least of many measured losses is partly luck. So a layout takes the
+solver's place only where it loses less by more than the standard error of that difference, row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev
 
 import numpy as np
 
@@ -17,27 +22,36 @@ from qspec.search.space import Layout
 
 BATCH = 8  # layouts measured between two looks at the result, whatever the number of workers
 
-Measure = Callable[[Sequence[Layout]], list[float]]
+Measure = Callable[[Sequence[Layout]], list[Sequence[float]]]  # of each layout, the loss of every row
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A layout with its predicted and its measured loss."""
+    """A layout with its predicted and its measured loss. origin: "solver", a rival's name, or "neighbour"."""
 
     layout: Layout
+    origin: str
     predicted: float
-    loss: float
+    rows: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        return fmean(self.rows)
 
 
 def refine(
-    starts: Sequence[Layout], losses: Losses, limits: Sequence[Limit], measure: Measure, trials: int
+    starts: Mapping[str, Layout], losses: Losses, limits: Sequence[Limit], measure: Measure, trials: int
 ) -> list[Measured]:
-    """Everything that was measured, in order: `trials` layouts at most, the starts first."""
+    """Everything that was measured, in order: `trials` layouts at most, the starts first. starts: by their origin."""
     done: dict[Layout, Measured] = {}
-    batch = list(dict.fromkeys(starts))[:trials]
+    origins: dict[Layout, str] = {}
+    for name, layout in starts.items():
+        origins.setdefault(layout, name)
+    batch = list(origins)[:trials]
     while batch:
-        for layout, loss in zip(batch, measure(batch), strict=True):
-            done[layout] = Measured(layout, predicted(losses, layout), loss)
+        for layout, rows in zip(batch, measure(batch), strict=True):
+            origin = origins.get(layout, "neighbour")
+            done[layout] = Measured(layout, origin, predicted(losses, layout), tuple(rows))
         centre = best(list(done.values()))
         room = min(BATCH, trials - len(done))
         batch = neighbours(centre.layout, losses, limits, done, room)
@@ -45,8 +59,20 @@ def refine(
 
 
 def best(measured: Sequence[Measured]) -> Measured:
-    """The least loss; of equals the one measured first."""
-    return min(measured, key=lambda one: one.loss)
+    """The first, unless another surely loses less: then the surest, and so on from that one."""
+    found = measured[0]
+    while True:
+        surest = min(measured, key=lambda one: most_lost(one, found))
+        if most_lost(surest, found) >= 0:
+            return found
+        found = surest
+
+
+def most_lost(one: Measured, other: Measured) -> float:
+    """The mean difference of their losses, and its standard error added; 0 between equals."""
+    differences = [a - b for a, b in zip(one.rows, other.rows, strict=True)]
+    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0
+    return fmean(differences) + error
 
 
 def predicted(losses: Losses, layout: Layout) -> float:

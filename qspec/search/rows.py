@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict
+import zlib
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,10 +22,22 @@ from qspec.lock import machine_kind
 from qspec.runtime import load_tokenizer
 from qspec.search.losses import Measure
 
+TRIAL_ROWS = 4  # rows that whole layouts are measured on, for each one of a probe
 THREADS = 1  # of a job on a CPU: its sums are the same however many jobs run side by side
 
 
-def search_rows(inputs: Inputs) -> tuple[list[MaskedRow], Measure]:
+@dataclass(frozen=True)
+class SearchRows:
+    """What the losses are measured on. A layout's loss is a figure of one compile, so it is worth more rows, and they
+    are others than those that the solver chose by: `TRIAL_ROWS` times as many.
+    """
+
+    probes: list[MaskedRow]
+    trials: list[MaskedRow]
+    measure: Measure
+
+
+def search_rows(inputs: Inputs) -> SearchRows:
     """The rows, drawn with the search's seed, and how they lose.
 
     Raises InputError where the text is shorter than one row, or the task cannot be measured.
@@ -34,18 +46,31 @@ def search_rows(inputs: Inputs) -> tuple[list[MaskedRow], Measure]:
     assert search is not None
     tokenizer = load_tokenizer(inputs.origin.folder)
     if search.task is not None:
-        return _task_rows(inputs, search, tokenizer), "nelbo"
-    generator = torch.Generator().manual_seed(search.seed)
+        rows = [_task_rows(inputs, search, tokenizer, *part) for part in _parts(search)]
+        return SearchRows(rows[0], rows[1], "nelbo")
     documents = inputs.sources.calibration(search.text or inputs.spec.calibrate.source).documents
     length = min(search.length, inputs.plan.shape.max_length)
-    samples = windows(documents, tokenizer, search.samples, length, generator)
-    return masked_rows(list(samples), search.draws, search.seed), "nelbo" if search.loss == "nelbo" else "kl"
+    rows = []
+    for samples, seed in _parts(search):
+        texts = windows(documents, tokenizer, samples, length, torch.Generator().manual_seed(seed))
+        rows.append(masked_rows(list(texts), search.draws, seed))
+    return SearchRows(rows[0], rows[1], "nelbo" if search.loss == "nelbo" else "kl")
 
 
-def _task_rows(inputs: Inputs, search: Search, tokenizer: Any) -> list[MaskedRow]:
+def _parts(search: Search) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Windows of text, and a seed: of the probes, and of the trials."""
+    return (search.samples, search.seed), (TRIAL_ROWS * search.samples, seed_of(search, "trials"))
+
+
+def seed_of(search: Search, name: str) -> int:
+    """A seed for one of the search's draws."""
+    return zlib.crc32(f"{search.seed}/{name}".encode())
+
+
+def _task_rows(inputs: Inputs, search: Search, tokenizer: Any, samples: int, seed: int) -> list[MaskedRow]:
     """Prompts in full, with a share of each answer masked."""
     assert search.task is not None
-    task = inputs.sources.task(TaskRequest(search.task, limit=search.samples))
+    task = inputs.sources.task(TaskRequest(search.task, limit=samples))
     if isinstance(task, NotMeasured):
         raise InputError(f"a search cannot lose on {task}", where=inputs.spec.source, hint="name another task or text")
 
@@ -56,7 +81,7 @@ def _task_rows(inputs: Inputs, search: Search, tokenizer: Any) -> list[MaskedRow
     pairs = [(p, a) for p, a in pairs if a.numel() and p.numel() + a.numel() <= inputs.plan.shape.max_length]
     if not pairs:
         raise InputError(f"no item of {search.task} fits the model", where=inputs.spec.source)
-    answers = masked_rows([answer for _, answer in pairs], search.draws, search.seed)
+    answers = masked_rows([answer for _, answer in pairs], search.draws, seed)
     prompts = [prompt for prompt, _ in pairs for _ in range(search.draws)]
     return [_after(prompt, row) for prompt, row in zip(prompts, answers, strict=True)]
 
@@ -67,10 +92,10 @@ def _after(prompt: Tensor, row: MaskedRow) -> MaskedRow:
     return MaskedRow(torch.cat([prompt, row.tokens]), torch.cat([visible, row.masked]))
 
 
-def facts(inputs: Inputs, rows: Sequence[MaskedRow], measure: Measure) -> dict[str, Any]:
+def facts(inputs: Inputs, rows: SearchRows) -> dict[str, Any]:
     """What every result depends on beside its job: checkpoint, calibration, passes, rows, packages, kind of machine."""
     digest = hashlib.sha256()
-    for row in rows:
+    for row in (*rows.probes, *rows.trials):
         digest.update(row.tokens.numpy().tobytes() + row.masked.numpy().tobytes())
     content = inputs.lock.content
     return {
@@ -80,7 +105,7 @@ def facts(inputs: Inputs, rows: Sequence[MaskedRow], measure: Measure) -> dict[s
         "machine": machine_kind(inputs.device, THREADS),
         "passes": [(use.text) for use in inputs.spec.passes],
         "rows": digest.hexdigest(),
-        "measure": measure,
+        "measure": rows.measure,
     }
 
 

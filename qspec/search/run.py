@@ -25,6 +25,7 @@ from qspec.search.limits import Limit, find_limits
 from qspec.search.losses import Loss
 from qspec.search.recipe import recipe_text
 from qspec.search.refine import Measured, best, predicted, refine
+from qspec.search.rivals import rivals
 from qspec.search.rows import facts, scheme_texts, search_rows
 from qspec.search.space import Layout, Space, Target, find_space
 from qspec.search.store import Store
@@ -126,10 +127,8 @@ def search(
     if resume and not len(store):
         raise InputError("there is no earlier search to resume", where=str(store.folder), hint="leave --resume out")
     remove_unfinished(folder)
-    rows, measure = search_rows(inputs)
-    run = _Run(
-        store, facts(inputs, rows, measure), scheme_texts(inputs), find_workers(setup, inputs, workers, ray), progress
-    )
+    known = facts(inputs, search_rows(inputs))
+    run = _Run(store, known, scheme_texts(inputs), find_workers(setup, inputs, workers, ray), progress)
     try:
         with progress.phase("probe"):
             sensitivities = probe(space, wanted.probe, run.results)
@@ -221,10 +220,10 @@ def _find(
     space: Space, wanted: Search, losses: list[list[float]], limits: tuple[Limit, ...], path: Path, run: _Run
 ) -> Found:
     solved = allocate(losses, limits, wanted.gap)
-    starts = [solved, *_best_uniform(space, losses, limits)]
+    starts = {"solver": solved, **rivals(space, limits)}
 
-    def measure(layouts: Sequence[Layout]) -> list[float]:
-        return [float(result["mean"]) for result in run.results([trial(space, layout) for layout in layouts])]
+    def measure(layouts: Sequence[Layout]) -> list[Sequence[float]]:
+        return [result["rows"] for result in run.results([trial(space, layout) for layout in layouts])]
 
     measured = refine(starts, losses, limits, measure, wanted.refine)
     chosen = best(measured) if measured else None
@@ -239,13 +238,6 @@ def _find(
         tuple(measured),
         path,
     )
-
-
-def _best_uniform(space: Space, losses: list[list[float]], limits: Sequence[Limit]) -> list[Layout]:
-    """One scheme everywhere, the best that fits: what a search must not do worse than."""
-    layouts = [layout for choice in space.offered if (layout := space.uniform(choice)) is not None]
-    fitting = [layout for layout in layouts if all(limit.holds(layout) for limit in limits)]
-    return [min(fitting, key=lambda layout: predicted(losses, layout))] if fitting else []
 
 
 def trial(space: Space, layout: Layout) -> Trial:
@@ -320,6 +312,6 @@ def evidence(outcome: Outcome, found: Found) -> dict[str, Any]:
             {"target": str(one.target), "scheme": one.scheme, "loss": one.loss.mean, "buckets": list(one.loss.buckets)}
             for one in outcome.sensitivities
         ],
-        "trials": [{"predicted": one.predicted, "measured": one.loss} for one in found.measured],
+        "trials": [{"origin": one.origin, "predicted": one.predicted, "measured": one.loss} for one in found.measured],
         "curve": [{"bits": bits, "predicted": loss} for bits, loss in outcome.curve],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from qspec import numerics
 from qspec.compiler import gather
+from qspec.evaluate.forward import MaskedRow
 from qspec.models.decoder import Decoder
 from qspec.search.engine import Engine
 from qspec.search.jobs import Errors, Fisher, Noise, Probe, Trial
@@ -35,9 +37,8 @@ def logits(model: Decoder, ids: Tensor) -> Tensor:
     return model(ids).logits.double().log_softmax(-1)
 
 
-def kl(engine: Engine, model: Decoder) -> float:
+def kl(engine: Engine, model: Decoder, rows: Sequence[MaskedRow]) -> float:
     """Mean over rows of the mean over masked positions of KL(unquantized || model), a row at a time."""
-    rows, _ = search_rows(engine.inputs)
     found = []
     for row in rows:
         ids = row.tokens.masked_fill(row.masked, engine.model.shape.mask_token)[None]
@@ -62,7 +63,9 @@ def test_a_probe_is_the_loss_of_its_linears_alone(rounding: Engine) -> None:
     found = rounding.run(Probe(1, "w2", (QKV, DOWN)))
     for target in (QKV, DOWN):
         model = rounded_model(rounding, {f"blocks[1].{part}": "w2" for part in target.parts})
-        assert found[str(target)]["mean"] == pytest.approx(kl(rounding, model), rel=1e-3)
+        assert found[str(target)]["mean"] == pytest.approx(
+            kl(rounding, model, search_rows(rounding.inputs).probes), rel=1e-3
+        )
     assert found[str(DOWN)]["mean"] > 0
 
 
@@ -70,7 +73,10 @@ def test_a_trial_is_the_loss_of_the_whole_layout(rounding: Engine) -> None:
     roles = [str(m.entry.role) for m in rounding.space.plan.modules if m.entry.role.block is not None]
     schemes = {role: "w2" if role.endswith("down") else "w4" for role in roles}
     found = rounding.run(Trial(tuple(schemes.items())))
-    assert found["mean"] == pytest.approx(kl(rounding, rounded_model(rounding, schemes)), rel=1e-3)
+    rows = search_rows(rounding.inputs).trials
+    assert found["mean"] == pytest.approx(kl(rounding, rounded_model(rounding, schemes), rows), rel=1e-3)
+    assert len(found["rows"]) == len(rows) == 4 * len(search_rows(rounding.inputs).probes)
+    assert sum(found["rows"]) / len(rows) == pytest.approx(found["mean"])
 
 
 def test_a_trial_does_not_depend_on_the_trials_before(rounding: Engine) -> None:
@@ -95,8 +101,7 @@ def test_errors_are_those_of_the_outputs(rounding: Engine) -> None:
     block = rounding.model.blocks[1]
     seen: list[Tensor] = []
     hook = block.part("mlp.down").register_forward_hook(lambda _m, inputs, _y: seen.append(inputs[0]))
-    rows, _ = search_rows(rounding.inputs)
-    for row in rows:
+    for row in search_rows(rounding.inputs).probes:
         rounding.model(row.tokens.masked_fill(row.masked, rounding.model.shape.mask_token)[None])
     hook.remove()
     x = torch.cat([one.reshape(-1, one.shape[-1]) for one in seen]).double()
@@ -132,7 +137,7 @@ def test_what_is_kept_is_found_whatever_the_threads_of_the_caller(searched: Path
     for threads in (1, 3):
         torch.set_num_threads(threads)
         inputs = gather(searched, device="cpu", evaluate=False)
-        found.append(facts(inputs, *search_rows(inputs)))
+        found.append(facts(inputs, search_rows(inputs)))
     torch.set_num_threads(before)
     assert found[0] == found[1]
 
