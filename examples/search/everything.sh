@@ -4,24 +4,24 @@
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
+jobs=$(getconf _NPROCESSORS_ONLN)
 export CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1 here out
-cell() {  # FOLDER run|compile ARGUMENT...
-  mkdir -p "$out/$1" && cd "$out/$1" && python3 "$here/table.py" "${@:2}" --out "$out/results" >> log.txt 2>&1
+table() {  # FOLDER run|compile ARGUMENT...
+  mkdir -p "$out/$1" && cd "$out/$1" && python3 "$here/table.py" "${@:2}" --out "$out/results"
 }
-export -f cell
-models="tiny-llada tiny-dream"
-{ # Where the layouts lose little, what they lose is measured on more text.
-  for seed in 0 1 2; do for model in $models; do
-    echo "cell weights-$model-$seed-high run weights $model --seed $seed --samples 192 --budget '4.25 bits'"
-    echo "cell weights-$model-$seed-low run weights $model --seed $seed --budget '2.5 bits' --budget '3 bits'"
-  done; done
-  for seed in 0 1 2; do for model in $models; do
-    echo "cell weights-$model-$seed run weights $model --seed $seed --budget '3.5 bits'"
-    echo "cell mix-$model-$seed run mix $model --seed $seed --budget '5.5 bits'"
-  done; done
-} | xargs -P "$(nproc)" -d '\n' -n 1 bash -c
-for model in $models; do
-  echo "cell weights-$model-0-low compile weights $model --budget '2.5 bits'"
-  echo "cell weights-$model-0 compile weights $model --budget '3.5 bits'"
-  echo "cell mix-$model-0 compile mix $model --budget '5.5 bits'"
-done | xargs -P "$(nproc)" -d '\n' -n 1 bash -c
+weights() {  # SEED MODEL; where layouts lose little, the loss is measured on more text
+  local samples=64
+  [ "$2" = tiny-llada ] && samples=192
+  table "weights-$2-$1" run weights "$2" --seed "$1" --samples "$samples" --budget "4.25 bits"
+  table "weights-$2-$1" run weights "$2" --seed "$1" --budget "3 bits" --budget "3.5 bits" --budget "2.5 bits"
+}
+mix() {  # SEED MODEL
+  table "mix-$2-$1" run mix "$2" --seed "$1" --budget "5.5 bits"
+}
+artifacts() {  # RECIPE MODEL BUDGET
+  table "$1-$2-0" compile "$1" "$2" --budget "$3"
+}
+export -f table weights mix artifacts
+printf '%s\n' {"weights ","mix "}{0,1,2}{" tiny-llada"," tiny-dream"} | xargs -P "$jobs" -d '\n' -n 1 bash -c
+printf '%s\n' {"weights tiny-llada","weights tiny-dream"}{" '2.5 bits'"," '3.5 bits'"} "mix "{tiny-llada,tiny-dream}" '5.5 bits'" |
+  sed 's/^/artifacts /' | xargs -P "$jobs" -d '\n' -n 1 bash -c

@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
 def render(outcome: Outcome) -> str:
     """The result as plain text."""
     width = max(len(found.budget) for found in outcome.found)
-    lines = [f"  {'budget':<{width}}  {'bits':>7}  {'predicted':>9}  {'measured':>9}  recipe"]
+    lines = [f"  {'budget':<{width}}  {'bits':>7}  {'predicted':>9}  {'measured':>9}  {'uniform':>9}  recipe"]
     for found in outcome.found:
-        loss = "-" if found.loss is None else f"{found.loss:.4g}"
-        lines.append(f"  {found.budget:<{width}}  {found.bits:>7.4f}  {found.predicted:>9.4g}  {loss:>9}  {found.path}")
+        losses = (found.predicted, found.loss, found.measured_of("uniform"))
+        shown = "  ".join(f"{'-' if loss is None else f'{loss:.4g}':>9}" for loss in losses)
+        lines.append(f"  {found.budget:<{width}}  {found.bits:>7.4f}  {shown}  {found.path}")
     return "\n".join(lines)

@@ -72,7 +72,11 @@ def _task_rows(inputs: Inputs, search: Search, tokenizer: Any, samples: int, see
     assert search.task is not None
     task = inputs.sources.task(TaskRequest(search.task, limit=samples))
     if isinstance(task, NotMeasured):
-        raise InputError(f"a search cannot lose on {task}", where=inputs.spec.source, hint="name another task or text")
+        raise InputError(
+            f"a search cannot lose on task {task.name}: {task.reason}",
+            where=inputs.spec.source,
+            hint="name another task, or a text",
+        )
 
     def encode(text: str) -> Tensor:
         return torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.int64)

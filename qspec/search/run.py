@@ -62,6 +62,10 @@ class Found:
     def budget(self) -> str:
         return ", ".join(str(limit.budget) for limit in self.limits)
 
+    def measured_of(self, origin: str) -> float | None:
+        """The loss of the layout of this origin; None where it was not measured, or is the solver's too."""
+        return next((one.loss for one in self.measured if one.origin == origin), None)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -124,11 +128,9 @@ def search(
             if limit.products:
                 progress.note(f"{limit.budget}: {basis(limit.products)}")
     store = Store(folder / "results")
-    if resume and not len(store):
-        raise InputError("there is no earlier search to resume", where=str(store.folder), hint="leave --resume out")
     remove_unfinished(folder)
     known = facts(inputs, search_rows(inputs))
-    run = _Run(store, known, scheme_texts(inputs), find_workers(setup, inputs, workers, ray), progress)
+    run = _Run(store, known, scheme_texts(inputs), find_workers(setup, inputs, workers, ray), progress, resume)
     try:
         with progress.phase("probe"):
             sensitivities = probe(space, wanted.probe, run.results)
@@ -149,18 +151,29 @@ def search(
 
 @dataclass
 class _Run:
-    """Jobs by way of the store: what is there is not computed again."""
+    """Jobs by way of the store: what is there is not computed again.
+
+    resume: of the first jobs, some must be there.
+    """
 
     store: Store
     facts: Mapping[str, Any]
     schemes: Mapping[str, str]
     workers: Workers
     progress: Progress
+    resume: bool
 
     def results(self, jobs: Sequence[Job]) -> list[Result]:
         """In the order of the jobs."""
         keys = [key_of(job, self.facts, self.schemes) for job in jobs]
         found = {key: result for key in keys if (result := self.store.get(key)) is not None}
+        if self.resume and not found:
+            raise InputError(
+                "there is no earlier search to resume",
+                where=str(self.store.folder),
+                hint="leave --resume out; what is kept of other models, calibrations or rows does not count",
+            )
+        self.resume = False
         missing = [job for key, job in zip(keys, jobs, strict=True) if key not in found]
         places = [key for key in keys if key not in found]
         for done, (place, result) in enumerate(self.workers.run(missing), 1):

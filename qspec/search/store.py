@@ -16,9 +16,6 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self.folder.glob("*.json")) if self.folder.is_dir() else 0
-
     def get(self, key: str) -> Result | None:
         """The result, or None where it was not computed yet. Raises InputError where its file is corrupt."""
         path = self.folder / f"{key}.json"

@@ -40,7 +40,7 @@ search {
   samples 8
   length  128
   draws   $draws
-  refine  16
+  refine  8
   seed    $seed
 }
 

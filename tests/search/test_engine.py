@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from qspec import numerics
 from qspec.compiler import gather
+from qspec.errors import InputError
 from qspec.evaluate.forward import MaskedRow
 from qspec.models.decoder import Decoder
+from qspec.runtime import load_tokenizer
 from qspec.search.engine import Engine
 from qspec.search.jobs import Errors, Fisher, Noise, Probe, Trial
 from qspec.search.rows import facts, search_rows
@@ -77,6 +80,41 @@ def test_a_trial_is_the_loss_of_the_whole_layout(rounding: Engine) -> None:
     assert found["mean"] == pytest.approx(kl(rounding, rounded_model(rounding, schemes), rows), rel=1e-3)
     assert len(found["rows"]) == len(rows) == 4 * len(search_rows(rounding.inputs).probes)
     assert sum(found["rows"]) / len(rows) == pytest.approx(found["mean"])
+
+
+GSM8K = [("Tom has 2 hens and buys 3.", "2+3=5 #### 5"), ("Ann has 9 eggs and eats 4 of them.", "9-4=5 #### 5")]
+
+
+def test_a_task_loses_where_its_answers_are_masked(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """-log p of the true tokens: of the layout, less that of the unquantized model; prompts are visible."""
+    folder = tmp_path / "data/gsm8k"
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in GSM8K]
+    (folder / "test.jsonl").write_text("".join(lines))
+    monkeypatch.setenv("QSPEC_DATA", str(tmp_path / "data"))
+    engine = engine_for(search_recipe(mini, tmp_path, "loss task gsm8k", quantizer="rtn"))
+    tokenizer = load_tokenizer(mini.model)
+    rows = search_rows(engine.inputs)
+    assert rows.measure == "nelbo"
+    assert len(rows.probes) == len(rows.trials) == 2 * len(GSM8K)  # draws; there are no more items than these
+    for row, (question, answer) in zip(rows.probes, [one for one in GSM8K for _ in range(2)], strict=True):
+        assert tokenizer.decode(row.tokens.tolist()) == f"Question: {question}\nAnswer: {answer}"
+        prompt = len(tokenizer.encode(f"Question: {question}\nAnswer:", add_special_tokens=False))
+        assert not row.masked[:prompt].any()
+        assert row.masked[prompt:].any()
+    schemes = {str(m.entry.role): "w2" for m in engine.space.plan.modules if m.entry.role.block is not None}
+    model, expected = rounded_model(engine, schemes), []
+    for row in rows.trials:
+        ids = row.tokens.masked_fill(row.masked, engine.model.shape.mask_token)[None]
+        lost = logits(engine.model, ids)[0, row.masked] - logits(model, ids)[0, row.masked]
+        expected.append(float(lost.gather(1, row.tokens[row.masked][:, None]).mean()))
+    assert engine.run(Trial(tuple(schemes.items())))["rows"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_a_task_that_needs_code_to_run_is_refused(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSPEC_DATA", str(tmp_path))
+    with pytest.raises(InputError, match="a search cannot lose on task humaneval: its score needs model-written code"):
+        engine_for(search_recipe(mini, tmp_path, "loss task humaneval", quantizer="rtn"))
 
 
 def test_a_trial_does_not_depend_on_the_trials_before(rounding: Engine) -> None:

@@ -74,8 +74,11 @@ def test_the_recipe_is_canonical_and_means_what_was_found(outcome: Outcome, tmp_
 
 def test_the_evidence(outcome: Outcome) -> None:
     evidence = json.loads(found_recipe(outcome).with_suffix(".json").read_text())
-    assert evidence["measured"] == min(t["measured"] for t in evidence["trials"])
-    assert len(evidence["trials"]) == 12
+    trials = evidence["trials"]
+    assert [t["origin"] for t in trials[:3]] == ["solver", "uniform", "first and last"]
+    assert evidence["measured"] in [t["measured"] for t in trials]
+    assert evidence["measured"] <= trials[0]["measured"]
+    assert len(trials) == 12
     assert len(evidence["sensitivities"]) == 2 * 4 * 3  # blocks, inputs, schemes that round
     assert [p["bits"] for p in evidence["curve"]] == sorted(p["bits"] for p in evidence["curve"])
     losses = [p["predicted"] for p in evidence["curve"]]
@@ -185,6 +188,7 @@ def test_the_command(outcome: Outcome, searched: Path, here: Path, capsys: pytes
         (["--budget", "4 bit"], 1, "there is no unit `bit`"),
         (["--budget", "4 bits } x {"], 1, "error"),
         (["--resume"], 3, "there is no earlier search to resume"),
+        (["--budget", "4 bits, 1 us for block_decode"], 3, "the smallest feasible one is"),
         (["--workers", "0"], 2, "--workers is 0"),
         (["--out", "x.txt"], 2, "--out names x.txt"),
         (["--ray", "local"], 3, "pip install 'qspec[ray]'"),
@@ -205,6 +209,17 @@ def test_what_cannot_be_done(
     assert found == code
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_results_of_another_search_are_nothing_to_resume(
+    outcome: Outcome, mini: Mini, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same recipe with another seed measures other rows."""
+    results = here / "build/search/mini_search/results"
+    results.parent.mkdir(parents=True)
+    results.symlink_to(outcome.folder / "results")
+    code, _, errors = run(capsys, str(search_recipe(mini, here, "seed 7")), "--device", "cpu", "--resume")
+    assert (code, "there is no earlier search to resume" in errors) == (3, True)
 
 
 def test_recipes_that_cannot_be_searched(mini: Mini, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
