@@ -20,7 +20,7 @@ from qspec.search.limits import Limit
 from qspec.search.space import Layout
 
 Losses = Sequence[Sequence[float]]  # for each unit, of each option
-SCALE = 1e6  # of the largest loss: the solver's absolute gap of 1e-6 is then 1e-12 of it
+SCALE = 1e3  # of the largest loss: the absolute gap of 1e-6 is then 1e-9 of it; at more, HiGHS repairs what it rounds
 TIGHTENED = 20  # times that a budget may be tightened
 
 
