@@ -1,4 +1,4 @@
-"""How long the linears of one forward pass take on a GPU: measured where `qspec tune` measured, or else by its limits.
+"""How long linears and their inputs take on a GPU: measured where `qspec tune` measured, or else by its limits.
 
     row kernel   launch + bytes moved / bandwidth
     product      the time in the GPU's table (`kernels.tuned`) of its kernel, N, K and bucket of M; or, without one,
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from qspec.kernels import tuned
-from qspec.plan import FLOAT_BITS, ModulePlan
+from qspec.plan import FLOAT_BITS, ModulePlan, products
 
 REFERENCE = "NVIDIA H100 80GB HBM3"  # stands in where this machine has no GPU, and for the limits of unknown ones
 BANDWIDTHS = {REFERENCE: 3000, "NVIDIA H200": 4300}  # bytes a nanosecond: a copy
@@ -26,7 +26,7 @@ LAUNCH = 2000  # nanoseconds of a kernel that does nothing
 
 @dataclass(frozen=True)
 class Product:
-    """One linear's product for X [tokens, K]. measured: whether the table of `gpu` has it."""
+    """The product of some linears of one input for X [tokens, K]. measured: whether the table of `gpu` has it."""
 
     kernel: str
     channels: int  # N
@@ -43,37 +43,46 @@ def timed_gpu(device: torch.device) -> str:
 
 
 def pass_time(modules: Iterable[ModulePlan], tokens: int, gpu: str) -> int:
-    """Nanoseconds of these linears for X [tokens, in]: each one's product, and one row kernel for all that share it."""
+    """Nanoseconds of linears of one block for X [tokens, in]: their inputs, each made once, and their products."""
     modules = tuple(modules)
-    rows = {(m.entry.site, m.kernels.row): m.entry.in_features for m in modules if m.kernels and m.kernels.row}
-    inputs = sum(
-        LAUNCH + _memory(tokens * columns * (FLOAT_BITS + row.bits), gpu) for (_, row), columns in rows.items()
-    )
-    return inputs + sum(product(module, tokens, gpu).nanoseconds for module in modules)
+    inputs = {(m.entry.site, m.kernels and m.kernels.row): m for m in modules}
+    times = [_input(m, tokens, gpu) for m in inputs.values()]
+    return sum(times) + sum(product(group, tokens, gpu).nanoseconds for group in products(modules))
 
 
-def basis(products: Sequence[Product]) -> str:
+def _input(module: ModulePlan, tokens: int, gpu: str) -> int:
+    """Norm or gate, rotations and rounding; nothing for an input that is used as it is. A gate reads two rows."""
+    row, source = module.kernels and module.kernels.row, module.entry.source
+    if row is None and source == "plain":
+        return 0
+    read = FLOAT_BITS * (2 if source == "silu_mul" else 1)
+    return LAUNCH + _memory(tokens * module.entry.in_features * (read + _bits(module)), gpu)
+
+
+def basis(summed: Sequence[Product]) -> str:
     """What the times of these rest on, in words."""
-    count, gpu = sum(one.measured for one in products), products[0].gpu
+    count, gpu = sum(one.measured for one in summed), summed[0].gpu
     limits = gpu if gpu in BANDWIDTHS else REFERENCE
-    return f"{count} of {len(products)} products as measured on {gpu}, the rest by the limits of {limits}"
+    return f"{count} of {len(summed)} products as measured on {gpu}, the rest by the limits of {limits}"
 
 
-def product(module: ModulePlan, tokens: int, gpu: str) -> Product:
-    """One linear's product."""
-    entry, kernels = module.entry, module.kernels
-    channels, columns = entry.out_features, entry.in_features
-    measured = kernels and tuned.microseconds(gpu, kernels.gemm, channels, columns, tokens)
-    time = round(1000 * measured) if measured else _limit(module, tokens, gpu)
-    return Product(module.kernel.rpartition(" ")[2], channels, columns, tokens, gpu, time, bool(measured))
+def product(group: Sequence[ModulePlan], tokens: int, gpu: str) -> Product:
+    """Of linears that are computed as one (`plan.products`)."""
+    first = group[0]
+    channels, columns = sum(m.entry.out_features for m in group), first.entry.in_features
+    measured = first.kernels and tuned.microseconds(gpu, first.kernels.gemm, channels, columns, tokens)
+    if measured:
+        time = round(1000 * measured)
+    else:
+        moved = sum(m.stored_bits for m in group) + tokens * (columns * _bits(first) + channels * FLOAT_BITS)
+        rate = RATES[FLOAT_BITS if _bits(first) == FLOAT_BITS else 8]
+        time = LAUNCH + max(_memory(moved, gpu), -(-2 * tokens * channels * columns // rate))
+    return Product(first.kernel.rpartition(" ")[2], channels, columns, tokens, gpu, time, bool(measured))
 
 
-def _limit(module: ModulePlan, tokens: int, gpu: str) -> int:
-    entry = module.entry
-    bits = module.kernels.row.bits if module.kernels and module.kernels.row else FLOAT_BITS
-    moved = module.stored_bits + tokens * (entry.in_features * bits + entry.out_features * FLOAT_BITS)
-    rate = RATES[16 if bits == FLOAT_BITS else 8]
-    return LAUNCH + max(_memory(moved, gpu), -(-2 * tokens * entry.weights // rate))
+def _bits(module: ModulePlan) -> int:
+    """Of each value of the input that the product reads."""
+    return module.kernels.row.bits if module.kernels and module.kernels.row else FLOAT_BITS
 
 
 def _memory(bits: int, gpu: str) -> int:

@@ -72,12 +72,8 @@ class Plan:
         return tuple(m for m in self.modules if m.entry.role.block == index)
 
     def merged(self, index: int) -> tuple[tuple[ModulePlan, ...], ...]:
-        """The linears of a block that are computed as one product: several of one input, with one scheme and fate."""
-        groups: dict[tuple[object, ...], list[ModulePlan]] = {}
-        for m in self.block(index):
-            if m.kernels is not None:
-                groups.setdefault((m.entry.site, m.kernels, m.passes, m.entry.bias), []).append(m)
-        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+        """The linears of a block that are computed as one product, where these are several."""
+        return tuple(group for group in products(self.block(index)) if len(group) > 1)
 
     def product(self, module: ModulePlan) -> str | None:
         """The first module of the product that a linear is part of; None where it is one of its own."""
@@ -243,6 +239,15 @@ class Plan:
 
     def _norm_gains(self) -> int:
         return (2 * self.shape.layers + 1) * self.shape.width
+
+
+def products(modules: Iterable[ModulePlan]) -> tuple[tuple[ModulePlan, ...], ...]:
+    """The linears of a block, together where they are one product: of one input, with one scheme and fate."""
+    groups: dict[tuple[object, ...], list[ModulePlan]] = {}
+    for m in modules:
+        key = str(m.entry.role) if m.kernels is None else (m.entry.site, m.kernels, m.passes, m.entry.bias)
+        groups.setdefault((key,), []).append(m)
+    return tuple(tuple(group) for group in groups.values())
 
 
 def stored_bits(modules: Iterable[ModulePlan]) -> int:

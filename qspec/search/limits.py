@@ -13,7 +13,7 @@ from math import ceil, floor
 
 from qspec.language.spec import BUDGET_UNITS, REGIMES, Budget
 from qspec.latency import REFERENCE, Product, pass_time, product
-from qspec.plan import ModulePlan, stored_bits, tensor_bits
+from qspec.plan import ModulePlan, products, stored_bits, tensor_bits
 from qspec.search.space import Layout, Space
 
 DIGITS = 4  # of a cost that is shown
@@ -71,8 +71,8 @@ def _limit(space: Space, budget: Budget, gpu: str) -> Limit:
     tokens = REGIMES[budget.regime][1]
     most, per_unit = floor(amount * 1000), Fraction(1, 1000 * scale)
     times = _additive(space, budget, lambda own: pass_time(own, tokens, gpu), 0, most, per_unit)
-    modules = (m for unit in space.units for option in unit.options for m in option.modules)
-    return replace(times, products=tuple(dict.fromkeys(product(m, tokens, gpu) for m in modules)))
+    groups = (group for unit in space.units for option in unit.options for group in products(option.modules))
+    return replace(times, products=tuple(dict.fromkeys(product(group, tokens, gpu) for group in groups)))
 
 
 def _whole_bytes(space: Space, budget: Budget, most: int, beside: int, per_unit: Fraction) -> Limit:
