@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from qspec.report.drawing import LABEL, WIDTH, Figure, Scale, block_numbers
 from qspec.report.svg import Svg
 from qspec.search.run import Found, Outcome, Sensitivity
+from qspec.search.space import Layout
 
 FLOOR = 1e-6  # of a loss that is drawn: below it nothing was lost
 ROW = 16.0
@@ -16,16 +17,20 @@ ROW = 16.0
 def figures(outcome: Outcome) -> dict[str, Figure]:
     """By name: the Pareto curve, and a heat map for each scheme."""
     names = list(dict.fromkeys(one.scheme for one in outcome.sensitivities))
-    found = [pareto(outcome.curve, outcome.found)] if len(outcome.curve) > 1 else []
+    found = [pareto(outcome)] if len(outcome.curve) > 1 else []
     found += [sensitivity_map(outcome.sensitivities, name) for name in names]
     return {figure.name: figure for figure in found}
 
 
-def pareto(curve: Sequence[tuple[float, float]], found: Sequence[Found]) -> Figure:
-    """Predicted loss of the solver's layouts as a line; every layout measured and the one chosen as dots."""
-    points = [(bits, max(loss, FLOOR)) for bits, loss in curve]
-    chosen = [(one.bits, max(one.loss, FLOOR), one.budget) for one in found if one.loss is not None]
-    losses = [loss for _, loss in points] + [loss for _, loss, _ in chosen]
+def pareto(outcome: Outcome) -> Figure:
+    """Predicted loss of the solver's layouts as a line; what the layouts found and their rivals lose as dots."""
+    points = [(bits, max(loss, FLOOR)) for bits, loss in outcome.curve]
+    dots = [
+        (outcome.space.planned(layout).bits_per_weight, max(loss, FLOOR), style, f"{found.budget}: {name}")
+        for found in outcome.found
+        for layout, loss, style, name in _dots(found)
+    ]
+    losses = [loss for _, loss in points] + [loss for _, loss, _, _ in dots]
     low, high = math.floor(math.log10(min(losses))), math.ceil(math.log10(max(losses)) + 1e-9)
     across = Scale(min(b for b, _ in points), max(b for b, _ in points), 46, WIDTH - 14)
     up = Scale(low, max(high, low + 1), 172, 14)
@@ -38,10 +43,22 @@ def pareto(curve: Sequence[tuple[float, float]], found: Sequence[Found]) -> Figu
         svg.text(across(tick), 188, str(tick), "t m", "middle")
     svg.text(WIDTH - 14, 204, "bits per weight", "t m", "end")
     svg.polyline([(across(b), up(math.log10(loss))) for b, loss in points], "curve s-base")
-    for bits, loss, budget in chosen:
-        svg.circle(across(bits), up(math.log10(loss)), 4, "f-quant", f"{budget}: {bits:.4f} bits, measured {loss:.4g}")
-    caption = "Line: predicted loss of the solver's layout at each budget. Dots: measured loss of the layouts found."
+    for bits, loss, style, name in dots:
+        svg.circle(across(bits), up(math.log10(loss)), 4, style, f"{name}, {bits:.4f} bits, measured {loss:.4g}")
+    caption = (
+        "Line: predicted loss of the solver's layout at each budget. Dots: measured loss, in strong colour of the "
+        "layouts found, else of a uniform one and of one with dear first and last blocks."
+    )
     return Figure("pareto", caption, svg)
+
+
+def _dots(found: Found) -> Iterator[tuple[Layout, float, str, str]]:
+    """Rivals, and over them the layout found."""
+    for one in found.measured:
+        if one.origin not in ("solver", "neighbour") and one.layout != found.layout:
+            yield one.layout, one.loss, "f-base", one.origin
+    if found.loss is not None:
+        yield found.layout, found.loss, "f-quant", "found"
 
 
 def sensitivity_map(sensitivities: Sequence[Sensitivity], scheme: str) -> Figure:

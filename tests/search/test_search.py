@@ -177,6 +177,7 @@ def test_the_command(outcome: Outcome, searched: Path, here: Path, capsys: pytes
     assert f"{outcome.found[0].bits:.4f}" in text
     page = (results.parent / "search.html").read_text()
     assert page.count("<svg") == 1 + 3  # loss against bits; a map for each scheme that rounds
+    assert all(f"4 bits: {name}, " in page for name in ("uniform", "first and last", "found"))
     assert all(f"blocks[{block}].mlp.down in w2: " in page for block in (0, 1))
     assert "| 4 bits | " in (results.parent / "search.md").read_text()
 
