@@ -26,6 +26,7 @@ FEW = 64  # queries that the attention kernel takes
 PACK_BLOCKS = (128, 64, 32)  # input channels whose codes are packed together
 CLIP_RANGE = (0.01, 1.0)
 HOPPER_BLOCK = 128  # input channels that the kernels for compute capability 9.0 take at once
+HOPPER_ROTATION = 160  # the largest second rotation that its row kernels hold
 MAX_COLUMNS = 32768  # the int32 sum of K products of 8-bit differences: 255 * 255 * K < 2^31
 
 SUPPORTED = (
@@ -74,6 +75,12 @@ class RowKernel:
         _require(isinstance(self.clip, float), "an activation clip is a number")
         low, high = CLIP_RANGE
         _require(low <= self.clip <= high, f"an activation clip of {self.clip} is not in {low} .. {high}")
+
+    @property
+    def hopper(self) -> bool:
+        """Whether its file has a second kernel, for compute capability 9.0: rotated rows with one scale each."""
+        plain = self.symmetric and self.group is None and self.bits in (4, 8)
+        return plain and self.rotations[:1] == (HOPPER_BLOCK,) and self.rotations[-1] <= HOPPER_ROTATION
 
     @property
     def transform(self) -> str:

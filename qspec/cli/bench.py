@@ -1,6 +1,7 @@
 """`qspec bench`: what the matrix products take on this GPU, beside cuBLAS, the GPU's limits and other packages.
 
 `qspec bench --step`: what a whole denoising step takes, beside the same model in bf16.
+`qspec bench --rows`: what the row kernels take, beside a copy of the same bytes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ FORMATS = ("w4a16_g128", "w4a4", "w4a8", "w8a8")
 SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 MODELS = ("llada", "dream")
 TOKENS, STEP_TOKENS = "1,16,64,256,1024,4096", "32,1024"  # of products, of steps
+ROW_TOKENS = "1,64,1024"
 RECIPES = ("rtn_w8a8", "rtn_w4a4", "duquant_w4a4", "gptq_w4a16")  # in recipes/paper: of both families
 
 
@@ -29,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="time denoising steps of whole models under these recipes instead (none given: W8A8, W4A4, rotated W4A4 "
         f"and W4A16 of recipes/paper); --shape names models, and --tokens (default {STEP_TOKENS}) what a step computes "
         "of a canvas of 1024 tokens, the others kept by a dual cache",
+    )
+    parser.add_argument(
+        "--rows",
+        action="store_true",
+        help=f"time the row kernels instead, of the models that --shape names (default: both); --tokens {ROW_TOKENS}",
     )
     parser.add_argument("--compile", action="store_true", help="with --step: also under torch.compile")
     parser.add_argument("--no-peers", action="store_true", help="time only qspec's kernels")
@@ -56,6 +63,8 @@ def add_products(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.rows:
+        return _rows(args)
     return _products(args) if args.step is None else _steps(args)
 
 
@@ -111,6 +120,33 @@ def _steps(args: argparse.Namespace) -> int:
         fill(Path(args.document), "step", text)
     print(text)
     print(f"step: {folder / 'step.md'}")
+    return 0
+
+
+def _rows(args: argparse.Namespace) -> int:
+    models, tokens = args.shape or MODELS, tokens_of(args.tokens or ROW_TOKENS)
+    if args.format or args.compile or args.step is not None or not set(models) <= set(MODELS):
+        raise UsageError("--rows takes whole models", hint=f"--shape {' or '.join(MODELS)}, nothing of --step")
+
+    from qspec.bench.render import fill
+    from qspec.bench.rows_data import markdown, read
+    from qspec.cli.terminal import Terminal
+    from qspec.files import write_whole
+    from qspec.progress import Quiet
+
+    if args.results:
+        rows = read([Path(file) for file in args.results])
+    else:
+        from qspec.bench.rows import run_rows
+
+        rows = run_rows(models, tokens, Quiet() if args.quiet else Terminal())
+    folder, text = Path(args.out), markdown(rows)
+    write_whole(folder / "rows.json", json.dumps(rows.as_json(), indent=1) + "\n")
+    write_whole(folder / "rows.md", text)
+    if args.document:
+        fill(Path(args.document), "rows", text)
+    print(text)
+    print(f"rows: {folder / 'rows.md'}")
     return 0
 
 

@@ -52,6 +52,7 @@ HOPPER = 90  # the compute capability for which some kernels have a second form;
 MAX_STACK = 64  # bytes a thread: ptxas may spill a few registers to fit one more block on a multiprocessor
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 LAYOUTS = re.compile(r"^(#\w+) = #ttg\.linear<\{.*\bwarp = \[((?:\[[\d, ]*\](?:, )?)*)\]", re.MULTILINE)
+ALLOCATED = re.compile(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x512xf16")
 REDUCED = re.compile(r"<\{axis = (\d+) : i32\}>.*?: \(tensor<[^>]*?, (#\w+)>", re.DOTALL)
 
 TYPES = {  # of the parameters whose type does not depend on the kernel
@@ -122,6 +123,8 @@ def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024, columns: int 
     found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
     shared = int(compiled.metadata.shared)
     problems = (*_problems(kernel, TARGETS[target], found, stack, shared), *misreduced(compiled.asm["ttgir"]))
+    if isinstance(kernel, RowKernel) and kernel.hopper and TARGETS[target].capability == HOPPER:
+        problems += misplaced(compiled.asm["ttgir"], shared)
     return AheadReport(kernel.name, target, found, registers, stack, shared, problems)
 
 
@@ -153,6 +156,14 @@ def misreduced(ttgir: str) -> tuple[str, ...]:
     return tuple(problems)
 
 
+def misplaced(ttgir: str, shared: int) -> tuple[str, ...]:
+    """Shared memory of a second row kernel beyond its one allocation, at whose start it takes its addresses to be."""
+    sizes = [1024 * int(kilobytes) for kilobytes in ALLOCATED.findall(ttgir)]
+    if sizes == [shared]:
+        return ()
+    return (f"{shared} bytes of shared memory, of which its own allocations are {sizes}",)
+
+
 def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
     """The matrix instructions of which a kernel must have one; none where it multiplies nothing."""
     if isinstance(kernel, GemmKernel):
@@ -180,16 +191,20 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    second = kernel if isinstance(kernel, GemmKernel) and kernel.hopper and target.capability == HOPPER else None
+    second = target.capability == HOPPER and not isinstance(kernel, AttentionKernel) and kernel.hopper
     function = getattr(module, f"{kernel.name}_hopper" if second else kernel.name)
     if not isinstance(function, triton.runtime.JITFunction):
         raise MachineError("kernels are interpreted here, not compiled", hint="unset TRITON_INTERPRET")
     types = dict(TYPES)
-    if second:
+    if second and isinstance(kernel, GemmKernel):
         options = module.hopper_tiles(tokens, COLUMNS, columns)
-        types |= _second_types(module, second, options)
+        types |= _second_types(module, kernel, options)
         fixed = dict(options)
         options["maxnreg"] = module.registers(options)
+    elif second:
+        options = module.hopper_tiles(tokens, columns)
+        del options["PROGRAMS"]
+        fixed = {"K": columns, **options}
     else:
         queries = min(tokens, FEW) if isinstance(kernel, AttentionKernel) else tokens
         known = {"tokens": queries, "columns": columns, **LAUNCHED}

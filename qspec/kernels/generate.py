@@ -217,8 +217,21 @@ def _row_values(kernel: RowKernel) -> dict[str, Any]:
         "chunk": min(wide, ROTATION_ROWS) if wide > PIECE else wide,
         "parts": group,
         "part": part,
+        "hopper": kernel.hopper,
+        "spans": spans(unit) if kernel.hopper else [],
         "regroup": bool(kernel.rotations) and kernel.group is not None and (cut or part != group),
     }
+
+
+def spans(size: int) -> list[list[int]]:
+    """First column and width of the powers of two, 16 or more, that hold `size` columns: 128 and 32 hold 148."""
+    found, start = [], 0
+    padded = -(-size // SMALLEST_PRODUCT) * SMALLEST_PRODUCT
+    while start < padded:
+        width = 1 << (padded - start).bit_length() - 1
+        found.append([start, width])
+        start += width
+    return found
 
 
 def _power_of_two(size: int) -> int:

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
-TOKENS = (1, 5, 123)
+TOKENS = (1, 5, 123, 301)  # the last one is where second kernels hold two rows of 4096 channels
 HADAMARD_ROWS = (  # the sizes of LLaDA-8B, Dream-7B and the stand-ins: K is the product of the two blocks
     *(
         (RowKernel((first, second), 4, None, True, 1.0), first * second)
@@ -65,7 +65,11 @@ def test_rows_are_near_float64(row: RowKernel, columns: int, library: KernelLibr
         ("silu_mul", (), 18944),
         ("rmsnorm", (128,), 4096),
         ("rmsnorm", (128, 128), 4096),
+        ("rmsnorm", (128, 28), 3584),
+        ("plain", (128, 32), 4096),
+        ("silu_mul", (128,), 18944),
         ("silu_mul", (128, 128), 12288),
+        ("silu_mul", (128, 128), 18944),
         ("silu_mul", (128, 96), 12288),
         ("silu_mul", (128, 148), 18944),
     ],
@@ -82,6 +86,30 @@ def test_rows_compute_their_input_as_the_reference(
             expected = reference.prepare(row, transform, to_cpu(given))
             assert torch.allclose(found.scale, expected.scale, rtol=scale_tolerance(row, dtype), atol=0)
             assert codes_that_differ(found, expected) < 2e-3
+
+
+@pytest.mark.parametrize("columns", [128, 1152, 6272, 24576])
+@pytest.mark.parametrize("rotations", [(128,), (128, 128), (128, 64)], ids=str)
+def test_other_widths_and_clips(rotations: tuple[int, ...], columns: int, library: KernelLibrary) -> None:
+    for bits in (4, 8):
+        row = RowKernel(rotations, bits, None, True, 0.9)
+        for tokens in (1, 301):
+            check_rotated_rows(row, columns, tokens, torch.bfloat16, library)
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("inf")])
+@pytest.mark.parametrize("rotations", [(128,), (128, 128)], ids=str)
+def test_what_is_not_finite_shows_in_the_scale(
+    rotations: tuple[int, ...], worst: float, library: KernelLibrary
+) -> None:
+    for tokens in (3, 301):
+        x = random_input(tokens, 4096, tokens, torch.bfloat16, device="cuda")
+        x[2, 1000] = worst
+        row = RowKernel(rotations, 4, None, True, 1.0)
+        found = prepared_on_gpu(library, row, random_transform(rotations, 4096, 1), x)
+        finite = found.scale[0].isfinite()
+        assert not finite[2]
+        assert finite.sum() == tokens - 1
 
 
 def test_rows_of_float32_are_near_float64(library: KernelLibrary) -> None:

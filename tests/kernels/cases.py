@@ -167,9 +167,14 @@ def exact_input(given: LayerInput) -> Tensor:
 
 
 def scale_tolerance(row: RowKernel, dtype: torch.dtype) -> float:
-    """Of a scale after rotations: between two of them 4-bit rows of 16-bit floats keep 11 bits, else 22."""
-    coarse = len(row.rotations) == 2 and row.bits == 4 and dtype != torch.float32
-    return 2e-3 if coarse else 1e-5
+    """Of a scale after rotations: between two of them 4-bit rows of 16-bit floats keep 11 bits, else 22.
+
+    The last bit of a mean square, which depends on the order of its sum, moves values of a norm that is rounded to 16
+    bits at ties; a row of 123 of `random_given` has 42 at once, and they move its scale by 5e-5.
+    """
+    if dtype != torch.float32 and len(row.rotations) == 2 and row.bits == 4:
+        return 2e-3
+    return 1e-4 if dtype != torch.float32 and row.rotations and row.source == "rmsnorm" else 1e-5
 
 
 def random_transform(blocks: tuple[int, ...], columns: int, seed: int) -> InputTransform | None:

@@ -1,0 +1,109 @@
+"""What row kernels take: frozen values, their file and their table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from qspec.catalog import RowKernel
+from qspec.errors import InputError
+
+WIDTHS: Mapping[str, tuple[tuple[int, str], ...]] = {  # of LLaDA-8B and Dream-7B: K, and what it is computed of
+    "llada": ((4096, "rmsnorm"), (12288, "silu_mul")),
+    "dream": ((3584, "rmsnorm"), (18944, "silu_mul")),
+}
+BLOCK = 128  # of DuQuant's rotations, and of the first of a Hadamard transform's two
+MADE = {"plain": "x", "rmsnorm": "RMSNorm", "silu_mul": "silu(gate) up"}
+
+
+@dataclass(frozen=True)
+class RowCell:
+    """One row kernel on X [tokens, columns] in bfloat16.
+
+    bytes_moved: what it must read and write. microseconds: its time. copy: that of copying as many bytes.
+    """
+
+    source: str
+    rotations: tuple[int, ...]
+    bits: int
+    columns: int
+    tokens: int
+    bytes_moved: int
+    microseconds: float
+    copy: float
+
+    @property
+    def share(self) -> float:
+        """Of the copy's bandwidth, 1 being as fast as the copy."""
+        return self.copy / self.microseconds
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One run. environment: versions and names."""
+
+    environment: Mapping[str, str]
+    cells: tuple[RowCell, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """Everything measured, and the shares."""
+        return {**asdict(self), "cells": [{**asdict(cell), "share": round(cell.share, 3)} for cell in self.cells]}
+
+
+def kernels_of(model: str) -> list[tuple[RowKernel, int]]:
+    """The row kernels of a model's widths, and K: unrotated, rotated once, as DuQuant and as QuaRot rotate."""
+    return [
+        (RowKernel(rotations, 4 if rotations else 8, None, True, 1.0, source=source), columns)
+        for columns, made in WIDTHS[model]
+        for source in ("plain", made)
+        for rotations in ((), (BLOCK,), (BLOCK, BLOCK), (BLOCK, columns // BLOCK))
+    ]
+
+
+def read(paths: Sequence[Path]) -> Rows:
+    """The runs of one GPU as one, from their rows.json. Raises InputError where a file is none."""
+    runs = [_read(path) for path in paths]
+    for path, run in zip(paths, runs, strict=True):
+        if run.environment["gpu"] != runs[0].environment["gpu"]:
+            raise InputError("runs on different GPUs do not make one table", where=str(path))
+    return replace(runs[0], cells=tuple(cell for run in runs for cell in run.cells))
+
+
+def _read(path: Path) -> Rows:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Rows(data["environment"], tuple(_cell(cell) for cell in data["cells"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "qspec bench --rows writes one"
+        raise InputError("not a benchmark's rows.json", where=str(path), hint=hint) from error
+
+
+def _cell(data: dict[str, Any]) -> RowCell:
+    plain = {field.name: data[field.name] for field in fields(RowCell)}
+    return RowCell(**plain | {"rotations": tuple(data["rotations"])})
+
+
+def markdown(run: Rows) -> str:
+    """One table: for each kernel and width microseconds, the copy's, and the share, by tokens."""
+    counts = list(dict.fromkeys(cell.tokens for cell in run.cells))
+    head = ["rows of", "rotations", "codes", "K", *(f"M {count}: us / copy" for count in counts), "of copy"]
+    lines = [
+        f"{run.environment['gpu']}, " + ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton")),
+        "Microseconds, medians of CUDA graphs over cold copies, beside a copy of the same bytes, launches included; "
+        f"`of copy` at M {counts[-1] if counts else 0}.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+    ]
+    kinds = dict.fromkeys((cell.source, cell.rotations, cell.bits, cell.columns) for cell in run.cells)
+    for kind in kinds:
+        cells = {c.tokens: c for c in run.cells if (c.source, c.rotations, c.bits, c.columns) == kind}
+        source, rotations, bits, columns = kind
+        row = [MADE[source], " x ".join(map(str, rotations)), f"int{bits}", str(columns)]
+        row += [f"{cells[n].microseconds:.1f} / {cells[n].copy:.1f}" if n in cells else "" for n in counts]
+        row.append(f"{cells[counts[-1]].share:.0%}" if counts[-1] in cells else "")
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
