@@ -173,7 +173,7 @@ def test_rows_of_the_models_widths_fit(rotations: tuple[int, ...], columns: int,
 def test_second_row_kernels_compile(
     source: str, rotations: tuple[int, ...], bits: int, columns: int, tokens: int
 ) -> None:
-    """Gluon does not run under the interpreter: this, and the tests on a GPU, are what tests them."""
+    """Of what they compute, see test_second_rows.py."""
     kernel = RowKernel(rotations, bits, None, True, 1.0, source=source)
     assert kernel.hopper
     report = compile_ahead(kernel, "sm_90", tokens, columns)

@@ -1,0 +1,99 @@
+"""The second row kernels, for compute capability 9.0, as PTX on a CPU: the reference's codes, and no races."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from qspec.catalog import RowKernel
+from qspec.kernels import reference
+from qspec.kernels.ahead import TARGETS, _compile
+from qspec.kernels.generate import library
+from qspec.kernels.launch import PlacedTransform
+from qspec.kernels.reference import PreparedInput
+from qspec.models.inputs import Gated, LayerInput, Normed
+from qspec.transforms import InputTransform
+from tests.kernels.cases import codes_that_differ, random_given, random_transform, scale_tolerance
+from tests.kernels.ptx import Block, Program
+
+MANY = 1024  # rows for which a program takes two of 4096 channels
+
+
+def run(
+    row: RowKernel, transform: InputTransform, given: LayerInput, tokens: int, change: Callable[[str], str] = str
+) -> tuple[PreparedInput, set[int]]:
+    """Codes and scales from two blocks that share the rows, and where they race.
+
+    tokens: for which the kernel is compiled. change: of its PTX.
+    """
+    placed = PlacedTransform.of(transform, torch.device("cpu"))
+    x = given if isinstance(given, Tensor) else given.x
+    more: list[Tensor | float] = []
+    if isinstance(given, Normed):
+        more = [given.gain, given.eps]
+    elif isinstance(given, Gated):
+        more = [given.up.contiguous()]
+    rows, columns = x.shape
+    codes, scale = torch.full((rows, columns), 99, dtype=torch.int8), torch.full((1, rows), float("nan"))
+    compiled = _compile(library(None).module(row), row, TARGETS["sm_90"], tokens, columns)
+    memory, arguments, end = np.zeros(1 << 21, np.uint8), [], 256
+    tensors = [x.contiguous(), *more, *placed.arguments().values(), codes, scale]
+    for value in tensors:
+        if isinstance(value, float):
+            arguments.append(int(np.float32(value).view(np.uint32)))
+            continue
+        data = value.contiguous().view(torch.uint8).numpy().ravel()
+        memory[end : end + len(data)] = data
+        arguments.append(end)
+        end += -(-len(data) // 256) * 256
+    program, races = Program(change(compiled.asm["ptx"])), set[int]()
+    for index in range(2):
+        block = Block(program, [*arguments, rows, columns, 0, 0], memory, index, 2)
+        block.run(32 * compiled.metadata.num_warps, compiled.metadata.shared)
+        races |= block.races()
+    found = memory[arguments[-2] :][: codes.numel()].view(np.int8).reshape(codes.shape)
+    scales = memory[arguments[-1] :][: 4 * rows].view(np.float32).reshape(scale.shape)
+    return PreparedInput(torch.from_numpy(found.copy()), torch.from_numpy(scales.copy()), None, x.shape, x.dtype), races
+
+
+CASES = (
+    (RowKernel((128,), 4, None, True, 1.0, "rmsnorm"), 4096, 3, MANY),
+    (RowKernel((128, 128), 4, None, True, 0.9, "rmsnorm"), 4096, 5, MANY),
+    (RowKernel((128, 28), 8, None, True, 1.0), 3584, 2, 1),
+    (RowKernel((128, 96), 4, None, True, 1.0, "silu_mul"), 12288, 2, MANY),
+    pytest.param(RowKernel((128, 148), 8, None, True, 1.0, "silu_mul"), 18944, 2, MANY, marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize(("row", "columns", "rows", "tokens"), CASES, ids=lambda part: getattr(part, "name", part))
+def test_second_row_kernels_give_the_references_codes(row: RowKernel, columns: int, rows: int, tokens: int) -> None:
+    transform = random_transform(row.rotations, columns, seed=1)
+    assert transform is not None
+    given = random_given(row.source, rows, columns, rows, torch.bfloat16)
+    found, races = run(row, transform, given, tokens)
+    expected = reference.prepare(row, transform, given)
+    assert torch.allclose(found.scale, expected.scale, rtol=scale_tolerance(row, torch.bfloat16), atol=0)
+    assert codes_that_differ(found, expected) < 2e-3
+    assert races == set()
+
+
+def test_a_barrier_that_is_missing_shows() -> None:
+    """Before places are read, before each product, before values are sent to where a product read, before ranges."""
+    row, columns = RowKernel((128, 128), 4, None, True, 1.0), 1024
+    transform = random_transform(row.rotations, columns, seed=1)
+    assert transform is not None
+    given = random_given("plain", 3, columns, 3, torch.bfloat16)
+
+    def without(number: int) -> Callable[[str], str]:
+        def change(ptx: str) -> str:
+            at = [match.start() for match in re.finditer(r"bar\.sync", ptx)]
+            return ptx[: at[number]] + "griddepcontrol.wait; //" + ptx[at[number] :] if number < len(at) else ptx
+
+        return change
+
+    assert sum(bool(run(row, transform, given, 1, without(number))[1]) for number in range(9)) >= 5
