@@ -4,7 +4,7 @@ A neighbour differs in one unit, or in two (one gets more, the other less), and 
 predicted loss are measured first, `BATCH` at a time; the best of all becomes the next centre.
 
 Layouts are measured on some rows of text, and the least of many measured losses is partly luck. So a layout takes the
-solver's place only where it loses less by more than the standard error of that difference, row by row.
+solver's place only where it loses less by more than `SURE` standard errors of that difference, row by row.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from qspec.search.limits import Limit
 from qspec.search.space import Layout
 
 BATCH = 8  # layouts measured between two looks at the result, whatever the number of workers
+SURE = 2.0  # standard errors: of a dozen layouts that are no better, a few seem so by one
 
 Measure = Callable[[Sequence[Layout]], list[Sequence[float]]]  # of each layout, the loss of every row
 
@@ -69,10 +70,10 @@ def best(measured: Sequence[Measured]) -> Measured:
 
 
 def most_lost(one: Measured, other: Measured) -> float:
-    """The mean difference of their losses, and its standard error added; 0 between equals."""
+    """The mean difference of their losses, and `SURE` standard errors of it added; 0 between equals."""
     differences = [a - b for a, b in zip(one.rows, other.rows, strict=True)]
     error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0
-    return fmean(differences) + error
+    return fmean(differences) + SURE * error
 
 
 def predicted(losses: Losses, layout: Layout) -> float:
