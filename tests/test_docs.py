@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -47,6 +48,19 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("command", "shown"), [t for t in transcripts() if "compile" not in t[0]])
 def test_transcripts(command: str, shown: str, folder: Path) -> None:
     assert run(command, folder).strip() == shown.strip()
+
+
+def test_the_table_of_times_is_what_was_measured() -> None:
+    steps = json.loads((ROOT / "docs" / "kernels" / "step.json").read_text())["steps"]
+    measured = {(s["recipe"], s["tokens"]): s for s in steps if s["model"] == "llada" and s["compiled"]}
+    rows = re.findall(r"^\| `paper/(\w+)`[^|]*((?:\| [0-9.]+ ){6})\|$", README, flags=re.MULTILINE)
+    assert {recipe for recipe, _ in rows} == {recipe for recipe, _ in measured}
+    for recipe, shown in rows:
+        found: list[str] = []
+        for tokens in (1024, 32):
+            ours, base = (measured[recipe, tokens][who]["milliseconds"] for who in ("ours", "base"))
+            found += [f"{ours:.1f}", f"{base:.1f}", f"{base / ours:.2f}"]
+        assert shown.replace("|", " ").split() == found
 
 
 @pytest.mark.slow

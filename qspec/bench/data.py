@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
@@ -112,19 +113,42 @@ class Bench:
 
 def read(paths: Sequence[Path]) -> Bench:
     """The runs of one GPU as one, from their bench.json. Raises InputError where a file is none."""
-    runs = [_read(path) for path in paths]
-    for path, run in zip(paths, runs, strict=True):
-        if run.environment["gpu"] != runs[0].environment["gpu"]:
-            raise InputError("runs on different GPUs do not make one table", where=str(path))
+    runs = read_runs(paths, _bench, "bench.json", "qspec bench")
     failed = {name: why for run in runs for name, why in run.failed.items()}
     return replace(runs[0], cells=tuple(cell for run in runs for cell in run.cells), failed=failed)
 
 
-def _read(path: Path) -> Bench:
-    names = [field.name for field in fields(Cell)]
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        cells = tuple(Cell(**{name: cell[name] for name in names}) for cell in data["cells"])
-        return Bench(data["copy"], data["arithmetic"], data["environment"], cells, data["failed"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("not a benchmark's bench.json", where=str(path), hint="qspec bench writes one") from error
+def _bench(data: dict[str, Any]) -> Bench:
+    cells = tuple(Cell(**own(Cell, cell)) for cell in data["cells"])
+    return Bench(data["copy"], data["arithmetic"], data["environment"], cells, data["failed"])
+
+
+class Run(Protocol):
+    """What a benchmark's file holds: environment has versions and names."""
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...
+
+
+R = TypeVar("R", bound=Run)
+
+
+def read_runs(paths: Sequence[Path], parse: Callable[[dict[str, Any]], R], name: str, writer: str) -> list[R]:
+    """Runs of one GPU from their files, `name` as `writer` writes it.
+
+    Raises InputError naming the file that is none, or of another GPU than the first.
+    """
+    runs: list[R] = []
+    for path in paths:
+        try:
+            runs.append(parse(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"not a benchmark's {name}", where=str(path), hint=f"{writer} writes one") from error
+        if runs[-1].environment["gpu"] != runs[0].environment["gpu"]:
+            raise InputError("runs on different GPUs do not make one table", where=str(path))
+    return runs
+
+
+def own(kind: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    """What the fields of a dataclass hold, of a file's object that has derived figures too."""
+    return {field.name: data[field.name] for field in fields(kind)}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qspec.bench.data import own, read_runs
 from qspec.catalog import RowKernel
-from qspec.errors import InputError
 
 WIDTHS: Mapping[str, tuple[tuple[int, str], ...]] = {  # of LLaDA-8B and Dream-7B: K, and what it is computed of
     "llada": ((4096, "rmsnorm"), (12288, "silu_mul")),
@@ -65,25 +64,13 @@ def kernels_of(model: str) -> list[tuple[RowKernel, int]]:
 
 def read(paths: Sequence[Path]) -> Rows:
     """The runs of one GPU as one, from their rows.json. Raises InputError where a file is none."""
-    runs = [_read(path) for path in paths]
-    for path, run in zip(paths, runs, strict=True):
-        if run.environment["gpu"] != runs[0].environment["gpu"]:
-            raise InputError("runs on different GPUs do not make one table", where=str(path))
+    runs = read_runs(paths, _rows, "rows.json", "qspec bench --rows")
     return replace(runs[0], cells=tuple(cell for run in runs for cell in run.cells))
 
 
-def _read(path: Path) -> Rows:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return Rows(data["environment"], tuple(_cell(cell) for cell in data["cells"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = "qspec bench --rows writes one"
-        raise InputError("not a benchmark's rows.json", where=str(path), hint=hint) from error
-
-
-def _cell(data: dict[str, Any]) -> RowCell:
-    plain = {field.name: data[field.name] for field in fields(RowCell)}
-    return RowCell(**plain | {"rotations": tuple(data["rotations"])})
+def _rows(data: dict[str, Any]) -> Rows:
+    cells = (RowCell(**own(RowCell, cell) | {"rotations": tuple(cell["rotations"])}) for cell in data["cells"])
+    return Rows(data["environment"], tuple(cells))
 
 
 def markdown(run: Rows) -> str:

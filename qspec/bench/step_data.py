@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qspec.errors import InputError
+from qspec.bench.data import own, read_runs
 from qspec.models.dream import DREAM
 from qspec.models.family import DecoderShape, Family
 from qspec.models.llada import LLADA
@@ -121,25 +120,13 @@ class Steps:
 
 def read(paths: Sequence[Path]) -> Steps:
     """The runs of one GPU as one, from their step.json. Raises InputError where a file is none."""
-    runs = [_read(path) for path in paths]
-    for path, run in zip(paths, runs, strict=True):
-        if run.environment["gpu"] != runs[0].environment["gpu"]:
-            raise InputError("runs on different GPUs do not make one table", where=str(path))
+    runs = read_runs(paths, _steps, "step.json", "qspec bench --step")
     return replace(runs[0], steps=tuple(step for run in runs for step in run.steps))
 
 
-def _read(path: Path) -> Steps:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return Steps(data["environment"], tuple(_step(step) for step in data["steps"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = "qspec bench --step writes one"
-        raise InputError("not a benchmark's step.json", where=str(path), hint=hint) from error
-
-
-def _step(data: dict[str, Any]) -> Step:
-    plain = {field.name: data[field.name] for field in fields(Step)}
-    return Step(**plain | {name: Measured(**data[name]) for name in ("ours", "base")})
+def _steps(data: dict[str, Any]) -> Steps:
+    steps = (Step(**own(Step, s) | {name: Measured(**s[name]) for name in ("ours", "base")}) for s in data["steps"])
+    return Steps(data["environment"], tuple(steps))
 
 
 def markdown(run: Steps) -> str:

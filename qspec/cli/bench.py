@@ -23,7 +23,7 @@ RECIPES = ("rtn_w8a8", "rtn_w4a4", "duquant_w4a4", "gptq_w4a16")  # in recipes/p
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_products(parser)
+    add_products(parser, TOKENS)
     parser.add_argument(
         "--step",
         nargs="*",
@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="with --step: also under torch.compile")
     parser.add_argument("--no-peers", action="store_true", help="time only qspec's kernels")
     parser.add_argument(
-        "--results", action="append", metavar="FILE", help="show these bench.json of earlier runs instead of measuring"
+        "--results",
+        action="append",
+        metavar="FILE",
+        help="show these files of earlier runs (bench.json; step.json, rows.json) instead of measuring",
     )
     parser.add_argument("--document", metavar="FILE", help="Markdown file to put the tables into, between its marks")
     parser.add_argument(
@@ -48,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_products(parser: argparse.ArgumentParser) -> None:
-    """What is timed: formats, shapes, numbers of tokens."""
+def add_products(parser: argparse.ArgumentParser, tokens: str) -> None:
+    """What is timed: formats, shapes, numbers of tokens, these if none are given."""
     parser.add_argument("--format", action="append", choices=FORMATS, help="as often as wanted (default: all)")
     parser.add_argument(
         "--shape",
@@ -57,8 +60,7 @@ def add_products(parser: argparse.ArgumentParser) -> None:
         metavar="NxK|MODEL",
         help=f"output x input channels, or the merged linears of {' or '.join(MODELS)} (default: llada)",
     )
-    parser.add_argument("--tokens", metavar="LIST", help=f"numbers of tokens (default: {TOKENS})")
-
+    parser.add_argument("--tokens", metavar="LIST", help=f"numbers of tokens (default: {tokens})")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
@@ -75,7 +77,7 @@ def _products(args: argparse.Namespace) -> int:
 
     from qspec.bench import run_bench, write_bench
     from qspec.bench.data import read
-    from qspec.bench.render import fill, markdown
+    from qspec.bench.render import markdown
     from qspec.cli.terminal import Terminal
     from qspec.progress import Quiet
 
@@ -86,23 +88,19 @@ def _products(args: argparse.Namespace) -> int:
         bench = run_bench(args.format or FORMATS, shapes, tokens, not args.no_peers, progress)
     folder = Path(args.out)
     write_bench(bench, folder)
-    if args.document:
-        fill(Path(args.document), "bench", markdown(bench))
-    print(markdown(bench))
-    print(f"bench: {folder / 'bench.md'}")
-    return 0
+    return _show("bench", folder, markdown(bench), args.document)
 
 
 def _steps(args: argparse.Namespace) -> int:
     models, tokens = args.shape or ["llada"], tokens_of(args.tokens or STEP_TOKENS)
-    if args.format or not set(models) <= set(MODELS):
-        raise UsageError("--step takes recipes and whole models", hint=f"--shape {' or '.join(MODELS)}, no --format")
+    if args.format or args.no_peers or not set(models) <= set(MODELS):
+        raise UsageError(
+            "--step takes recipes and whole models", hint=f"--shape {' or '.join(MODELS)}, no --format, no --no-peers"
+        )
 
     from qspec import resources
-    from qspec.bench.render import fill
     from qspec.bench.step_data import markdown, read
     from qspec.cli.terminal import Terminal
-    from qspec.files import write_whole
     from qspec.progress import Quiet
 
     if args.results:
@@ -113,25 +111,18 @@ def _steps(args: argparse.Namespace) -> int:
         recipes = [Path(file) for file in args.step] or [resources.recipes() / "paper" / f"{n}.qs" for n in RECIPES]
         compiled = (False, True) if args.compile else (False,)
         steps = run_steps(recipes, models, tokens, compiled, Quiet() if args.quiet else Terminal())
-    folder, text = Path(args.out), markdown(steps)
-    write_whole(folder / "step.json", json.dumps(steps.as_json(), indent=1) + "\n")
-    write_whole(folder / "step.md", text)
-    if args.document:
-        fill(Path(args.document), "step", text)
-    print(text)
-    print(f"step: {folder / 'step.md'}")
-    return 0
+    return _keep("step", Path(args.out), steps.as_json(), markdown(steps), args.document)
 
 
 def _rows(args: argparse.Namespace) -> int:
     models, tokens = args.shape or MODELS, tokens_of(args.tokens or ROW_TOKENS)
-    if args.format or args.compile or args.step is not None or not set(models) <= set(MODELS):
-        raise UsageError("--rows takes whole models", hint=f"--shape {' or '.join(MODELS)}, nothing of --step")
+    if args.format or args.no_peers or args.compile or args.step is not None or not set(models) <= set(MODELS):
+        raise UsageError(
+            "--rows takes whole models", hint=f"--shape {' or '.join(MODELS)}, no other option but --tokens"
+        )
 
-    from qspec.bench.render import fill
     from qspec.bench.rows_data import markdown, read
     from qspec.cli.terminal import Terminal
-    from qspec.files import write_whole
     from qspec.progress import Quiet
 
     if args.results:
@@ -140,13 +131,26 @@ def _rows(args: argparse.Namespace) -> int:
         from qspec.bench.rows import run_rows
 
         rows = run_rows(models, tokens, Quiet() if args.quiet else Terminal())
-    folder, text = Path(args.out), markdown(rows)
-    write_whole(folder / "rows.json", json.dumps(rows.as_json(), indent=1) + "\n")
-    write_whole(folder / "rows.md", text)
-    if args.document:
-        fill(Path(args.document), "rows", text)
+    return _keep("rows", Path(args.out), rows.as_json(), markdown(rows), args.document)
+
+
+def _keep(name: str, folder: Path, data: dict[str, object], text: str, document: str | None) -> int:
+    """Writes a run's figures and its table, and shows it."""
+    from qspec.files import write_whole
+
+    write_whole(folder / f"{name}.json", json.dumps(data, indent=1) + "\n")
+    write_whole(folder / f"{name}.md", text)
+    return _show(name, folder, text, document)
+
+
+def _show(name: str, folder: Path, text: str, document: str | None) -> int:
+    """Prints a run's table, which the folder has; and puts it into a document, between its marks of this name."""
+    from qspec.bench.render import fill
+
+    if document:
+        fill(Path(document), name, text)
     print(text)
-    print(f"rows: {folder / 'rows.md'}")
+    print(f"{name}: {folder / f'{name}.md'}")
     return 0
 
 

@@ -6,13 +6,14 @@ import argparse
 import os
 from pathlib import Path
 
-from qspec.cli.bench import FORMATS, TOKENS, add_products, shapes_of, tokens_of
+from qspec.cli.bench import FORMATS, add_products, shapes_of, tokens_of
 from qspec.errors import UsageError
+
+TOKENS = "16,64,256,1024,4096,8192"  # the last is the bucket of `full_sequence`, for budgets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_products(parser)
-    parser.set_defaults(tokens="16,64,256,1024,4096,8192")  # the last is the bucket of `full_sequence`, for budgets
+    add_products(parser, TOKENS)
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that compile (default: the processor's cores)"
     )

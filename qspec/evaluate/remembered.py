@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
 from torch import Tensor
 
 from qspec.models.decoder import Decoder
-from qspec.models.family import DecoderShape
+from qspec.models.samplers.common import Around
 
 
-class Remembered:
+class Remembered(Around[Decoder]):
     """A `Denoiser` that keeps the hidden states of the inputs that it has seen, up to `limit` bytes of them.
 
     The states are the model's own: what is computed with and without it is the same, bit by bit. Once the limit is
@@ -19,21 +18,10 @@ class Remembered:
     """
 
     def __init__(self, model: Decoder, limit: int = 0) -> None:
-        self.model = model
+        super().__init__(model)
         self.limit = limit
         self._states: dict[bytes, Tensor] = {}
         self._size = 0
-
-    @property
-    def shape(self) -> DecoderShape:
-        return self.model.shape
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def finish(self, x: Tensor) -> Tensor:
-        return self.model.finish(x)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         if not self.limit:

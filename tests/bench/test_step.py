@@ -98,7 +98,14 @@ def test_a_file_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--step", "--format", "w4a4"], ["--step", "--shape", "4096x4096"], ["--compile"]]
+    "arguments",
+    [
+        ["--step", "--format", "w4a4"],
+        ["--step", "--shape", "4096x4096"],
+        ["--step", "--no-peers"],
+        ["--compile"],
+        ["--rows", "--no-peers"],
+    ],
 )
 def test_options_that_do_not_belong_together_are_usage_errors(arguments: list[str]) -> None:
     assert main(["bench", *arguments]) == 2

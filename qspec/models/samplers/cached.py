@@ -18,13 +18,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
 from qspec.models.decoder import Decoder, Window
-from qspec.models.family import DecoderShape
-from qspec.models.samplers.common import Denoiser
+from qspec.models.samplers.common import Around, Denoiser
 
 Cache = Literal["prefix", "dual"]
 
@@ -48,24 +46,14 @@ def check_cache(cache: str | None) -> None:
         raise UsageError(f"unknown cache {cache!r}", hint=f"choose one of {', '.join(get_args(Cache))}")
 
 
-class Cached:
+class Cached(Around[Decoder]):
     """A `Denoiser` for the steps of one block: the first call computes all tokens, those after it `tokens` alone."""
 
     def __init__(self, model: Decoder, tokens: slice) -> None:
-        self.model, self.tokens = model, tokens
+        super().__init__(model)
+        self.tokens = tokens
         self._window: Window | None = None
         self._states: Tensor | None = None
-
-    @property
-    def shape(self) -> DecoderShape:
-        return self.model.shape
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def finish(self, x: Tensor) -> Tensor:
-        return self.model.finish(x)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """x [b, t, d] of all tokens; those outside the window are the first call's."""

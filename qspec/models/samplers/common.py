@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,27 @@ class Denoiser(Protocol):
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor: ...
 
     def finish(self, x: Tensor) -> Tensor: ...
+
+
+M = TypeVar("M", bound=Denoiser)
+
+
+class Around(Generic[M]):
+    """A denoiser around another one, which has its own way to `hidden`."""
+
+    def __init__(self, model: M) -> None:
+        self.model = model
+
+    @property
+    def shape(self) -> DecoderShape:
+        return self.model.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.model.finish(x)
 
 
 @dataclass(frozen=True)
