@@ -78,7 +78,7 @@ def tune(
     jobs = [
         (gemm, options)
         for gemm in gemms.values()
-        for options in _distinct(o for s in shapes for count in buckets for o in tuned.candidates(gemm, s[1], count))
+        for options in _distinct(o for s in shapes for count in buckets for o in tuned.candidates(gemm, *s, count))
     ]
     progress.note(f"{len(jobs)} kernels to compile")
     _compile_all(jobs, workers)
@@ -91,7 +91,7 @@ def tune(
                 x = torch.randn(count, columns, device="cuda", dtype=torch.bfloat16)
                 prepared = launch.prepare(library, packed[0].kernels.row, None, x)
                 timed = []
-                for options in tuned.candidates(gemm, columns, count):
+                for options in tuned.candidates(gemm, channels, columns, count):
                     calls = _products(library, packed, prepared, options)
                     with suppress(OutOfResources):  # a choice that this GPU cannot hold is no candidate
                         timed.append((graph_time(calls, replays=6), options))

@@ -45,12 +45,12 @@ class QuantLinear(nn.Module):
         self.out_features = packed.out_features
         self.in_features = packed.in_features
         self.transform = packed.transform
-        self.kernel_folder = kernel_folder
         for name in ("codes", "scale", "zero", "bias"):
             self.register_buffer(name, getattr(packed, name))
         self._gemm_text = ops.text_of(packed.kernels.gemm)
         self._row_text = ops.text_of(packed.kernels.row) if packed.kernels.row else ""
         self._folder_text = None if kernel_folder is None else str(kernel_folder)
+        self._library = library(kernel_folder)
         self._weight: ReferenceWeight | None = None
         self._placed = self._place()
 
@@ -77,7 +77,7 @@ class QuantLinear(nn.Module):
         if self.execution == "reference":
             return reference.prepare(self.kernels.row, self.transform, given)
         with torch.cuda.device(self.codes.device):
-            return launch.prepare(library(self.kernel_folder), self.kernels.row, self._placed, given)
+            return launch.prepare(self._library, self.kernels.row, self._placed, given)
 
     def multiply(self, prepared: PreparedInput) -> Tensor:
         """Y [..., out] in the dtype of the x that was prepared."""
@@ -89,7 +89,7 @@ class QuantLinear(nn.Module):
                 self._weight = ReferenceWeight.of(self.packed())
             return reference.multiply(self._weight, prepared)
         with torch.cuda.device(self.codes.device):
-            return launch.multiply(library(self.kernel_folder), self.packed(), prepared)
+            return launch.multiply(self._library, self.packed(), prepared)
 
     def _prepare_operator(self, given: LayerInput) -> PreparedInput:
         """`prepare` as one node of a compiled graph."""

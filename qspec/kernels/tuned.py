@@ -26,7 +26,8 @@ from qspec.kernels.generate import cache_folder
 SMALLEST, LARGEST = 16, 8192  # buckets of M: powers of two between these
 SHARED = 228 * 1024  # bytes of shared memory of a multiprocessor of compute capability 9.0; a program takes 1 KB more
 LEAST_STAGES, MOST_STAGES = 2, 12
-SPLITS = (1, 2, 4)
+SPLITS = (1, 2, 3, 4, 6)
+MULTIPROCESSORS = 132  # of an H100 and an H200
 NAMES = frozenset(("BLOCK_N", "BLOCK_M", "PB", "STAGES", "SPLIT", "SHARE"))  # see `macros/hopper.jinja`
 Options = dict[str, Any]
 
@@ -97,31 +98,37 @@ def write(path: Path, gpu: str, entries: dict[str, Any]) -> None:
     _table.cache_clear()
 
 
-def candidates(kernel: GemmKernel, columns: int, tokens: int) -> Iterator[Options]:
+def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> Iterator[Options]:
     """Options worth a measurement on compute capability 9.0; none where the kernel has no form of its own for it.
 
-    Stages are as many as shared memory holds, up to a dozen.
+    Stages are as many as shared memory holds, up to a dozen; a tile's channels are split where all parts fit at once.
     """
     if not kernel.hopper or columns % HOPPER_BLOCK:
         return
     for block_n, block_m, blocks, share in _tiles(kernel, tokens):
         options = {"BLOCK_N": block_n, "BLOCK_M": block_m, "PB": blocks}
         stages = min(MOST_STAGES, (SHARED // share - 1024 - _sent(options)) // _stage(kernel, options))
-        for split in SPLITS if tokens <= 256 else (1,):
-            if stages >= LEAST_STAGES and split * blocks <= columns // HOPPER_BLOCK:
+        parts = MULTIPROCESSORS * share // (-(-channels // block_n) * -(-tokens // block_m))
+        for split in SPLITS:
+            fits = split == 1 or (split <= parts and split * blocks <= columns // HOPPER_BLOCK)
+            if stages >= LEAST_STAGES and fits:
                 yield {**options, "STAGES": stages, "SPLIT": split, "SHARE": share}
 
 
 def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int]]:
     """Output channels and tokens of a tile, blocks of a stage, programs on a multiprocessor."""
+    floating = kernel.activation_bits == 16
     if tokens > 64:
-        widest = 128 if kernel.activation_bits == 16 else 256  # 4096 sums of a group beside those of a tile
-        yield from ((128, block_m, 1, 1) for block_m in (128, 256) if block_m <= widest)
+        yield (128, 128, 1, 1)
+        if not floating:  # which has 4096 sums of a group beside those of a tile
+            yield from ((128, 256, 1, 1), (192, 128, 1, 1))
         return
     block_m = next(size for size in (16, 32, 64) if tokens <= size)
     for blocks in (2, 4) if tokens <= 16 else (1, 2):
         yield from ((64, block_m, blocks, share) for share in (1, 2, 3))
         yield from ((128, block_m, blocks, share) for share in (1, 2) if (block_m, share) != (64, 2))
+        if not floating:  # whose scales come in boxes of a power of two
+            yield (192, block_m, blocks, 1)
 
 
 def _stage(kernel: GemmKernel, options: Options) -> int:

@@ -35,9 +35,9 @@ FLOATING = (
 TOKENS = (1, 3, 17, 123, 1000)
 
 
-def choices(kernel: GemmKernel, columns: int, tokens: int) -> list[tuned.Options]:
+def choices(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> list[tuned.Options]:
     """A few of those worth a measurement, among them the first and the last."""
-    found = list(tuned.candidates(kernel, columns, tokens))
+    found = list(tuned.candidates(kernel, channels, columns, tokens))
     return [found[0], found[-1], *found[1 :: max(1, len(found) // 4)]]
 
 
@@ -73,7 +73,7 @@ def test_every_choice_gives_the_same_bits(fmt: Format, tokens: int, library: Ker
     x = random_input(tokens, 18944, tokens, device="cuda")
     prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
     expected = reference.multiply(weight, on_cpu(prepared))
-    for options in choices(packed.kernels.gemm, 18944, tokens):
+    for options in choices(packed.kernels.gemm, 328, 18944, tokens):
         assert torch.equal(product(library, packed, prepared, options).cpu(), expected), options
 
 
@@ -95,7 +95,7 @@ def test_weight_only_products_are_near_float64(fmt: Format, shape: tuple[int, in
     for tokens in TOKENS:
         x = random_input(tokens, shape[1], tokens, torch.bfloat16, device="cuda")
         exact = x.double() @ weight.T + packed.bias.double()
-        for options in (None, *choices(packed.kernels.gemm, shape[1], tokens)):
+        for options in (None, *choices(packed.kernels.gemm, *shape, tokens)):
             first = product(library, packed, prepared_on_gpu(library, None, None, x), options)
             assert relative_error(first, exact) < 4e-3, options
             again = product(library, packed, prepared_on_gpu(library, None, None, x), options)

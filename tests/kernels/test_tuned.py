@@ -63,7 +63,7 @@ def test_a_file_that_is_no_table_is_named(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tokens", [1, 33, 200, 4096])
 @pytest.mark.parametrize("kernel", [W4A4, W8A8, W4A16], ids=lambda k: k.name)
 def test_candidates_cover_the_kernel_and_fit(kernel: GemmKernel, tokens: int) -> None:
-    found = list(tuned.candidates(kernel, 4096, tokens))
+    found = list(tuned.candidates(kernel, 4096, 4096, tokens))
     assert found
     assert all(set(options) == tuned.NAMES for options in found)
     for options in found:
@@ -75,6 +75,8 @@ def test_candidates_cover_the_kernel_and_fit(kernel: GemmKernel, tokens: int) ->
         sums = options["BLOCK_M"] // 2 * (2 if kernel.activation_bits == 16 else 1)  # of a thread
         registers = 65536 // (options["SHARE"] * 128 * (options["BLOCK_N"] // 64 + 1))
         assert sums < registers
+        tiles = -(-4096 // options["BLOCK_N"]) * -(-tokens // options["BLOCK_M"])
+        assert options["SPLIT"] == 1 or options["SPLIT"] * tiles <= 132 * options["SHARE"]
 
 
 def test_entries_of_another_form_of_the_kernel_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +91,8 @@ def test_entries_of_another_form_of_the_kernel_are_passed_over(tmp_path: Path, m
 
 
 def test_no_candidates_where_no_second_kernel_runs() -> None:
-    assert not list(tuned.candidates(W4A4, 4096 + 64, 16))
-    assert not list(tuned.candidates(GemmKernel(3, 128, True, 16, None, True), 4096, 16))
+    assert not list(tuned.candidates(W4A4, 4096, 4096 + 64, 16))
+    assert not list(tuned.candidates(GemmKernel(3, 128, True, 16, None, True), 4096, 4096, 16))
 
 
 def test_shipped_tables_are_whole() -> None:
