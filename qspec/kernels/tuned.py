@@ -28,7 +28,7 @@ SHARED = 228 * 1024  # bytes of shared memory of a multiprocessor of compute cap
 LEAST_STAGES, MOST_STAGES = 2, 12
 SPLITS = (1, 2, 3, 4, 6)
 MULTIPROCESSORS = 132  # of an H100 and an H200
-NAMES = frozenset(("BLOCK_N", "BLOCK_M", "PB", "STAGES", "SPLIT", "SHARE"))  # see `macros/hopper.jinja`
+NAMES = frozenset(("BLOCK_N", "BLOCK_M", "PB", "STAGES", "SPLIT", "SHARE", "TEAMS"))  # see `macros/hopper.jinja`
 Options = dict[str, Any]
 
 
@@ -105,30 +105,35 @@ def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> 
     """
     if not kernel.hopper or columns % HOPPER_BLOCK:
         return
-    for block_n, block_m, blocks, share in _tiles(kernel, tokens):
-        options = {"BLOCK_N": block_n, "BLOCK_M": block_m, "PB": blocks}
+    for block_n, block_m, blocks, share, teams in _tiles(kernel, tokens):
+        options = {"BLOCK_N": block_n, "BLOCK_M": block_m, "PB": blocks, "SHARE": share, "TEAMS": teams}
         stages = min(MOST_STAGES, (SHARED // share - 1024 - _sent(options)) // _stage(kernel, options))
+        stages -= stages % teams  # a stage is always the same team's
         parts = MULTIPROCESSORS * share // (-(-channels // block_n) * -(-tokens // block_m))
         for split in SPLITS:
-            fits = split == 1 or (split <= parts and split * blocks <= columns // HOPPER_BLOCK)
-            if stages >= LEAST_STAGES and fits:
-                yield {**options, "STAGES": stages, "SPLIT": split, "SHARE": share}
+            fits = split == 1 or (split <= parts and split * blocks * teams <= columns // HOPPER_BLOCK)
+            if stages >= LEAST_STAGES * teams and fits:
+                yield {**options, "STAGES": stages, "SPLIT": split}
 
 
-def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int]]:
-    """Output channels and tokens of a tile, blocks of a stage, programs on a multiprocessor."""
+def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Output channels and tokens of a tile, blocks of a stage, programs on a multiprocessor, teams of a program."""
     floating = kernel.activation_bits == 16
     if tokens > 64:
-        yield (128, 128, 1, 1)
+        yield (128, 128, 1, 1, 1)
+        if tokens <= 256:
+            yield from ((64, 128, 1, 1, teams) for teams in (2, 3))
         if not floating:  # which has 4096 sums of a group beside those of a tile
-            yield from ((128, 256, 1, 1), (192, 128, 1, 1))
+            yield from ((128, 256, 1, 1, 1), (192, 128, 1, 1, 1))
         return
     block_m = next(size for size in (16, 32, 64) if tokens <= size)
     for blocks in (2, 4) if tokens <= 16 else (1, 2):
-        yield from ((64, block_m, blocks, share) for share in (1, 2, 3))
-        yield from ((128, block_m, blocks, share) for share in (1, 2) if (block_m, share) != (64, 2))
+        yield from ((64, block_m, blocks, share, 1) for share in (1, 2, 3))
+        yield from ((64, block_m, blocks, share, 2) for share in (1, 2) if (block_m, share) != (64, 2))
+        yield (64, block_m, blocks, 1, 3)
+        yield from ((128, block_m, blocks, share, 1) for share in (1, 2) if (block_m, share) != (64, 2))
         if not floating:  # whose scales come in boxes of a power of two
-            yield (192, block_m, blocks, 1)
+            yield (192, block_m, blocks, 1, 1)
 
 
 def _stage(kernel: GemmKernel, options: Options) -> int:
@@ -139,5 +144,6 @@ def _stage(kernel: GemmKernel, options: Options) -> int:
 
 
 def _sent(options: Options) -> int:
-    """Bytes of shared memory that outputs take on their way: of each channel no more than 128 at once."""
-    return int(options["BLOCK_N"] * min(128, 4 * options["BLOCK_M"]))
+    """Bytes of shared memory that outputs take on their way, of each channel no more than 128, and sums of teams."""
+    sent, sums = min(128, 4 * options["BLOCK_M"]), 4 * options["BLOCK_M"] * (options["TEAMS"] - 1)
+    return int(options["BLOCK_N"] * (sent + sums))

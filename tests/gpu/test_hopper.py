@@ -36,9 +36,11 @@ TOKENS = (1, 3, 17, 123, 1000)
 
 
 def choices(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> list[tuned.Options]:
-    """A few of those worth a measurement, among them the first and the last."""
-    found = list(tuned.candidates(kernel, channels, columns, tokens))
-    return [found[0], found[-1], *found[1 :: max(1, len(found) // 4)]]
+    """One of each kind that is worth a measurement."""
+    kinds = {}
+    for options in tuned.candidates(kernel, channels, columns, tokens):
+        kinds[options["BLOCK_N"], options["BLOCK_M"], options["TEAMS"], options["SPLIT"] > 1] = options
+    return list(kinds.values())
 
 
 def product(library: KernelLibrary, packed: PackedLinear, prepared: PreparedInput, options: tuned.Options | None):
@@ -74,6 +76,18 @@ def test_every_choice_gives_the_same_bits(fmt: Format, tokens: int, library: Ker
     prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
     expected = reference.multiply(weight, on_cpu(prepared))
     for options in choices(packed.kernels.gemm, 328, 18944, tokens):
+        assert torch.equal(product(library, packed, prepared, options).cpu(), expected), options
+
+
+@pytest.mark.parametrize("tokens", [17, 64, 200])
+@pytest.mark.parametrize("fmt", INTEGER, ids=str)
+def test_programs_that_take_several_tiles(fmt: Format, tokens: int, library: KernelLibrary) -> None:
+    """More tiles than fit at once, of three blocks each: teams begin with another stage in every tile."""
+    packed = random_linear(fmt, 40000, 384, seed=6, device="cuda")
+    weight = ReferenceWeight.of(moved(packed, "cpu"))
+    prepared = prepared_on_gpu(library, packed.kernels.row, None, random_input(tokens, 384, tokens, device="cuda"))
+    expected = reference.multiply(weight, on_cpu(prepared))
+    for options in choices(packed.kernels.gemm, 40000, 384, tokens):
         assert torch.equal(product(library, packed, prepared, options).cpu(), expected), options
 
 

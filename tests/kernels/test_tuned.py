@@ -33,7 +33,7 @@ def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
     device = torch.device("cuda")
     assert tuned.options_for(W4A4, 256, 512, 5, device) is None
-    options = {"BLOCK_N": 64, "BLOCK_M": 16, "PB": 2, "STAGES": 3, "SPLIT": 2, "SHARE": 1}
+    options = {"BLOCK_N": 64, "BLOCK_M": 16, "PB": 2, "STAGES": 3, "SPLIT": 2, "SHARE": 1, "TEAMS": 1}
     key = tuned.key(W4A4, 256, 512, 5, triton.__version__)
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {key: {"options": options, "microseconds": 3.5}})
     assert tuned.options_for(W4A4, 256, 512, 16, device) == options
@@ -70,10 +70,11 @@ def test_candidates_cover_the_kernel_and_fit(kernel: GemmKernel, tokens: int) ->
         tokens_held = options["BLOCK_M"] * options["PB"] * 128 * (2 if kernel.activation_bits == 16 else 1)
         weights_held = options["BLOCK_N"] * options["PB"] * 16 * kernel.weight_bits
         assert options["SHARE"] * (options["STAGES"] * (tokens_held + weights_held) + 1024) <= 228 * 1024
-        assert options["STAGES"] >= 2
+        assert options["STAGES"] >= 2 * options["TEAMS"]
+        assert options["STAGES"] % options["TEAMS"] == 0
         assert options["SPLIT"] * options["PB"] <= 32
         sums = options["BLOCK_M"] // 2 * (2 if kernel.activation_bits == 16 else 1)  # of a thread
-        registers = 65536 // (options["SHARE"] * 128 * (options["BLOCK_N"] // 64 + 1))
+        registers = 65536 // (options["SHARE"] * 128 * (options["BLOCK_N"] // 64 * options["TEAMS"] + 1))
         assert sums < registers
         tiles = -(-4096 // options["BLOCK_N"]) * -(-tokens // options["BLOCK_M"])
         assert options["SPLIT"] == 1 or options["SPLIT"] * tiles <= 132 * options["SHARE"]
