@@ -74,13 +74,13 @@ def _rows(data: dict[str, Any]) -> Rows:
 
 
 def markdown(run: Rows) -> str:
-    """One table: for each kernel and width microseconds, the copy's, and the share, by tokens."""
+    """One table: for each kernel and width microseconds, the copy's, the share and the bandwidth, by tokens."""
     counts = list(dict.fromkeys(cell.tokens for cell in run.cells))
-    head = ["rows of", "rotations", "codes", "K", *(f"M {count}: us / copy" for count in counts), "of copy"]
+    head = ["rows of", "rotations", "codes", "K", *(f"M {count}: us / copy" for count in counts), "of copy", "GB/s"]
     lines = [
         f"{run.environment['gpu']}, " + ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton")),
         "Microseconds, medians of CUDA graphs over cold copies, beside a copy of the same bytes, launches included; "
-        f"`of copy` at M {counts[-1] if counts else 0}.",
+        f"`of copy` and GB/s at M {counts[-1] if counts else 0}.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
@@ -91,6 +91,7 @@ def markdown(run: Rows) -> str:
         source, rotations, bits, columns = kind
         row = [MADE[source], " x ".join(map(str, rotations)), f"int{bits}", str(columns)]
         row += [f"{cells[n].microseconds:.1f} / {cells[n].copy:.1f}" if n in cells else "" for n in counts]
-        row.append(f"{cells[counts[-1]].share:.0%}" if counts[-1] in cells else "")
+        last = cells.get(counts[-1])
+        row += [f"{last.share:.0%}", f"{last.bytes_moved / last.microseconds / 1e3:.0f}"] if last else ["", ""]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"

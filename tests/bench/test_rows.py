@@ -13,7 +13,7 @@ from qspec.bench.rows_data import RowCell, Rows, kernels_of, markdown, read
 from qspec.cli import main
 
 ONE = RowCell("silu_mul", (128, 96), 4, 12288, 64, 64 * (5 * 12288 + 4), 8.0, 6.0)
-MORE = replace(ONE, tokens=1024, microseconds=40.0, copy=24.0)
+MORE = replace(ONE, tokens=1024, bytes_moved=1024 * (5 * 12288 + 4), microseconds=40.0, copy=24.0)
 RUN = Rows({"gpu": "A GPU", "torch": "2", "triton": "3"}, (ONE, MORE))
 
 
@@ -24,7 +24,7 @@ def test_the_rotations_are_those_of_the_recipes() -> None:
 
 
 def test_a_run_is_shown_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = "| silu(gate) up | 128 x 96 | int4 | 12288 | 8.0 / 6.0 | 40.0 / 24.0 | 60% |"
+    row = "| silu(gate) up | 128 x 96 | int4 | 12288 | 8.0 / 6.0 | 40.0 / 24.0 | 60% | 1573 |"
     assert row in markdown(RUN).splitlines()
     stored, document = tmp_path / "rows.json", tmp_path / "page.md"
     stored.write_text(json.dumps(RUN.as_json()))
