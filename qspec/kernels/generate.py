@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -122,6 +122,10 @@ class KernelLibrary:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self._modules: dict[Kernel, ModuleType] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., KernelLibrary], tuple[Path | None]]:
+        """A copy is the folder's one library: loaded kernels do not travel."""
+        return library, (self.folder,)
 
     def module(self, kernel: Kernel) -> ModuleType:
         """The kernel's module. Raises InputError where the artifact lacks it."""
