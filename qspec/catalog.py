@@ -131,6 +131,11 @@ class GemmKernel:
         return plain and self.weight_bits in (4, 8) and self.weight_group is None and self.activation_group is None
 
     @property
+    def cublas(self) -> bool:
+        """Whether its file can hand the product to cuBLAS: 16-bit activations, by weights dequantized in every call."""
+        return self.activation_bits == 16
+
+    @property
     def interleaved(self) -> bool:
         """Whether its 4-bit codes are packed in the order of bfloat16 operands (`kernels.packing`)."""
         return self.hopper and self.activation_bits == 16

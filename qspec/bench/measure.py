@@ -79,6 +79,7 @@ def tune(
         (gemm, options)
         for gemm in gemms.values()
         for options in _distinct(o for s in shapes for count in buckets for o in tuned.candidates(gemm, *s, count))
+        if options != tuned.CUBLAS
     ]
     progress.note(f"{len(jobs)} kernels to compile")
     _compile_all(jobs, workers)

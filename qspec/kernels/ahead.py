@@ -63,6 +63,7 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
     "activations": "*i8",
     "bias": "*fp32",
     "codes": "*i8",
+    "dense": "*bf16",
     "out": "*bf16",
     "eps": "fp32",
     "gain": "*fp32",
@@ -123,6 +124,9 @@ def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024, columns: int 
     found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
     shared = int(compiled.metadata.shared)
     problems = (*_problems(kernel, TARGETS[target], found, stack, shared), *misreduced(compiled.asm["ttgir"]))
+    if isinstance(kernel, GemmKernel) and kernel.cublas:
+        dense = _compile_dense(module, kernel, TARGETS[target], columns or _columns(kernel))
+        problems += _excesses(TARGETS[target], _resources(dense.asm["cubin"])[1], int(dense.metadata.shared))
     if isinstance(kernel, RowKernel) and kernel.hopper and TARGETS[target].capability == HOPPER:
         problems += misplaced(compiled.asm["ttgir"], shared)
     return AheadReport(kernel.name, target, found, registers, stack, shared, problems)
@@ -133,6 +137,11 @@ def _problems(kernel: Kernel, target: Target, found: tuple[str, ...], stack: int
     wanted = _instructions(kernel, target)
     if wanted and not any(name.startswith(wanted) for name in found):
         problems.append(f"no {' or '.join(wanted)} among its instructions")
+    return (*problems, *_excesses(target, stack, shared))
+
+
+def _excesses(target: Target, stack: int, shared: int) -> tuple[str, ...]:
+    problems = []
     if stack > MAX_STACK:
         problems.append(f"{stack} bytes of stack: registers are spilled")
     if shared > target.shared:
@@ -187,9 +196,6 @@ def _columns(kernel: Kernel) -> int:
 
 def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int) -> Any:
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.experimental.gluon._runtime import GluonASTSource
 
     second = target.capability == HOPPER and not isinstance(kernel, AttentionKernel) and kernel.hopper
     function = getattr(module, f"{kernel.name}_hopper" if second else kernel.name)
@@ -212,6 +218,25 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
         options = module.tiles(**{name: known[name] for name in wanted})
         fixed = {"K": columns, "PACK": pack_block(columns), "PDL": target.capability >= HOPPER, **options}
         fixed |= {"HEADS": LAUNCHED["heads"], "SHARED": 1}
+    return _assemble(function, kernel, target, types, fixed, options)
+
+
+def _compile_dense(module: ModuleType, kernel: GemmKernel, target: Target, columns: int) -> Any:
+    """The kernel that writes weights down for cuBLAS, in bfloat16."""
+    fixed = {"K": columns, "PACK": pack_block(columns), **module.DENSE}
+    types = TYPES | ({"weights": "*i16"} if kernel.interleaved else {})
+    return _assemble(getattr(module, f"{kernel.name}_dense"), kernel, target, types, fixed, dict(module.DENSE))
+
+
+def _assemble(
+    function: Any, kernel: Kernel, target: Target, types: dict[str, str], fixed: dict[str, Any], options: dict[str, Any]
+) -> Any:
+    """fixed: constants, by parameter. options: of the compiler; those that are parameters too are left out."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(function.arg_names):
         if name in fixed:
@@ -225,7 +250,8 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
             if name not in ("M", "units", "eps", "n", "T", "factor") and not name.endswith("_desc"):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     options["enable_fp_fusion"] = isinstance(kernel, GemmKernel) and kernel.activation_bits == 16
-    source = (GluonASTSource if second else ASTSource)(function, signature, constants, attributes)
+    kind = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
+    source = kind(function, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", target.capability, 32), options=options)
 
 

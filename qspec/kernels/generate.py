@@ -168,6 +168,7 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
     step = math.gcd(*groups) if groups else None
     nibbles = kernel.weight_bits == 4 and (step is None or step % PIECE == 0)
     tile = _product_tile(step, floating=kernel.activation_bits == 16)
+    span = _product_tile(step, floating=False)
     return {
         "w_bits": kernel.weight_bits,
         "a_bits": kernel.activation_bits,
@@ -183,6 +184,8 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
         "step": step,
         "tile": tile,
         "parts": None if step is None else -(-step // tile),
+        "span": span,
+        "spans": None if step is None else -(-step // span),
     }
 
 

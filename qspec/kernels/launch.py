@@ -108,7 +108,7 @@ def multiply(
 ) -> Tensor:
     """Y [..., N] in the input's dtype, as `reference.multiply` defines it.
 
-    options: tile sizes; None takes the measured ones (`kernels.tuned`), or else those that the kernel's file chooses.
+    options: tile sizes, or `tuned.CUBLAS`; None takes the measured ones, or else those that the kernel's file chooses.
     """
     values = prepared.values
     out = torch.empty((values.shape[0], packed.out_features), dtype=prepared.dtype, device=values.device)

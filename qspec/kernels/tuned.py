@@ -1,9 +1,13 @@
-"""Measured tile sizes of the matrix products, by GPU: hints that decide the speed, never the result.
+"""Measured choices for the matrix products, by GPU: hints, which decide the speed, and of sums of floats the rounding.
 
 A file holds {"gpu": ..., "entries": {key: {"options": {...}, "microseconds": ...}}}. The key names kernel, N, K, the
 bucket of M and the version of Triton, since a compiler may turn another choice into the fastest. Files ship in
 `codegen/tuned`; what `qspec tune` measures here lies in the user's cache and comes first. Where no entry fits, the
 kernel's file chooses by itself; entries of an older form of the kernels, with other options, are passed over.
+
+Options are tile sizes (`NAMES`), or `CUBLAS`: the product is cuBLAS's, as the kernel's file says at its top. Integer
+products are the same bits by any tile sizes. Weight-only ones add float32 in another order; and for `CUBLAS`
+each weight is rounded to the dtype of the input first, which no tile size does.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ SPLITS = (1, 2, 3, 4, 6)
 MULTIPROCESSORS = 132  # of an H100 and an H200
 NAMES = frozenset(("BLOCK_N", "BLOCK_M", "PB", "STAGES", "SPLIT", "SHARE", "TEAMS"))  # see `macros/hopper.jinja`
 Options = dict[str, Any]
+CUBLAS: Options = {"CUBLAS": 1}
+CUBLAS_FROM = 256  # tokens from which cuBLAS is worth a measurement
 
 
 def bucket(tokens: int) -> int:
@@ -68,12 +74,17 @@ def microseconds(gpu: str, kernel: GemmKernel, channels: int, columns: int, toke
     return min((entry["microseconds"] for name, entry in _table(gpu).items() if name.startswith(start)), default=None)
 
 
+def of_this_form(options: Options) -> bool:
+    """Whether options are tile sizes as the kernels take them now, or `CUBLAS`."""
+    return set(options) == NAMES or options == CUBLAS
+
+
 @lru_cache(maxsize=8)
 def _table(gpu: str) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for path in (resources.codegen() / "tuned" / f"{slug(gpu)}.json", own_file(gpu)):
         if path.is_file():
-            entries |= {name: entry for name, entry in read(path).items() if set(entry["options"]) == NAMES}
+            entries |= {name: entry for name, entry in read(path).items() if of_this_form(entry["options"])}
     return entries
 
 
@@ -105,6 +116,8 @@ def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> 
     """
     if not kernel.hopper or columns % HOPPER_BLOCK:
         return
+    if kernel.cublas and tokens >= CUBLAS_FROM:
+        yield dict(CUBLAS)
     for block_n, block_m, blocks, share, teams in _tiles(kernel, tokens):
         options = {"BLOCK_N": block_n, "BLOCK_M": block_m, "PB": blocks, "SHARE": share, "TEAMS": teams}
         stages = min(MOST_STAGES, (SHARED // share - 1024 - _sent(options)) // _stage(kernel, options))

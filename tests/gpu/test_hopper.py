@@ -39,8 +39,8 @@ def choices(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> lis
     """One of each kind that is worth a measurement."""
     kinds = {}
     for options in tuned.candidates(kernel, channels, columns, tokens):
-        kind = tuple(options[name] for name in ("BLOCK_N", "BLOCK_M", "SHARE", "TEAMS"))
-        kinds[kind, options["SPLIT"] > 1] = options
+        kind = tuple(options.get(name) for name in ("BLOCK_N", "BLOCK_M", "SHARE", "TEAMS"))
+        kinds[kind, options.get("SPLIT", 0) > 1] = options
     return list(kinds.values())
 
 

@@ -229,6 +229,13 @@ def dequantized_product(packed: PackedLinear, x: Tensor) -> Tensor:
     return y if packed.bias is None else y + packed.bias.double()
 
 
+def rounded_weights(packed: PackedLinear, dtype: torch.dtype) -> Tensor:
+    """W [N, K] by THE definition, rounded once."""
+    zeros = packed.unpacked_zeros()
+    zero = None if zeros is None else zeros.T
+    return numerics.dequantize(packed.unpacked_codes(), packed.scale.T, zero).to(dtype)
+
+
 def transformed(transform: InputTransform, x: Tensor) -> Tensor:
     """T(x) in float64, by whole matrices."""
     first, *second = (

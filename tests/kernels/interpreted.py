@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qspec.catalog import RowKernel
 from qspec.errors import InputError
-from qspec.kernels import launch, reference
+from qspec.kernels import launch, reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
@@ -40,6 +40,7 @@ from tests.kernels.cases import (
     random_linear,
     random_transform,
     relative_error,
+    rounded_weights,
     scale_tolerance,
     transformed,
     widths,
@@ -93,6 +94,34 @@ def test_weight_only_product_is_near_float64(fmt: Format, dtype: torch.dtype, li
         found = launch.multiply(library, packed, launch.prepare(library, None, None, x))
         assert found.dtype == dtype
         assert relative_error(found, dequantized_product(packed, x)) < limit
+
+
+@pytest.mark.parametrize("fmt", WEIGHT_ONLY, ids=str)
+def test_weights_for_cublas_are_rounded_once(fmt: Format) -> None:
+    """Of rows of the identity the product is the weights themselves: one term of a sum is not zero."""
+    library = KernelLibrary()
+    for seed, (columns, (_, channels)) in enumerate(zip(widths(fmt), SHAPES, strict=True)):
+        packed = random_linear(fmt, channels, columns, seed, bias=False)
+        prepared = launch.prepare(library, None, None, torch.eye(columns, dtype=torch.float16))
+        found = launch.multiply(library, packed, prepared, tuned.CUBLAS)
+        assert torch.equal(found.T, rounded_weights(packed, torch.float16))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_cublas_product_is_near_float64(bias: bool) -> None:
+    library = KernelLibrary()
+    packed = random_linear(WEIGHT_ONLY[2], 70, 384, 5, bias)
+    prepared = launch.prepare(library, None, None, random_input(40, 384, 5, torch.float16))
+    found = launch.multiply(library, packed, prepared, tuned.CUBLAS)
+    assert relative_error(found, dequantized_product(packed, prepared.values)) < 1e-3
+
+
+def test_floats_of_32_bits_are_not_multiplied_by_rounded_weights() -> None:
+    library = KernelLibrary()
+    packed = random_linear(WEIGHT_ONLY[0], 33, 96, 6)
+    prepared = launch.prepare(library, None, None, random_input(5, 96, 6))
+    found = launch.multiply(library, packed, prepared, tuned.CUBLAS)
+    assert torch.equal(found, launch.multiply(library, packed, prepared))
 
 
 def prepared_by(row: RowKernel, transform: InputTransform | None, x: Tensor) -> PreparedInput:

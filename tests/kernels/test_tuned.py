@@ -63,7 +63,9 @@ def test_a_file_that_is_no_table_is_named(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tokens", [1, 33, 200, 4096])
 @pytest.mark.parametrize("kernel", [W4A4, W8A8, W4A16], ids=lambda k: k.name)
 def test_candidates_cover_the_kernel_and_fit(kernel: GemmKernel, tokens: int) -> None:
-    found = list(tuned.candidates(kernel, 4096, 4096, tokens))
+    every = list(tuned.candidates(kernel, 4096, 4096, tokens))
+    assert every.count(tuned.CUBLAS) == (kernel is W4A16 and tokens >= 256)
+    found = [options for options in every if options != tuned.CUBLAS]
     assert found
     assert all(set(options) == tuned.NAMES for options in found)
     for options in found:
@@ -85,10 +87,22 @@ def test_entries_of_another_form_of_the_kernel_are_passed_over(tmp_path: Path, m
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
     key = tuned.key(W4A4, 256, 512, 5, triton.__version__)
-    entry = {"options": {"BLOCK_N": 64, "SPREAD": True}, "microseconds": 1.0}
+    for options in ({"BLOCK_N": 64, "SPREAD": True}, {"CUBLAS": 2}, {"CUBLAS": 1, "SPLIT": 1}):
+        entry = {"options": options, "microseconds": 1.0}
+        tuned.write(tuned.own_file("Test GPU"), "Test GPU", {key: entry})
+        assert tuned.options_for(W4A4, 256, 512, 5, torch.device("cuda")) is None
+        assert tuned.microseconds("Test GPU", W4A4, 256, 512, 5) is None
+
+
+def test_cublas_is_an_entry_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+    entry = {"options": {"CUBLAS": 1}, "microseconds": 2.5}
+    key = tuned.key(W4A16, 256, 512, 4096, triton.__version__)
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {key: entry})
-    assert tuned.options_for(W4A4, 256, 512, 5, torch.device("cuda")) is None
-    assert tuned.microseconds("Test GPU", W4A4, 256, 512, 5) is None
+    assert tuned.options_for(W4A16, 256, 512, 3000, torch.device("cuda")) == {"CUBLAS": 1}
+    assert tuned.microseconds("Test GPU", W4A16, 256, 512, 3000) == 2.5
 
 
 def test_no_candidates_where_no_second_kernel_runs() -> None:
@@ -101,4 +115,4 @@ def test_shipped_tables_are_whole() -> None:
         for key, entry in tuned.read(path).items():
             assert key.startswith("gemm_")
             assert entry["microseconds"] > 0
-            assert set(entry["options"]) == tuned.NAMES
+            assert tuned.of_this_form(entry["options"])
