@@ -128,7 +128,9 @@ class Plan:
         """What a GPU holds while the model runs the largest forward pass of the recipe's regimes: an estimate.
 
         The artifact's tensors, and in 16 bits at the widest moment of a block the residual stream with its norm, gate,
-        up and their product.
+        up and their product. The weights of gate and up in 16 bits, where a weight-only product writes them down for
+        cuBLAS (docs/kernels.md), are gone before that moment, and take no more than the product, which is not there
+        yet, from as many tokens on as twice the width.
         """
         tokens = max(REGIMES[regime][1] for regime in self.spec.emit.regimes)
         return self.bytes_after + tokens * (2 * self.shape.width + 3 * self.shape.ffn) * FLOAT_BITS // 8

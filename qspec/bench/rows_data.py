@@ -22,7 +22,8 @@ MADE = {"plain": "x", "rmsnorm": "RMSNorm", "silu_mul": "silu(gate) up"}
 class RowCell:
     """One row kernel on X [tokens, columns] in bfloat16.
 
-    bytes_moved: what it must read and write. microseconds: its time. copy: that of copying as many bytes.
+    bytes_moved: what it must read and write. microseconds: its time. copy: that of moving as many bytes by the fastest
+    copy (`bench.copying`).
     """
 
     source: str
@@ -79,8 +80,8 @@ def markdown(run: Rows) -> str:
     head = ["rows of", "rotations", "codes", "K", *(f"M {count}: us / copy" for count in counts), "of copy", "GB/s"]
     lines = [
         f"{run.environment['gpu']}, " + ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton")),
-        "Microseconds, medians of CUDA graphs over cold copies, beside a copy of the same bytes, launches included; "
-        f"`of copy` and GB/s at M {counts[-1] if counts else 0}.",
+        "Microseconds, medians of CUDA graphs over cold copies, beside a Triton kernel that copies as many bytes; "
+        f"launches included; `of copy` and GB/s at M {counts[-1] if counts else 0}.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
