@@ -68,6 +68,7 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
     "eps": "fp32",
     "gain": "*fp32",
     "permutation": "*i16",
+    "residual": "*bf16",
     "rotation0": "*fp16",
     "rotation1": "*fp16",
     "scale": "*fp32",
@@ -108,18 +109,20 @@ class AheadReport:
     problems: tuple[str, ...]
 
 
-def compile_ahead(kernel: Kernel, target: str, tokens: int = 1024, columns: int | None = None) -> AheadReport:
+def compile_ahead(
+    kernel: Kernel, target: str, tokens: int = 1024, columns: int | None = None, residual: bool = False
+) -> AheadReport:
     """Compiles the kernel as it is launched for X [tokens, columns] in bfloat16, N 4096.
 
     columns: K; by default the smallest from 4096 that the kernel takes. Attention has 32 heads, `columns` keys, and as
-    many queries as it takes.
+    many queries as it takes. residual: whether a product adds one.
 
     Raises UsageError for an unknown target, MachineError without Triton or its tools.
     """
     if target not in TARGETS:
         raise UsageError(f"unknown target {target!r}", hint=f"one of {', '.join(TARGETS)}")
     module = library(None).module(kernel)
-    compiled = _compile(module, kernel, TARGETS[target], tokens, columns or _columns(kernel))
+    compiled = _compile(module, kernel, TARGETS[target], tokens, columns or _columns(kernel), residual)
     registers, stack = _resources(compiled.asm["cubin"])
     found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
     shared = int(compiled.metadata.shared)
@@ -194,7 +197,7 @@ def _columns(kernel: Kernel) -> int:
     return -(-COLUMNS // unit) * unit
 
 
-def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int) -> Any:
+def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int, residual: bool) -> Any:
     import triton
 
     second = target.capability == HOPPER and not isinstance(kernel, AttentionKernel) and kernel.hopper
@@ -218,6 +221,8 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
         options = module.tiles(**{name: known[name] for name in wanted})
         fixed = {"K": columns, "PACK": pack_block(columns), "PDL": target.capability >= HOPPER, **options}
         fixed |= {"HEADS": LAUNCHED["heads"], "SHARED": 1}
+    if not residual:
+        fixed["residual"] = None
     return _assemble(function, kernel, target, types, fixed, options)
 
 
@@ -249,7 +254,8 @@ def _assemble(
             # M and the units that follow from it: compiled once for every number of tokens
             if name not in ("M", "units", "eps", "n", "T", "factor") and not name.endswith("_desc"):
                 attributes[(index,)] = [["tt.divisibility", 16]]
-    options["enable_fp_fusion"] = isinstance(kernel, GemmKernel) and kernel.activation_bits == 16
+    floating = isinstance(kernel, GemmKernel) and kernel.activation_bits == 16 and kernel.weight_group is not None
+    options["enable_fp_fusion"] = floating
     kind = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
     source = kind(function, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", target.capability, 32), options=options)

@@ -104,15 +104,22 @@ def attend(library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
 
 
 def multiply(
-    library: KernelLibrary, packed: PackedLinear, prepared: PreparedInput, options: tuned.Options | None = None
+    library: KernelLibrary,
+    packed: PackedLinear,
+    prepared: PreparedInput,
+    options: tuned.Options | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Y [..., N] in the input's dtype, as `reference.multiply` defines it.
 
     options: tile sizes, or `tuned.CUBLAS`; None takes the measured ones, or else those that the kernel's file chooses.
+    residual: [..., N] in the input's dtype.
     """
     values = prepared.values
     out = torch.empty((values.shape[0], packed.out_features), dtype=prepared.dtype, device=values.device)
     arguments = {"weights": packed.codes, "weight_scale": packed.scale, "bias": packed.bias, "out": out}
+    if residual is not None:
+        arguments["residual"] = residual.reshape(out.shape).contiguous()
     if packed.zero is not None:
         arguments["weight_zero"] = packed.zero
     if prepared.scale is None:

@@ -79,17 +79,22 @@ class QuantLinear(nn.Module):
         with torch.cuda.device(self.codes.device):
             return launch.prepare(self._library, self.kernels.row, self._placed, given)
 
-    def multiply(self, prepared: PreparedInput) -> Tensor:
-        """Y [..., out] in the dtype of the x that was prepared."""
+    def multiply(self, prepared: PreparedInput, residual: Tensor | None = None) -> Tensor:
+        """Y [..., out] in the dtype of the x that was prepared, added to the residual, which is alike, if there is one.
+
+        The bits are those of `residual + multiply(prepared)`.
+        """
         self._check_width(prepared.values.shape[-1])
+        if residual is not None:
+            self._check_residual(residual, prepared)
         if torch.compiler.is_compiling():
-            return self._multiply_operator(prepared)
+            return self._multiply_operator(prepared, residual)
         if self.execution == "reference":
             if self._weight is None:
                 self._weight = ReferenceWeight.of(self.packed())
-            return reference.multiply(self._weight, prepared)
+            return reference.multiply(self._weight, prepared, residual)
         with torch.cuda.device(self.codes.device):
-            return launch.multiply(self._library, self.packed(), prepared)
+            return launch.multiply(self._library, self.packed(), prepared, residual=residual)
 
     def _prepare_operator(self, given: LayerInput) -> PreparedInput:
         """`prepare` as one node of a compiled graph."""
@@ -108,7 +113,7 @@ class QuantLinear(nn.Module):
         scale, zero = (*scales, None, None)[:2]
         return PreparedInput(values, scale, zero, x.shape, x.dtype)
 
-    def _multiply_operator(self, prepared: PreparedInput) -> Tensor:
+    def _multiply_operator(self, prepared: PreparedInput, residual: Tensor | None) -> Tensor:
         """`multiply` as one node of a compiled graph."""
         y: Tensor = ops.multiply(
             prepared.values,
@@ -118,6 +123,7 @@ class QuantLinear(nn.Module):
             self.scale,
             self.zero,
             self.bias,
+            None if residual is None else residual.reshape(-1, self.out_features),
             self.out_features,
             prepared.dtype,
             self._gemm_text,
@@ -169,3 +175,9 @@ class QuantLinear(nn.Module):
     def _check_width(self, width: int) -> None:
         if width != self.in_features:
             raise InputError(f"an input of {width} channels for a linear of {self.in_features}")
+
+    def _check_residual(self, residual: Tensor, prepared: PreparedInput) -> None:
+        shape = (*prepared.shape[:-1], self.out_features)
+        if residual.shape != shape or residual.dtype != prepared.dtype:
+            found = f"{residual.dtype} {list(residual.shape)}"
+            raise InputError(f"a residual {found} for an output {prepared.dtype} {list(shape)}")

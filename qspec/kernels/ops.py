@@ -84,21 +84,26 @@ def multiply(
     scale: Tensor,
     zero: Tensor | None,
     bias: Tensor | None,
+    residual: Tensor | None,
     channels: int,
     dtype: torch.dtype,
     kernel: str,
     folder: str | None,
 ) -> Tensor:
-    """Y [M, channels] in `dtype`, of prepared values [M, K] and a packed weight. kernel: of `text_of`."""
+    """Y [M, channels] in `dtype`, of prepared values [M, K] and a packed weight, added to a residual if there is one.
+
+    kernel: of `text_of`.
+    """
     packed = PackedLinear(_kernels(kernel), channels, values.shape[1], codes, scale, zero, bias, None)
     prepared = PreparedInput(values, values_scale, values_zero, values.shape, dtype)
     if values.device.type == "cpu":
-        return reference.multiply(ReferenceWeight.of(packed), prepared)
+        return reference.multiply(ReferenceWeight.of(packed), prepared, residual)
     with torch.cuda.device(values.device):
-        return launch.multiply(library(None if folder is None else Path(folder)), packed, prepared)
+        rendered = library(None if folder is None else Path(folder))
+        return launch.multiply(rendered, packed, prepared, residual=residual)
 
 
 @multiply.register_fake
 def _product_shape(values: Tensor, *others: Any) -> Tensor:
-    channels, dtype = others[6:8]
+    channels, dtype = others[7:9]
     return values.new_empty(values.shape[0], channels, dtype=dtype)

@@ -10,6 +10,7 @@ steps that divide both operands' groups (one step of K where neither operand is 
     acc  = acc * sA[m]                                 if activations have one scale a token
     acc  = acc * sW[n]                                 if weights have one scale a channel
     y    = acc + b[n], rounded to the dtype of x
+    y    = y + residual[m, n], rounded once more       if there is one
 
 No operation is fused, so that the kernels' outputs are the same bits. With 16-bit activations
 (W4A16, W8A16) the weights are dequantized to float32 and multiplied.
@@ -28,7 +29,7 @@ from qspec.catalog import GemmKernel, RowKernel
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
 from qspec.kernels.packing import PackedLinear
-from qspec.models.inputs import LayerInput, source_of, value_of
+from qspec.models.inputs import LayerInput, plus, source_of, value_of
 from qspec.transforms import InputTransform
 
 EXACT = 2**24  # float32 holds every integer up to here
@@ -108,15 +109,15 @@ def prepare(row: RowKernel | None, transform: InputTransform | None, given: Laye
     return PreparedInput(quantized.codes, quantized.scale.T.contiguous(), zero, x.shape, x.dtype)
 
 
-def multiply(weight: ReferenceWeight, prepared: PreparedInput) -> Tensor:
-    """Y [..., N] in the input's dtype, by the formula of this module's docstring."""
+def multiply(weight: ReferenceWeight, prepared: PreparedInput, residual: Tensor | None = None) -> Tensor:
+    """Y [..., N] in the input's dtype, by the formula of this module's docstring; residual: [..., N] in that dtype."""
     if prepared.scale is None:
         y = prepared.values.float() @ weight.values.T
     else:
         y = _integer(weight, prepared.values, prepared.scale, prepared.zero)
     if weight.bias is not None:
         y += weight.bias
-    return y.to(prepared.dtype).reshape(*prepared.shape[:-1], weight.values.shape[0])
+    return plus(residual, y.to(prepared.dtype).reshape(*prepared.shape[:-1], weight.values.shape[0]))
 
 
 def _integer(weight: ReferenceWeight, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:

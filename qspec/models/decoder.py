@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from qspec.errors import InputError
 from qspec.models.family import DecoderShape, Family, Role
-from qspec.models.inputs import Gated, LayerInput, Normed, value_of, wide
+from qspec.models.inputs import Gated, LayerInput, Normed, plus, value_of, wide
 
 ALL = slice(None)
 
@@ -119,24 +119,23 @@ class DecoderBlock(nn.Module):
         _attach(self, self.paths[name], module)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        x = x + self.attend(self._normed("attention.norm", x), context)
-        return x + self.feed_forward(self._normed("mlp.norm", x))
+        x = self.attend(self._normed("attention.norm", x), context, x)
+        return self.feed_forward(self._normed("mlp.norm", x), x)
 
-    def attend(self, h: LayerInput, context: AttentionContext) -> Tensor:
-        """h [b, t, d], normed or to be normed -> [b, t, d]."""
+    def attend(self, h: LayerInput, context: AttentionContext, residual: Tensor | None = None) -> Tensor:
+        """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
         q, k, v = project([self.part(f"attention.{name}") for name in "qkv"], h)
         q = rotate(self._heads(q, self.heads), context)
         k = rotate(self._heads(k, self.kv_heads), context)
         k, v = context.attended(k, self._heads(v, self.kv_heads))
         mixed = self.attention(q, k, v, context.mask)
-        (out,) = project([self.part("attention.o")], mixed.transpose(1, 2).flatten(2))  # [b, t, heads * head width]
-        return out
+        mixed = mixed.transpose(1, 2).flatten(2)  # [b, t, heads * head width]
+        return project_onto(residual, self.part("attention.o"), mixed)
 
-    def feed_forward(self, h: LayerInput) -> Tensor:
-        """h [b, t, d], normed or to be normed -> [b, t, d]."""
+    def feed_forward(self, h: LayerInput, residual: Tensor | None = None) -> Tensor:
+        """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
         gate, up = project([self.part("mlp.gate"), self.part("mlp.up")], h)
-        (out,) = project([self.part("mlp.down")], Gated(gate, up))
-        return out
+        return project_onto(residual, self.part("mlp.down"), Gated(gate, up))
 
     def _normed(self, part: str, x: Tensor) -> Normed:
         norm = cast(RMSNorm, self.part(part))
@@ -291,7 +290,7 @@ class QuantizedLinear(Protocol):
 
     def prepare(self, given: LayerInput) -> object: ...
 
-    def multiply(self, prepared: object) -> Tensor: ...
+    def multiply(self, prepared: object, residual: Tensor | None = None) -> Tensor: ...
 
 
 def project(linears: Sequence[nn.Module], given: LayerInput) -> list[Tensor]:
@@ -311,6 +310,14 @@ def project(linears: Sequence[nn.Module], given: LayerInput) -> list[Tensor]:
             prepared.append((quantized, ready))
         outputs.append(quantized.multiply(ready))
     return outputs
+
+
+def project_onto(residual: Tensor | None, linear: nn.Module, given: LayerInput) -> Tensor:
+    """residual + the linear's output, or that alone; a quantized linear adds where it multiplies."""
+    if not hasattr(linear, "prepare"):
+        return plus(residual, linear(value_of(given)))
+    quantized = cast(QuantizedLinear, linear)
+    return quantized.multiply(quantized.prepare(given), residual)
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""What a linear reads: a tensor, or the tensors of which its input is computed first.
+"""What a linear reads: a tensor, or the tensors of which its input is computed first; and what it adds to.
 
 A block hands its linears these instead of the computed input, so that the kernel that quantizes it can compute it in
 the same pass over memory; what it is, is defined here.
@@ -62,6 +62,11 @@ def source_of(given: LayerInput) -> str:
 def width_of(given: LayerInput) -> int:
     """K."""
     return (given if isinstance(given, Tensor) else given.x).shape[-1]
+
+
+def plus(residual: Tensor | None, y: Tensor) -> Tensor:
+    """residual + y, of one shape and dtype; y where there is no residual."""
+    return y if residual is None else residual + y
 
 
 def wide(x: Tensor) -> Tensor:

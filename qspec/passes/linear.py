@@ -12,7 +12,7 @@ from qspec import numerics
 from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.models.family import ModuleEntry
-from qspec.models.inputs import LayerInput, value_of
+from qspec.models.inputs import LayerInput, plus, value_of
 from qspec.transforms import InputTransform
 
 
@@ -68,12 +68,12 @@ class Linear(nn.Module):
         rows = ready.reshape(-1, x.shape[-1])
         return numerics.quantize_activations(rows, self.formats.activations).dequantize().reshape(x.shape)
 
-    def multiply(self, prepared: PreparedInput) -> Tensor:
-        """[..., out], with the rounding that has been decided so far."""
+    def multiply(self, prepared: PreparedInput, residual: Tensor | None = None) -> Tensor:
+        """[..., out], with the rounding that has been decided so far, added to the residual if there is one."""
         if self.observe is not None:
             self.observe(prepared.raw.reshape(-1, prepared.raw.shape[-1]))
         weight = self.rounded_weight() if self._rounds else self.weight
-        return functional.linear(prepared.ready, weight, self.bias).to(prepared.raw.dtype)
+        return plus(residual, functional.linear(prepared.ready, weight, self.bias).to(prepared.raw.dtype))
 
     def forward(self, given: LayerInput) -> Tensor:
         return self.multiply(self.prepare(given))

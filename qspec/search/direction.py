@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qspec.models.inputs import plus
 from qspec.passes.linear import Linear, PreparedInput
 
 
@@ -39,14 +40,14 @@ class Directed(nn.Module):
         """Without and with rounding."""
         return Both(self._rounding(False).prepare(x), self._rounding(True).prepare(x))
 
-    def multiply(self, prepared: Both) -> Tensor:
-        """[b, t, out]."""
+    def multiply(self, prepared: Both, residual: Tensor | None = None) -> Tensor:
+        """[b, t, out], added to the residual if there is one."""
         exact = self._rounding(False).multiply(prepared.exact)
         with torch.no_grad():
             change = self._rounding(True).multiply(prepared.rounded).float() - exact.float()
             self.noise += float(change.double().square().sum())
             self.signal += float(exact.double().square().sum())
-        return exact + (self.step[:, None, None] * change).to(exact.dtype)
+        return plus(residual, exact + (self.step[:, None, None] * change).to(exact.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.prepare(x))

@@ -65,8 +65,9 @@ class Quantized(nn.Module):
     def prepare(self, given: LayerInput) -> Tensor:
         return value_of(given)
 
-    def multiply(self, prepared: Tensor) -> Tensor:
-        return self.inner(prepared)
+    def multiply(self, prepared: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = self.inner(prepared)
+        return y if residual is None else residual + y
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.prepare(x))

@@ -95,4 +95,7 @@ def test_many_tokens_under_torch_compile(fmt: Format) -> None:
     linear = QuantLinear(random_linear(fmt, 512, 4096, seed=5, device="cuda"))
     prepared = linear.prepare(random_input(8192, 4096, 5, torch.bfloat16, device="cuda"))
     compiled = torch.compile(linear.multiply, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(prepared), linear.multiply(prepared))
+    expected = linear.multiply(prepared)
+    assert torch.equal(compiled(prepared), expected)
+    residual = random_input(8192, 512, 6, torch.bfloat16, device="cuda")
+    assert torch.equal(compiled(prepared, residual), residual + expected)

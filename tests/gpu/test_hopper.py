@@ -44,9 +44,15 @@ def choices(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> lis
     return list(kinds.values())
 
 
-def product(library: KernelLibrary, packed: PackedLinear, prepared: PreparedInput, options: tuned.Options | None):
+def product(
+    library: KernelLibrary,
+    packed: PackedLinear,
+    prepared: PreparedInput,
+    options: tuned.Options | None,
+    residual: torch.Tensor | None = None,
+):
     with poisoned_memory():
-        return launch.multiply(library, packed, prepared, options)
+        return launch.multiply(library, packed, prepared, options, residual)
 
 
 def largest(packed: PackedLinear, tokens: int, columns: int) -> PreparedInput:
@@ -117,6 +123,64 @@ def test_weight_only_products_are_near_float64(fmt: Format, shape: tuple[int, in
             assert torch.equal(first, again), options
 
 
+def residual_of(packed: PackedLinear, tokens: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """[tokens, N] of the sizes of a product; its rows do not follow one another."""
+    channels = packed.out_features
+    return random_input(tokens, 2 * channels, tokens, dtype, device="cuda")[:, channels:]
+
+
+@pytest.mark.parametrize("shape", [(3584, 3584), (200, 18944), (203, 1280)], ids=str)
+@pytest.mark.parametrize("fmt", [*INTEGER[::2], FLOATING[0]], ids=str)
+def test_a_residual_is_added_to_the_rounded_product(
+    fmt: Format, shape: tuple[int, int], library: KernelLibrary
+) -> None:
+    packed = random_linear(fmt, *shape, seed=7, device="cuda")
+    weight = ReferenceWeight.of(moved(packed, "cpu"))
+    for tokens in TOKENS:
+        dtype = torch.float32 if tokens == 123 else torch.bfloat16
+        x, residual = random_input(tokens, shape[1], tokens, dtype, device="cuda"), residual_of(packed, tokens, dtype)
+        prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
+        found = product(library, packed, prepared, None, residual)
+        assert torch.equal(found, residual + product(library, packed, prepared, None))
+        if fmt.a_bits < 16:
+            assert torch.equal(found.cpu(), reference.multiply(weight, on_cpu(prepared), residual.cpu()))
+
+
+@pytest.mark.parametrize("tokens", [17, 200])
+@pytest.mark.parametrize("fmt", [INTEGER[0], FLOATING[0]], ids=str)
+def test_every_choice_adds_the_residual(fmt: Format, tokens: int, library: KernelLibrary) -> None:
+    """By the unit that finishes a tile, the team that adds the others' sums, in programs that take several tiles."""
+    for shape in ((328, 18944), (40000, 384)):
+        packed = random_linear(fmt, *shape, seed=8, device="cuda")
+        x, residual = random_input(tokens, shape[1], 8, torch.bfloat16, device="cuda"), residual_of(packed, tokens)
+        prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
+        for options in choices(packed.kernels.gemm, *shape, tokens):
+            alone = product(library, packed, prepared, options)
+            assert torch.equal(product(library, packed, prepared, options, residual), residual + alone), options
+
+
+@pytest.mark.parametrize("tokens", [1, 32, 300])
+@pytest.mark.parametrize("fmt", [INTEGER[0], FLOATING[0]], ids=str)
+def test_a_residual_that_the_kernel_before_writes(fmt: Format, tokens: int, library: KernelLibrary) -> None:
+    """Programmatic launch: the second product starts while the first one, of more channels a program, still runs."""
+    first, second = (random_linear(fmt, 4096, columns, seed=9, device="cuda") for columns in (12288, 1024))
+    inputs = [random_input(tokens, one.in_features, 9, torch.bfloat16, device="cuda") for one in (first, second)]
+    wide, narrow = (
+        prepared_on_gpu(library, one.kernels.row, None, x) for one, x in zip((first, second), inputs, strict=True)
+    )
+    expected = launch.multiply(library, first, wide) + launch.multiply(library, second, narrow)
+    launch.multiply(library, second, narrow, residual=expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        before = launch.multiply(library, first, wide)
+        found = launch.multiply(library, second, narrow, residual=before)
+    for _ in range(20):
+        before.fill_(float("nan"))
+        found.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("fmt", [Format(), Format(w_group=128, a_bits=16)], ids=str)
 def test_graphs_and_compiled_modules_give_the_same(fmt: Format) -> None:
     linear = QuantLinear(random_linear(fmt, 4096, 4096, seed=5, device="cuda"))
@@ -132,3 +196,4 @@ def test_graphs_and_compiled_modules_give_the_same(fmt: Format) -> None:
         assert torch.equal(found, expected)
     compiled = torch.compile(linear.multiply, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(prepared), expected)
+    assert torch.equal(compiled(prepared, x), x + expected)

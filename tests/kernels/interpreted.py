@@ -84,6 +84,21 @@ def test_integer_product_rounds_to_the_input_dtype() -> None:
     assert torch.equal(found, reference.multiply(ReferenceWeight.of(packed), prepared))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("fmt", [*INTEGER[::7], *WEIGHT_ONLY[::7]], ids=str)
+def test_a_residual_is_added_to_the_rounded_product(fmt: Format, dtype: torch.dtype) -> None:
+    """Its rows need not follow one another."""
+    library = KernelLibrary()
+    for seed, (columns, (tokens, channels)) in enumerate(zip(widths(fmt), SHAPES, strict=True)):
+        packed = random_linear(fmt, channels, columns, seed, bias=tokens != 5)
+        prepared = reference.prepare(packed.kernels.row, None, random_input(tokens, columns, seed, dtype))
+        residual = random_input(tokens, 2 * channels, seed, dtype)[:, channels:]
+        found = launch.multiply(library, packed, prepared, residual=residual)
+        assert torch.equal(found, residual + launch.multiply(library, packed, prepared))
+        if prepared.scale is not None:
+            assert torch.equal(found, reference.multiply(ReferenceWeight.of(packed), prepared, residual))
+
+
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
 @pytest.mark.parametrize("fmt", WEIGHT_ONLY, ids=str)
 def test_weight_only_product_is_near_float64(fmt: Format, dtype: torch.dtype, limit: float) -> None:
@@ -114,6 +129,8 @@ def test_cublas_product_is_near_float64(bias: bool) -> None:
     prepared = launch.prepare(library, None, None, random_input(40, 384, 5, torch.float16))
     found = launch.multiply(library, packed, prepared, tuned.CUBLAS)
     assert relative_error(found, dequantized_product(packed, prepared.values)) < 1e-3
+    residual = random_input(40, 70, 6, torch.float16)
+    assert torch.equal(launch.multiply(library, packed, prepared, tuned.CUBLAS, residual), residual + found)
 
 
 def test_floats_of_32_bits_are_not_multiplied_by_rounded_weights() -> None:

@@ -122,6 +122,25 @@ def test_second_kernels_compile_for_each_size(kernel: Kernel, tokens: int) -> No
     assert f"n{min(max(tokens, 16), 128)}k" in report.instructions[0]
 
 
+@pytest.mark.parametrize(
+    ("kernel", "target", "tokens"),
+    [
+        *((KERNELS[0], "sm_90", tokens) for tokens in (1, 32, 64, 256, 1024)),
+        (KERNELS[3], "sm_90", 1024),
+        *((KERNELS[4], "sm_90", tokens) for tokens in (32, 1024)),
+        *((kernel, target, 1024) for kernel in (KERNELS[0], KERNELS[4]) for target in ("sm_80", "sm_100")),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_products_that_add_a_residual_compile(kernel: Kernel, target: str, tokens: int) -> None:
+    """With no more shared memory than without one: options that fit do so either way."""
+    alone, adding = (compile_ahead(kernel, target, tokens, residual=residual) for residual in (False, True))
+    assert adding.problems == ()
+    assert adding.stack == 0
+    assert adding.instructions == alone.instructions
+    assert adding.shared - alone.shared < 64
+
+
 def test_what_is_wrong_is_said() -> None:
     kernel, target = KERNELS[0], TARGETS["sm_80"]
     assert _problems(kernel, target, ("mma.sync.x",), 0, 1024) == ()

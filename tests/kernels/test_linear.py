@@ -99,6 +99,22 @@ def test_an_input_of_another_width_is_refused() -> None:
         linear.multiply(QuantLinear(random_linear(Format(), 10, 128, seed=0)).prepare(torch.randn(2, 128)))
 
 
+@pytest.mark.parametrize("fmt", [Format(), Format(w_group=64, w_symmetric=False, a_bits=16)], ids=str)
+def test_a_residual_is_added_to_the_product(fmt: Format) -> None:
+    linear = QuantLinear(random_linear(fmt, 24, 128, seed=2))
+    prepared = linear.prepare(random_input(6, 128, 2, torch.bfloat16).reshape(2, 3, 128))
+    expected = linear.multiply(prepared)
+    residual = random_input(24, 6, 3, torch.bfloat16).T.reshape(2, 3, 24)
+    apart = torch.zeros(2, 3, 48, dtype=torch.bfloat16)[..., ::2].copy_(residual)
+    compiled = torch.compile(linear.multiply, backend="aot_eager", fullgraph=True)
+    for one in (residual, apart):
+        assert torch.equal(linear.multiply(prepared, one), residual + expected)
+        assert torch.equal(compiled(prepared, one), residual + expected)
+    for wrong in (residual.float(), residual[:1], residual[..., :8]):
+        with pytest.raises(InputError, match=r"for an output torch.bfloat16 \[2, 3, 24\]"):
+            linear.multiply(prepared, wrong)
+
+
 def test_an_empty_batch_stays_empty(tmp_path: Path) -> None:
     linear = QuantLinear(random_linear(Format(), 10, 64, seed=0), tmp_path)
     assert linear(torch.empty(2, 0, 64)).shape == (2, 0, 10)

@@ -86,6 +86,17 @@ def test_shapes_and_dtypes_come_back() -> None:
         assert y.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_residual_meets_a_rounded_product(dtype: torch.dtype) -> None:
+    packed = random_linear(Format(), 19, 96, seed=3)
+    prepared = reference.prepare(packed.kernels.row, None, random_input(7, 96, 3, torch.bfloat16).to(dtype))
+    residual = random_input(7, 19, 4, torch.bfloat16).to(dtype)
+    y = torch.from_numpy(expected_product(packed, prepared)).to(dtype)
+    found = reference.multiply(ReferenceWeight.of(packed), prepared, residual)
+    assert found.dtype == dtype
+    assert torch.equal(found, (y.float() + residual.float()).to(dtype))
+
+
 def test_a_transform_alone_keeps_the_dtype() -> None:
     transform = random_transform((32,), 64, seed=0)
     fmt = Format(a_bits=16)

@@ -15,6 +15,8 @@ from qspec.models.decoder import Decoder, RMSNorm, project
 from qspec.models.family import Role
 from qspec.models.llada import LLADA
 from qspec.numerics import quantize_weight
+from qspec.passes.linear import Linear
+from qspec.search.direction import Directed
 from qspec.transforms import InputTransform
 from tests.models.layout import LLADA_8B, TINY, Array, forward, random_weights, shapes
 
@@ -25,6 +27,8 @@ VARIANTS = {
     "qkv-bias": {"include_qkv_bias": True, "n_kv_heads": 2},
     "tied": {"weight_tying": True},
 }
+
+WIDE = TINY | {"d_model": 128, "mlp_hidden_size": 256, "n_layers": 1}  # as kernels take it
 
 
 def build(config: dict[str, Any], weights: dict[str, Array], dtype: torch.dtype = torch.float64) -> Decoder:
@@ -208,15 +212,52 @@ def test_project_prepares_a_shared_input_once() -> None:
     assert torch.equal(outputs[3], plain(x))
 
 
+def packed(linear: nn.Linear, scheme: Scheme) -> nn.Module:
+    quantized = quantize_weight(linear.weight.float(), scheme.weights)
+    return QuantLinear(PackedLinear.from_quantized(quantized, None, None, scheme))
+
+
+def compiling(linear: nn.Linear, scheme: Scheme) -> Linear:
+    (entry,) = (e for e in LLADA.modules(LLADA.shape(WIDE)) if str(e.role) == "blocks[0].mlp.down")
+    one = Linear(entry, scheme, linear.weight, None)
+    one.quantized = quantize_weight(one.weight, scheme.weights)
+    return one
+
+
+KINDS = {
+    "float": lambda linear, _: linear,
+    "packed": packed,
+    "compiling": compiling,
+    "directed": lambda linear, scheme: Directed(compiling(linear, scheme), torch.tensor([0.25, 0.75])),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linears_add_the_residual_as_the_block_would(kind: str) -> None:
+    decoder = build(WIDE, random_weights(WIDE), torch.bfloat16)
+    (block,) = decoder.blocks
+    number = NUMBER_FORMATS["int4"]
+    scheme = Scheme("w4a4", TensorFormat(number, Granularity("channel")), TensorFormat(number, Granularity("token")))
+    for part in block.paths:
+        if not part.endswith("norm"):
+            block.replace(part, KINDS[kind](block.part(part), scheme))
+    context = decoder.context((2, 9))
+    x = decoder.embed(torch.from_numpy(some_ids(18)).reshape(2, 9))
+    h = x + block.attend(block.part("attention.norm")(x), context)
+    assert not torch.equal(h, x)
+    expected = h + block.feed_forward(block.part("mlp.norm")(h))
+    assert not torch.equal(expected, h)
+    assert torch.equal(block(x, context), expected)
+
+
 def test_quantized_linears_of_one_input_share_its_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TINY | {"d_model": 128, "mlp_hidden_size": 256, "n_layers": 1}
-    weights = random_weights(config)
+    weights = random_weights(WIDE)
     number, channel, token = NUMBER_FORMATS["int4"], Granularity("channel"), Granularity("token")
     scheme = Scheme("w4a4", TensorFormat(number, channel), TensorFormat(number, token))
     orthogonal = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0].half()
 
     def quantized(sharing: bool) -> Decoder:
-        decoder = build(config, weights, torch.float32)
+        decoder = build(WIDE, weights, torch.float32)
         one = InputTransform((orthogonal,))
         for part in ("attention.q", "attention.k", "attention.v"):
             transform = one if sharing else InputTransform((orthogonal.clone(),))
@@ -232,5 +273,5 @@ def test_quantized_linears_of_one_input_share_its_preparation(monkeypatch: pytes
     assert len(prepared) == 1
     assert torch.equal(shared, quantized(sharing=False)(ids).logits)
     assert len(prepared) == 4
-    plain = build(config, weights, torch.float32)(ids).logits
+    plain = build(WIDE, weights, torch.float32)(ids).logits
     assert 0.01 < (shared - plain).norm() / plain.norm() < 0.6  # quantized to 4 bits, and not broken
