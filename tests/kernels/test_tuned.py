@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from qspec import resources
 from qspec.catalog import GemmKernel
 from qspec.errors import InputError
 from qspec.kernels import tuned
+from qspec.kernels.generate import KernelLibrary
 
 W4A4 = GemmKernel(4, None, True, 4, None, True)
 W8A8 = GemmKernel(8, None, True, 8, None, True)
@@ -103,6 +105,28 @@ def test_cublas_is_an_entry_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {key: entry})
     assert tuned.options_for(W4A16, 256, 512, 3000, torch.device("cuda")) == {"CUBLAS": 1}
     assert tuned.microseconds("Test GPU", W4A16, 256, 512, 3000) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("kernel", "second", "first"),
+    [
+        (W4A16, (True,), 4096),
+        (W4A16, (False,), 512),  # a float16 x, say
+        (GemmKernel(8, None, True, 16, None, True), (), 512),
+        (GemmKernel(2, 64, True, 16, None, True), (), 256),
+        (GemmKernel(5, 64, True, 16, None, True), (), 128),
+    ],
+)
+def test_without_an_entry_cublas_has_many_tokens_where_it_was_measured(
+    kernel: GemmKernel, second: tuple[bool, ...], first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wins = KernelLibrary().module(kernel).cublas_wins
+    there = [SimpleNamespace(is_cuda=True, device="cuda", shape=(tokens, 64)) for tokens in (first - 1, first)]
+    for capability, expected in (((8, 0), [False, False]), ((9, 0), [False, True]), ((10, 0), [False, False])):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        assert [wins(x, *second) for x in there] == expected
 
 
 def test_no_candidates_where_no_second_kernel_runs() -> None:
