@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qspec.errors import InputError
-from qspec.formats import Scheme, TensorFormat
+from qspec.formats import NUMBER_FORMATS, NumberFormat, Scheme, TensorFormat
 
 SOURCES = ("plain", "rmsnorm", "silu_mul")
 TRANSFORMS = ("none", "rotate", "rotate_permute_rotate")  # by the number of rotations
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 8)
+INTEGER = "int"
+FLOATS = tuple(name for name, number in NUMBER_FORMATS.items() if number.kind == "float")
 PLANES = (4, 2, 1)  # bits of the pieces that a packed code is cut into, the highest first
 ROTATION_BLOCKS = (16, 32, 64, 128)  # of a first rotation: its matrix is held in shared memory
 SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 32, 18944 = 128 x 148, 768 = 64 x 12
 HEAD_WIDTHS = (64, 128)
 FEW = 64  # queries that the attention kernel takes
+PAIR = 2  # channels of a byte of 4-bit floats
 PACK_BLOCKS = (128, 64, 32)  # input channels whose codes are packed together
 CLIP_RANGE = (0.01, 1.0)
 HOPPER_BLOCK = 128  # input channels that the kernels for compute capability 9.0 take at once
@@ -31,7 +34,9 @@ MAX_COLUMNS = 32768  # the int32 sum of K products of 8-bit differences: 255 * 2
 
 SUPPORTED = (
     "kernels exist for int2 to int8, uint3 and uint4 weights, per channel or per group, "
-    "and for activations in 16 bits, or int4 and int8 per token or per group"
+    "and for activations in 16 bits, or int4 and int8 per token or per group; "
+    "for fp8_e4m3 weights per channel, mxfp4 per group 32 and nvfp4 per group 16, "
+    "and for activations in 16 bits, or in the same format (fp8_e4m3 per token)"
 )
 
 
@@ -50,6 +55,7 @@ class RowKernel:
     between them.
     bits: 4 or 8 (codes out), or 16: transform only, floats out.
     group: input channels that share a scale; None is per token. clip: factor on the range before rounding.
+    number: of the codes, "int" or one of `FLOATS`.
     source: what is computed of the inputs first: the RMSNorm of a row, or silu(gate) times up; "plain" is nothing.
     """
 
@@ -59,6 +65,7 @@ class RowKernel:
     symmetric: bool
     clip: float
     source: str = "plain"
+    number: str = INTEGER
 
     def __post_init__(self) -> None:
         _check_rotations(self.rotations)
@@ -68,8 +75,9 @@ class RowKernel:
             computes = self.rotations != () or self.source != "plain"
             _require(computes, "16-bit activations need no row kernel where nothing is computed of them")
             plain = self.group is None and self.symmetric and self.clip == 1.0
-            _require(plain, "16-bit activations have no codes and no scales")
+            _require(plain and self.number == INTEGER, "16-bit activations have no codes and no scales")
             return
+        _check_number(self.number, self.bits, self.group, self.symmetric, "activations")
         _check_bits(self.bits, ACTIVATION_BITS, "activations")
         _check_group(self.group, "activations")
         _require(isinstance(self.clip, float), "an activation clip is a number")
@@ -79,8 +87,18 @@ class RowKernel:
     @property
     def hopper(self) -> bool:
         """Whether its file has a second kernel, for compute capability 9.0: rotated rows with one scale each."""
-        plain = self.symmetric and self.group is None and self.bits in (4, 8)
+        plain = self.number == INTEGER and self.symmetric and self.group is None and self.bits in (4, 8)
         return plain and self.rotations[:1] == (HOPPER_BLOCK,) and self.rotations[-1] <= HOPPER_ROTATION
+
+    @property
+    def format(self) -> NumberFormat:
+        """Of its codes, where it has any."""
+        return _number_format(self.number, self.bits)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether two neighbouring channels share a byte (`GemmKernel.pairs`)."""
+        return self.number != INTEGER and self.bits == 4
 
     @property
     def transform(self) -> str:
@@ -96,6 +114,8 @@ class RowKernel:
             return f"row_{made}{self.transform}{block}_float"
         share = "token" if self.group is None else f"group{self.group}"
         clip = "" if self.clip == 1.0 else f"_clip{repr(self.clip).replace('.', 'p')}"
+        if self.number != INTEGER:
+            return f"row_{made}{self.transform}{block}_{self.number}{clip}"
         return f"row_{made}{self.transform}{block}_int{self.bits}_{share}_{_symmetry(self.symmetric)}{clip}"
 
 
@@ -109,8 +129,10 @@ class GemmKernel:
     activation_bits: int
     activation_group: int | None
     activation_symmetric: bool
+    number: str = INTEGER
 
     def __post_init__(self) -> None:
+        _check_number(self.number, self.weight_bits, self.weight_group, self.weight_symmetric, "weights")
         _check_bits(self.weight_bits, WEIGHT_BITS, "weights")
         _check_group(self.weight_group, "weights")
         _require(type(self.weight_symmetric) is bool, "symmetric is neither true nor false")
@@ -119,6 +141,8 @@ class GemmKernel:
             plain = self.activation_group is None and self.activation_symmetric
             _require(plain, "16-bit activations have no scales")
         else:
+            own = (self.activation_bits, self.activation_group, self.activation_symmetric)
+            _check_number(self.number, *own, "activations")
             _check_bits(self.activation_bits, ACTIVATION_BITS, "activations")
             _check_group(self.activation_group, "activations")
 
@@ -126,13 +150,22 @@ class GemmKernel:
     def hopper(self) -> bool:
         """Whether its file has a second kernel, for compute capability 9.0."""
         if self.activation_bits == 16:
-            return self.weight_bits == 4 and (self.weight_group or HOPPER_BLOCK) % HOPPER_BLOCK == 0
+            return (
+                self.number == INTEGER
+                and self.weight_bits == 4
+                and (self.weight_group or HOPPER_BLOCK) % HOPPER_BLOCK == 0
+            )
         plain = self.weight_symmetric and self.activation_symmetric
         return plain and self.weight_bits in (4, 8) and self.weight_group is None and self.activation_group is None
 
     @property
     def cublas(self) -> bool:
-        """Whether its file can hand the product to cuBLAS: 16-bit activations, by weights dequantized in every call."""
+        """Whether its file can hand the product to cuBLAS: `dense` weights, or fp8_e4m3 as it is."""
+        return self.dense or self.number == "fp8_e4m3"
+
+    @property
+    def dense(self) -> bool:
+        """Whether its file can write the weights down in the dtype of 16-bit activations, in every call."""
         return self.activation_bits == 16
 
     @property
@@ -141,8 +174,24 @@ class GemmKernel:
         return self.hopper and self.activation_bits == 16
 
     @property
+    def format(self) -> NumberFormat:
+        """Of the codes of its weights."""
+        return _number_format(self.number, self.weight_bits)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether two neighbouring channels share a byte, as the tensor cores take 4-bit floats."""
+        return self.number != INTEGER and self.weight_bits == 4
+
+    def pack_block(self, in_features: int, where: str | None = None) -> int:
+        """Input channels whose codes are packed together."""
+        return PAIR if self.pairs else pack_block(in_features, where)
+
+    @property
     def name(self) -> str:
-        """Such as gemm_w4g128_sym_a4, gemm_w8_asym_a8g64_asym; activations are symmetric unless marked."""
+        """Such as gemm_w4g128_sym_a4, gemm_w8_asym_a8g64_asym, activations symmetric unless marked; gemm_nvfp4_a4."""
+        if self.number != INTEGER:
+            return f"gemm_{self.number}_a{self.activation_bits}"
         weights = f"w{self.weight_bits}{_group(self.weight_group)}_{_symmetry(self.weight_symmetric)}"
         activations = f"a{self.activation_bits}{_group(self.activation_group)}"
         return f"gemm_{weights}_{activations}{'' if self.activation_symmetric else '_asym'}"
@@ -192,20 +241,23 @@ def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = (), source: str = "
 
     source: of what the input is computed, for the row kernel to do (`SOURCES`).
     """
-    weight_group = _integer_format(scheme.weights, WEIGHT_BITS, "weights", "channel")
     weights, activations = scheme.weights, scheme.activations
+    number = weights.number.name if weights.number.kind == "float" else INTEGER
+    weight_group = _format(weights, WEIGHT_BITS, "weights", "channel")
     if activations is None:
         computes = rotations or source != "plain"
         row = RowKernel(rotations, 16, None, True, 1.0, source=source) if computes else None
-        gemm = GemmKernel(weights.number.bits, weight_group, weights.symmetric, 16, None, True)
+        gemm = GemmKernel(weights.number.bits, weight_group, weights.symmetric, 16, None, True, number)
         return LayerKernels(row, gemm)
-    group = _integer_format(activations, ACTIVATION_BITS, "activations", "token")
+    group = _format(activations, ACTIVATION_BITS, "activations", "token")
+    alike = activations.number == weights.number or "float" not in (weights.number.kind, activations.number.kind)
+    _require(alike, f"activations in {activations.number} have no kernel with weights in {weights.number}")
     _require(activations.clip.kind != "mse", "dynamic activations take a clip ratio, not a searched clip")
     clip = float(activations.clip.ratio) if activations.clip.kind == "ratio" else 1.0
     bits = activations.number.bits
     return LayerKernels(
-        RowKernel(rotations, bits, group, activations.symmetric, clip, source=source),
-        GemmKernel(weights.number.bits, weight_group, weights.symmetric, bits, group, activations.symmetric),
+        RowKernel(rotations, bits, group, activations.symmetric, clip, source, number),
+        GemmKernel(weights.number.bits, weight_group, weights.symmetric, bits, group, activations.symmetric, number),
     )
 
 
@@ -222,10 +274,12 @@ def planes(bits: int) -> tuple[int, ...]:
     return tuple(plane for plane in PLANES if bits & plane)
 
 
-def _integer_format(
-    fmt: TensorFormat, widths: tuple[int, ...], operand: str, whole: Literal["channel", "token"]
-) -> int | None:
+def _format(fmt: TensorFormat, widths: tuple[int, ...], operand: str, whole: Literal["channel", "token"]) -> int | None:
     """Checks number format and granularity of one operand; returns its group, None for one scale a row."""
+    if fmt.number.kind == "float":
+        wanted = f"per group {fmt.number.block}" if fmt.number.block else f"per {whole}"
+        _require(str(fmt.granularity) == wanted, f"{operand} in {fmt.number} {fmt.granularity} have no kernel")
+        return fmt.number.block or None
     unsigned = fmt.number.kind == "uint" and operand == "weights" and not fmt.symmetric  # packed as signed ones
     _require(fmt.number.kind == "int" or unsigned, f"{operand} in {fmt.number} have no kernel")
     _check_bits(fmt.number.bits, widths, operand)
@@ -244,6 +298,20 @@ def _check_rotations(rotations: tuple[int, ...]) -> None:
         low, high = SECOND_BLOCKS
         fits = type(second) is int and low <= second <= high
         _require(fits, f"a second rotation block of {second} has no kernel; there are {low} to {high}")
+
+
+def _number_format(name: str, bits: int) -> NumberFormat:
+    return NUMBER_FORMATS[f"int{bits}" if name == INTEGER else name]
+
+
+def _check_number(name: str, bits: int, group: int | None, symmetric: bool, operand: str) -> None:
+    """A float format fixes bits, group and symmetry."""
+    if name == INTEGER:
+        return
+    _require(name in FLOATS, f"{operand} in {name} have no kernel")
+    number = NUMBER_FORMATS[name]
+    fits = (bits, group, symmetric) == (number.bits, number.block or None, True)
+    _require(fits, f"{operand} in {name} of {bits} bits in groups of {group} have no kernel")
 
 
 def _check_bits(bits: int, widths: tuple[int, ...], operand: str) -> None:

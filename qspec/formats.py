@@ -12,6 +12,8 @@ class NumberFormat:
 
     name: as written in a recipe. bits: of storage a value. kind: "int" (two's complement, qmin < 0), "uint", "float".
     qmin, qmax: the smallest and largest code (for floats: the largest magnitude, with its sign).
+    block: channels that share a scale of 8 bits, where the format itself says so; 0 leaves it to the recipe.
+    unit_bits: of the scale of a whole row, in which those of its blocks are counted.
     """
 
     name: str
@@ -19,6 +21,8 @@ class NumberFormat:
     bits: int
     qmin: float
     qmax: float
+    block: int = 0
+    unit_bits: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -37,9 +41,9 @@ NUMBER_FORMATS: dict[str, NumberFormat] = {
     for f in (
         *(_int(bits) for bits in range(2, 9)),
         *(_uint(bits) for bits in (3, 4)),
-        NumberFormat("fp8_e4m3", "float", 8, -448, 448),
-        NumberFormat("nvfp4", "float", 4, -6, 6),
-        NumberFormat("mxfp4", "float", 4, -6, 6),
+        NumberFormat("fp8_e4m3", "float", 8, -448, 448),  # OCP OFP8: 4 bits of exponent, 3 of mantissa, no infinity
+        NumberFormat("nvfp4", "float", 4, -6, 6, block=16, unit_bits=32),  # e2m1, scales e4m3 times the row's unit
+        NumberFormat("mxfp4", "float", 4, -6, 6, block=32),  # OCP MX: e2m1, scales e8m0, powers of two
     )
 }
 
@@ -93,21 +97,24 @@ class TensorFormat:
         return self.granularity.size if self.granularity.kind == "group" else columns
 
     def scale_bits(self) -> int:
-        """Bits of one stored weight scale: float16 for groups, where they cost; float32 otherwise."""
+        """Bits of one stored weight scale: 8 for blocks of a float format, float16 for groups, float32 otherwise."""
+        if self.number.block:
+            return 8
         return 16 if self.granularity.kind == "group" else 32
 
     def stored_bits(self, rows: int, columns: int) -> int:
         """True bits of a [rows, columns] weight: codes, scales and zero points.
 
         int4 group 128 is 4 + 16/128 = 4.125 bits a weight, and with a zero point of four bits 4.15625. The zero
-        points of each group of channels end at a whole byte.
+        points of each group of channels end at a whole byte. mxfp4 is 4 + 8/32 = 4.25, nvfp4 4 + 8/16 + 32/columns.
         """
         if self.granularity.kind == "tensor":
             rows_of_scales, groups = 1, 1
         else:
             rows_of_scales, groups = rows, columns // self.group(columns)
         zeros = 0 if self.symmetric else groups * -(-rows_of_scales * zero_bits(self.number.bits) // 8) * 8
-        return rows * columns * self.number.bits + groups * rows_of_scales * self.scale_bits() + zeros
+        scales = groups * rows_of_scales * self.scale_bits() + rows * self.number.unit_bits
+        return rows * columns * self.number.bits + scales + zeros
 
 
 def zero_bits(bits: int) -> int:

@@ -52,6 +52,14 @@ def group(size: int) -> Granularity:
             "row_rotate_permute_rotate128x28_float",
             "gemm_w3g128_sym_a16",
         ),
+        (Scheme("s", fmt("fp8_e4m3", CHANNEL), fmt("fp8_e4m3", TOKEN)), (), "row_none_fp8_e4m3", "gemm_fp8_e4m3_a8"),
+        (Scheme("s", fmt("mxfp4", group(32))), (), None, "gemm_mxfp4_a16"),
+        (
+            Scheme("s", fmt("nvfp4", group(16)), fmt("nvfp4", group(16), clip=Clip("ratio", 0.9))),
+            (128,),
+            "row_rotate128_nvfp4_clip0p9",
+            "gemm_nvfp4_a4",
+        ),
     ],
 )
 def test_kernels_for(scheme: Scheme, rotations: tuple[int, ...], row: str | None, gemm: str) -> None:
@@ -63,7 +71,15 @@ def test_kernels_for(scheme: Scheme, rotations: tuple[int, ...], row: str | None
 @pytest.mark.parametrize(
     ("scheme", "reason"),
     [
-        (Scheme("s", fmt("fp8_e4m3", CHANNEL)), "weights in fp8_e4m3 have no kernel"),
+        (Scheme("s", fmt("fp8_e4m3", group(128))), "weights in fp8_e4m3 per group 128 have no kernel"),
+        (Scheme("s", fmt("mxfp4", CHANNEL)), "weights in mxfp4 per channel have no kernel"),
+        (Scheme("s", fmt("nvfp4", group(32))), "weights in nvfp4 per group 32 have no kernel"),
+        (
+            Scheme("s", fmt("nvfp4", group(16)), fmt("mxfp4", group(32))),
+            "in mxfp4 have no kernel with weights in nvfp4",
+        ),
+        (Scheme("s", fmt("int8", CHANNEL), fmt("fp8_e4m3", TOKEN)), "in fp8_e4m3 have no kernel with weights in int8"),
+        (Scheme("s", fmt("fp8_e4m3", CHANNEL), fmt("int8", TOKEN)), "in int8 have no kernel with weights in fp8_e4m3"),
         (Scheme("s", fmt("uint4", CHANNEL)), "weights in uint4 have no kernel"),
         (Scheme("s", fmt("int4", CHANNEL), fmt("uint4", TOKEN, False)), "activations in uint4 have no kernel"),
         (Scheme("s", fmt("int4", TOKEN)), "weights per token have no kernel"),
@@ -125,6 +141,9 @@ def test_no_kernel_for_these_rotations(rotations: tuple[int, ...]) -> None:
         ((), 4, 128.0, True, 1.0),
         ((), 16, None, True, 1.0),
         ("x); import os; (", 4, None, True, 1.0),
+        ((), 4, None, True, 1.0, "plain", "fp4"),
+        ((), 4, 32, True, 1.0, "plain", "nvfp4"),
+        ((), 8, None, False, 1.0, "plain", "fp8_e4m3"),
     ],
 )
 def test_only_checked_values_make_a_kernel(fields: tuple[object, ...]) -> None:

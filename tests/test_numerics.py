@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -111,3 +114,110 @@ def test_bits_by_hand() -> None:
     assert fmt(group=128, symmetric=False).stored_bits(10, 256) / 2560 == 4.15625
     assert fmt().stored_bits(10, 256) == 10 * (256 * 4 + 32)
     assert fmt("int8").stored_bits(1, 64) == 64 * 8 + 32
+
+
+E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6)  # OCP MX 1.0, table 5
+
+
+def e4m3_numbers() -> list[float]:
+    """Every number of e4m3 from 0 up, by the statement of OCP OFP8."""
+    below = [m * 2.0**-9 for m in range(8)]
+    return below + [(8 + m) * 2.0 ** (e - 10) for e in range(1, 16) for m in range(8) if (e, m) != (15, 7)]
+
+
+def nearest(value: float, table: list[float]) -> float:
+    """To even: of two as near, the one at an even place, whose last bit is 0."""
+    size = min(abs(value), table[-1])
+    gaps = [abs(size - entry) for entry in table]
+    best = [i for i, gap in enumerate(gaps) if gap == min(gaps)]
+    return math.copysign(table[min(best, key=lambda i: i % 2)], value)
+
+
+@pytest.mark.parametrize(("name", "table"), [("mxfp4", list(E2M1)), ("fp8_e4m3", e4m3_numbers())])
+def test_floats_are_the_nearest_of_their_format(name: str, table: list[float]) -> None:
+    """Every number, every middle between two, and just beside it; beyond the largest there is the largest."""
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(table)]
+    values = [*table, *middles, *(m * 1.001 for m in middles), *(m * 0.999 for m in middles), table[-1] * 1.7]
+    x = torch.tensor([[*values, *(-v for v in values)]])
+    codes = numerics.encode(x, torch.ones(1, 1), None, NUMBER_FORMATS[name])
+    expected = [nearest(v, table) for v in x[0].tolist()]
+    assert numerics.decode(codes, NUMBER_FORMATS[name])[0].tolist() == expected
+
+
+def test_fp8_by_hand() -> None:
+    # s = 896 / 448 = 2; 100 / 2 = 50 is the middle of 48 and 52, 1.100 and 1.101 times 32: the even one is 48
+    q = numerics.quantize_weight(torch.tensor([[896.0, 100.0, -3.0, 0.0]]), fmt("fp8_e4m3"))
+    assert q.scale.tolist() == [[2.0]]
+    assert q.dequantize().tolist() == [[896.0, 96.0, -3.0, 0.0]]
+    assert q.codes.view(torch.uint8).tolist() == [[0x7E, 0x64, 0xBC, 0]]
+
+
+def test_mxfp4_by_hand() -> None:
+    # floor(log2 28) - 2 = 2: s = 4; 28 / 4 = 7 is cut to 6, 10 / 4 = 2.5 and -1 / 4 are middles, as is 3 / 4
+    w = torch.zeros(1, 64)
+    w[0, :4] = torch.tensor([28.0, 10.0, -1.0, 3.0])
+    w[0, 32] = 0.75  # -1 - 2: s = 2^-3, 0.75 / s = 6
+    q = numerics.quantize_weight(w, fmt("mxfp4", 32))
+    assert q.scale.tolist() == [[4.0, 0.125]]
+    assert q.codes[0, :4].tolist() == [7, 4, -8, 2]
+    assert q.dequantize()[0, :4].tolist() == [24.0, 8.0, 0.0, 4.0]
+    assert q.dequantize()[0, 32] == 0.75
+    stored, unit = numerics.pack_scales(q.scale, q.format.number)
+    assert (stored.tolist(), unit) == ([[129, 124]], None)
+
+
+def test_nvfp4_by_hand() -> None:
+    # t = 1344 / 6 = 224 has four bits (14 * 16): u = 2^(7 - 7) = 1, b = 224, s = 224; the second block: 3 / 6 = 0.5
+    w = torch.zeros(1, 48)
+    w[0, 0], w[0, 1] = 1344.0, 700.0  # 700 / 224 = 3.125: 3
+    w[0, 16], w[0, 17] = -3.0, 0.8  # 0.8 / 0.5 = 1.6: 1.5
+    q = numerics.quantize_weight(w, fmt("nvfp4", 16))
+    assert q.scale.tolist() == [[224.0, 0.5, 2.0**-9]]
+    assert q.dequantize()[0, [0, 1, 16, 17]].tolist() == [1344.0, 672.0, -3.0, 0.75]
+    stored, unit = numerics.pack_scales(q.scale, q.format.number)
+    assert unit is not None
+    assert unit.tolist() == [1.0]
+    assert stored.tolist() == [[0x76, 0x30, 0x01]]  # 224 = 14 * 2^4, 0.5 = 8 * 2^-4, the smallest
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(["mxfp4", "nvfp4"]),
+    seed=st.integers(0, 10**6),
+    size=st.sampled_from([1e-20, 1e-6, 1.0, 1e20]),
+    clip=st.sampled_from([1.0, 0.8]),
+)
+def test_scales_of_blocks_survive_their_bytes_and_bound_the_error(
+    name: str, seed: int, size: float, clip: float
+) -> None:
+    number = NUMBER_FORMATS[name]
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.logspace(0, -4, 5).repeat_interleave(32)  # blocks of very different sizes in a row
+    w = torch.randn(7, 160, generator=generator) * spread * size
+    q = numerics.quantize_weight(w, fmt(name, number.block, clip=Clip("ratio", clip)))
+    stored, unit = numerics.pack_scales(q.scale, number)
+    assert stored.dtype == torch.uint8
+    assert torch.equal(numerics.unpack_scales(stored, unit), q.scale)
+    # within the range a value is off by half the widest step, 2 s between 4 s and 6 s
+    s = q.scale.repeat_interleave(number.block, 1)
+    inside = w.abs() <= 6 * s
+    assert ((w - q.dequantize()).abs() <= s)[inside].all()
+    if clip == 1.0:  # what rounding s leaves beyond: a third, or a sixteenth
+        assert (w.abs() <= s * (8 if name == "mxfp4" else 6.4)).all()
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4"])
+def test_zeros_in_blocks_stay_zeros(name: str) -> None:
+    q = numerics.quantize_weight(torch.zeros(2, 64), fmt(name, NUMBER_FORMATS[name].block))
+    assert (q.dequantize() == 0).all()
+    stored, unit = numerics.pack_scales(q.scale, q.format.number)
+    assert torch.equal(numerics.unpack_scales(stored, unit), q.scale)
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3", "mxfp4", "nvfp4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_floats_that_are_not_finite_stop(name: str, value: float) -> None:
+    w = torch.ones(2, 32)
+    w[1, 3] = value
+    with pytest.raises(NumericsError):
+        numerics.quantize_weight(w, fmt(name, NUMBER_FORMATS[name].block or None))

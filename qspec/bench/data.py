@@ -16,6 +16,9 @@ DREAM = ((4608, 3584), (3584, 3584), (37888, 3584), (3584, 18944))
 BASE = "cuBLAS bf16"  # what ratios are over
 
 
+FP8 = NUMBER_FORMATS["fp8_e4m3"]
+
+
 def _format(bits: int, granularity: Granularity) -> TensorFormat:
     return TensorFormat(NUMBER_FORMATS[f"int{bits}"], granularity, True)
 
@@ -31,6 +34,7 @@ FORMATS: Mapping[str, Scheme] = {
     "w4a4": _scheme("w4a4", 4, 4),
     "w4a8": _scheme("w4a8", 4, 8),
     "w8a8": _scheme("w8a8", 8, 8),
+    "w8a8_fp8": Scheme("w8a8_fp8", TensorFormat(FP8, Granularity("channel")), TensorFormat(FP8, Granularity("token"))),
 }
 
 

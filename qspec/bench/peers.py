@@ -24,7 +24,7 @@ def peers_of(fmt: str) -> dict[str, Peer]:
     found: dict[str, Peer] = {BASE: cublas_bf16}
     if fmt != "w4a16_g128":
         found |= {"cuBLAS fp8": cublas_fp8, "cuBLAS fp8 rows": cublas_fp8_rows}
-    if find_spec("humming"):
+    if find_spec("humming") and fmt != "w8a8_fp8":
         weights, group, activations = {"w4a16_g128": (4, 128, None), "w8a8": (8, 0, 8)}.get(fmt, (4, 0, 8))
         name = f"humming W{weights}A{activations or 16}"
         found[name] = lambda channels, x, copies: humming(channels, x, copies, weights, group, activations)

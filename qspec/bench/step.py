@@ -18,13 +18,14 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from qspec import passes
+from qspec import numerics, passes
 from qspec.artifact import ModuleRecord
 from qspec.bench.measure import captured, need_gpu, replay_time
 from qspec.bench.step_data import MODELS, Measured, Step, Steps, parts_of
+from qspec.catalog import INTEGER
 from qspec.errors import MachineError
 from qspec.kernels import attention
-from qspec.kernels.packing import layout
+from qspec.kernels.packing import PackedLinear, layout
 from qspec.language import load_recipe
 from qspec.models.decoder import Decoder, Window
 from qspec.models.family import Role
@@ -105,7 +106,12 @@ def _random_linear(module: ModulePlan, device: torch.device) -> dict[str, Tensor
         return tensors
     step = WEIGHT * math.sqrt(12) / 2**module.kernels.gemm.weight_bits  # codes are uniform
     wanted = layout(module.kernels, entry.out_features, entry.in_features, entry.bias)
-    return {suffix: _random(suffix, dtype, shape, step, device) for suffix, (dtype, shape) in wanted.items()}
+    tensors = {suffix: _random(suffix, dtype, shape, step, device) for suffix, (dtype, shape) in wanted.items()}
+    if module.scheme is not None and module.kernels.gemm.number != INTEGER:  # not every pattern is a number
+        weight = WEIGHT * torch.randn(entry.out_features, entry.in_features, device=device)
+        quantized = numerics.quantize_weight(weight, module.scheme.weights)
+        tensors |= PackedLinear.from_quantized(quantized, None, None, module.scheme).tensors()
+    return tensors
 
 
 def _random(suffix: str, dtype: torch.dtype, shape: tuple[int, ...], step: float, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qspec.catalog import FEW, PACK_BLOCKS, AttentionKernel, GemmKernel, RowKernel, pack_block
+from qspec.catalog import FEW, INTEGER, PACK_BLOCKS, AttentionKernel, GemmKernel, RowKernel
 from qspec.errors import MachineError, UsageError
 from qspec.formats import zero_bits
 from qspec.kernels.generate import Kernel, library
@@ -29,22 +29,27 @@ class Target:
     """One compute capability.
 
     shared: bytes of shared memory that a block may take. floats, integers: matrix instructions that do for
-    16-bit and for int8 operands.
+    16-bit and for int8 operands; blocks: for 4-bit floats with their scales, `floats` where there is none.
     """
 
     capability: int
     shared: int
     floats: tuple[str, ...]
     integers: tuple[str, ...]
+    blocks: tuple[str, ...] = ()
 
 
 WARP, WARPGROUP, TENSOR_MEMORY = "mma.sync", "wgmma.mma_async", "tcgen05.mma"
+TENSOR_BLOCKS = "tcgen05.mma.cta_group::1.kind::mxf4"
+WARP_BLOCKS = "mma.sync.aligned.m16n8k64.row.col.kind::mxf4"
 TARGETS = {
     "sm_80": Target(80, 163 * 1024, (WARP,), (WARP,)),
     "sm_89": Target(89, 99 * 1024, (WARP,), (WARP,)),
     "sm_90": Target(90, 227 * 1024, (WARPGROUP,), (WARPGROUP,)),
-    "sm_100": Target(100, 227 * 1024, (TENSOR_MEMORY,), (TENSOR_MEMORY, WARP)),  # int8: WARP up to Triton 3.6
-    "sm_120": Target(120, 99 * 1024, (WARP,), (WARP,)),
+    "sm_100": Target(
+        100, 227 * 1024, (TENSOR_MEMORY,), (TENSOR_MEMORY, WARP), (TENSOR_BLOCKS,)
+    ),  # int8: WARP up to 3.6
+    "sm_120": Target(120, 99 * 1024, (WARP,), (WARP,), (WARP_BLOCKS,)),
 }
 MATRIX_INSTRUCTION = re.compile(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*")
 COLUMNS = 4096  # LLaDA-8B's width
@@ -58,11 +63,9 @@ REDUCED = re.compile(r"<\{axis = (\d+) : i32\}>.*?: \(tensor<[^>]*?, (#\w+)>", r
 TYPES = {  # of the parameters whose type does not depend on the kernel
     "M": "i32",
     "N": "i32",
-    "activation_scale": "*fp32",
+    "activation_unit": "*fp32",
     "activation_zero": "*i8",
-    "activations": "*i8",
     "bias": "*fp32",
-    "codes": "*i8",
     "dense": "*bf16",
     "out": "*bf16",
     "eps": "fp32",
@@ -71,9 +74,10 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
     "residual": "*bf16",
     "rotation0": "*fp16",
     "rotation1": "*fp16",
-    "scale": "*fp32",
     "stride": "i32",
+    "unit": "*fp32",
     "up": "*bf16",
+    "weight_unit": "*fp32",
     "x": "*bf16",
     "zero": "*i8",
 }
@@ -127,7 +131,7 @@ def compile_ahead(
     found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
     shared = int(compiled.metadata.shared)
     problems = (*_problems(kernel, TARGETS[target], found, stack, shared), *misreduced(compiled.asm["ttgir"]))
-    if isinstance(kernel, GemmKernel) and kernel.cublas:
+    if isinstance(kernel, GemmKernel) and kernel.dense:
         dense = _compile_dense(module, kernel, TARGETS[target], columns or _columns(kernel))
         problems += _excesses(TARGETS[target], _resources(dense.asm["cubin"])[1], int(dense.metadata.shared))
     if isinstance(kernel, RowKernel) and kernel.hopper and TARGETS[target].capability == HOPPER:
@@ -179,7 +183,9 @@ def misplaced(ttgir: str, shared: int) -> tuple[str, ...]:
 def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
     """The matrix instructions of which a kernel must have one; none where it multiplies nothing."""
     if isinstance(kernel, GemmKernel):
-        return target.floats if kernel.activation_bits == 16 else target.integers
+        if kernel.number == INTEGER and kernel.activation_bits != 16:
+            return target.integers
+        return (kernel.pairs and kernel.activation_bits != 16 and target.blocks) or target.floats
     if isinstance(kernel, AttentionKernel):
         return (*target.floats, WARP)
     return (*target.floats, WARP) if kernel.rotations else ()  # a row of 4096 has too few blocks for more
@@ -216,10 +222,11 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
         fixed = {"K": columns, **options}
     else:
         queries = min(tokens, FEW) if isinstance(kernel, AttentionKernel) else tokens
-        known = {"tokens": queries, "columns": columns, **LAUNCHED}
+        known = {"tokens": queries, "columns": columns, "capability": target.capability, **LAUNCHED}
         wanted = inspect.signature(module.tiles).parameters
         options = module.tiles(**{name: known[name] for name in wanted})
-        fixed = {"K": columns, "PACK": pack_block(columns), "PDL": target.capability >= HOPPER, **options}
+        pack = kernel.pack_block(columns) if isinstance(kernel, GemmKernel) else PACK_BLOCKS[0]
+        fixed = {"K": columns, "PACK": pack, "PDL": target.capability >= HOPPER, **options}
         fixed |= {"HEADS": LAUNCHED["heads"], "SHARED": 1}
     if not residual:
         fixed["residual"] = None
@@ -228,7 +235,7 @@ def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, co
 
 def _compile_dense(module: ModuleType, kernel: GemmKernel, target: Target, columns: int) -> Any:
     """The kernel that writes weights down for cuBLAS, in bfloat16."""
-    fixed = {"K": columns, "PACK": pack_block(columns), **module.DENSE}
+    fixed = {"K": columns, "PACK": kernel.pack_block(columns), **module.DENSE}
     types = TYPES | ({"weights": "*i16"} if kernel.interleaved else {})
     return _assemble(getattr(module, f"{kernel.name}_dense"), kernel, target, types, fixed, dict(module.DENSE))
 
@@ -266,13 +273,15 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
     from triton.experimental.gluon.language import NVMMASharedLayout
 
     floating = kernel.activation_bits == 16
+    byte = "i8" if kernel.number == INTEGER else "fp8e4nv"
     values = {
-        "x_desc": ("bf16", 16) if floating else ("i8", 8),
-        "w_desc": ("u8" if kernel.weight_bits < 8 else "i8", 8),
+        "x_desc": ("bf16", 16) if floating else (byte, 8),
+        "w_desc": ("u8" if kernel.weight_bits < 8 else byte, 8),
         "scale_desc": ("fp16", 16),
         "out_desc": ("bf16", 16),
     }
-    types = {"parts": "*fp32" if floating else "*i32", "arrived": "*i32", "K": "i32", "units": "i32"}
+    floats = floating or kernel.number != INTEGER
+    types = {"parts": "*fp32" if floats else "*i32", "arrived": "*i32", "K": "i32", "units": "i32"}
     for name, (swizzle, box) in module.boxes(options, 2).items():
         value, bits = values[name]
         layout = NVMMASharedLayout(swizzle, bits, rank=len(box))
@@ -283,10 +292,14 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
 def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
     if isinstance(kernel, AttentionKernel):
         return ATTENTION_TYPES.get(name, "i32")
-    if isinstance(kernel, RowKernel) or name in types:
+    if name in types:
         return types[name]
+    if name in ("codes", "activations"):
+        return "*u8" if kernel.pairs else "*i8"
+    if isinstance(kernel, RowKernel) or name == "activation_scale":
+        return "*u8" if kernel.pairs else "*fp32"
     if name == "weight_scale":
-        return "*fp16" if kernel.weight_group else "*fp32"
+        return "*u8" if kernel.pairs else "*fp16" if kernel.weight_group else "*fp32"
     packed = kernel.weight_bits < 8 if name == "weights" else zero_bits(kernel.weight_bits) < 8
     return "*u8" if packed else "*i8"
 

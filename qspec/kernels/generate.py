@@ -19,9 +19,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qspec import resources
-from qspec.catalog import AttentionKernel, GemmKernel, RowKernel, planes
+from qspec.catalog import INTEGER, AttentionKernel, GemmKernel, RowKernel, planes
 from qspec.errors import InputError, MachineError
-from qspec.formats import NUMBER_FORMATS
 
 Kernel = RowKernel | GemmKernel | AttentionKernel
 
@@ -39,7 +38,8 @@ def render(kernel: Kernel) -> str:
     elif isinstance(kernel, AttentionKernel):
         template, values = "attention", {"width": kernel.width}
     else:
-        template = "gemm_weight_only" if kernel.activation_bits == 16 else "gemm_int"
+        quantized = "gemm_int" if kernel.number == INTEGER else "gemm_float"
+        template = "gemm_weight_only" if kernel.activation_bits == 16 else quantized
         values = _gemm_values(kernel)
     text = _environment().get_template(f"triton/{template}.py.jinja").render(name=kernel.name, **values)
     return text.strip("\n") + "\n"
@@ -166,17 +166,20 @@ def _at(lines: str, columns: int) -> str:
 def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
     groups = [g for g in (kernel.weight_group, kernel.activation_group) if g is not None]
     step = math.gcd(*groups) if groups else None
-    nibbles = kernel.weight_bits == 4 and (step is None or step % PIECE == 0)
+    nibbles = kernel.weight_bits == 4 and not kernel.pairs and (step is None or step % PIECE == 0)
     tile = _product_tile(step, floating=kernel.activation_bits == 16)
     span = _product_tile(step, floating=False)
     return {
+        "number": kernel.number,
+        "pairs": kernel.pairs,
+        "units": bool(kernel.format.unit_bits),
         "w_bits": kernel.weight_bits,
         "a_bits": kernel.activation_bits,
         "planes": list(planes(kernel.weight_bits)),
         "nibbles": nibbles,
         "interleaved": kernel.interleaved,
         "hopper": kernel.hopper,
-        "lift": 2 ** (8 - kernel.weight_bits),
+        "lift": 2 ** (8 - kernel.weight_bits) if kernel.number == INTEGER else 1,
         "w_group": kernel.weight_group,
         "a_group": kernel.activation_group,
         "w_asym": not kernel.weight_symmetric,
@@ -199,7 +202,7 @@ def _product_tile(step: int | None, *, floating: bool) -> int:
 
 
 def _row_values(kernel: RowKernel) -> dict[str, Any]:
-    number = NUMBER_FORMATS[f"int{kernel.bits}"] if kernel.bits != 16 else None
+    number = kernel.format if kernel.bits != 16 else None
     group = kernel.group or 1
     part = _power_of_two(group)
     if kernel.rotations:
@@ -212,6 +215,7 @@ def _row_values(kernel: RowKernel) -> dict[str, Any]:
         "source": kernel.source,
         "transform": kernel.transform,
         "blocks": kernel.rotations,
+        "number": kernel.number,
         "bits": kernel.bits,
         "group": kernel.group,
         "symmetric": kernel.symmetric,

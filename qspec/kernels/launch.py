@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qspec.catalog import AttentionKernel, RowKernel
+from qspec.catalog import PAIR, AttentionKernel, RowKernel
 from qspec.errors import InputError
 from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
@@ -62,8 +63,23 @@ def prepare(
     results = outputs(row, rows)
     if rows.shape[0]:
         library.module(row).run(**arguments, **results)
-    values = results["out"] if row.bits == 16 else results["codes"]
-    return PreparedInput(values, results.get("scale"), results.get("zero"), x.shape, x.dtype)
+    return prepared(row, list(results.values()), x)
+
+
+def prepared(row: RowKernel, results: Sequence[Tensor], x: Tensor) -> PreparedInput:
+    """What a row kernel made of x [..., K], from its results in the order of `outputs`."""
+    named = dict(zip(_results(row), results, strict=True))
+    values = named["out"] if row.bits == 16 else named["codes"]
+    return PreparedInput(values, named.get("scale"), named.get("zero"), x.shape, x.dtype, named.get("unit"))
+
+
+def _results(row: RowKernel) -> tuple[str, ...]:
+    if row.bits == 16:
+        return ("out",)
+    others = [] if row.symmetric else ["zero"]
+    if row.format.unit_bits:
+        others = ["unit"]
+    return ("codes", "scale", *others)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -80,17 +96,17 @@ def _alike(x: Tensor, up: Tensor) -> dict[str, Tensor | float]:
 
 
 def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
-    """What the row kernel fills for X [M, K], by parameter: floats, or codes, scales and zero points."""
-    if row.bits == 16:
-        return {"out": torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)}
-    scales = ((rows.shape[1] // row.group) if row.group else 1, rows.shape[0])
-    results = {
-        "codes": torch.empty(rows.shape, dtype=torch.int8, device=rows.device),
-        "scale": torch.empty(scales, dtype=torch.float32, device=rows.device),
+    """What the row kernel fills for X [M, K], by parameter: floats, or codes, scales, and zero points or units."""
+    tokens, columns = rows.shape
+    scales = ((columns // row.group) if row.group else 1, tokens)
+    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "out": ((tokens, columns), rows.dtype),
+        "codes": ((tokens, columns // PAIR), torch.uint8) if row.pairs else ((tokens, columns), torch.int8),
+        "scale": (scales, torch.uint8 if row.pairs else torch.float32),
+        "zero": (scales, torch.int8),
+        "unit": ((tokens,), torch.float32),
     }
-    if not row.symmetric:
-        results["zero"] = torch.empty(scales, dtype=torch.int8, device=rows.device)
-    return results
+    return {name: torch.empty(kinds[name][0], dtype=kinds[name][1], device=rows.device) for name in _results(row)}
 
 
 def attend(library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -122,12 +138,16 @@ def multiply(
         arguments["residual"] = residual.reshape(out.shape).contiguous()
     if packed.zero is not None:
         arguments["weight_zero"] = packed.zero
+    if packed.unit is not None:
+        arguments["weight_unit"] = packed.unit
     if prepared.scale is None:
         arguments["x"] = values
     else:
         arguments |= {"activations": values, "activation_scale": prepared.scale}
         if prepared.zero is not None:
             arguments["activation_zero"] = prepared.zero
+        if prepared.unit is not None:
+            arguments["activation_unit"] = prepared.unit
     if values.shape[0]:
         gemm, shape = packed.kernels.gemm, (packed.out_features, packed.in_features, values.shape[0])
         if options is None:

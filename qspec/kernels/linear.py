@@ -28,13 +28,14 @@ Execution = Literal["reference", "triton"]
 class QuantLinear(nn.Module):
     """y = T(x) W^T + b with W packed, and T(x) quantized where the scheme says so.
 
-    Buffers codes, scale, zero, bias in the layout of `qspec.kernels.packing`. Linears that read one input
+    Buffers codes, scale, unit, zero, bias in the layout of `qspec.kernels.packing`. Linears that read one input
     prepare it once: `multiply` takes what `prepare` of any of them made, if row kernel and transform are
     the same.
     """
 
     codes: Tensor
     scale: Tensor
+    unit: Tensor | None
     zero: Tensor | None
     bias: Tensor | None
 
@@ -45,7 +46,7 @@ class QuantLinear(nn.Module):
         self.out_features = packed.out_features
         self.in_features = packed.in_features
         self.transform = packed.transform
-        for name in ("codes", "scale", "zero", "bias"):
+        for name in ("codes", "scale", "unit", "zero", "bias"):
             self.register_buffer(name, getattr(packed, name))
         self._gemm_text = ops.text_of(packed.kernels.gemm)
         self._row_text = ops.text_of(packed.kernels.row) if packed.kernels.row else ""
@@ -84,7 +85,7 @@ class QuantLinear(nn.Module):
 
         The bits are those of `residual + multiply(prepared)`.
         """
-        self._check_width(prepared.values.shape[-1])
+        self._check_width(prepared.shape[-1])
         if residual is not None:
             self._check_residual(residual, prepared)
         if torch.compiler.is_compiling():
@@ -100,7 +101,7 @@ class QuantLinear(nn.Module):
         """`prepare` as one node of a compiled graph."""
         x = given if isinstance(given, Tensor) else given.x
         transform = self.transform if self._placed is None else self._placed
-        values, *scales = ops.prepare(
+        results = ops.prepare(
             x,
             given.up if isinstance(given, Gated) else None,
             given.gain if isinstance(given, Normed) else None,
@@ -110,21 +111,24 @@ class QuantLinear(nn.Module):
             self._row_text,
             self._folder_text,
         )
-        scale, zero = (*scales, None, None)[:2]
-        return PreparedInput(values, scale, zero, x.shape, x.dtype)
+        assert self.kernels.row is not None
+        return launch.prepared(self.kernels.row, results, x)
 
     def _multiply_operator(self, prepared: PreparedInput, residual: Tensor | None) -> Tensor:
         """`multiply` as one node of a compiled graph."""
         y: Tensor = ops.multiply(
             prepared.values,
             prepared.scale,
+            prepared.unit,
             prepared.zero,
             self.codes,
             self.scale,
+            self.unit,
             self.zero,
             self.bias,
             None if residual is None else residual.reshape(-1, self.out_features),
             self.out_features,
+            self.in_features,
             prepared.dtype,
             self._gemm_text,
             self._folder_text,
@@ -148,6 +152,7 @@ class QuantLinear(nn.Module):
             self.zero,
             self.bias,
             self.transform,
+            self.unit,
         )
 
     def extra_repr(self) -> str:

@@ -67,7 +67,8 @@ def prepare(
         placed = launch.PlacedTransform(tuple(rotations), permutation) if rotations else None
         with torch.cuda.device(x.device):
             prepared = launch.prepare(library(None if folder is None else Path(folder)), row, placed, given)
-    return [part for part in (prepared.values, prepared.scale, prepared.zero) if part is not None]
+    parts = (prepared.values, prepared.scale, prepared.zero, prepared.unit)
+    return [part for part in parts if part is not None]
 
 
 @prepare.register_fake
@@ -79,23 +80,27 @@ def _prepared_shapes(x: Tensor, *others: Any) -> list[Tensor]:
 def multiply(
     values: Tensor,
     values_scale: Tensor | None,
+    values_unit: Tensor | None,
     values_zero: Tensor | None,
     codes: Tensor,
     scale: Tensor,
+    unit: Tensor | None,
     zero: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     channels: int,
+    columns: int,
     dtype: torch.dtype,
     kernel: str,
     folder: str | None,
 ) -> Tensor:
     """Y [M, channels] in `dtype`, of prepared values [M, K] and a packed weight, added to a residual if there is one.
 
-    kernel: of `text_of`.
+    columns: K. kernel: of `text_of`.
     """
-    packed = PackedLinear(_kernels(kernel), channels, values.shape[1], codes, scale, zero, bias, None)
-    prepared = PreparedInput(values, values_scale, values_zero, values.shape, dtype)
+    packed = PackedLinear(_kernels(kernel), channels, columns, codes, scale, zero, bias, None, unit)
+    shape = torch.Size((values.shape[0], columns))
+    prepared = PreparedInput(values, values_scale, values_zero, shape, dtype, values_unit)
     if values.device.type == "cpu":
         return reference.multiply(ReferenceWeight.of(packed), prepared, residual)
     with torch.cuda.device(values.device):
@@ -105,5 +110,5 @@ def multiply(
 
 @multiply.register_fake
 def _product_shape(values: Tensor, *others: Any) -> Tensor:
-    channels, dtype = others[7:9]
+    channels, _, dtype = others[9:12]
     return values.new_empty(values.shape[0], channels, dtype=dtype)

@@ -46,8 +46,12 @@ of the registers of a bfloat16 operand on the tensor cores: a word has the four 
     byte       0   1   2   3   4   5   6   7   8   9  10  11  12  13  14  15
     channel    0   8   1   9   2  10   3  11   4  12   5  13   6  14   7  15
 
+4-bit floats (mxfp4, nvfp4) are e2m1 patterns in pairs, as the tensor cores take them: byte j has channel 2j in its low
+nibble and 2j + 1 in its high one, a block of P = 2.
+
 Scales are [groups, N] (groups = 1 per channel): a kernel reads one group of many channels at once.
-They are float16 for groups, float32 per channel. Zero points are int8 [groups, N] for codes of more than
+They are float16 for groups, float32 per channel, and for blocks of 4-bit floats uint8: patterns e8m0 of mxfp4, e4m3
+of nvfp4, whose `unit` is float32 [N] (`qspec.numerics`). Zero points are int8 [groups, N] for codes of more than
 4 bits, and for others uint8 [groups, ceil(N/2)] with channel 2i in the low and channel 2i + 1 in the high nibble
 of byte i. Biases are float32 [N].
 """
@@ -60,7 +64,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qspec.catalog import GemmKernel, LayerKernels, kernels_for, pack_block, planes
+from qspec import numerics
+from qspec.catalog import GemmKernel, LayerKernels, kernels_for, planes
 from qspec.errors import InputError
 from qspec.formats import Scheme, zero_bits
 from qspec.numerics import Quantized
@@ -156,7 +161,8 @@ class PackedLinear:
 
     Unsigned codes are packed as signed ones, half their range lower, as are their zero points.
 
-    codes: int8 [N, K] or uint8 [N, K bits/8]. scale: [groups, N]. zero: None if symmetric. bias: float32 [N].
+    codes: int8 [N, K] or uint8 [N, K bits/8]. scale: [groups, N]. unit: None but for nvfp4. zero: None if symmetric.
+    bias: float32 [N].
     transform: of the input, before it is quantized; linears that read one input share the object.
     """
 
@@ -168,6 +174,7 @@ class PackedLinear:
     zero: Tensor | None
     bias: Tensor | None
     transform: InputTransform | None
+    unit: Tensor | None = None
 
     @classmethod
     def from_quantized(
@@ -188,17 +195,19 @@ class PackedLinear:
         kernels.check(columns)
         bits = kernels.gemm.weight_bits
         in_order = interleave(quantized.codes) if kernels.gemm.interleaved else quantized.codes
-        codes = pack(in_order, bits, pack_block(columns))
+        codes = pack(in_order, bits, kernels.gemm.pack_block(columns))
         zero = None if quantized.zero is None else pack_zeros(quantized.zero.T.contiguous(), bits)
+        scale, unit = stored_scales(quantized)
         return cls(
             kernels,
             rows,
             columns,
             codes.contiguous(),
-            quantized.scale.T.contiguous(),
+            scale,
             None if zero is None else zero.contiguous(),
             None if bias is None else bias.detach().float(),
             transform,
+            unit,
         )
 
     @classmethod
@@ -208,6 +217,7 @@ class PackedLinear:
         rows = sum(part.out_features for part in parts)
         zeros = [zeros for part in parts if (zeros := part.unpacked_zeros()) is not None]
         biases = [part.bias for part in parts if part.bias is not None]
+        units = [part.unit for part in parts if part.unit is not None]
         assert len(biases) in (0, len(parts))
         assert all(part.kernels == first.kernels and part.transform is first.transform for part in parts)
         return replace(
@@ -217,11 +227,13 @@ class PackedLinear:
             scale=torch.cat([part.scale for part in parts], dim=1),
             zero=pack_zeros(torch.cat(zeros, dim=1), first.kernels.gemm.weight_bits) if zeros else None,
             bias=torch.cat(biases) if biases else None,
+            unit=torch.cat(units) if units else None,
         )
 
     def unpacked_codes(self) -> Tensor:
         """int8 [N, K]."""
-        codes = unpack(self.codes, self.kernels.gemm.weight_bits, pack_block(self.in_features))
+        gemm = self.kernels.gemm
+        codes = unpack(self.codes, gemm.weight_bits, gemm.pack_block(self.in_features))
         return deinterleave(codes) if self.kernels.gemm.interleaved else codes
 
     def unpacked_zeros(self) -> Tensor | None:
@@ -230,10 +242,14 @@ class PackedLinear:
             return None
         return unpack_zeros(self.zero, self.kernels.gemm.weight_bits, self.out_features)
 
+    def unpacked_scales(self) -> Tensor:
+        """float32 [groups, N]."""
+        return unpacked_scales(self.scale, self.unit)
+
     def stored_bits(self) -> int:
         """Bits of codes, scales and zero points, as they lie in memory."""
-        stored = [self.codes, self.scale, *([] if self.zero is None else [self.zero])]
-        return sum(t.numel() * t.element_size() * 8 for t in stored)
+        stored = (self.codes, self.scale, self.unit, self.zero)
+        return sum(t.numel() * t.element_size() * 8 for t in stored if t is not None)
 
     def with_transform(self, transform: InputTransform | None) -> PackedLinear:
         """The same linear with another object as its transform: the one that its neighbours share."""
@@ -244,6 +260,7 @@ class PackedLinear:
         named: dict[str, Tensor | None] = {
             "codes": self.codes,
             "scale": self.scale,
+            "unit": self.unit,
             "zero": self.zero,
             "bias": self.bias,
         }
@@ -283,7 +300,23 @@ class PackedLinear:
             tensors.get("zero"),
             tensors.get("bias"),
             _transform(kernels, tensors, where),
+            tensors.get("unit"),
         )
+
+
+def stored_scales(quantized: Quantized) -> tuple[Tensor, Tensor | None]:
+    """The scales [groups, rows] as they are stored, and units float32 [rows] where the format has them."""
+    scale, unit = quantized.scale, None
+    if quantized.format.number.block:
+        scale, unit = numerics.pack_scales(scale, quantized.format.number)
+    return scale.T.contiguous(), unit
+
+
+def unpacked_scales(stored: Tensor, unit: Tensor | None) -> Tensor:
+    """float32 [groups, rows]: the inverse of `stored_scales`."""
+    if stored.dtype != torch.uint8:
+        return stored.float()
+    return numerics.unpack_scales(stored.T.contiguous(), unit).T
 
 
 def layout(
@@ -294,8 +327,10 @@ def layout(
     groups = in_features // (gemm.weight_group or in_features)
     expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
         "codes": _codes_layout(gemm, out_features, in_features),
-        "scale": (torch.float16 if gemm.weight_group else torch.float32, (groups, out_features)),
+        "scale": (_scale_dtype(gemm), (groups, out_features)),
     }
+    if gemm.format.unit_bits:
+        expected["unit"] = (torch.float32, (out_features,))
     if not gemm.weight_symmetric:
         nibbles = zero_bits(gemm.weight_bits) == 4
         width = -(-out_features // NIBBLES) if nibbles else out_features
@@ -308,6 +343,12 @@ def layout(
     if len(rotations) > 1:
         expected["transform.permutation"] = (torch.int32, (in_features,))
     return expected
+
+
+def _scale_dtype(gemm: GemmKernel) -> torch.dtype:
+    if gemm.format.block:
+        return torch.uint8
+    return torch.float16 if gemm.weight_group else torch.float32
 
 
 def _codes_layout(gemm: GemmKernel, rows: int, columns: int) -> tuple[torch.dtype, tuple[int, ...]]:

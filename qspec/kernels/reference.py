@@ -13,7 +13,8 @@ steps that divide both operands' groups (one step of K where neither operand is 
     y    = y + residual[m, n], rounded once more       if there is one
 
 No operation is fused, so that the kernels' outputs are the same bits. With 16-bit activations
-(W4A16, W8A16) the weights are dequantized to float32 and multiplied.
+(W4A16, W8A16) the weights are dequantized to float32 and multiplied, and so are both operands in float
+formats (fp8_e4m3, mxfp4, nvfp4), whose sums are not exact anywhere.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import GemmKernel, RowKernel
+from qspec.catalog import INTEGER, PAIR, GemmKernel, RowKernel
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
-from qspec.kernels.packing import PackedLinear
+from qspec.kernels.packing import PackedLinear, pack, stored_scales, unpack, unpacked_scales
 from qspec.models.inputs import LayerInput, plus, source_of, value_of
 from qspec.transforms import InputTransform
 
@@ -39,8 +40,10 @@ EXACT = 2**24  # float32 holds every integer up to here
 class PreparedInput:
     """A linear's input after the row kernel, shared by every linear that prepares it alike.
 
-    values: codes int8 [M, K], or floats where activations stay in 16 bits.
-    scale: float32 [groups, M] or None. zero: int8 [groups, M] or None.
+    values: codes int8 [M, K], 4-bit floats in pairs uint8 [M, K/2] (`kernels.packing`), or floats where activations
+    stay in 16 bits.
+    scale: float32 [groups, M], of 4-bit floats uint8, or None. zero: int8 [groups, M] or None. unit: of nvfp4,
+    float32 [M].
     shape, dtype: of the input, so that the output gets the same.
     """
 
@@ -49,13 +52,15 @@ class PreparedInput:
     zero: Tensor | None
     shape: torch.Size
     dtype: torch.dtype
+    unit: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class ReferenceWeight:
     """A packed weight made ready for float32 matrix products, once.
 
-    values: float32 [N, K]: q - z, or the dequantized weights where activations stay in 16 bits.
+    values: float32 [N, K]: q - z, or the dequantized weights where products are not of integers.
+    scale: float32 [groups, N], which these still want; ones where they want none.
     """
 
     kernel: GemmKernel
@@ -67,17 +72,18 @@ class ReferenceWeight:
     def of(cls, packed: PackedLinear) -> ReferenceWeight:
         kernel = packed.kernels.gemm
         zero = packed.unpacked_zeros()
-        scale = packed.scale.float()
+        scale = packed.unpacked_scales()
         ones = torch.ones_like(scale)
-        applied = scale if kernel.activation_bits == 16 else ones
-        values = numerics.dequantize(packed.unpacked_codes(), applied.T, None if zero is None else zero.T)
-        return cls(kernel, values, scale, packed.bias)
+        applied, left = (ones, scale) if _exact(kernel) else (scale, ones)
+        codes, number = packed.unpacked_codes(), kernel.format
+        values = numerics.dequantize(codes, applied.T, None if zero is None else zero.T, number)
+        return cls(kernel, values, left, packed.bias)
 
 
 def activation_format(row: RowKernel) -> TensorFormat:
     """The row kernel's quantization as the definition in `qspec.numerics` takes it."""
     granularity = Granularity("token") if row.group is None else Granularity("group", row.group)
-    return TensorFormat(NUMBER_FORMATS[f"int{row.bits}"], granularity, row.symmetric, Clip("ratio", row.clip))
+    return TensorFormat(row.format, granularity, row.symmetric, Clip("ratio", row.clip))
 
 
 def check_source(row: RowKernel | None, given: LayerInput) -> None:
@@ -106,18 +112,34 @@ def prepare(row: RowKernel | None, transform: InputTransform | None, given: Laye
         return PreparedInput(rows.to(x.dtype), None, None, x.shape, x.dtype)
     quantized = numerics.quantize_activations(rows, activation_format(row))
     zero = None if quantized.zero is None else quantized.zero.T.contiguous()
-    return PreparedInput(quantized.codes, quantized.scale.T.contiguous(), zero, x.shape, x.dtype)
+    scale, unit = stored_scales(quantized)
+    codes = pack(quantized.codes, row.bits, PAIR) if row.pairs else quantized.codes
+    return PreparedInput(codes, scale, zero, x.shape, x.dtype, unit)
 
 
 def multiply(weight: ReferenceWeight, prepared: PreparedInput, residual: Tensor | None = None) -> Tensor:
     """Y [..., N] in the input's dtype, by the formula of this module's docstring; residual: [..., N] in that dtype."""
-    if prepared.scale is None:
-        y = prepared.values.float() @ weight.values.T
-    else:
+    if prepared.scale is not None and _exact(weight.kernel):
         y = _integer(weight, prepared.values, prepared.scale, prepared.zero)
+    else:
+        y = _floats(weight.kernel, prepared) @ weight.values.T
     if weight.bias is not None:
         y += weight.bias
     return plus(residual, y.to(prepared.dtype).reshape(*prepared.shape[:-1], weight.values.shape[0]))
+
+
+def _exact(kernel: GemmKernel) -> bool:
+    """Whether its products are of integers."""
+    return kernel.number == INTEGER and kernel.activation_bits != 16
+
+
+def _floats(kernel: GemmKernel, prepared: PreparedInput) -> Tensor:
+    """The input's numbers, float32 [M, K]."""
+    if prepared.scale is None:
+        return prepared.values.float()
+    codes = unpack(prepared.values, kernel.activation_bits, PAIR) if kernel.pairs else prepared.values
+    scale = unpacked_scales(prepared.scale, prepared.unit)
+    return numerics.dequantize(codes, scale.T, None, kernel.format)
 
 
 def _integer(weight: ReferenceWeight, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
@@ -145,7 +167,7 @@ def _centred(codes: Tensor, zero: Tensor | None) -> Tensor:
     if zero is None:
         return codes.float()
     ones = torch.ones(zero.shape[::-1], device=codes.device)
-    return numerics.dequantize(codes, ones, zero.T)
+    return numerics.dequantize(codes, ones, zero.T, NUMBER_FORMATS["int8"])
 
 
 def _largest(kernel: GemmKernel) -> int:

@@ -6,8 +6,8 @@ bucket of M and the version of Triton, since a compiler may turn another choice 
 kernel's file chooses by itself; entries of an older form of the kernels, with other options, are passed over.
 
 Options are tile sizes (`NAMES`), or `CUBLAS`: the product is cuBLAS's, as the kernel's file says at its top. Integer
-products are the same bits by any tile sizes. Weight-only ones add float32 in another order; and for `CUBLAS`
-each weight is rounded to the dtype of the input first, which no tile size does.
+products are the same bits by any tile sizes. Others add float32 in another order; and for `CUBLAS` each weight that
+meets 16-bit inputs is rounded to their dtype first, which no tile size does.
 """
 
 from __future__ import annotations

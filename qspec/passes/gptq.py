@@ -164,7 +164,7 @@ def round_some(columns: Columns, number: NumberFormat) -> tuple[Tensor, Tensor, 
         s, z = columns.scale[:, own], None if columns.zero is None else columns.zero[:, own]
         q = numerics.encode(w[:, own], s, z, number)
         codes[:, own] = q
-        errors[:, own] = (w[:, own] - numerics.dequantize(q, s, z)) / columns.factor[j, j]
+        errors[:, own] = (w[:, own] - numerics.dequantize(q, s, z, number)) / columns.factor[j, j]
         w[:, later] -= errors[:, own] * columns.factor[j, later]
         if columns.pull is not None:
             w[:, later] += w[:, own] * columns.pull[j, later]

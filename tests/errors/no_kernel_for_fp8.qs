@@ -6,7 +6,7 @@ recipe r {
 }
 
 scheme w8a8 {
-  weights     fp8_e4m3 per channel symmetric
+  weights     fp8_e4m3 per group 128 symmetric
   activations fp8_e4m3 per token   symmetric
 }
 

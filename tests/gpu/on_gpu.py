@@ -27,14 +27,13 @@ from tests.kernels.cases import (
 
 
 def moved(packed: PackedLinear, device: str) -> PackedLinear:
-    tensors = {name: getattr(packed, name) for name in ("codes", "scale", "zero", "bias")}
+    tensors = {name: getattr(packed, name) for name in ("codes", "scale", "unit", "zero", "bias")}
     return replace(packed, **{name: None if t is None else t.to(device) for name, t in tensors.items()})
 
 
 def on_cpu(prepared: PreparedInput) -> PreparedInput:
-    scale = None if prepared.scale is None else prepared.scale.cpu()
-    zero = None if prepared.zero is None else prepared.zero.cpu()
-    return replace(prepared, values=prepared.values.cpu(), scale=scale, zero=zero)
+    tensors = {name: getattr(prepared, name) for name in ("values", "scale", "unit", "zero")}
+    return replace(prepared, **{name: None if t is None else t.cpu() for name, t in tensors.items()})
 
 
 def prepared_on_gpu(
@@ -56,16 +55,6 @@ def check_integer_product(packed: PackedLinear, weight: ReferenceWeight, x: Tens
     prepared = prepared_on_gpu(library, packed.kernels.row, None, x)
     found = multiplied_on_gpu(library, packed, prepared)
     assert torch.equal(found.cpu(), reference.multiply(weight, on_cpu(prepared)))
-
-
-def dequantized(packed: PackedLinear) -> Tensor:
-    """W in float64 [N, K], where it is."""
-    zeros = packed.unpacked_zeros()
-    scale = packed.scale.T.double()
-    size = packed.in_features // scale.shape[1]
-    offset = torch.zeros_like(scale) if zeros is None else zeros.T.double()
-    codes = packed.unpacked_codes().double()
-    return (codes - offset.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
 
 
 def check_plain_rows(row: RowKernel, x: Tensor, library: KernelLibrary) -> None:

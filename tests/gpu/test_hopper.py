@@ -16,8 +16,8 @@ from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
-from tests.gpu.on_gpu import dequantized, moved, on_cpu, prepared_on_gpu
-from tests.kernels.cases import Format, poisoned_memory, random_input, random_linear, relative_error
+from tests.gpu.on_gpu import moved, on_cpu, prepared_on_gpu
+from tests.kernels.cases import Format, dequantized, poisoned_memory, random_input, random_linear, relative_error
 
 pytestmark = [
     pytest.mark.gpu,

@@ -21,7 +21,6 @@ from tests.gpu.on_gpu import (
     check_integer_product,
     check_plain_rows,
     check_rotated_rows,
-    dequantized,
     expected_transform,
     moved,
     multiplied_on_gpu,
@@ -29,6 +28,7 @@ from tests.gpu.on_gpu import (
 )
 from tests.kernels.cases import (
     Format,
+    dequantized,
     largest_codes,
     random_input,
     random_linear,

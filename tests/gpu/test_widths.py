@@ -14,12 +14,11 @@ from qspec.kernels.reference import ReferenceWeight
 from tests.gpu.on_gpu import (
     check_integer_product,
     check_plain_rows,
-    dequantized,
     moved,
     multiplied_on_gpu,
     prepared_on_gpu,
 )
-from tests.kernels.cases import Format, random_input, random_linear, relative_error
+from tests.kernels.cases import Format, dequantized, random_input, random_linear, relative_error
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qspec import numerics
 from qspec.catalog import GemmKernel, RowKernel
-from qspec.formats import NUMBER_FORMATS, Clip, Granularity, Scheme, TensorFormat
+from qspec.formats import NUMBER_FORMATS, Clip, Granularity, NumberFormat, Scheme, TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput
 from qspec.models.inputs import Gated, LayerInput, Normed
@@ -31,19 +31,23 @@ class Format:
     a_group: int | None = None
     a_symmetric: bool = True
     clip: float = 1.0
+    number: str = "int"
 
     def scheme(self) -> Scheme:
-        weights = TensorFormat(_number(self.w_bits), _granularity("channel", self.w_group), self.w_symmetric)
+        weights = TensorFormat(self._number(self.w_bits), _granularity("channel", self.w_group), self.w_symmetric)
         if self.a_bits == 16:
             return Scheme("test", weights)
         clip = Clip("ratio", self.clip)
         granularity = _granularity("token", self.a_group)
-        activations = TensorFormat(_number(self.a_bits), granularity, self.a_symmetric, clip)
+        activations = TensorFormat(self._number(self.a_bits), granularity, self.a_symmetric, clip)
         return Scheme("test", weights, activations)
 
     def gemm(self) -> GemmKernel:
         weights = (self.w_bits, self.w_group, self.w_symmetric)
-        return GemmKernel(*weights, self.a_bits, self.a_group, self.a_symmetric)
+        return GemmKernel(*weights, self.a_bits, self.a_group, self.a_symmetric, self.number)
+
+    def _number(self, bits: int) -> NumberFormat:
+        return NUMBER_FORMATS[f"int{bits}" if self.number == "int" else self.number]
 
     def __str__(self) -> str:
         return self.gemm().name.removeprefix("gemm_")
@@ -94,8 +98,17 @@ WEIGHT_ONLY = (
 )
 
 
-def _number(bits: int) -> object:
-    return NUMBER_FORMATS[f"int{bits}"]
+FLOATS = (
+    Format(8, None, True, 8, number="fp8_e4m3"),
+    Format(8, None, True, 8, clip=0.9, number="fp8_e4m3"),
+    Format(4, 32, True, 4, 32, number="mxfp4"),
+    Format(4, 16, True, 4, 16, number="nvfp4"),
+)
+FLOAT_WEIGHTS = (
+    Format(8, a_bits=16, number="fp8_e4m3"),
+    Format(4, 32, a_bits=16, number="mxfp4"),
+    Format(4, 16, a_bits=16, number="nvfp4"),
+)
 
 
 def _granularity(whole: str, group: int | None) -> Granularity:
@@ -218,14 +231,23 @@ def _offsets(zero: Tensor | None, scale: np.ndarray) -> np.ndarray:
     return np.zeros(scale.shape, np.int64) if zero is None else zero.numpy().astype(np.int64)
 
 
-def dequantized_product(packed: PackedLinear, x: Tensor) -> Tensor:
-    """x W^T + b in float64, each weight s (q - z)."""
-    codes, scale = packed.unpacked_codes().double(), packed.scale.T.double()
+def dequantized(packed: PackedLinear) -> Tensor:
+    """W in float64 [N, K], where it is: each weight s (q - z)."""
+    if packed.kernels.gemm.number != "int":
+        codes = packed.codes.cpu().numpy()
+        scale = packed.scale.T.cpu().numpy()
+        unit = None if packed.unit is None else packed.unit.cpu().numpy()
+        return torch.from_numpy(numbers(codes, scale, unit, packed.kernels.gemm.number)).to(packed.codes.device)
+    scale = packed.scale.T.double()
     zeros = packed.unpacked_zeros()
     size = packed.in_features // scale.shape[1]
     offset = torch.zeros_like(scale) if zeros is None else zeros.T.double()
-    weight = (codes - offset.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
-    y = x.double() @ weight.T
+    return (packed.unpacked_codes().double() - offset.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
+
+
+def dequantized_product(packed: PackedLinear, x: Tensor) -> Tensor:
+    """x W^T + b in float64."""
+    y = x.double() @ dequantized(packed).T
     return y if packed.bias is None else y + packed.bias.double()
 
 
@@ -233,7 +255,32 @@ def rounded_weights(packed: PackedLinear, dtype: torch.dtype) -> Tensor:
     """W [N, K] by THE definition, rounded once."""
     zeros = packed.unpacked_zeros()
     zero = None if zeros is None else zeros.T
-    return numerics.dequantize(packed.unpacked_codes(), packed.scale.T, zero).to(dtype)
+    scale, number = packed.unpacked_scales().T, packed.kernels.gemm.format
+    return numerics.dequantize(packed.unpacked_codes(), scale, zero, number).to(dtype)
+
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])  # OCP MX 1.0, table 5
+
+
+def e4m3(patterns: np.ndarray) -> np.ndarray:
+    """float64 of patterns uint8, by the statement of OCP OFP8: sign, 4 bits of exponent (bias 7), 3 of mantissa."""
+    p = patterns.astype(np.int64)
+    exponent, mantissa = p >> 3 & 15, p & 7
+    size = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+    size = np.where(p & 127 == 127, np.nan, size)
+    return np.where(p & 128, -size, size)
+
+
+def numbers(codes: np.ndarray, scale: np.ndarray, unit: np.ndarray | None, number: str) -> np.ndarray:
+    """What codes of a float format stand for, float64 [rows, K], from the bytes as they are stored."""
+    if number == "fp8_e4m3":
+        return e4m3(codes.view(np.uint8)) * scale.astype(np.float64)
+    pairs = codes.view(np.uint8)
+    values = E2M1[np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(pairs.shape[0], -1)]
+    size = (
+        e4m3(scale) * unit.astype(np.float64)[:, None] if unit is not None else 2.0 ** (scale.astype(np.float64) - 127)
+    )
+    return values * np.repeat(size, values.shape[1] // size.shape[1], axis=1)
 
 
 def transformed(transform: InputTransform, x: Tensor) -> Tensor:
@@ -268,9 +315,13 @@ def rounded_quotients(prepared: PreparedInput) -> Tensor:
     return codes - zero.repeat_interleave(codes.shape[1] // zero.shape[1], 1)
 
 
-def dequantized_input(prepared: PreparedInput) -> Tensor:
+def dequantized_input(prepared: PreparedInput, number: str = "int") -> Tensor:
     """s (q - z) in float64."""
     assert prepared.scale is not None
+    if number != "int":
+        unit = None if prepared.unit is None else prepared.unit.cpu().numpy()
+        scale = prepared.scale.T.cpu().numpy()
+        return torch.from_numpy(numbers(prepared.values.cpu().numpy(), scale, unit, number))
     scale = prepared.scale.T.double().cpu()
     return rounded_quotients(prepared) * scale.repeat_interleave(prepared.values.shape[1] // scale.shape[1], 1)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
 from qspec.transforms import InputTransform
 from tests.kernels.cases import (
+    FLOAT_WEIGHTS,
+    FLOATS,
     INTEGER,
     ROWS,
     WEIGHT_ONLY,
@@ -100,7 +103,7 @@ def test_a_residual_is_added_to_the_rounded_product(fmt: Format, dtype: torch.dt
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
-@pytest.mark.parametrize("fmt", WEIGHT_ONLY, ids=str)
+@pytest.mark.parametrize("fmt", [*WEIGHT_ONLY, *FLOAT_WEIGHTS], ids=str)
 def test_weight_only_product_is_near_float64(fmt: Format, dtype: torch.dtype, limit: float) -> None:
     library = KernelLibrary()
     for seed, (columns, (tokens, channels)) in enumerate(zip(widths(fmt), SHAPES, strict=True)):
@@ -228,6 +231,62 @@ def test_transform_alone_is_near_float64(rotations: tuple[int, ...], dtype: torc
     assert found.values.dtype == dtype
     assert transform is not None
     assert relative_error(found.values, transformed(transform, x)) < limit
+
+
+@pytest.mark.parametrize("fmt", FLOATS, ids=str)
+def test_rows_of_a_float_format_equal_the_reference(fmt: Format) -> None:
+    row = random_linear(fmt, 8, 96, 0).kernels.row
+    assert row is not None
+    for (tokens, columns), dtype in product([(1, 32), (5, 96), (17, 1248)], [torch.float32, torch.bfloat16]):
+        x = random_input(tokens, columns, tokens, dtype)
+        x[-1, :: columns // 7] = -0.0
+        found, expected = prepared_by(row, None, x), reference.prepare(row, None, x)
+        for name in ("values", "scale", "unit"):
+            ours, theirs = getattr(found, name), getattr(expected, name)
+            assert (ours is None) == (theirs is None)
+            assert ours is None or torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("rotations", [(32,), (32, 12)])
+@pytest.mark.parametrize("fmt", FLOATS, ids=str)
+def test_rotated_rows_of_a_float_format_are_as_near_as_the_reference(fmt: Format, rotations: tuple[int, ...]) -> None:
+    plain = random_linear(fmt, 8, 96, 0).kernels.row
+    assert plain is not None
+    row = replace(plain, rotations=rotations)
+    for tokens, columns, dtype in ((1, 96, torch.float32), (5, 288, torch.bfloat16), (17, 1248, torch.bfloat16)):
+        x, transform = random_input(tokens, columns, tokens, dtype), random_transform(rotations, columns, tokens)
+        assert transform is not None
+        found, expected = prepared_by(row, transform, x), reference.prepare(row, transform, x)
+        exact = transformed(transform, x)
+        ours, theirs = (dequantized_input(prepared, fmt.number) for prepared in (found, expected))
+        assert relative_error(ours, exact) < 1.01 * relative_error(theirs, exact)
+        assert relative_error(ours, theirs) < (1e-6 if dtype == torch.float32 else 0.03)  # a code may differ at a tie
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
+@pytest.mark.parametrize("fmt", FLOATS, ids=str)
+def test_product_of_a_float_format_is_near_float64(fmt: Format, dtype: torch.dtype, limit: float) -> None:
+    for seed, (columns, (tokens, channels)) in enumerate(zip((32, 96, 288, 1248), SHAPES, strict=True)):
+        packed = random_linear(fmt, channels, columns, seed, bias=tokens != 5)
+        prepared = reference.prepare(packed.kernels.row, None, random_input(tokens, columns, seed, dtype))
+        exact = dequantized_product(packed, dequantized_input(prepared, fmt.number))
+        ours = launch.multiply(KernelLibrary(), packed, prepared)
+        for y in (ours, reference.multiply(ReferenceWeight.of(packed), prepared)):
+            assert y.dtype == dtype
+            assert relative_error(y, exact) < limit
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("fmt", FLOATS, ids=str)
+def test_nan_in_a_float_format_never_becomes_a_plausible_number(fmt: Format, bad: float) -> None:
+    packed, x = random_linear(fmt, 8, 64, seed=0, bias=False), random_input(3, 64, 0)
+    x[2, 5] = bad
+    library = KernelLibrary()
+    y = launch.multiply(library, packed, launch.prepare(library, packed.kernels.row, None, x))
+    assert torch.isfinite(y[:2]).all()
+    assert not torch.isfinite(y[2]).any()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")

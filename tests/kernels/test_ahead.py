@@ -21,6 +21,13 @@ KERNELS: tuple[Kernel, ...] = (
     GemmKernel(8, None, True, 8, None, True),
     GemmKernel(4, 128, False, 16, None, True),
     GemmKernel(8, None, True, 16, None, True),
+    GemmKernel(8, None, True, 8, None, True, "fp8_e4m3"),
+    GemmKernel(4, 32, True, 4, 32, True, "mxfp4"),
+    GemmKernel(4, 16, True, 4, 16, True, "nvfp4"),
+    GemmKernel(4, 16, True, 16, None, True, "nvfp4"),
+    RowKernel((), 4, 16, True, 1.0, "rmsnorm", "nvfp4"),
+    RowKernel((128,), 4, 32, True, 1.0, "silu_mul", "mxfp4"),
+    RowKernel((128, 96), 8, None, True, 1.0, number="fp8_e4m3"),
     RowKernel((), 8, None, True, 1.0),
     RowKernel((), 4, 64, False, 0.9),
     RowKernel((), 8, None, True, 1.0, source="rmsnorm"),
@@ -49,6 +56,26 @@ OTHERS: tuple[Kernel, ...] = (
 )
 
 
+OPERANDS = {  # of quantized products, as the instructions name them
+    "int": dict.fromkeys(("sm_80", "sm_90", "sm_100"), ("s8", "i8")),
+    "fp8_e4m3": {"sm_80": ("f16",), "sm_90": ("e4m3.e4m3",), "sm_100": ("f8f6f4",), "sm_120": ("e4m3.e4m3",)},
+    "mxfp4": {"sm_80": ("bf16",), "sm_90": ("bf16",), "sm_100": ("kind::mxf4",), "sm_120": ("e2m1.e2m1.f32.ue8m0",)},
+    "nvfp4": {"sm_80": ("bf16",), "sm_90": ("bf16",), "sm_100": ("mxf4nvf4",), "sm_120": ("e2m1.e2m1.f32.ue4m3",)},
+}
+
+
+@pytest.mark.parametrize("tokens", [1, 1024])
+@pytest.mark.parametrize("target", ["sm_100", "sm_120"])
+@pytest.mark.parametrize("number", ["fp8_e4m3", "mxfp4", "nvfp4"])
+def test_float_formats_take_the_tensor_cores_of_their_own(number: str, target: str, tokens: int) -> None:
+    kernel = next(k for k in KERNELS if isinstance(k, GemmKernel) and k.number == number)
+    report = compile_ahead(kernel, target, tokens)
+    assert report.problems == ()
+    assert report.stack == 0
+    (instruction,) = report.instructions
+    assert any(operand in instruction for operand in OPERANDS[number][target])
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -62,7 +89,7 @@ def test_compiles_as_it_must(kernel: Kernel, target: str) -> None:
     assert report.stack == 0
     assert report.registers > 0
     if isinstance(kernel, GemmKernel):
-        operands = ("s8", "i8") if kernel.activation_bits < 16 else ("bf16", "f16")
+        operands = OPERANDS[kernel.number][target] if kernel.activation_bits < 16 else ("bf16", "f16")
         assert report.instructions
         assert all(any(operand in name for operand in operands) for name in report.instructions)
         if target == "sm_90":

@@ -32,6 +32,13 @@ SHOWN: tuple[Kernel, ...] = (
     GemmKernel(2, None, True, 8, None, True),
     GemmKernel(7, 48, False, 4, None, False),
     GemmKernel(4, 192, True, 8, 96, True),
+    GemmKernel(8, None, True, 8, None, True, "fp8_e4m3"),
+    GemmKernel(4, 32, True, 4, 32, True, "mxfp4"),
+    GemmKernel(4, 16, True, 4, 16, True, "nvfp4"),
+    GemmKernel(4, 16, True, 16, None, True, "nvfp4"),
+    RowKernel((), 8, None, True, 1.0, number="fp8_e4m3"),
+    RowKernel((128,), 4, 32, True, 0.9, number="mxfp4"),
+    RowKernel((), 4, 16, True, 1.0, "rmsnorm", "nvfp4"),
     RowKernel((), 8, None, True, 1.0),
     RowKernel((), 8, 48, False, 1.0),
     RowKernel((), 4, 64, False, 1.0),
@@ -72,6 +79,13 @@ def every_kernel() -> list[Kernel]:
         RowKernel(sizes, 16, None, True, 1.0, source=source)
         for sizes, source in product(rotations, ("rmsnorm", "silu_mul"))
     ]
+    for number, bits, group in (("fp8_e4m3", 8, None), ("mxfp4", 4, 32), ("nvfp4", 4, 16)):
+        gemms += [GemmKernel(bits, group, True, bits, group, True, number)]
+        gemms += [GemmKernel(bits, group, True, 16, None, True, number)]
+        rows += [
+            RowKernel(sizes, bits, group, True, clip, source, number)
+            for sizes, clip, source in product(rotations, (1.0, 0.9), ("plain", "rmsnorm", "silu_mul"))
+        ]
     return [*gemms, *floats, *rows, *transforms, AttentionKernel(64), AttentionKernel(128)]
 
 

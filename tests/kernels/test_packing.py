@@ -162,7 +162,9 @@ def test_unsigned_codes_keep_their_values(name: str, granularity: Granularity) -
     assert packed.kernels.gemm.weight_bits == bits
     zeros = packed.unpacked_zeros()
     assert zeros is not None
-    assert torch.equal(numerics.dequantize(packed.unpacked_codes(), packed.scale.T, zeros.T), quantized.dequantize())
+    number = NUMBER_FORMATS[f"int{bits}"]
+    found = numerics.dequantize(packed.unpacked_codes(), packed.scale.T, zeros.T, number)
+    assert torch.equal(found, quantized.dequantize())
     assert packed.stored_bits() == scheme.weights.stored_bits(7, 128)
 
 
