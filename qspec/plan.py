@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from qspec.catalog import GemmKernel, LayerKernels, RowKernel, kernels_for
+from qspec.catalog import INTEGER, GemmKernel, LayerKernels, RowKernel, kernels_for
 from qspec.diagnostics import Diagnostic
 from qspec.errors import InputError
 from qspec.formats import Scheme
@@ -16,6 +16,8 @@ from qspec.language.spec import REGIMES, PassUse, Rollouts, Rule, Spec
 from qspec.models.family import DecoderShape, Family, ModuleEntry
 
 FLOAT_BITS = 16  # a module that is kept; and every module before compilation
+BLOCK_SCALED = ("sm_100", "sm_120")  # targets whose tensor cores take 4-bit floats with their scales
+RUN_ON = "sm_90"  # the target of the GPUs that every kernel was tested on
 NORM_BITS = 32  # norm gains stay in float32: smoothing folds scales into them
 
 
@@ -176,13 +178,20 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What the declared targets and regimes mean for these layers."""
         labels = {m.scheme.label for m in self.modules if m.scheme}
+        kernels = {(m.kernels.gemm.number, m.kernels.gemm.activation_bits) for m in self.modules if m.kernels}
         notes = []
-        if "W4A4" in labels:
-            for target in self.spec.emit.targets:
-                if target in ("sm_90", "sm_100", "sm_120"):
-                    notes.append(f"{target} has no int4 tensor cores: W4A4 is 4-bit storage with int8 arithmetic")
-                if target in ("sm_80", "sm_89"):
-                    notes.append(f"{target}: W4A4 runs as int8 arithmetic; Triton has no native int4 mma")
+        for target in self.spec.emit.targets:
+            if (INTEGER, 4) in kernels and target in ("sm_80", "sm_89"):
+                notes.append(f"{target}: W4A4 runs as int8 arithmetic; Triton has no native int4 mma")
+            elif (INTEGER, 4) in kernels:
+                notes.append(f"{target} has no int4 tensor cores: W4A4 is 4-bit storage with int8 arithmetic")
+            for number in sorted(number for number, bits in kernels if number != INTEGER and bits == 4):
+                if target not in BLOCK_SCALED:
+                    notes.append(f"{target} has no 4-bit float tensor cores: {number} is multiplied as bfloat16")
+            if ("fp8_e4m3", 8) in kernels and target == "sm_80":
+                notes.append(f"{target} has no fp8 tensor cores: fp8_e4m3 is multiplied as float16")
+            if target != RUN_ON:
+                notes.append(f"{target}: kernels are compiled for it ahead of time; none was run on such a GPU yet")
         for regime in self.spec.emit.regimes:
             low, high = REGIMES[regime]
             gain = "weight bytes decide" if regime == "block_decode" else "arithmetic decides"

@@ -93,3 +93,33 @@ def test_linears_of_one_input_and_scheme_are_one_product() -> None:
     v = plan.module("blocks[1].attention.v")
     assert v is not None
     assert plan.product(v) is None
+
+
+NOTES = {  # scheme -> for each target, what it lacks
+    "weights int4 per channel\nactivations int4 per token": {
+        "sm_80": "sm_80: W4A4 runs as int8 arithmetic; Triton has no native int4 mma",
+        "sm_90": "sm_90 has no int4 tensor cores: W4A4 is 4-bit storage with int8 arithmetic",
+        "sm_120": "sm_120 has no int4 tensor cores: W4A4 is 4-bit storage with int8 arithmetic",
+    },
+    "weights nvfp4 per group 16\nactivations nvfp4 per group 16": {
+        "sm_80": "sm_80 has no 4-bit float tensor cores: nvfp4 is multiplied as bfloat16",
+        "sm_90": "sm_90 has no 4-bit float tensor cores: nvfp4 is multiplied as bfloat16",
+        "sm_100": None,
+    },
+    "weights fp8_e4m3 per channel\nactivations fp8_e4m3 per token": {
+        "sm_80": "sm_80 has no fp8 tensor cores: fp8_e4m3 is multiplied as float16",
+        "sm_90": None,
+        "sm_120": None,
+    },
+}
+
+
+@pytest.mark.parametrize("scheme", NOTES, ids=lambda scheme: scheme.split()[1])
+def test_notes_say_what_a_target_lacks_and_where_nothing_ran(scheme: str) -> None:
+    for target, lacks in NOTES[scheme].items():
+        text = f"scheme s {{\n{scheme}\n}}\nlayers blocks[*].* use s\nemit {{\n  kernels triton for {target}\n}}\n"
+        family, shape, _ = read_config(resources.standin("llada"))
+        plan = make_plan(load(recipe(text)).spec, family, shape)
+        about = [note for note in plan.notes() if note.startswith(target)]
+        never = f"{target}: kernels are compiled for it ahead of time; none was run on such a GPU yet"
+        assert about == [*([lacks] if lacks else []), *([never] if target != "sm_90" else [])]

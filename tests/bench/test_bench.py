@@ -44,6 +44,7 @@ def test_every_format_has_kernels() -> None:
         "w4a4": "gemm_w4_sym_a4",
         "w4a8": "gemm_w4_sym_a8",
         "w8a8": "gemm_w8_sym_a8",
+        "w8a8_fp8": "gemm_fp8_e4m3_a8",
     }
 
 

@@ -34,13 +34,17 @@ WIDTH, FFN, KV = 128, 256, {"llada": 128, "dream": 64}
 
 @dataclass(frozen=True)
 class Format:
-    """scheme: its name. group: input channels that share a scale, None for a whole row. zeros: asymmetric."""
+    """scheme: its name. group: input channels that share a scale, None for a whole row. zeros: asymmetric.
+
+    number: of the codes.
+    """
 
     scheme: str
     bits: int
     activations: int
     group: int | None = None
     zeros: bool = False
+    number: str = "int"
 
 
 W4A4, W8A8 = Format("w4a4", 4, 4), Format("w8a8", 8, 8)
@@ -70,6 +74,9 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
     "masking/gptq_w4a4": (("*", W4A4),),
     "masking/gptq_w3a16": (("*", Format("w3a16", 3, 16, 64)),),
     "masking/gptq_w2a16": (("*", Format("w2a16", 2, 16, 64, True)),),
+    "floats/rtn_fp8": (("*", Format("fp8", 8, 8, number="fp8_e4m3")),),
+    "floats/gptq_nvfp4": (("*", Format("nvfp4", 4, 4, 16, number="nvfp4")),),
+    "floats/gptq_mxfp4": (("*", Format("mxfp4", 4, 16, 32, number="mxfp4")),),
 }
 # Rotations of the residual stream go into the embedding and the head, which are kept.
 REWRITES_KEPT = ("paper/quarot_w4a4", "paper/quarot_w8a8")
@@ -166,11 +173,13 @@ def check_quantized(record: ModuleRecord, own: dict[str, Tensor], form: Format, 
     assert record.label == f"W{form.bits}A{form.activations}"
     assert record.gemm is not None
     assert (record.gemm["weight_bits"], record.gemm["activation_bits"]) == (form.bits, form.activations)
+    assert record.gemm["number"] == form.number
     assert (record.row["bits"] if record.row else 16) == form.activations
     assert record.passes
     assert "weight" not in own, "the float weight is still there"
     assert own["codes"].shape == (rows, columns if form.bits == 8 else columns * form.bits // 8)
-    codes = unpack(own["codes"], form.bits, 128)
+    blocks = form.number in ("mxfp4", "nvfp4")
+    codes = unpack(own["codes"], form.bits, 2 if blocks else 128)
     assert codes.shape == (rows, columns)
     low, high = -(2 ** (form.bits - 1)), 2 ** (form.bits - 1) - 1
     assert low <= int(codes.min()) < int(codes.max()) <= high
@@ -178,7 +187,9 @@ def check_quantized(record: ModuleRecord, own: dict[str, Tensor], form: Format, 
     assert all(len(row.unique()) > 1 for row in codes), "an output channel of one code alone"
     groups = columns // form.group if form.group else 1
     assert own["scale"].shape == (groups, rows)
-    assert own["scale"].dtype == (torch.float16 if form.group else torch.float32)
+    assert own["scale"].dtype == (torch.uint8 if blocks else torch.float16 if form.group else torch.float32)
+    assert ("unit" in own) == (form.number == "nvfp4")
+    assert "unit" not in own or own["unit"].shape == (rows,)
     assert bool((own["scale"] > 0).all())
     assert ("zero" in own) == form.zeros
     if form.zeros:
