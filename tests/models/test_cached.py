@@ -197,9 +197,9 @@ def test_only_the_window_is_computed(
     seen: list[int] = []
     attend = DecoderBlock.attend
 
-    def counted(self: DecoderBlock, h: Any, context: Any) -> Any:
+    def counted(self: DecoderBlock, h: Any, *others: Any) -> Any:
         seen.append(h.x.shape[1])
-        return attend(self, h, context)
+        return attend(self, h, *others)
 
     monkeypatch.setattr(DecoderBlock, "attend", counted)
     sample(model(), torch.tensor([[7, 30, 12]]), None, settings)
