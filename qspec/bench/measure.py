@@ -46,7 +46,7 @@ def run_bench(
             packed = _copies(fmt, channels, columns)
             for count in tokens:
                 progress.step(f"{fmt}  {channels}x{columns}  M {count}")
-                x = torch.randn(count, columns, device="cuda", dtype=torch.bfloat16)
+                x = _input(count, columns)
                 others = {}
                 for name, peer in peers_of(fmt).items() if peers else ():
                     where = (name, channels, columns, count)
@@ -89,7 +89,7 @@ def tune(
         for channels, columns in shapes:
             packed = _copies(fmt, channels, columns)
             for count in buckets:
-                x = torch.randn(count, columns, device="cuda", dtype=torch.bfloat16)
+                x = _input(count, columns)
                 prepared = launch.prepare(library, packed[0].kernels.row, None, x)
                 timed = []
                 for options in tuned.candidates(gemm, channels, columns, count):
@@ -158,6 +158,12 @@ def _products(
 
 def _whole(library: KernelLibrary, packed: PackedLinear, x: Tensor) -> Callable[[], Tensor]:
     return lambda: launch.multiply(library, packed, launch.prepare(library, packed.kernels.row, None, x))
+
+
+def _input(tokens: int, columns: int) -> Tensor:
+    """X [M, K] as a row kernel leaves it."""
+    x = launch.with_room((tokens, columns), torch.bfloat16, torch.device("cuda"))
+    return x.normal_()
 
 
 def _copies(fmt: str, channels: int, columns: int) -> list[PackedLinear]:

@@ -203,7 +203,9 @@ def _columns(kernel: Kernel) -> int:
     return -(-COLUMNS // unit) * unit
 
 
-def _compile(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int, residual: bool) -> Any:
+def _compile(
+    module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int, residual: bool = False
+) -> Any:
     import triton
 
     second = target.capability == HOPPER and not isinstance(kernel, AttentionKernel) and kernel.hopper

@@ -17,6 +17,7 @@ from qspec.kernels.reference import PreparedInput
 from qspec.models.inputs import Gated, LayerInput, Normed, value_of
 from qspec.transforms import InputTransform
 
+ROOM = 16  # rows of the smallest box of tokens
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -106,14 +107,26 @@ def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
         "zero": (scales, torch.int8),
         "unit": ((tokens,), torch.float32),
     }
-    return {name: torch.empty(kinds[name][0], dtype=kinds[name][1], device=rows.device) for name in _results(row)}
+    results = {}
+    for name in _results(row):
+        shape, dtype = kinds[name]
+        read = name in ("codes", "out")  # by a product
+        results[name] = (
+            with_room(shape, dtype, rows.device) if read else torch.empty(shape, dtype=dtype, device=rows.device)
+        )
+    return results
+
+
+def with_room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An empty tensor [M, ...] with memory for `ROOM` rows behind its start: products of few tokens read so many."""
+    return torch.empty((max(shape[0], ROOM), *shape[1:]), dtype=dtype, device=device)[: shape[0]]
 
 
 def attend(library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """y [b, heads, n, width], as `qspec.models.decoder.attention` defines it, by the kernel of few queries."""
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     batch, heads, tokens, width = q.shape
-    out = q.new_empty(batch, tokens, heads, width)
+    out = with_room((batch * tokens, heads, width), q.dtype, q.device).view(batch, tokens, heads, width)
     real = None if mask is None else mask.reshape(batch, -1).to(torch.uint8)
     library.module(AttentionKernel(width)).run(q, k, v, real, width**-0.5, out)
     return out.transpose(1, 2)

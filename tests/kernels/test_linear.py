@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from qspec import numerics
+from qspec.catalog import GemmKernel, RowKernel
 from qspec.errors import InputError, MachineError
-from qspec.kernels import reference
+from qspec.kernels import launch, reference
+from qspec.kernels.generate import library
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import ReferenceWeight
@@ -160,3 +162,22 @@ def test_torch_compile_takes_the_input_as_one_node(source: str, a_symmetric: boo
         linear.compile(backend=record, fullgraph=True)
         assert torch.equal(linear(given), expected)
     assert nodes.count("qspec.prepare.default") == nodes.count("qspec.multiply.default") == 1
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_few_tokens_leave_room_behind_them(bits: int) -> None:
+    """Rows that a product of few tokens reads besides: in memory, and never beyond it."""
+    row = RowKernel((), bits, None, True, 1.0, source="rmsnorm")
+    for tokens in (1, 15, 16, 40):
+        results = launch.outputs(row, torch.empty(tokens, 64, dtype=torch.bfloat16))
+        values = results["out" if bits == 16 else "codes"]
+        assert values.shape == (tokens, 64)
+        assert values.is_contiguous()
+        assert values.untyped_storage().nbytes() == max(tokens, 16) * 64 * values.element_size()
+    module = library(None).module(GemmKernel(4, None, True, 4, None, True))
+    memory = torch.arange(20 * 8, dtype=torch.int8).reshape(20, 8)
+    assert module.with_room(memory[:1], 16).shape == (16, 8)
+    assert torch.equal(module.with_room(memory[2:5], 16), memory[2:18])
+    assert torch.equal(module.with_room(memory[15:17], 16), memory[15:20])  # no more than there are
+    assert torch.equal(module.with_room(memory[:17], 16), memory)
+    assert torch.equal(module.with_room(memory[:16], 16), memory[:16])
