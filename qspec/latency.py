@@ -20,7 +20,8 @@ from qspec.plan import FLOAT_BITS, ModulePlan, products
 
 REFERENCE = "NVIDIA H100 80GB HBM3"  # stands in where this machine has no GPU, and for the limits of unknown ones
 BANDWIDTHS = {REFERENCE: 3000, "NVIDIA H200": 4300}  # bytes a nanosecond: a copy
-RATES = {16: 790_000, 8: 1_200_000}  # operations a nanosecond, by the bits of the products: bfloat16, int8
+RATES = {16: 790_000, 8: 1_200_000}  # operations a nanosecond, by the bits of the products: bfloat16, as which 4-bit
+# floats are multiplied on these GPUs, or int8 and fp8
 LAUNCH = 2000  # nanoseconds of a kernel that does nothing
 
 
@@ -75,7 +76,8 @@ def product(group: Sequence[ModulePlan], tokens: int, gpu: str) -> Product:
         time = round(1000 * measured)
     else:
         moved = sum(m.stored_bits for m in group) + tokens * (columns * _bits(first) + channels * FLOAT_BITS)
-        rate = RATES[FLOAT_BITS if _bits(first) == FLOAT_BITS else 8]
+        floats = _bits(first) == FLOAT_BITS or (first.kernels is not None and first.kernels.gemm.pairs)
+        rate = RATES[FLOAT_BITS if floats else 8]
         time = LAUNCH + max(_memory(moved, gpu), -(-2 * tokens * channels * columns // rate))
     return Product(first.kernel.rpartition(" ")[2], channels, columns, tokens, gpu, time, bool(measured))
 
