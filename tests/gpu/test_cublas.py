@@ -13,9 +13,9 @@ from qspec.kernels import launch, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
-from tests.gpu.on_gpu import dequantized
 from tests.kernels.cases import (
     Format,
+    dequantized,
     poisoned_memory,
     random_input,
     random_linear,
