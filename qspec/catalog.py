@@ -183,9 +183,9 @@ class GemmKernel:
         """Whether two neighbouring channels share a byte, as the tensor cores take 4-bit floats."""
         return self.number != INTEGER and self.weight_bits == 4
 
-    def pack_block(self, in_features: int, where: str | None = None) -> int:
+    def pack_block(self, in_features: int) -> int:
         """Input channels whose codes are packed together."""
-        return PAIR if self.pairs else pack_block(in_features, where)
+        return PAIR if self.pairs else pack_block(in_features)
 
     @property
     def name(self) -> str:

@@ -20,8 +20,9 @@ from qspec.plan import FLOAT_BITS, ModulePlan, products
 
 REFERENCE = "NVIDIA H100 80GB HBM3"  # stands in where this machine has no GPU, and for the limits of unknown ones
 BANDWIDTHS = {REFERENCE: 3000, "NVIDIA H200": 4300}  # bytes a nanosecond: a copy
-RATES = {16: 790_000, 8: 1_200_000}  # operations a nanosecond, by the bits of the products: bfloat16, as which 4-bit
-# floats are multiplied on these GPUs, or int8 and fp8
+# Operations a nanosecond, by the bits of the products: bfloat16, as which 4-bit floats are multiplied on these GPUs,
+# or int8 and fp8.
+RATES = {16: 790_000, 8: 1_200_000}
 LAUNCH = 2000  # nanoseconds of a kernel that does nothing
 
 

@@ -22,8 +22,8 @@ MADE = {"plain": "x", "rmsnorm": "RMSNorm", "silu_mul": "silu(gate) up"}
 class RowCell:
     """One row kernel on X [tokens, columns] in bfloat16.
 
-    bytes_moved: what it must read and write. microseconds: its time. copy: that of moving as many bytes by the fastest
-    copy (`bench.copying`).
+    bytes_moved: what it must read and write. microseconds: its time. copy: that of moving as many bytes by a copy
+    (`bench.copying`).
     """
 
     source: str

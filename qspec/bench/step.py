@@ -106,12 +106,13 @@ def _random_linear(module: ModulePlan, device: torch.device) -> dict[str, Tensor
         return tensors
     step = WEIGHT * math.sqrt(12) / 2**module.kernels.gemm.weight_bits  # codes are uniform
     wanted = layout(module.kernels, entry.out_features, entry.in_features, entry.bias)
-    tensors = {suffix: _random(suffix, dtype, shape, step, device) for suffix, (dtype, shape) in wanted.items()}
+    rounded: dict[str, Tensor] = {}
     if module.scheme is not None and module.kernels.gemm.number != INTEGER:  # not every pattern is a number
         weight = WEIGHT * torch.randn(entry.out_features, entry.in_features, device=device)
         quantized = numerics.quantize_weight(weight, module.scheme.weights)
-        tensors |= PackedLinear.from_quantized(quantized, None, None, module.scheme).tensors()
-    return tensors
+        rounded = PackedLinear.from_quantized(quantized, None, None, module.scheme).tensors()
+    drawn = {suffix: kind for suffix, kind in wanted.items() if suffix not in rounded}
+    return rounded | {suffix: _random(suffix, dtype, shape, step, device) for suffix, (dtype, shape) in drawn.items()}
 
 
 def _random(suffix: str, dtype: torch.dtype, shape: tuple[int, ...], step: float, device: torch.device) -> Tensor:

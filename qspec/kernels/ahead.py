@@ -46,9 +46,8 @@ TARGETS = {
     "sm_80": Target(80, 163 * 1024, (WARP,), (WARP,)),
     "sm_89": Target(89, 99 * 1024, (WARP,), (WARP,)),
     "sm_90": Target(90, 227 * 1024, (WARPGROUP,), (WARPGROUP,)),
-    "sm_100": Target(
-        100, 227 * 1024, (TENSOR_MEMORY,), (TENSOR_MEMORY, WARP), (TENSOR_BLOCKS,)
-    ),  # int8: WARP up to 3.6
+    # int8: WARP up to Triton 3.6
+    "sm_100": Target(100, 227 * 1024, (TENSOR_MEMORY,), (TENSOR_MEMORY, WARP), (TENSOR_BLOCKS,)),
     "sm_120": Target(120, 99 * 1024, (WARP,), (WARP,), (WARP_BLOCKS,)),
 }
 MATRIX_INSTRUCTION = re.compile(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*")

@@ -127,7 +127,8 @@ def small(model: str, recipe: str, **settings: str) -> tuple[Family, Plan]:
     return family, make_plan(load_recipe(path, passes.available(), settings, FAMILIES).spec, family, tiny)
 
 
-PLANNED = [*((model, f"paper/{name}") for model in MODELS for name in RECIPES), ("llada", "llada_mixed")]
+OTHERS = [("llada", "llada_mixed"), *(("dream", f"floats/{name}") for name in ("rtn_fp8", "gptq_mxfp4", "gptq_nvfp4"))]
+PLANNED = [*((model, f"paper/{name}") for model in MODELS for name in RECIPES), *OTHERS]
 
 
 @pytest.mark.parametrize(("model", "recipe"), PLANNED)

@@ -114,7 +114,7 @@ def test_weight_only_product_is_near_float64(fmt: Format, dtype: torch.dtype, li
         assert relative_error(found, dequantized_product(packed, x)) < limit
 
 
-@pytest.mark.parametrize("fmt", WEIGHT_ONLY, ids=str)
+@pytest.mark.parametrize("fmt", [*WEIGHT_ONLY, *FLOAT_WEIGHTS], ids=str)
 def test_weights_for_cublas_are_rounded_once(fmt: Format) -> None:
     """Of rows of the identity the product is the weights themselves: one term of a sum is not zero."""
     library = KernelLibrary()
