@@ -1,4 +1,8 @@
-"""Times of the row kernels on a CUDA GPU, beside a copy of the same bytes: what quantizing an input takes, and must."""
+"""Times of the row kernels on a CUDA GPU, beside a copy of the same bytes: what quantizing an input takes, and must.
+
+Every call has inputs and results of its own, as every copy has: results in one place would stay in the second-level
+cache, and no call would write to memory.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,12 @@ def _cell(library: KernelLibrary, row: RowKernel, tokens: int, columns: int, cop
 def _call(
     library: KernelLibrary, row: RowKernel, placed: PlacedTransform | None, given: LayerInput
 ) -> Callable[[], object]:
-    return lambda: launch.prepare(library, row, placed, given)
+    kept = []  # the memory that a graph's call writes
+
+    def call() -> None:
+        kept.append(launch.prepare(library, row, placed, given))
+
+    return call
 
 
 def _given(source: str, tokens: int, columns: int) -> LayerInput:
@@ -54,7 +63,7 @@ def _given(source: str, tokens: int, columns: int) -> LayerInput:
         return torch.randn(tokens, columns, device="cuda", dtype=torch.bfloat16)
 
     if source == "rmsnorm":
-        return Normed(random(), torch.ones(columns, device="cuda"), 1e-5)
+        return Normed(random(), torch.ones(columns, device="cuda", dtype=torch.bfloat16), 1e-5)
     return Gated(random(), random()) if source == "silu_mul" else random()
 
 

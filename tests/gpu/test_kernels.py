@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from qspec.catalog import RowKernel
 from qspec.errors import InputError
@@ -140,6 +142,29 @@ def test_row_kernels_without_transform_are_the_references_bits(
     for tokens in TOKENS:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             check_plain_rows(row, random_input(tokens, columns, tokens, dtype, device="cuda"), library)
+
+
+@triton.jit
+def _count_wrong(wrong, ENCODE: tl.constexpr, BITS: tl.constexpr, EXPONENT: tl.constexpr, BLOCK: tl.constexpr):
+    """y of BITS bits over s: how often the code is not that of IEEE division."""
+    s = ((tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)) | 0x3F800000).to(tl.float32, bitcast=True)
+    one = tl.program_id(1) << (24 - BITS) | (127 + EXPONENT) << 23
+    y = (tl.zeros((BLOCK,), tl.int32) + one).to(tl.float32, bitcast=True)
+    expected = (tl.div_rn(y, s) + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+    tl.atomic_add(wrong, tl.sum((ENCODE(y, s, False) != expected).to(tl.int32)))
+
+
+@pytest.mark.parametrize("bits", [8, 11])
+def test_every_quotient_of_short_numbers_has_the_code_of_ieee_division(bits: int, library: KernelLibrary) -> None:
+    """Every mantissa of y, a bfloat16 or float16, over every mantissa of s, from 64 to 512: all ties have 9 bits there.
+
+    So have those of every other format and size, by powers of two.
+    """
+    encode = library.module(RowKernel((), 8, None, True, 1.0)).encode
+    for exponent in (7, 8):
+        wrong = torch.zeros(1, dtype=torch.int32, device="cuda")
+        _count_wrong[2**23 // 1024, 2 ** (bits - 1)](wrong, encode, bits, exponent, 1024, enable_fp_fusion=False)
+        assert wrong.item() == 0
 
 
 @pytest.mark.parametrize("columns", [4096, 12288])

@@ -35,7 +35,6 @@ BINARY: dict[str, Callable] = {
     "div": lambda a, b: a / b,
 }
 UNARY: dict[str, Callable] = {
-    "abs": np.abs,
     "sqrt": np.sqrt,
     "ex2": np.exp2,
     "rcp": lambda a: np.float32(1) / a,
@@ -295,7 +294,19 @@ class Block:
         a, b, c = (self.get(operand, "f32").astype(np.float64) for operand in operands[1:4])
         self.put(operands[0], (a * b + c).astype(np.float32), active)
 
+    def do_abs(self, opcode: list[str], operands: list[str], active: np.ndarray) -> None:
+        kind = opcode[-1]
+        if kind.startswith("bf16"):
+            bits = self.get(operands[1], f"b{8 * width_of(kind)}")
+            self.put(operands[0], (bits.view(np.uint16) & np.uint16(0x7FFF)).view(bits.dtype), active)
+        else:
+            self.put(operands[0], np.abs(self.get(operands[1], kind)), active)
+
     def do_max(self, opcode: list[str], operands: list[str], active: np.ndarray) -> None:
+        if opcode[-1] == "s16x2":
+            a, b = (self.get(operand, "b32").view(np.int16) for operand in operands[1:3])
+            self.put(operands[0], np.maximum(a, b).view(np.uint32), active)
+            return
         a, b = (self.get(operand, opcode[-1]) for operand in operands[1:3])
         largest = np.fmax(a, b) if opcode[-1] == "f32" else np.maximum(a, b)
         self.put(operands[0], np.maximum(largest, 0) if "relu" in opcode else largest, active)

@@ -1,4 +1,7 @@
-"""The second row kernels, for compute capability 9.0, as PTX on a CPU: the reference's codes, and no races."""
+"""Row kernels for compute capability 9.0 as PTX on a CPU: the second ones have the reference's codes and no races.
+
+Of the first ones the quotients at ties: Triton's interpreter rounds a fused multiplication twice.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,18 @@ MANY = 1024  # rows for which a program takes two of 4096 channels
 
 
 def run(
-    row: RowKernel, transform: InputTransform, given: LayerInput, tokens: int, change: Callable[[str], str] = str
+    row: RowKernel,
+    transform: InputTransform | None,
+    given: LayerInput,
+    tokens: int,
+    change: Callable[[str], str] = str,
+    blocks: int = 2,
 ) -> tuple[PreparedInput, set[int]]:
-    """Codes and scales from two blocks that share the rows, and where they race.
+    """Codes and scales from blocks that share the rows, and where they race.
 
     tokens: for which the kernel is compiled. change: of its PTX.
     """
-    placed = PlacedTransform.of(transform, torch.device("cpu"))
+    placed = {} if transform is None else PlacedTransform.of(transform, torch.device("cpu")).arguments()
     x = given if isinstance(given, Tensor) else given.x
     more: list[Tensor | float] = []
     if isinstance(given, Normed):
@@ -42,7 +50,7 @@ def run(
     codes, scale = torch.full((rows, columns), 99, dtype=torch.int8), torch.full((1, rows), float("nan"))
     compiled = _compile(library(None).module(row), row, TARGETS["sm_90"], tokens, columns)
     memory, arguments, end = np.zeros(1 << 21, np.uint8), [], 256
-    tensors = [x.contiguous(), *more, *placed.arguments().values(), codes, scale]
+    tensors = [x.contiguous(), *more, *placed.values(), codes, scale]
     for value in tensors:
         if isinstance(value, float):
             arguments.append(int(np.float32(value).view(np.uint32)))
@@ -52,8 +60,8 @@ def run(
         arguments.append(end)
         end += -(-len(data) // 256) * 256
     program, races = Program(change(compiled.asm["ptx"])), set[int]()
-    for index in range(2):
-        block = Block(program, [*arguments, rows, columns, 0, 0], memory, index, 2)
+    for index in range(blocks):
+        block = Block(program, [*arguments, rows, columns, 0, 0], memory, index, blocks)
         block.run(32 * compiled.metadata.num_warps, compiled.metadata.shared)
         races |= block.races()
     found = memory[arguments[-2] :][: codes.numel()].view(np.int8).reshape(codes.shape)
@@ -97,3 +105,18 @@ def test_a_barrier_that_is_missing_shows() -> None:
         return change
 
     assert sum(bool(run(row, transform, given, 1, without(number))[1]) for number in range(9)) >= 5
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.9])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quotients_at_ties_are_the_references(bits: int, clip: float) -> None:
+    """Every mantissa of a bfloat16 against every mantissa of its row's largest: half of it is 63.5 or 3.5 steps."""
+    peak = torch.arange(128, 256.0)[:, None]
+    below = -torch.arange(1, 256.0).expand(128, -1).minimum(peak)
+    x = torch.cat([torch.cat([peak, below], 1) / 2**step for step in range(4)], 1).bfloat16()
+    row = RowKernel((), bits, None, True, clip)
+    found, races = run(row, None, x, MANY, blocks=len(x))
+    expected = reference.prepare(row, None, x)
+    assert torch.equal(found.scale, expected.scale)
+    assert torch.equal(found.values, expected.values)
+    assert races == set()
