@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 
 from qspec.catalog import RowKernel
 from qspec.errors import InputError
@@ -44,6 +42,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
+triton, tl = pytest.importorskip("triton"), pytest.importorskip("triton.language")
 SHAPES = ((12288, 4096), (4096, 12288), (4096, 4096))  # output and input channels of LLaDA-8B's linears
 TOKENS = (1, 5, 64, 1024)
 INTEGER = (
