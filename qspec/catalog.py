@@ -8,7 +8,7 @@ line holds only integers and words from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from qspec.errors import InputError
@@ -26,6 +26,7 @@ SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 
 HEAD_WIDTHS = (64, 128)
 FEW = 64  # queries that the attention kernel takes
 PAIR = 2  # channels of a byte of 4-bit floats
+GATE = 8  # channels of gate, and then of up, that follow one another in a gated product
 PACK_BLOCKS = (128, 64, 32)  # input channels whose codes are packed together
 CLIP_RANGE = (0.01, 1.0)
 HOPPER_BLOCK = 128  # input channels that the kernels for compute capability 9.0 take at once
@@ -121,7 +122,11 @@ class RowKernel:
 
 @dataclass(frozen=True)
 class GemmKernel:
-    """Y [tokens, N] = X W^T for packed W; activation_bits 16 means that X is floating (W4A16)."""
+    """Y [tokens, N] = X W^T for packed W; activation_bits 16 means that X is floating (W4A16).
+
+    gated: W has the channels of gate and up, `GATE` of each in turn, and Y [tokens, N/2] is silu(gate) up
+    (`qspec.models.inputs.Gated`).
+    """
 
     weight_bits: int
     weight_group: int | None
@@ -130,6 +135,7 @@ class GemmKernel:
     activation_group: int | None
     activation_symmetric: bool
     number: str = INTEGER
+    gated: bool = False
 
     def __post_init__(self) -> None:
         _check_number(self.number, self.weight_bits, self.weight_group, self.weight_symmetric, "weights")
@@ -137,6 +143,7 @@ class GemmKernel:
         _check_group(self.weight_group, "weights")
         _require(type(self.weight_symmetric) is bool, "symmetric is neither true nor false")
         _require(type(self.activation_symmetric) is bool, "symmetric is neither true nor false")
+        _require(type(self.gated) is bool, "gated is neither true nor false")
         if self.activation_bits == 16:
             plain = self.activation_group is None and self.activation_symmetric
             _require(plain, "16-bit activations have no scales")
@@ -160,8 +167,11 @@ class GemmKernel:
 
     @property
     def cublas(self) -> bool:
-        """Whether its file can hand the product to cuBLAS: `dense` weights, or fp8_e4m3 as it is."""
-        return self.dense or self.number == "fp8_e4m3"
+        """Whether its file can hand the product to cuBLAS: `dense` weights, or fp8_e4m3 as it is.
+
+        A kernel that gates what cuBLAS gave takes longer than cuBLAS is faster at fp8_e4m3.
+        """
+        return self.dense or (self.number == "fp8_e4m3" and not self.gated)
 
     @property
     def dense(self) -> bool:
@@ -187,14 +197,21 @@ class GemmKernel:
         """Input channels whose codes are packed together."""
         return PAIR if self.pairs else pack_block(in_features)
 
+    def channels(self, rows: int) -> int:
+        """Channels of Y, for W of so many rows."""
+        return rows // 2 if self.gated else rows
+
     @property
     def name(self) -> str:
-        """Such as gemm_w4g128_sym_a4, gemm_w8_asym_a8g64_asym, activations symmetric unless marked; gemm_nvfp4_a4."""
+        """Such as gemm_w4g128_sym_a4, gemm_w8_asym_a8g64_asym, activations symmetric unless marked; gemm_nvfp4_a4;
+        with `_gated` behind.
+        """
+        gated = "_gated" if self.gated else ""
         if self.number != INTEGER:
-            return f"gemm_{self.number}_a{self.activation_bits}"
+            return f"gemm_{self.number}_a{self.activation_bits}{gated}"
         weights = f"w{self.weight_bits}{_group(self.weight_group)}_{_symmetry(self.weight_symmetric)}"
         activations = f"a{self.activation_bits}{_group(self.activation_group)}"
-        return f"gemm_{weights}_{activations}{'' if self.activation_symmetric else '_asym'}"
+        return f"gemm_{weights}_{activations}{'' if self.activation_symmetric else '_asym'}{gated}"
 
 
 @dataclass(frozen=True)
@@ -218,6 +235,16 @@ class LayerKernels:
 
     row: RowKernel | None
     gemm: GemmKernel
+
+    def gated(self) -> LayerKernels:
+        """Of gate and up as one product that gives silu(gate) up."""
+        return replace(self, gemm=replace(self.gemm, gated=True))
+
+    def plain(self) -> LayerKernels:
+        """Of an input of which nothing is computed but transform and codes."""
+        if self.row is not None and (self.row.rotations or self.row.bits != 16):
+            return replace(self, row=replace(self.row, source="plain"))
+        return replace(self, row=None)
 
     def check(self, in_features: int, where: str | None = None) -> None:
         """Raises NoKernel if these kernels cannot run on `in_features` input channels."""

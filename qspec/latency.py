@@ -1,6 +1,8 @@
 """How long linears and their inputs take on a GPU: measured where `qspec tune` measured, or else by its limits.
 
     row kernel   launch + bytes moved / bandwidth
+    gate         where gate and up are two products, or kept: one row more for the row kernel of down to read; or,
+                 where it has none (16 bits; gate's stand for down's), launch + bytes moved / bandwidth
     product      the time in the GPU's table (`kernels.tuned`) of its kernel, N, K and bucket of M; or, without one,
                  launch + max(bytes moved / bandwidth, operations / rate)
 
@@ -49,16 +51,24 @@ def pass_time(modules: Iterable[ModulePlan], tokens: int, gpu: str) -> int:
     modules = tuple(modules)
     inputs = {(m.entry.site, m.kernels and m.kernels.row): m for m in modules}
     times = [_input(m, tokens, gpu) for m in inputs.values()]
+    times += [_gate(m, tokens, gpu) for m in modules if m.entry.role.part == "mlp.gate"]
     return sum(times) + sum(product(group, tokens, gpu).nanoseconds for group in products(modules))
 
 
 def _input(module: ModulePlan, tokens: int, gpu: str) -> int:
-    """Norm or gate, rotations and rounding; nothing for an input that is used as it is. A gate reads two rows."""
-    row, source = module.kernels and module.kernels.row, module.entry.source
-    if row is None and source == "plain":
+    """Norm, rotations and rounding; nothing for an input that is used as it is."""
+    rotated = module.kernels is not None and module.rotations
+    if not rotated and _bits(module) == FLOAT_BITS and module.entry.source != "rmsnorm":
         return 0
-    read = FLOAT_BITS * (2 if source == "silu_mul" else 1)
-    return LAUNCH + _memory(tokens * module.entry.in_features * (read + _bits(module)), gpu)
+    return LAUNCH + _memory(tokens * module.entry.in_features * (FLOAT_BITS + _bits(module)), gpu)
+
+
+def _gate(gate: ModulePlan, tokens: int, gpu: str) -> int:
+    """silu(gate) up where no product gives it. What reads it is not known here."""
+    if gate.kernels is not None and gate.kernels.gemm.gated:
+        return 0
+    row = tokens * gate.entry.out_features * FLOAT_BITS
+    return LAUNCH + _memory(3 * row, gpu) if _bits(gate) == FLOAT_BITS else _memory(row, gpu)
 
 
 def basis(summed: Sequence[Product]) -> str:
@@ -76,7 +86,8 @@ def product(group: Sequence[ModulePlan], tokens: int, gpu: str) -> Product:
     if measured:
         time = round(1000 * measured)
     else:
-        moved = sum(m.stored_bits for m in group) + tokens * (columns * _bits(first) + channels * FLOAT_BITS)
+        written = first.kernels.gemm.channels(channels) if first.kernels else channels
+        moved = sum(m.stored_bits for m in group) + tokens * (columns * _bits(first) + written * FLOAT_BITS)
         floats = _bits(first) == FLOAT_BITS or (first.kernels is not None and first.kernels.gemm.pairs)
         rate = RATES[FLOAT_BITS if floats else 8]
         time = LAUNCH + max(_memory(moved, gpu), -(-2 * tokens * channels * columns // rate))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qspec.catalog import INTEGER, GemmKernel, LayerKernels, RowKernel, kernels_for
+from qspec.catalog import GATE, INTEGER, GemmKernel, LayerKernels, RowKernel, kernels_for
 from qspec.diagnostics import Diagnostic
 from qspec.errors import InputError
 from qspec.formats import Scheme
@@ -130,9 +130,9 @@ class Plan:
         """What a GPU holds while the model runs the largest forward pass of the recipe's regimes: an estimate.
 
         The artifact's tensors, and in 16 bits at the widest moment of a block the residual stream with its norm, gate,
-        up and their product. The weights of gate and up in 16 bits, where a weight-only product writes them down for
-        cuBLAS (docs/kernels.md), are gone before that moment, and take no more than the product, which is not there
-        yet, from as many tokens on as twice the width.
+        up and their product; less where one product gives that and cuBLAS has no part in it. The weights of gate and up
+        in 16 bits, where a weight-only product writes them down for cuBLAS (docs/kernels.md), are gone before that
+        moment, and take no more than the product, which is not there yet, from as many tokens on as twice the width.
         """
         tokens = max(REGIMES[regime][1] for regime in self.spec.emit.regimes)
         return self.bytes_after + tokens * (2 * self.shape.width + 3 * self.shape.ffn) * FLOAT_BITS // 8
@@ -261,6 +261,32 @@ def products(modules: Iterable[ModulePlan]) -> tuple[tuple[ModulePlan, ...], ...
     return tuple(tuple(group) for group in groups.values())
 
 
+def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:
+    """Linears, as `plan_module` has them, with silu(gate) up in the product of gate and up where they are one.
+
+    Down reads what that gives; elsewhere its row kernel computes it of the two.
+    """
+    modules = tuple(modules)
+    made = {
+        m.entry.role.block
+        for group in products(modules)
+        for m in group
+        if [one.entry.role.part for one in group] == ["mlp.gate", "mlp.up"] and m.entry.out_features % GATE == 0
+    }
+
+    def kernels(m: ModulePlan) -> LayerKernels | None:
+        if m.kernels is None or m.entry.role.block not in made:
+            return m.kernels
+        match m.entry.role.part:
+            case "mlp.gate" | "mlp.up":
+                return m.kernels.gated()
+            case "mlp.down":
+                return m.kernels.plain()
+        return m.kernels
+
+    return tuple(replace(m, kernels=kernels(m)) for m in modules)
+
+
 def stored_bits(modules: Iterable[ModulePlan]) -> int:
     """Bits of these modules: codes, scales, zero points, kept weights, and the online transforms of their inputs.
 
@@ -298,7 +324,7 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
     layout = verify(spec, family.modules(shape), shape.layers)
     for use in spec.passes:
         use.params.check(shape)
-    modules = tuple(
+    modules = gated(
         plan_module(spec, entry, rule, shape.layers) for entry, rule in zip(layout.modules, layout.decided, strict=True)
     )
     return Plan(spec, family.name, shape, modules, layout.counts, layout.warnings)

@@ -156,8 +156,8 @@ def install_block(
         linears = list(parts.values())
         whole = QuantLinear(linears[0] if len(linears) == 1 else PackedLinear.merged(linears), kernels).to(device)
         cut = parts_of(whole, [linear.out_features for linear in linears]) if len(linears) > 1 else [whole]
-        for part, linear in zip(parts, cut, strict=True):
-            block.replace(part, linear)
+        for part, module in zip(parts, cut, strict=True):
+            block.replace(part, module)
 
 
 def _linear(record: ModuleRecord) -> nn.Linear:

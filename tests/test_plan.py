@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qspec import resources
@@ -93,6 +95,31 @@ def test_linears_of_one_input_and_scheme_are_one_product() -> None:
     v = plan.module("blocks[1].attention.v")
     assert v is not None
     assert plan.product(v) is None
+
+
+W4A16 = "scheme s {\nweights int4 per group 64\nactivations none\n}\nlayers blocks[*].* use s\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "ffn", "gated", "down"),
+    [
+        (W4A16, 768, True, None),
+        (W4A16.replace("none", "int8 per token"), 768, True, "row_none_int8_token_sym"),
+        (W4A16 + "layers blocks[*].mlp.down keep\n", 104, True, None),
+        (W4A16 + "layers blocks[*].mlp.down keep\n", 100, False, None),  # 8 does not divide the channels
+        (W4A16 + "layers blocks[*].mlp.up keep\n", 768, False, "row_silu_mul_none_float"),
+        (W4A16 + "layers blocks[*].mlp.{gate,up} keep\n", 768, False, "row_silu_mul_none_float"),
+    ],
+)
+def test_gate_and_up_of_one_product_are_gated_by_it(text: str, ffn: int, gated: bool, down: str | None) -> None:
+    family, shape, _ = read_config(resources.standin("llada"))
+    plan = make_plan(load(recipe(text)).spec, family, replace(shape, ffn=ffn))
+    names = {kernel.name for kernel in plan.kernels()}
+    assert any(name.endswith("_gated") for name in names) == gated
+    rows = {m.kernels.row.name for m in plan.modules if m.kernels and m.kernels.row and m.entry.role.part == "mlp.down"}
+    assert rows == ({down} if down else set())
+    line = f"\n  blocks[0..{shape.layers - 1}]: mlp.gate + mlp.up, which gives silu(gate) up\n"
+    assert (line in render(plan, None) + "\n") == gated
 
 
 NOTES = {  # scheme -> for each target, what it lacks

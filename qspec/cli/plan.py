@@ -86,11 +86,13 @@ def _layers(plan: Plan) -> list[str]:
 
 def _merged(plan: Plan) -> list[str]:
     """One line for all blocks in which the same linears are one product."""
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for index in range(plan.shape.layers):
         for group in plan.merged(index):
-            groups.setdefault(tuple(m.entry.role.part for m in group), []).append(index)
-    return [f"  blocks[{_ranges(blocks)}]: {' + '.join(parts)}" for parts, blocks in groups.items()]
+            gated = group[0].kernels is not None and group[0].kernels.gemm.gated
+            parts = " + ".join(m.entry.role.part for m in group) + (", which gives silu(gate) up" if gated else "")
+            groups.setdefault(parts, []).append(index)
+    return [f"  blocks[{_ranges(blocks)}]: {parts}" for parts, blocks in groups.items()]
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -179,6 +179,8 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
         "nibbles": nibbles,
         "interleaved": kernel.interleaved,
         "hopper": kernel.hopper,
+        "gated": kernel.gated,
+        "cublas": kernel.cublas,
         "lift": 2 ** (8 - kernel.weight_bits) if kernel.number == INTEGER else 1,
         "w_group": kernel.weight_group,
         "a_group": kernel.activation_group,

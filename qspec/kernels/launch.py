@@ -142,12 +142,15 @@ def multiply(
     """Y [..., N] in the input's dtype, as `reference.multiply` defines it.
 
     options: tile sizes, or `tuned.CUBLAS`; None takes the measured ones, or else those that the kernel's file chooses.
-    residual: [..., N] in the input's dtype.
+    residual: [..., N] in the input's dtype; none of a gated product, which gives [..., N/2].
     """
-    values = prepared.values
-    out = torch.empty((values.shape[0], packed.out_features), dtype=prepared.dtype, device=values.device)
+    values, gemm = prepared.values, packed.kernels.gemm
+    channels = gemm.channels(packed.out_features)
+    make = with_room if gemm.gated else torch.empty  # read by a product
+    out = make((values.shape[0], channels), dtype=prepared.dtype, device=values.device)
     arguments = {"weights": packed.codes, "weight_scale": packed.scale, "bias": packed.bias, "out": out}
     if residual is not None:
+        assert not gemm.gated
         arguments["residual"] = residual.reshape(out.shape).contiguous()
     if packed.zero is not None:
         arguments["weight_zero"] = packed.zero
@@ -162,8 +165,8 @@ def multiply(
         if prepared.unit is not None:
             arguments["activation_unit"] = prepared.unit
     if values.shape[0]:
-        gemm, shape = packed.kernels.gemm, (packed.out_features, packed.in_features, values.shape[0])
+        shape = (packed.out_features, packed.in_features, values.shape[0])
         if options is None:
             options = tuned.options_for(gemm, *shape, values.device)
         library.module(gemm).run(**arguments, options=options)
-    return out.reshape(*prepared.shape[:-1], packed.out_features)
+    return out.reshape(*prepared.shape[:-1], channels)

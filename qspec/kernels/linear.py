@@ -30,7 +30,7 @@ class QuantLinear(nn.Module):
 
     Buffers codes, scale, unit, zero, bias in the layout of `qspec.kernels.packing`. Linears that read one input
     prepare it once: `multiply` takes what `prepare` of any of them made, if row kernel and transform are
-    the same.
+    the same. Of a gated kernel W is of gate and up, and y = silu(gate) up.
     """
 
     codes: Tensor
@@ -43,7 +43,8 @@ class QuantLinear(nn.Module):
         """kernel_folder: the artifact's rendered kernels; None renders them into the user's cache."""
         super().__init__()
         self.kernels = packed.kernels
-        self.out_features = packed.out_features
+        self.rows = packed.out_features  # of W
+        self.out_features = packed.kernels.gemm.channels(self.rows)
         self.in_features = packed.in_features
         self.transform = packed.transform
         for name in ("codes", "scale", "unit", "zero", "bias"):
@@ -127,7 +128,7 @@ class QuantLinear(nn.Module):
             self.zero,
             self.bias,
             None if residual is None else residual.reshape(-1, self.out_features),
-            self.out_features,
+            self.rows,
             self.in_features,
             prepared.dtype,
             self._gemm_text,
@@ -145,7 +146,7 @@ class QuantLinear(nn.Module):
         """The value that this module holds, on its present device."""
         return PackedLinear(
             self.kernels,
-            self.out_features,
+            self.rows,
             self.in_features,
             self.codes,
             self.scale,

@@ -58,6 +58,30 @@ class MergedPart(nn.Module):
         return f"channels {self.first} to {self.last - 1}"
 
 
-def parts_of(whole: QuantLinear, sizes: Sequence[int]) -> list[MergedPart]:
+class GatedPart(nn.Module):
+    """Gate or up where one product, `whole`, gives silu(gate) up: neither has an output of its own."""
+
+    def __init__(self, whole: QuantLinear) -> None:
+        super().__init__()
+        self.whole = whole
+
+    @property
+    def transform(self) -> InputTransform | None:
+        """Of the input that both read."""
+        return self.whole.transform
+
+    def prepare(self, given: LayerInput) -> Tensor:
+        """silu(gate) up [..., channels of gate], in the dtype of the input."""
+        y: Tensor = self.whole(given)
+        return y
+
+    def gated(self, given: LayerInput) -> Tensor:
+        """The same, seen by whoever watches what is prepared (`qspec.calibrate.outliers`)."""
+        return self.prepare(given)
+
+
+def parts_of(whole: QuantLinear, sizes: Sequence[int]) -> list[MergedPart] | list[GatedPart]:
     """One part for each number of output channels, in order."""
+    if whole.kernels.gemm.gated:
+        return [GatedPart(whole) for _ in sizes]
     return [MergedPart(whole, first, last) for first, last in pairwise(accumulate(sizes, initial=0))]

@@ -88,17 +88,17 @@ def multiply(
     zero: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    channels: int,
+    rows: int,
     columns: int,
     dtype: torch.dtype,
     kernel: str,
     folder: str | None,
 ) -> Tensor:
-    """Y [M, channels] in `dtype`, of prepared values [M, K] and a packed weight, added to a residual if there is one.
+    """Y [M, N] in `dtype`, of prepared values [M, K] and a packed weight, added to a residual if there is one.
 
-    columns: K. kernel: of `text_of`.
+    rows, columns: N, of a gated kernel twice that, and K. kernel: of `text_of`.
     """
-    packed = PackedLinear(_kernels(kernel), channels, columns, codes, scale, zero, bias, None, unit)
+    packed = PackedLinear(_kernels(kernel), rows, columns, codes, scale, zero, bias, None, unit)
     shape = torch.Size((values.shape[0], columns))
     prepared = PreparedInput(values, values_scale, values_zero, shape, dtype, values_unit)
     if values.device.type == "cpu":
@@ -110,5 +110,5 @@ def multiply(
 
 @multiply.register_fake
 def _product_shape(values: Tensor, *others: Any) -> Tensor:
-    channels, _, dtype = others[9:12]
-    return values.new_empty(values.shape[0], channels, dtype=dtype)
+    rows, _, dtype, kernel = others[9:13]
+    return values.new_empty(values.shape[0], _kernels(kernel).gemm.channels(rows), dtype=dtype)

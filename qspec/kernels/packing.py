@@ -54,6 +54,10 @@ They are float16 for groups, float32 per channel, and for blocks of 4-bit floats
 of nvfp4, whose `unit` is float32 [N] (`qspec.numerics`). Zero points are int8 [groups, N] for codes of more than
 4 bits, and for others uint8 [groups, ceil(N/2)] with channel 2i in the low and channel 2i + 1 in the high nibble
 of byte i. Biases are float32 [N].
+
+Gate and up that one product gives as silu(gate) up (`GemmKernel.gated`) are stored apart. Where they are put together,
+8 channels of gate and the same 8 of up follow one another: rows r and r + 8 of the 16 that a warp multiplies are one
+thread's.
 """
 
 from __future__ import annotations
@@ -65,7 +69,7 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import GemmKernel, LayerKernels, kernels_for, planes
+from qspec.catalog import GATE, GemmKernel, LayerKernels, kernels_for, planes
 from qspec.errors import InputError
 from qspec.formats import Scheme, zero_bits
 from qspec.numerics import Quantized
@@ -112,6 +116,13 @@ def deinterleave(codes: Tensor) -> Tensor:
     """The inverse of `interleave`."""
     back = [ORDER.index(channel) for channel in range(len(ORDER))]
     return codes.reshape(codes.shape[0], -1, len(ORDER))[..., back].reshape(codes.shape)
+
+
+def in_turn(joined: Tensor, dim: int) -> Tensor:
+    """Channels of gate, then as many of up, along `dim` -> `GATE` of each in turn."""
+    before, channels, behind = joined.shape[:dim], joined.shape[dim], joined.shape[dim + 1 :]
+    both = joined.reshape(*before, 2, channels // (2 * GATE), GATE, *behind)
+    return both.transpose(dim, dim + 1).reshape(joined.shape)
 
 
 def _pack_plane(pieces: Tensor, plane: int, block: int) -> Tensor:
@@ -161,7 +172,8 @@ class PackedLinear:
 
     Unsigned codes are packed as signed ones, half their range lower, as are their zero points.
 
-    codes: int8 [N, K] or uint8 [N, K bits/8]. scale: [groups, N]. unit: None but for nvfp4. zero: None if symmetric.
+    out_features: N; of a gated product Y has half as many. codes: int8 [N, K] or uint8 [N, K bits/8].
+    scale: [groups, N]. unit: None but for nvfp4. zero: None if symmetric.
     bias: float32 [N].
     transform: of the input, before it is quantized; linears that read one input share the object.
     """
@@ -212,8 +224,16 @@ class PackedLinear:
 
     @classmethod
     def merged(cls, parts: Sequence[PackedLinear]) -> PackedLinear:
-        """Linears of one input, kernel and transform as one: W = [W0; W1; ...], its channels in their order."""
+        """Linears of one input, kernel and transform as one: W = [W0; W1; ...], its channels in their order.
+
+        Of a gated kernel these are gate and up, whose channels come in turn.
+        """
         first = parts[0]
+
+        def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+            whole = torch.cat(list(tensors), dim)
+            return in_turn(whole, dim) if first.kernels.gemm.gated else whole
+
         rows = sum(part.out_features for part in parts)
         zeros = [zeros for part in parts if (zeros := part.unpacked_zeros()) is not None]
         biases = [part.bias for part in parts if part.bias is not None]
@@ -223,11 +243,11 @@ class PackedLinear:
         return replace(
             first,
             out_features=rows,
-            codes=torch.cat([part.codes for part in parts]),
-            scale=torch.cat([part.scale for part in parts], dim=1),
-            zero=pack_zeros(torch.cat(zeros, dim=1), first.kernels.gemm.weight_bits) if zeros else None,
-            bias=torch.cat(biases) if biases else None,
-            unit=torch.cat(units) if units else None,
+            codes=joined([part.codes for part in parts]),
+            scale=joined([part.scale for part in parts], dim=1),
+            zero=pack_zeros(joined(zeros, dim=1), first.kernels.gemm.weight_bits) if zeros else None,
+            bias=joined(biases) if biases else None,
+            unit=joined(units) if units else None,
         )
 
     def unpacked_codes(self) -> Tensor:

@@ -11,6 +11,7 @@ steps that divide both operands' groups (one step of K where neither operand is 
     acc  = acc * sW[n]                                 if weights have one scale a channel
     y    = acc + b[n], rounded to the dtype of x
     y    = y + residual[m, n], rounded once more       if there is one
+    y    = silu(gate) up of gate and up in y           of a gated product (`models.inputs.Gated`)
 
 No operation is fused, so that the kernels' outputs are the same bits. With 16-bit activations
 (W4A16, W8A16) the weights are dequantized to float32 and multiplied, and so are both operands in float
@@ -26,11 +27,11 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import INTEGER, PAIR, GemmKernel, RowKernel
+from qspec.catalog import GATE, INTEGER, PAIR, GemmKernel, RowKernel
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
 from qspec.kernels.packing import PackedLinear, pack, stored_scales, unpack, unpacked_scales
-from qspec.models.inputs import LayerInput, plus, source_of, value_of
+from qspec.models.inputs import Gated, LayerInput, plus, source_of, value_of
 from qspec.transforms import InputTransform
 
 EXACT = 2**24  # float32 holds every integer up to here
@@ -118,14 +119,22 @@ def prepare(row: RowKernel | None, transform: InputTransform | None, given: Laye
 
 
 def multiply(weight: ReferenceWeight, prepared: PreparedInput, residual: Tensor | None = None) -> Tensor:
-    """Y [..., N] in the input's dtype, by the formula of this module's docstring; residual: [..., N] in that dtype."""
+    """Y [..., N] in the input's dtype, by the formula of this module's docstring; residual: [..., N] in that dtype.
+
+    Of a gated kernel Y is [..., N/2], without a residual.
+    """
+    assert residual is None or not weight.kernel.gated
     if prepared.scale is not None and _exact(weight.kernel):
         y = _integer(weight, prepared.values, prepared.scale, prepared.zero)
     else:
         y = _floats(weight.kernel, prepared) @ weight.values.T
     if weight.bias is not None:
         y += weight.bias
-    return plus(residual, y.to(prepared.dtype).reshape(*prepared.shape[:-1], weight.values.shape[0]))
+    y = y.to(prepared.dtype)
+    if weight.kernel.gated:
+        gate, up = y.reshape(y.shape[0], y.shape[1] // (2 * GATE), 2, GATE).unbind(2)
+        y = Gated(gate.flatten(1), up.flatten(1)).value()
+    return plus(residual, y.reshape(*prepared.shape[:-1], y.shape[1]))
 
 
 def _exact(kernel: GemmKernel) -> bool:

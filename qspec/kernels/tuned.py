@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def bucket(tokens: int) -> int:
 
 
 def key(kernel: GemmKernel, channels: int, columns: int, tokens: int, triton: str) -> str:
-    """Such as `gemm_w4_sym_a4 12288x4096 M64 triton 3.6.0`."""
-    return f"{kernel.name} {channels}x{columns} M{bucket(tokens)} triton {triton}"
+    """Such as `gemm_w4_sym_a4 12288x4096 M64 triton 3.6.0`; channels: rows of W, gated or not."""
+    return f"{replace(kernel, gated=False).name} {channels}x{columns} M{bucket(tokens)} triton {triton}"
 
 
 def slug(gpu: str) -> str:
@@ -59,13 +60,17 @@ def own_file(gpu: str) -> Path:
 
 
 def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, device: torch.device) -> Options | None:
-    """The fastest measured options for this product on this device, or None."""
+    """The fastest measured options for this product on this device, or None.
+
+    Of a gated product those of the same one without a gate; of `CUBLAS`, which would take it a kernel more, its file
+    decides.
+    """
     if device.type != "cuda":
         return None
     import triton
 
     entry = _table(torch.cuda.get_device_name(device)).get(key(kernel, channels, columns, tokens, triton.__version__))
-    return None if entry is None else dict(entry["options"])
+    return None if entry is None or (kernel.gated and entry["options"] == CUBLAS) else dict(entry["options"])
 
 
 def microseconds(gpu: str, kernel: GemmKernel, channels: int, columns: int, tokens: int) -> float | None:

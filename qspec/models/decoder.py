@@ -134,8 +134,7 @@ class DecoderBlock(nn.Module):
 
     def feed_forward(self, h: LayerInput, residual: Tensor | None = None) -> Tensor:
         """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
-        gate, up = project([self.part("mlp.gate"), self.part("mlp.up")], h)
-        return project_onto(residual, self.part("mlp.down"), Gated(gate, up))
+        return project_onto(residual, self.part("mlp.down"), gated(self.part("mlp.gate"), self.part("mlp.up"), h))
 
     def _normed(self, part: str, x: Tensor) -> Normed:
         norm = cast(RMSNorm, self.part(part))
@@ -310,6 +309,21 @@ def project(linears: Sequence[nn.Module], given: LayerInput) -> list[Tensor]:
             prepared.append((quantized, ready))
         outputs.append(quantized.multiply(ready))
     return outputs
+
+
+class GatedProduct(Protocol):
+    """Gate or up of a block, which one product computes together."""
+
+    def gated(self, given: LayerInput) -> Tensor:
+        """silu(gate) up."""
+        ...
+
+
+def gated(gate: nn.Module, up: nn.Module, given: LayerInput) -> LayerInput:
+    """silu(gate) up for one shared input: where one product gives it that, else for the reader to compute."""
+    if hasattr(gate, "gated"):
+        return cast(GatedProduct, gate).gated(given)
+    return Gated(*project([gate, up], given))
 
 
 def project_onto(residual: Tensor | None, linear: nn.Module, given: LayerInput) -> Tensor:

@@ -11,7 +11,7 @@ from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.language.selectors import Selector
 from qspec.language.spec import Rule, Search
-from qspec.plan import ModulePlan, Plan, plan_module
+from qspec.plan import ModulePlan, Plan, gated, plan_module
 
 Choice = Scheme | None  # None: the linear is kept
 Layout = tuple[int, ...]  # for each unit, the index of its option
@@ -108,10 +108,13 @@ class Space:
 
 def assigned(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
     """The plan with these schemes in place of those that its rules decided."""
-    modules = tuple(
-        _module(plan, m, choices[str(m.entry.role)]) if str(m.entry.role) in choices else m for m in plan.modules
+    modules = (
+        _module(plan, m, choices[str(m.entry.role)])
+        if str(m.entry.role) in choices
+        else plan_module(plan.spec, m.entry, m.rule, plan.shape.layers)
+        for m in plan.modules
     )
-    return replace(plan, modules=modules)
+    return replace(plan, modules=gated(modules))
 
 
 def find_space(plan: Plan) -> Space:
@@ -156,7 +159,7 @@ def _offered(search: Search, module: ModulePlan, layers: int) -> tuple[Choice, .
 
 
 def _option(plan: Plan, members: Sequence[ModulePlan], row: Sequence[Choice], fused: bool) -> Option:
-    modules = tuple(_module(plan, m, choice) for m, choice in zip(members, row, strict=True))
+    modules = gated(_module(plan, m, choice) for m, choice in zip(members, row, strict=True))
     quantized = [m for m in modules if m.scheme is not None]
     groups = [quantized] if fused else [[m] for m in quantized]
     probes = tuple((_target(group), group[0].scheme) for group in groups if group and group[0].scheme)

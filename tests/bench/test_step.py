@@ -16,14 +16,14 @@ from qspec.bench.step_data import MODELS, Measured, Step, Steps, kind_of, markdo
 from qspec.cli import main
 from qspec.cli.bench import RECIPES
 from qspec.kernels.linear import QuantLinear
-from qspec.kernels.merged import MergedPart
+from qspec.kernels.merged import GatedPart, MergedPart
 from qspec.language import load_recipe
 from qspec.models.decoder import Decoder
 from qspec.models.dream import DREAM
 from qspec.models.family import DecoderShape, Family
 from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
-from qspec.plan import Plan, make_plan
+from qspec.plan import Plan, make_plan, plan_module
 from tests.models.dream_layout import DREAM_7B
 from tests.models.layout import LLADA_8B
 
@@ -143,7 +143,7 @@ def test_a_random_model_is_the_planned_one(model: str, recipe: str) -> None:
             assert found.weight.shape == (module.entry.out_features, module.entry.in_features)
             assert found.weight.dtype == torch.bfloat16
         else:
-            whole = found.whole if isinstance(found, MergedPart) else found
+            whole = found.whole if isinstance(found, MergedPart | GatedPart) else found
             assert isinstance(whole, QuantLinear)
             assert whole.kernels == module.kernels
     assert decoder.embedding is plain.embedding
@@ -169,6 +169,26 @@ def test_a_quantized_model_computes_on_a_gpu_what_it_computes_on_a_cpu(model: st
     here = decoder(ids).logits
     there = decoder.cuda()(ids.cuda()).logits.cpu()
     assert (there - here).norm() < 2e-2 * here.norm()
+
+
+@pytest.mark.parametrize("recipe", ["rtn_w4a4", "duquant_w8a8", "gptq_w4a16"])
+def test_a_gated_product_leaves_a_block_as_it_was(recipe: str) -> None:
+    """As gate and up in one product, and silu(gate) up computed where down reads it: the same bits of integers."""
+    family, plan = small("dream", f"paper/{recipe}")
+    apart = replace(plan, modules=tuple(plan_module(plan.spec, m.entry, m.rule, 2) for m in plan.modules))
+    kernels = [[k.name for k in p.kernels() if "gated" in k.name or "silu_mul" in k.name] for p in (plan, apart)]
+    assert ["gated" in name for names in kernels for name in names] == [True, False]
+    plain = Decoder(family, plan.shape, dtype=torch.float32).requires_grad_(False)
+    ids, found = torch.randint(64, (2, 9)), []
+    for one in (plan, apart):
+        torch.manual_seed(5)
+        decoder = step.quantized(one, plain).float()
+        assert any(isinstance(m, GatedPart) for m in decoder.modules()) == (one is plan)
+        found.append(decoder.hidden(ids))
+    if recipe == "gptq_w4a16":  # sums of floats, of other rows next to each other
+        assert torch.allclose(*found, rtol=1e-4, atol=1e-5)
+    else:
+        assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("recipe", ["duquant_w4a4", "gptq_w4a16"])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from qspec import resources
 from qspec.kernels.linear import QuantLinear
-from qspec.kernels.merged import MergedPart
+from qspec.kernels.merged import GatedPart, MergedPart
 from qspec.models.decoder import Decoder
 from qspec.models.llada import LLADA
 
@@ -101,5 +101,5 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Mini:
 def quantized_linears(model: torch.nn.Module) -> dict[str, QuantLinear]:
     """By the linear's own name what computes it: itself, or the product that it is a part of."""
     found = {name: m for name, m in model.named_modules() if not name.endswith(".whole")}
-    parts = {name: m.whole for name, m in found.items() if isinstance(m, MergedPart)}
+    parts = {name: m.whole for name, m in found.items() if isinstance(m, MergedPart | GatedPart)}
     return parts | {name: m for name, m in found.items() if isinstance(m, QuantLinear)}

@@ -54,7 +54,8 @@ def test_true_bits_count_both_matrices_and_the_permutation(compiled: Artifact) -
 def test_the_plan_shows_the_rotation(compiled: Artifact, mini: Mini, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {m["role"]: m for m in compiled.plan.as_json()["modules"]}
     assert rows["blocks[1].mlp.down"]["rotations"] == [16, 12]
-    assert rows["blocks[1].mlp.down"]["kernel"].startswith("row_silu_mul_rotate_permute_rotate16x12_int4_token_sym")
+    assert rows["blocks[1].mlp.down"]["kernel"].startswith("row_rotate_permute_rotate16x12_int4_token_sym")
+    assert rows["blocks[0].mlp.down"]["kernel"].startswith("row_silu_mul_rotate_permute_rotate16x12_int4_token_sym")
     assert {role for role, m in rows.items() if m["rotations"]} == {"blocks[0].mlp.down", "blocks[1].mlp.down"}
     written = str(mini.recipe.parent / "quarot.qs")
     assert cli.main(["why", written, "blocks[0].mlp.down"]) == 0

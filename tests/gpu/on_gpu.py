@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qspec.catalog import RowKernel
-from qspec.kernels import launch, reference
+from qspec.catalog import GemmKernel, RowKernel
+from qspec.kernels import launch, reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.packing import PackedLinear
@@ -43,6 +43,26 @@ def prepared_on_gpu(
     placed = None if transform is None else PlacedTransform.of(transform, device)
     with poisoned_memory():
         return launch.prepare(library, row, placed, given)
+
+
+def choices(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> list[tuned.Options]:
+    """One of each kind that is worth a measurement."""
+    kinds = {}
+    for options in tuned.candidates(kernel, channels, columns, tokens):
+        kind = tuple(options.get(name) for name in ("BLOCK_N", "BLOCK_M", "SHARE", "TEAMS"))
+        kinds[kind, options.get("SPLIT", 0) > 1] = options
+    return list(kinds.values())
+
+
+def product(
+    library: KernelLibrary,
+    packed: PackedLinear,
+    prepared: PreparedInput,
+    options: tuned.Options | None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    with poisoned_memory():
+        return launch.multiply(library, packed, prepared, options, residual)
 
 
 def multiplied_on_gpu(library: KernelLibrary, packed: PackedLinear, prepared: PreparedInput) -> Tensor:

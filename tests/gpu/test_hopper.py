@@ -10,14 +10,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qspec.catalog import GemmKernel
-from qspec.kernels import launch, reference, tuned
+from qspec.kernels import launch, reference
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
-from tests.gpu.on_gpu import moved, on_cpu, prepared_on_gpu
-from tests.kernels.cases import Format, dequantized, poisoned_memory, random_input, random_linear, relative_error
+from tests.gpu.on_gpu import choices, moved, on_cpu, prepared_on_gpu, product
+from tests.kernels.cases import Format, dequantized, random_input, random_linear, relative_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,26 +32,6 @@ FLOATING = (
     Format(w_symmetric=False, a_bits=16),
 )
 TOKENS = (1, 3, 17, 123, 1000)
-
-
-def choices(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> list[tuned.Options]:
-    """One of each kind that is worth a measurement."""
-    kinds = {}
-    for options in tuned.candidates(kernel, channels, columns, tokens):
-        kind = tuple(options.get(name) for name in ("BLOCK_N", "BLOCK_M", "SHARE", "TEAMS"))
-        kinds[kind, options.get("SPLIT", 0) > 1] = options
-    return list(kinds.values())
-
-
-def product(
-    library: KernelLibrary,
-    packed: PackedLinear,
-    prepared: PreparedInput,
-    options: tuned.Options | None,
-    residual: torch.Tensor | None = None,
-):
-    with poisoned_memory():
-        return launch.multiply(library, packed, prepared, options, residual)
 
 
 def largest(packed: PackedLinear, tokens: int, columns: int) -> PreparedInput:

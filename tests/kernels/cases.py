@@ -133,6 +133,15 @@ def random_linear(
     return PackedLinear.from_quantized(quantized, b, transform, fmt.scheme())
 
 
+def random_gates(
+    fmt: Format, channels: int, columns: int, seed: int, bias: bool = True, device: str = "cpu"
+) -> tuple[PackedLinear, PackedLinear]:
+    """Gate and up as one product that gives silu(gate) up, and as one that gives both, gate first."""
+    parts = [random_linear(fmt, channels, columns, 2 * seed + i, bias, device=device) for i in range(2)]
+    gated = [replace(part, kernels=part.kernels.gated()) for part in parts]
+    return PackedLinear.merged(gated), PackedLinear.merged(parts)
+
+
 def random_input(rows: int, columns: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
     """Rows of very different sizes, a row of zeros, channels with outliers; float16 stays in range."""
     generator = torch.Generator(device).manual_seed(seed + 1000)

@@ -24,6 +24,7 @@ from qspec.kernels import launch, reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.models.inputs import Gated
 from qspec.transforms import InputTransform
 from tests.kernels.cases import (
     FLOAT_WEIGHTS,
@@ -38,6 +39,7 @@ from tests.kernels.cases import (
     exact_input,
     largest_codes,
     poisoned_memory,
+    random_gates,
     random_given,
     random_input,
     random_linear,
@@ -100,6 +102,38 @@ def test_a_residual_is_added_to_the_rounded_product(fmt: Format, dtype: torch.dt
         assert torch.equal(found, residual + launch.multiply(library, packed, prepared))
         if prepared.scale is not None:
             assert torch.equal(found, reference.multiply(ReferenceWeight.of(packed), prepared, residual))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # of exp(-gate), by which silu(gate) is 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("fmt", [*INTEGER[::5], *WEIGHT_ONLY[::5], *FLOATS[1:], FLOAT_WEIGHTS[0]], ids=str)
+def test_a_gated_product_is_that_of_a_product_and_a_row_kernel(fmt: Format, dtype: torch.dtype) -> None:
+    """In float32 up to the last bits of numpy's sums and exponentials, which differ by where a number lies."""
+    library = KernelLibrary()
+    row = RowKernel((), 16, None, True, 1.0, source="silu_mul")
+    for seed, (columns, (tokens, channels)) in enumerate(zip(widths(fmt), ((5, 40), (17, 72), (1, 8)), strict=False)):
+        gated, plain = random_gates(fmt, channels, columns, seed, bias=tokens != 5)
+        prepared = reference.prepare(gated.kernels.row, None, random_input(tokens, columns, seed, dtype))
+        gate, up = launch.multiply(library, plain, prepared).chunk(2, dim=1)
+        found = launch.multiply(library, gated, prepared)
+        assert found.shape == (tokens, channels)
+        expected = launch.prepare(library, row, None, Gated(gate, up)).values
+        assert relative_error(found, expected) <= (1e-6 if dtype == torch.float32 else 0)
+        if prepared.scale is not None and fmt.number == "int":
+            expected = reference.multiply(ReferenceWeight.of(gated), prepared)
+            assert relative_error(found, expected) < (1e-5 if dtype == torch.float32 else 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gated_product_of_cublas(bias: bool) -> None:
+    library = KernelLibrary()
+    row = RowKernel((), 16, None, True, 1.0, source="silu_mul")
+    gated, plain = random_gates(WEIGHT_ONLY[2], 72, 384, 5, bias)
+    prepared = launch.prepare(library, None, None, random_input(40, 384, 5, torch.float16))
+    gate, up = launch.multiply(library, plain, prepared, tuned.CUBLAS).chunk(2, dim=1)
+    expected = launch.prepare(library, row, None, Gated(gate, up)).values
+    assert torch.equal(launch.multiply(library, gated, prepared, tuned.CUBLAS), expected)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,6 +39,11 @@ KERNELS: tuple[Kernel, ...] = (
     GemmKernel(3, 128, False, 16, None, True),
     GemmKernel(4, 448, False, 16, None, True),
     GemmKernel(7, 48, False, 8, 64, False),
+    GemmKernel(4, None, True, 4, None, True, gated=True),
+    GemmKernel(4, 128, False, 16, None, True, gated=True),
+)
+FLOAT_GATES = tuple(
+    replace(kernel, gated=True) for kernel in KERNELS if isinstance(kernel, GemmKernel) and kernel.number != "int"
 )
 OTHERS: tuple[Kernel, ...] = (
     *(
@@ -47,6 +53,7 @@ OTHERS: tuple[Kernel, ...] = (
         for activations in ((16, None, True), (8, None, False), (4, 96, True))
     ),
     GemmKernel(3, 1, False, 8, 1, False),
+    *FLOAT_GATES,
     *(
         RowKernel(rotations, 8, group, False, 0.9)
         for rotations in ((), (32,), (128,), (64, 2), (128, 28), (128, 96), (128, 148), (128, 256))
@@ -138,7 +145,9 @@ def test_every_recipes_kernels_compile(target: str) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 32, 64, 256, 1024])
 @pytest.mark.parametrize(
-    "kernel", [kernel for kernel in KERNELS if isinstance(kernel, GemmKernel) and kernel.hopper], ids=lambda k: k.name
+    "kernel",
+    [kernel for kernel in (*KERNELS, *FLOAT_GATES) if isinstance(kernel, GemmKernel) and kernel.hopper],
+    ids=lambda k: k.name,
 )
 def test_second_kernels_compile_for_each_size(kernel: Kernel, tokens: int) -> None:
     """Gluon does not run under the interpreter: this, and the tests on a GPU, are what tests them."""

@@ -36,6 +36,8 @@ SHOWN: tuple[Kernel, ...] = (
     GemmKernel(4, 32, True, 4, 32, True, "mxfp4"),
     GemmKernel(4, 16, True, 4, 16, True, "nvfp4"),
     GemmKernel(4, 16, True, 16, None, True, "nvfp4"),
+    GemmKernel(4, None, True, 4, None, True, gated=True),
+    GemmKernel(4, 128, True, 16, None, True, gated=True),
     RowKernel((), 8, None, True, 1.0, number="fp8_e4m3"),
     RowKernel((128,), 4, 32, True, 0.9, number="mxfp4"),
     RowKernel((), 4, 16, True, 1.0, "rmsnorm", "nvfp4"),
@@ -68,6 +70,7 @@ def every_kernel() -> list[Kernel]:
         GemmKernel(w, group, symmetric, 16, None, True)
         for w, group, symmetric in product(range(2, 9), groups, (True, False))
     ]
+    floats += [replace(kernel, gated=True) for kernel in (*gemms[::7], *floats)]
     rotations = [(), (16,), (128,), (128, 128), (64, 2), (64, 12), (32, 28), (128, 148), (128, 256)]
     rows = [
         RowKernel(sizes, bits, group, symmetric, clip)
@@ -82,6 +85,7 @@ def every_kernel() -> list[Kernel]:
     for number, bits, group in (("fp8_e4m3", 8, None), ("mxfp4", 4, 32), ("nvfp4", 4, 16)):
         gemms += [GemmKernel(bits, group, True, bits, group, True, number)]
         gemms += [GemmKernel(bits, group, True, 16, None, True, number)]
+        gemms += [replace(kernel, gated=True) for kernel in gemms[-2:]]
         rows += [
             RowKernel(sizes, bits, group, True, clip, source, number)
             for sizes, clip, source in product(rotations, (1.0, 0.9), ("plain", "rmsnorm", "silu_mul"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,13 +11,26 @@ from qspec.kernels.linear import QuantLinear
 from qspec.kernels.merged import MergedPart, parts_of
 from qspec.kernels.packing import PackedLinear
 from qspec.models.decoder import project
-from tests.kernels.cases import Format, random_input, random_linear, random_transform
+from qspec.models.inputs import Gated
+from tests.kernels.cases import (
+    FLOATS,
+    Format,
+    dequantized,
+    random_gates,
+    random_input,
+    random_linear,
+    random_transform,
+)
 
 FORMATS = (
     Format(),
     Format(w_symmetric=False, a_bits=8, a_symmetric=False),  # zero points two in a byte, and an odd number of them
     Format(w_bits=3, w_group=64, w_symmetric=False, a_bits=8, a_group=32),
     Format(w_bits=8, a_bits=8),
+)
+GATED = (  # integers, whose products are the same bits however they are cut
+    *FORMATS,
+    Format(w_bits=8, w_symmetric=False, a_bits=8),  # zero points of a byte
 )
 ROWS = (10, 7, 5)
 
@@ -51,6 +66,37 @@ def test_parts_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [whole, other]
     assert [y.shape[1] for y in (a, b, c, d)] == [10, 7, 5, 4]
     assert torch.equal(torch.cat([a, b, c], dim=1), whole(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("fmt", GATED, ids=str)
+def test_a_gated_product_has_the_bits_of_gate_and_up(fmt: Format, bias: bool, dtype: torch.dtype) -> None:
+    transform = random_transform((64,), 128, 1)
+    gate, up = (random_linear(fmt, 48, 128, seed, bias, transform) for seed in (1, 2))
+    whole = QuantLinear(PackedLinear.merged([replace(one, kernels=one.kernels.gated()) for one in (gate, up)]))
+    x = random_input(6, 128, 0, dtype).reshape(2, 3, 128)
+    found = whole(x)
+    assert (whole.out_features, found.shape, found.dtype) == (48, (2, 3, 48), dtype)
+    assert torch.equal(found, Gated(QuantLinear(gate)(x), QuantLinear(up)(x)).value())
+    assert whole(x[:0]).shape == (0, 3, 48)
+
+
+@pytest.mark.parametrize("fmt", [Format(w_group=64, w_symmetric=False, a_bits=16), *FLOATS], ids=str)
+def test_channels_of_gate_and_up_come_in_turn(fmt: Format) -> None:
+    gated, plain = random_gates(fmt, 24, 128, 3)
+    order = [8 * turn + 24 * which + i for turn in range(3) for which in range(2) for i in range(8)]
+    assert order[:20] == [0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31, 8, 9, 10, 11]
+    assert torch.equal(dequantized(gated), dequantized(plain)[order])
+    assert torch.equal(gated.bias, plain.bias[order])
+
+
+def test_a_gated_product_is_one_operator() -> None:
+    gated, plain = random_gates(Format(), 24, 128, 4)
+    linear, x = QuantLinear(gated), random_input(5, 128, 0)
+    compiled = torch.compile(linear.multiply, backend="aot_eager", fullgraph=True)
+    gate, up = QuantLinear(plain)(x).chunk(2, dim=1)
+    assert torch.equal(compiled(linear.prepare(x)), Gated(gate, up).value())
 
 
 def test_a_part_moves_with_its_whole() -> None:

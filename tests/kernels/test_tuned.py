@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +45,14 @@ def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytes
     assert tuned.options_for(W4A4, 256, 512, 16, torch.device("cpu")) is None
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {"other": {"options": {}, "microseconds": 1.0}})
     assert set(tuned.read(tuned.own_file("Test GPU"))) == {key, "other"}
+    gated = replace(W4A4, gated=True)
+    assert tuned.options_for(gated, 256, 512, 16, device) == options
+    assert tuned.microseconds("Test GPU", gated, 256, 512, 16) == 3.5
+    many = {tuned.key(W4A4, 256, 512, 4096, triton.__version__): {"options": tuned.CUBLAS, "microseconds": 9.0}}
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", many)
+    assert tuned.options_for(W4A4, 256, 512, 4096, device) == tuned.CUBLAS
+    assert tuned.options_for(gated, 256, 512, 4096, device) is None
+    tuned.own_file("Test GPU").unlink()
     older = {tuned.key(W4A4, 256, 512, 5, "3.0"): {"options": options, "microseconds": 3.25}}
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", older)
     assert tuned.microseconds("Test GPU", W4A4, 256, 512, 16) == 3.25

@@ -49,6 +49,7 @@ def test_budgets_hold_exactly(part: int) -> None:
             check_smallest(space, str(error), losses)
             continue
         plan = emitted(space, layout)
+        assert space.planned(layout).kernels() == plan.kernels(), instance
         weights = plan.block_weights
         # bits_per_weight is a quotient of whole numbers below 2^53: its product with the weights is that whole number.
         assert Fraction(round(plan.bits_per_weight * weights), weights) <= Fraction(bits), instance
@@ -107,12 +108,29 @@ def test_times_add_up_by_hand() -> None:
     space = space_of("offer w8 on blocks[*].*", ["w8"], layers=1)
     (limit,) = find_limits(space, parse_budgets("1 ms for block_decode"))
     expected = sum(2000 + -(-64 * 4 * 256 // 3000) for _ in range(2))  # the norms read and write 16 bits
-    expected += 2000 + -(-64 * 6 * 768 // 3000)  # the gate reads two rows
-    for rows, columns in [(3 * 256, 256), (256, 256), (2 * 768, 256), (256, 768)]:
-        moved = rows * columns + 4 * rows + 64 * 2 * (rows + columns)
+    for rows, columns, written in [(768, 256, 768), (256, 256, 256), (1536, 256, 768), (256, 768, 256)]:
+        moved = rows * columns + 4 * rows + 64 * 2 * (written + columns)  # gate and up give half of what they are
         expected += 2000 + -(-moved // 3000)
     assert limit.cost((0,) * 4) == expected
     assert not any(one.measured for one in limit.products)
+
+
+@pytest.mark.parametrize(("activations", "gate"), [("int8 per token symmetric", 0), ("none", 2000)])
+def test_a_gate_that_no_product_gives_takes_time(activations: str, gate: int) -> None:
+    """Gate in w8, up in w3: two products, and for silu(gate) up one row more that is read, or a kernel of its own."""
+    offers = "offer w8, w3 on blocks[*].mlp.{gate,up}\nfused false"
+    space = space_of(offers, ["w8", "w3"], layers=1, activations=activations)
+    (limit,) = find_limits(space, parse_budgets("1 ms for block_decode"))
+    (unit,) = [i for i, unit in enumerate(space.units) if not unit.pinned]
+    costs = {
+        tuple(c.name for c in o.choices if c): limit.costs[unit][i] for i, o in enumerate(space.units[unit].options)
+    }
+    read = 256 * 3 if gate == 0 else 256 * 4
+    expected = 2000 + -(-64 * read // 3000) + gate + -(-64 * 768 * (2 if gate == 0 else 6) // 3000)
+    for bits in (8, 3):
+        moved = 768 * 256 * bits // 8 + 4 * 768 + 64 * (256 * (1 if gate == 0 else 2) + 768 * 2)
+        expected += 2000 + -(-moved // 3000)
+    assert costs["w8", "w3"] == expected
 
 
 def test_times_are_those_of_the_table_where_it_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,8 +148,10 @@ def test_times_are_those_of_the_table_where_it_has_them(monkeypatch: pytest.Monk
     }
     tuned.write(tuned.own_file("NVIDIA H200"), "NVIDIA H200", table)
     (limit,) = find_limits(space, parse_budgets("1 ms for block_decode"), "NVIDIA H200")
-    rows = sum(2000 + -(-64 * read // 4300) for read in (256 * 3, 256 * 3, 256 * 3, 768 * 5))
-    limits = sum(2000 + -(-(n * k + 4 * n + 64 * (k + 2 * n)) // 4300) for n, k in [(1536, 256), (256, 768)])
+    rows = sum(2000 + -(-64 * read // 4300) for read in (256 * 3, 256 * 3, 256 * 3, 768 * 3))
+    limits = sum(
+        2000 + -(-(n * k + 4 * n + 64 * (k + 2 * y)) // 4300) for n, k, y in [(1536, 256, 768), (256, 768, 256)]
+    )
     assert limit.cost((0,) * 4) == 7250 + 9500 + rows + limits
     assert basis(limit.products).startswith("2 of 4 products as measured on NVIDIA H200, the rest")
 
