@@ -33,6 +33,7 @@ from qspec.report.environment import environment
 
 COLD = 4  # times the second-level cache's size that passes before a weight is read again
 REPLAYS = 12
+LASTING = 30_000  # microseconds of replays, at least: what disturbs a GPU for some milliseconds is not their median
 Shape = tuple[int, int]  # output and input channels
 
 
@@ -98,7 +99,7 @@ def tune(
                 for options in tuned.candidates(gemm, channels, columns, count):
                     calls = [_whole(library, linear, row, given, options) for linear in packed]
                     with suppress(OutOfResources):  # a choice that this GPU cannot hold is no candidate
-                        timed.append((graph_time(calls, replays=6), options))
+                        timed.append((graph_time(calls, replays=6, lasting=0), options))
                 if not timed:
                     continue
                 best, options = min(timed, key=lambda pair: pair[0])
@@ -111,9 +112,9 @@ def tune(
     return entries
 
 
-def graph_time(calls: Calls, replays: int = REPLAYS) -> float:
+def graph_time(calls: Calls, replays: int = REPLAYS, lasting: float = LASTING) -> float:
     """Microseconds of a call: the median over replays of a CUDA graph that makes each call once."""
-    return replay_time(captured(calls), replays) / len(calls)
+    return replay_time(captured(calls), replays, lasting) / len(calls)
 
 
 def captured(calls: Calls) -> torch.cuda.CUDAGraph:
@@ -131,10 +132,10 @@ def captured(calls: Calls) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def replay_time(graph: torch.cuda.CUDAGraph, replays: int = REPLAYS) -> float:
-    """Microseconds of a graph: the median over replays."""
-    times = []
-    for _ in range(replays + 2):  # the first two warm up
+def replay_time(graph: torch.cuda.CUDAGraph, replays: int = REPLAYS, lasting: float = LASTING) -> float:
+    """Microseconds of a graph: the median over so many replays, and more until they took `lasting` microseconds."""
+    times: list[float] = []
+    while len(times) < replays + 2 or sum(times) < lasting:  # the first two warm up
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         graph.replay()

@@ -51,11 +51,15 @@ def apart(
     return launch.prepare(library, GATE, None, Gated(gate, up)).values
 
 
-def alike(found: Tensor, expected: Tensor) -> bool:
-    """The same bits, but where a gate is below -87, whose silu, up to 1e-36, is 0 in kernels for Hopper GPUs alone."""
+def differing(found: Tensor, expected: Tensor) -> Tensor:
+    """Where bits differ, but for a gate below -87, whose silu, up to 1e-36, is 0 in kernels for Hopper GPUs alone."""
     tiny = (expected.abs() < 1e-25) & (found.abs() < 1e-25) & (found != expected)
     assert float(tiny.double().mean()) < 1e-2
-    return torch.equal(found, torch.where(tiny, found, expected))
+    return (found != expected) & ~tiny
+
+
+def alike(found: Tensor, expected: Tensor) -> bool:
+    return not bool(differing(found, expected).any())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -105,7 +109,8 @@ def test_integer_products_are_the_references(fmt: Format, library: KernelLibrary
         x = random_input(tokens, 1152, tokens, torch.bfloat16, device="cuda")
         prepared = prepared_on_gpu(library, gated.kernels.row, None, x)
         found, expected = product(library, gated, prepared, None).cpu(), reference.multiply(weight, on_cpu(prepared))
-        assert float((found != expected).double().mean()) < 1e-3
+        different = differing(found, expected)
+        assert int(different.sum()) <= 1 + different.numel() // 1000
         assert relative_error(found, expected) < 1e-3
 
 
