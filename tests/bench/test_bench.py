@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar, cast
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from qspec.bench import FORMATS, Bench, Cell, write_bench
+from qspec.bench import FORMATS, Bench, Cell, measure, write_bench
 from qspec.bench.data import BASE, read
 from qspec.bench.render import markdown
 from qspec.catalog import kernels_for
@@ -93,3 +95,28 @@ def test_without_a_gpu_it_says_so(command: str, capsys: pytest.CaptureFixture[st
 def test_bad_arguments_are_usage_errors(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", option, value]) == 2
     assert value in capsys.readouterr().err
+
+
+class Clock:
+    """A CUDA event; the milliseconds of one replay after the other are told beforehand."""
+
+    told: ClassVar[list[float]]
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, _: Clock) -> float:
+        return self.told.pop(0)
+
+
+@pytest.mark.parametrize(("lasting", "left", "expected"), [(0, [1, 1.5, 50], 2500), (30_000, [50], 2000)])
+def test_a_time_is_the_median_of_replays_that_last(
+    lasting: float, left: list[float], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The median of 2, 3, 2, 3 behind two that warm up; these six are 28 ms, and two more make it 30.5."""
+    monkeypatch.setattr(Clock, "told", [9, 9, 2, 3, 2, 3, 1, 1.5, 50], raising=False)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: Clock())
+    graph = cast(torch.cuda.CUDAGraph, SimpleNamespace(replay=lambda: None))
+    assert measure.replay_time(graph, 4, lasting) == pytest.approx(expected)
+    assert Clock.told == left
