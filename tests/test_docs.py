@@ -64,6 +64,17 @@ def test_the_table_of_times_is_what_was_measured() -> None:
         assert shown.replace("|", " ").split() == found
 
 
+@pytest.mark.parametrize(("gpu", "file"), [(0, "step.json"), (1, "step_h200.json")])
+def test_the_ratios_of_steps_are_what_was_measured(gpu: int, file: str) -> None:
+    page = (ROOT / "docs" / "kernels.md").read_text()
+    steps = json.loads((ROOT / "docs" / "kernels" / file).read_text())["steps"]
+    ratios = {(s["recipe"], s["tokens"]): f"{s['ratio']:.2f}" for s in steps if s["model"] == "llada" and s["compiled"]}
+    for tokens, first in ((1024, "rtn_w8a8"), (32, "gptq_w4a16")):
+        (row,) = re.findall(rf"^\| {tokens} tokens[^|]*\|[^|]*\|(.*)\|$", page, flags=re.MULTILINE)
+        wanted = [ratios[recipe, tokens] for recipe in (first, "rtn_w4a4", "duquant_w4a4")]
+        assert re.findall(r"\d\.\d\d", row.split("|")[gpu]) == wanted
+
+
 def measured_products(file: str = "bench.json") -> dict[tuple[str, int], list[dict[str, Any]]]:
     """The cells of docs/kernels/FILE by format and tokens, in the order of their shapes."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}

@@ -70,13 +70,19 @@ def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, de
     import triton
 
     entry = _table(torch.cuda.get_device_name(device)).get(key(kernel, channels, columns, tokens, triton.__version__))
-    return None if entry is None or (kernel.gated and entry["options"] == CUBLAS) else dict(entry["options"])
+    return dict(entry["options"]) if entry and _serves(entry, kernel) else None
 
 
 def microseconds(gpu: str, kernel: GemmKernel, channels: int, columns: int, tokens: int) -> float | None:
     """The least measured time of this product on a GPU, whatever the version of Triton; None without an entry."""
     start = key(kernel, channels, columns, tokens, "")
-    return min((entry["microseconds"] for name, entry in _table(gpu).items() if name.startswith(start)), default=None)
+    entries = (entry for name, entry in _table(gpu).items() if name.startswith(start))
+    return min((entry["microseconds"] for entry in entries if _serves(entry, kernel)), default=None)
+
+
+def _serves(entry: dict[str, Any], kernel: GemmKernel) -> bool:
+    """Whether the kernel takes an entry of its key."""
+    return not (kernel.gated and entry["options"] == CUBLAS)
 
 
 def of_this_form(options: Options) -> bool:

@@ -16,7 +16,7 @@ from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
 from qspec.models.inputs import Gated
-from tests.gpu.on_gpu import choices, moved, on_cpu, prepared_on_gpu, product
+from tests.gpu.on_gpu import check_graphs_and_compiled, choices, moved, on_cpu, prepared_on_gpu, product
 from tests.kernels.cases import Format, random_gates, random_input, relative_error
 
 pytestmark = [
@@ -116,16 +116,4 @@ def test_integer_products_are_the_references(fmt: Format, library: KernelLibrary
 
 @pytest.mark.parametrize("fmt", [Format(), Format(w_group=128, a_bits=16)], ids=str)
 def test_graphs_and_compiled_modules_give_the_same(fmt: Format) -> None:
-    linear = QuantLinear(random_gates(fmt, 4096, 4096, 5, device="cuda")[0])
-    x = random_input(17, 4096, 5, torch.bfloat16, device="cuda")
-    prepared = linear.prepare(x)
-    expected = linear.multiply(prepared)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = linear.multiply(prepared)
-    for _ in range(3):
-        found.fill_(float("nan"))
-        graph.replay()
-        assert torch.equal(found, expected)
-    compiled = torch.compile(linear.multiply, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(prepared), expected)
+    check_graphs_and_compiled(QuantLinear(random_gates(fmt, 4096, 4096, 5, device="cuda")[0]))

@@ -15,7 +15,7 @@ from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
-from tests.gpu.on_gpu import choices, moved, on_cpu, prepared_on_gpu, product
+from tests.gpu.on_gpu import check_graphs_and_compiled, choices, moved, on_cpu, prepared_on_gpu, product
 from tests.kernels.cases import Format, dequantized, random_input, random_linear, relative_error
 
 pytestmark = [
@@ -163,16 +163,6 @@ def test_a_residual_that_the_kernel_before_writes(fmt: Format, tokens: int, libr
 @pytest.mark.parametrize("fmt", [Format(), Format(w_group=128, a_bits=16)], ids=str)
 def test_graphs_and_compiled_modules_give_the_same(fmt: Format) -> None:
     linear = QuantLinear(random_linear(fmt, 4096, 4096, seed=5, device="cuda"))
-    x = random_input(17, 4096, 5, torch.bfloat16, device="cuda")
-    prepared = linear.prepare(x)
-    expected = linear.multiply(prepared)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = linear.multiply(prepared)
-    for _ in range(3):
-        found.fill_(float("nan"))
-        graph.replay()
-        assert torch.equal(found, expected)
+    prepared, x = check_graphs_and_compiled(linear)
     compiled = torch.compile(linear.multiply, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(prepared), expected)
-    assert torch.equal(compiled(prepared, x), x + expected)
+    assert torch.equal(compiled(prepared, x), x + linear.multiply(prepared))

@@ -52,6 +52,8 @@ def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytes
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", many)
     assert tuned.options_for(W4A4, 256, 512, 4096, device) == tuned.CUBLAS
     assert tuned.options_for(gated, 256, 512, 4096, device) is None
+    assert tuned.microseconds("Test GPU", W4A4, 256, 512, 4096) == 9.0
+    assert tuned.microseconds("Test GPU", gated, 256, 512, 4096) is None
     tuned.own_file("Test GPU").unlink()
     older = {tuned.key(W4A4, 256, 512, 5, "3.0"): {"options": options, "microseconds": 3.25}}
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", older)
