@@ -9,7 +9,7 @@ from pathlib import Path
 from qspec.cli.bench import FORMATS, add_products, shapes_of, tokens_of
 from qspec.errors import UsageError
 
-TOKENS = "16,64,256,1024,4096,8192"  # the last is the bucket of `full_sequence`, for budgets
+TOKENS = "8,16,64,256,1024,4096,8192"  # the last is the bucket of `full_sequence`, for budgets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ from qspec.errors import InputError
 from qspec.files import write_whole
 from qspec.kernels.generate import cache_folder
 
-SMALLEST, LARGEST = 16, 8192  # buckets of M: powers of two between these
+SMALLEST, LARGEST = 8, 8192  # buckets of M: powers of two between these
 SHARED = 228 * 1024  # bytes of shared memory of a multiprocessor of compute capability 9.0; a program takes 1 KB more
 LEAST_STAGES, MOST_STAGES = 2, 12
 SPLITS = (1, 2, 3, 4, 6)
@@ -69,15 +69,27 @@ def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, de
         return None
     import triton
 
-    entry = _table(torch.cuda.get_device_name(device)).get(key(kernel, channels, columns, tokens, triton.__version__))
-    return dict(entry["options"]) if entry and _serves(entry, kernel) else None
+    table = _table(torch.cuda.get_device_name(device))
+    for count in _counts(tokens):
+        entry = table.get(key(kernel, channels, columns, count, triton.__version__))
+        if entry and _serves(entry, kernel):
+            return dict(entry["options"])
+    return None
 
 
 def microseconds(gpu: str, kernel: GemmKernel, channels: int, columns: int, tokens: int) -> float | None:
     """The least measured time of this product on a GPU, whatever the version of Triton; None without an entry."""
-    start = key(kernel, channels, columns, tokens, "")
-    entries = (entry for name, entry in _table(gpu).items() if name.startswith(start))
-    return min((entry["microseconds"] for entry in entries if _serves(entry, kernel)), default=None)
+    for count in _counts(tokens):
+        start = key(kernel, channels, columns, count, "")
+        entries = [entry for name, entry in _table(gpu).items() if name.startswith(start) and _serves(entry, kernel)]
+        if entries:
+            return float(min(entry["microseconds"] for entry in entries))
+    return None
+
+
+def _counts(tokens: int) -> tuple[int, ...]:
+    """Tokens whose entries serve: those of the smallest bucket may take the next one's tiles."""
+    return (tokens,) if tokens > SMALLEST else (tokens, 2 * SMALLEST)
 
 
 def _serves(entry: dict[str, Any], kernel: GemmKernel) -> bool:
@@ -150,7 +162,7 @@ def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int
         if not floating:  # which has 4096 sums of a group beside those of a tile
             yield from ((128, 256, 1, 1, 1), (192, 128, 1, 1, 1))
         return
-    block_m = next(size for size in (16, 32, 64) if tokens <= size)
+    block_m = next(size for size in (8, 16, 32, 64) if tokens <= size)
     for blocks in (2, 4) if tokens <= 16 else (1, 2):
         yield from ((64, block_m, blocks, share, 1) for share in (1, 2, 3))
         yield from ((64, block_m, blocks, share, 2) for share in (1, 2) if (block_m, share) != (64, 2))

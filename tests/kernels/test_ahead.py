@@ -121,7 +121,7 @@ def test_every_width_compiles(kernel: Kernel, target: str) -> None:
 def test_few_tokens_take_the_matrix_units_too(tokens: int) -> None:
     report = compile_ahead(KERNELS[0], "sm_90", tokens=tokens)
     assert report.problems == ()
-    width = 16 if tokens == 1 else 32
+    width = 8 if tokens == 1 else 32
     assert report.instructions == (f"wgmma.mma_async.sync.aligned.m64n{width}k32.s32.s8.s8",)
 
 
@@ -155,7 +155,7 @@ def test_second_kernels_compile_for_each_size(kernel: Kernel, tokens: int) -> No
     assert report.problems == ()
     assert report.stack == 0
     assert len(report.instructions) == 1
-    assert f"n{min(max(tokens, 16), 128)}k" in report.instructions[0]
+    assert f"n{min(max(tokens, 8), 128)}k" in report.instructions[0]
 
 
 @pytest.mark.parametrize(

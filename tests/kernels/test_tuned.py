@@ -20,7 +20,7 @@ W8A8 = GemmKernel(8, None, True, 8, None, True)
 W4A16 = GemmKernel(4, 128, True, 16, None, True)
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(1, 16), (16, 16), (17, 32), (1000, 1024), (9**9, 8192)])
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (1000, 1024), (9**9, 8192)])
 def test_buckets_are_powers_of_two(tokens: int, expected: int) -> None:
     assert tuned.bucket(tokens) == expected
 
@@ -37,14 +37,21 @@ def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytes
     device = torch.device("cuda")
     assert tuned.options_for(W4A4, 256, 512, 5, device) is None
     options = {"BLOCK_N": 64, "BLOCK_M": 16, "PB": 2, "STAGES": 3, "SPLIT": 2, "SHARE": 1, "TEAMS": 1}
-    key = tuned.key(W4A4, 256, 512, 5, triton.__version__)
+    key = tuned.key(W4A4, 256, 512, 9, triton.__version__)
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {key: {"options": options, "microseconds": 3.5}})
     assert tuned.options_for(W4A4, 256, 512, 16, device) == options
     assert tuned.options_for(W4A4, 256, 512, 17, device) is None
     assert tuned.options_for(W8A8, 256, 512, 16, device) is None
     assert tuned.options_for(W4A4, 256, 512, 16, torch.device("cpu")) is None
+    assert tuned.options_for(W4A4, 256, 512, 8, device) == options  # until it has an entry of its own
+    assert tuned.microseconds("Test GPU", W4A4, 256, 512, 1) == 3.5
+    fewer = {tuned.key(W4A4, 256, 512, 1, triton.__version__): {"options": options | {"BLOCK_M": 8}, "microseconds": 3.0}}
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", fewer)
+    assert tuned.options_for(W4A4, 256, 512, 8, device) == options | {"BLOCK_M": 8}
+    assert tuned.options_for(W4A4, 256, 512, 9, device) == options
+    assert tuned.microseconds("Test GPU", W4A4, 256, 512, 1) == 3.0
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {"other": {"options": {}, "microseconds": 1.0}})
-    assert set(tuned.read(tuned.own_file("Test GPU"))) == {key, "other"}
+    assert set(tuned.read(tuned.own_file("Test GPU"))) == {key, "other", *fewer}
     gated = replace(W4A4, gated=True)
     assert tuned.options_for(gated, 256, 512, 16, device) == options
     assert tuned.microseconds("Test GPU", gated, 256, 512, 16) == 3.5
@@ -55,7 +62,7 @@ def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytes
     assert tuned.microseconds("Test GPU", W4A4, 256, 512, 4096) == 9.0
     assert tuned.microseconds("Test GPU", gated, 256, 512, 4096) is None
     tuned.own_file("Test GPU").unlink()
-    older = {tuned.key(W4A4, 256, 512, 5, "3.0"): {"options": options, "microseconds": 3.25}}
+    older = {tuned.key(W4A4, 256, 512, 16, "3.0"): {"options": options, "microseconds": 3.25}}
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", older)
     assert tuned.microseconds("Test GPU", W4A4, 256, 512, 16) == 3.25
     assert tuned.microseconds("Test GPU", W4A4, 256, 1024, 16) is None
