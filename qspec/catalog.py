@@ -29,6 +29,7 @@ PAIR = 2  # channels of a byte of 4-bit floats
 GATE = 8  # channels of gate, and then of up, that follow one another in a gated product
 PACK_BLOCKS = (128, 64, 32)  # input channels whose codes are packed together
 CLIP_RANGE = (0.01, 1.0)
+HOPPER_BITS = (2, 3, 4)  # of the weights that their weight-only kernels take
 HOPPER_BLOCK = 128  # input channels that the kernels for compute capability 9.0 take at once
 HOPPER_ROTATION = 160  # the largest second rotation that its row kernels hold
 MAX_COLUMNS = 32768  # the int32 sum of K products of 8-bit differences: 255 * 255 * K < 2^31
@@ -159,7 +160,7 @@ class GemmKernel:
         if self.activation_bits == 16:
             return (
                 self.number == INTEGER
-                and self.weight_bits == 4
+                and self.weight_bits in HOPPER_BITS
                 and (self.weight_group or HOPPER_BLOCK) % HOPPER_BLOCK == 0
             )
         plain = self.weight_symmetric and self.activation_symmetric
@@ -180,7 +181,7 @@ class GemmKernel:
 
     @property
     def interleaved(self) -> bool:
-        """Whether its 4-bit codes are packed in the order of bfloat16 operands (`kernels.packing`)."""
+        """Whether its codes are packed in the order of bfloat16 operands (`kernels.packing`)."""
         return self.hopper and self.activation_bits == 16
 
     @property

@@ -31,6 +31,7 @@ def _scheme(name: str, weights: int, activations: int | None, group: int | None 
 
 FORMATS: Mapping[str, Scheme] = {
     "w4a16_g128": _scheme("w4a16_g128", 4, None, 128),
+    "w3a16_g128": _scheme("w3a16_g128", 3, None, 128),
     "w4a4": _scheme("w4a4", 4, 4),
     "w4a8": _scheme("w4a8", 4, 8),
     "w8a8": _scheme("w8a8", 8, 8),

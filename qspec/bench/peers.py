@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec.bench.data import BASE
+from qspec.bench.data import BASE, FORMATS
 
 Calls = list[Callable[[], Any]]
 Peer = Callable[[int, Tensor, int], Calls]  # output channels, x bfloat16 [M, K], copies
@@ -22,10 +22,11 @@ Peer = Callable[[int, Tensor, int], Calls]  # output channels, x bfloat16 [M, K]
 def peers_of(fmt: str) -> dict[str, Peer]:
     """The implementations that a format is compared with here, the base first."""
     found: dict[str, Peer] = {BASE: cublas_bf16}
-    if fmt != "w4a16_g128":
+    if FORMATS[fmt].activations is not None:
         found |= {"cuBLAS fp8": cublas_fp8, "cuBLAS fp8 rows": cublas_fp8_rows}
     if find_spec("humming") and fmt != "w8a8_fp8":
-        weights, group, activations = {"w4a16_g128": (4, 128, None), "w8a8": (8, 0, 8)}.get(fmt, (4, 0, 8))
+        known = {"w4a16_g128": (4, 128, None), "w3a16_g128": (3, 128, None), "w8a8": (8, 0, 8)}
+        weights, group, activations = known.get(fmt, (4, 0, 8))
         name = f"humming W{weights}A{activations or 16}"
         found[name] = lambda channels, x, copies: humming(channels, x, copies, weights, group, activations)
         if fmt == "w8a8":

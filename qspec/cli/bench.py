@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qspec.errors import UsageError
 
-FORMATS = ("w4a16_g128", "w4a4", "w4a8", "w8a8", "w8a8_fp8")
+FORMATS = ("w4a16_g128", "w3a16_g128", "w4a4", "w4a8", "w8a8", "w8a8_fp8")
 SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 MODELS = ("llada", "dream")
 TOKENS, STEP_TOKENS = "1,16,64,256,1024,4096", "32,1024"  # of products, of steps

@@ -237,7 +237,7 @@ def _compile(
 def _compile_dense(module: ModuleType, kernel: GemmKernel, target: Target, columns: int) -> Any:
     """The kernel that writes weights down for cuBLAS, in bfloat16."""
     fixed = {"K": columns, "PACK": kernel.pack_block(columns), **module.DENSE}
-    types = TYPES | ({"weights": "*i16"} if kernel.interleaved else {})
+    types = TYPES | ({"weights": "*i16"} if kernel.weight_bits == 4 and kernel.interleaved else {})
     return _assemble(getattr(module, f"{kernel.name}_dense"), kernel, target, types, fixed, dict(module.DENSE))
 
 
@@ -278,6 +278,7 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
     values = {
         "x_desc": ("bf16", 16) if floating else (byte, 8),
         "w_desc": ("u8" if kernel.weight_bits < 8 else byte, 8),
+        "low_desc": ("u8", 8),
         "scale_desc": ("fp16", 16),
         "out_desc": ("bf16", 16),
     }

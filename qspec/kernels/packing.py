@@ -39,9 +39,10 @@ A kernel shifts each piece to the top of a byte and the lower planes below the h
 the codes as int8 operands, without a sign to restore; the factor goes into the scale. At four bits `byte << 4` and
 `byte & 0xF0` are two contiguous operands, without a shuffle.
 
-Where 4-bit weights meet 16-bit activations (`GemmKernel.interleaved`), the bytes of every 16 are in another order, that
-of the registers of a bfloat16 operand on the tensor cores: a word has the four channels of one thread, and
-`word >> 4 i & 0x000F000F` two of them, in place. Byte 4 t + 2 p + j has the nibbles of channel 8 j + 2 t + p of its 16:
+Where weights of 2 to 4 bits meet 16-bit activations (`GemmKernel.interleaved`), the codes of every 16 channels are in
+another order before they are packed, that of the registers of a bfloat16 operand on the tensor cores: a word of a plane
+has four channels of one thread 8 / p times, and `word >> p i & mask` two of them, in place. Byte 4 t + 2 p + j has the
+pieces of channel 8 j + 2 t + p of its 16:
 
     byte       0   1   2   3   4   5   6   7   8   9  10  11  12  13  14  15
     channel    0   8   1   9   2  10   3  11   4  12   5  13   6  14   7  15

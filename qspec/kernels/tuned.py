@@ -155,15 +155,16 @@ def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> 
 def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Output channels and tokens of a tile, blocks of a stage, programs on a multiprocessor, teams of a program."""
     floating = kernel.activation_bits == 16
+    least = 2 if floating and kernel.weight_bits < 4 else 1  # of rows of bits no box is narrower than 32 bytes
     if tokens > 64:
-        yield (128, 128, 1, 1, 1)
+        yield (128, 128, least, 1, 1)
         if tokens <= 256:
-            yield from ((64, 128, 1, 1, teams) for teams in (2, 3))
+            yield from ((64, 128, least, 1, teams) for teams in ((2, 3) if least == 1 else (1,)))
         if not floating:  # which has 4096 sums of a group beside those of a tile
             yield from ((128, 256, 1, 1, 1), (192, 128, 1, 1, 1))
         return
     block_m = next(size for size in (8, 16, 32, 64) if tokens <= size)
-    for blocks in (2, 4) if tokens <= 16 else (1, 2):
+    for blocks in (2, 4) if tokens <= 16 else (1, 2) if least == 1 else (2,):
         yield from ((64, block_m, blocks, share, 1) for share in (1, 2, 3))
         yield from ((64, block_m, blocks, share, 2) for share in (1, 2) if (block_m, share) != (64, 2))
         yield (64, block_m, blocks, 1, 3)

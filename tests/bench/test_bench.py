@@ -43,6 +43,7 @@ def test_every_format_has_kernels() -> None:
     assert tuple(FORMATS) == NAMES
     assert {name: kernels_for(scheme).gemm.name for name, scheme in FORMATS.items()} == {
         "w4a16_g128": "gemm_w4g128_sym_a16",
+        "w3a16_g128": "gemm_w3g128_sym_a16",
         "w4a4": "gemm_w4_sym_a4",
         "w4a8": "gemm_w4_sym_a8",
         "w8a8": "gemm_w8_sym_a8",

@@ -31,10 +31,11 @@ SECOND = (  # with a kernel of its own for compute capability 9.0
     Format(8, None, True, 8, number="fp8_e4m3"),
     Format(w_group=128, a_bits=16),
     Format(w_group=256, w_symmetric=False, a_bits=16),
+    Format(w_bits=3, w_group=128, a_bits=16),
 )
 OTHERS = (
     Format(w_group=128, w_symmetric=False, a_bits=8, a_symmetric=False),
-    Format(w_bits=3, w_group=128, w_symmetric=False, a_bits=16),
+    Format(w_bits=3, w_group=64, w_symmetric=False, a_bits=16),
     Format(8, a_bits=16, number="fp8_e4m3"),
     Format(4, 16, True, 4, 16, number="nvfp4"),
 )
@@ -82,7 +83,7 @@ def test_every_choice_gates(fmt: Format, tokens: int, library: KernelLibrary) ->
         x = random_input(tokens, columns, tokens, torch.bfloat16, device="cuda")
         prepared = prepared_on_gpu(library, gated.kernels.row, None, x)
         found = choices(gated.kernels.gemm, 2 * channels, columns, tokens)
-        assert any(options.get("TEAMS", 1) > 1 for options in found) == (tokens <= 256)
+        assert any(options.get("TEAMS", 1) > 1 for options in found) == (tokens <= (64 if fmt.w_bits == 3 else 256))
         for options in found:
             expected = apart(library, plain, prepared, options)
             assert alike(product(library, gated, prepared, options), expected), options

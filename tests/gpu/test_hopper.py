@@ -30,6 +30,10 @@ FLOATING = (
     Format(w_group=128, a_bits=16),
     Format(w_group=256, w_symmetric=False, a_bits=16),
     Format(w_symmetric=False, a_bits=16),
+    Format(w_bits=3, w_group=128, a_bits=16),
+    Format(w_bits=3, w_group=128, w_symmetric=False, a_bits=16),
+    Format(w_bits=2, w_group=256, w_symmetric=False, a_bits=16),
+    Format(w_bits=3, a_bits=16),
 )
 TOKENS = (1, 3, 17, 123, 1000)
 

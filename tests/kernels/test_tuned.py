@@ -18,9 +18,10 @@ from qspec.kernels.generate import KernelLibrary
 W4A4 = GemmKernel(4, None, True, 4, None, True)
 W8A8 = GemmKernel(8, None, True, 8, None, True)
 W4A16 = GemmKernel(4, 128, True, 16, None, True)
+W3A16 = GemmKernel(3, 128, False, 16, None, True)
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (1000, 1024), (9**9, 8192)])
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 8), (8, 8), (9, 16), (17, 32), (1000, 1024), (9**9, 8192)])
 def test_buckets_are_powers_of_two(tokens: int, expected: int) -> None:
     assert tuned.bucket(tokens) == expected
 
@@ -45,9 +46,10 @@ def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytes
     assert tuned.options_for(W4A4, 256, 512, 16, torch.device("cpu")) is None
     assert tuned.options_for(W4A4, 256, 512, 8, device) == options  # until it has an entry of its own
     assert tuned.microseconds("Test GPU", W4A4, 256, 512, 1) == 3.5
-    fewer = {tuned.key(W4A4, 256, 512, 1, triton.__version__): {"options": options | {"BLOCK_M": 8}, "microseconds": 3.0}}
+    narrow = options | {"BLOCK_M": 8}
+    fewer = {tuned.key(W4A4, 256, 512, 1, triton.__version__): {"options": narrow, "microseconds": 3.0}}
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", fewer)
-    assert tuned.options_for(W4A4, 256, 512, 8, device) == options | {"BLOCK_M": 8}
+    assert tuned.options_for(W4A4, 256, 512, 8, device) == narrow
     assert tuned.options_for(W4A4, 256, 512, 9, device) == options
     assert tuned.microseconds("Test GPU", W4A4, 256, 512, 1) == 3.0
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {"other": {"options": {}, "microseconds": 1.0}})
@@ -81,10 +83,10 @@ def test_a_file_that_is_no_table_is_named(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 33, 200, 4096])
-@pytest.mark.parametrize("kernel", [W4A4, W8A8, W4A16], ids=lambda k: k.name)
+@pytest.mark.parametrize("kernel", [W4A4, W8A8, W4A16, W3A16], ids=lambda k: k.name)
 def test_candidates_cover_the_kernel_and_fit(kernel: GemmKernel, tokens: int) -> None:
     every = list(tuned.candidates(kernel, 4096, 4096, tokens))
-    assert every.count(tuned.CUBLAS) == (kernel is W4A16 and tokens >= 256)
+    assert every.count(tuned.CUBLAS) == (kernel.activation_bits == 16 and tokens >= 256)
     found = [options for options in every if options != tuned.CUBLAS]
     assert found
     assert all(set(options) == tuned.NAMES for options in found)
@@ -130,6 +132,8 @@ def test_cublas_is_an_entry_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (W4A16, (True,), 4096),
         (W4A16, (False,), 512),  # a float16 x, say
+        (W3A16, (True,), 2048),
+        (W3A16, (False,), 128),
         (GemmKernel(8, None, True, 16, None, True), (), 512),
         (GemmKernel(2, 64, True, 16, None, True), (), 256),
         (GemmKernel(5, 64, True, 16, None, True), (), 128),
@@ -149,7 +153,7 @@ def test_without_an_entry_cublas_has_many_tokens_where_it_was_measured(
 
 def test_no_candidates_where_no_second_kernel_runs() -> None:
     assert not list(tuned.candidates(W4A4, 4096, 4096 + 64, 16))
-    assert not list(tuned.candidates(GemmKernel(3, 128, True, 16, None, True), 4096, 4096, 16))
+    assert not list(tuned.candidates(GemmKernel(3, 64, True, 16, None, True), 4096, 4096, 16))
 
 
 def test_shipped_tables_are_whole() -> None:
