@@ -104,7 +104,7 @@ def test_a_word_of_interleaved_nibbles_is_two_channels_at_a_time() -> None:
 
 
 def test_words_of_interleaved_planes_are_two_channels_at_a_time() -> None:
-    """As above, of 3-bit codes: `word >> 2 i & 0x00030003` of the two high bits, `word >> i & 0x00010001` of the low."""
+    """As above, of 3-bit codes: `word >> 2 i & 0x00030003` of the high bits, `word >> i & 0x00010001` of the low"""
     packed = random_linear(Format(w_bits=3, w_group=128, a_bits=16), 5, 256, seed=3)
     q = packed.unpacked_codes().long() & 7
     words = [packed.codes[:, part].contiguous().numpy().view("<u4") for part in (slice(64), slice(64, 96))]
