@@ -110,9 +110,17 @@ def test_attention_compiles(queries: int, target: str) -> None:
     assert compile_ahead(AttentionKernel(128), target, queries).problems == ()
 
 
-SPILLING = {  # what no tiles were found for, and no shipped recipe plans
-    ("row_rotate_permute_rotate128x2_float", "sm_80"): ("136 bytes of stack: registers are spilled",),
-    ("row_rotate_permute_rotate128x2_float", "sm_100"): ("256 bytes of stack: registers are spilled",),
+# No tiles were found for these, and no shipped recipe plans them: registers are spilled, and shared memory does not hold
+# 4224 channels of rotations of 64 x 2 with groups of 24.
+SPILLING = {
+    "128x2_float": ("sm_80", "sm_100"),
+    "64x2_int8_token_asym_clip0p9": ("sm_80", "sm_90"),
+    "64x2_int8_group24_asym_clip0p9": ("sm_80", "sm_90", "sm_100"),
+    "64x2_int8_group128_asym_clip0p9": ("sm_90",),
+    "64x2_int8_group4096_asym_clip0p9": ("sm_90",),
+    "128x28_int8_group4096_asym_clip0p9": ("sm_80", "sm_90", "sm_100"),
+    "128x96_int8_group4096_asym_clip0p9": ("sm_80",),
+    "128x148_int8_group24_asym_clip0p9": ("sm_80", "sm_90"),
 }
 
 
@@ -120,7 +128,8 @@ SPILLING = {  # what no tiles were found for, and no shipped recipe plans
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("kernel", OTHERS, ids=lambda kernel: kernel.name)
 def test_every_width_compiles(kernel: Kernel, target: str) -> None:
-    assert compile_ahead(kernel, target).problems == SPILLING.get((kernel.name, target), ())
+    known = SPILLING.get(kernel.name.removeprefix("row_rotate_permute_rotate"), ())
+    assert bool(compile_ahead(kernel, target).problems) == (target in known)
     if isinstance(kernel, GemmKernel):
         assert compile_ahead(kernel, target, tokens=1).problems == ()
 
