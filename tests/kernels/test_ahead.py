@@ -110,8 +110,8 @@ def test_attention_compiles(queries: int, target: str) -> None:
     assert compile_ahead(AttentionKernel(128), target, queries).problems == ()
 
 
-# No tiles were found for these, and no shipped recipe plans them: registers are spilled, and shared memory does not hold
-# 4224 channels of rotations of 64 x 2 with groups of 24.
+# No tiles were found for these, and no shipped recipe plans them: registers are spilled, and of rotations of 64 x 2
+# with groups of 24 shared memory does not hold 4224 channels.
 SPILLING = {
     "128x2_float": ("sm_80", "sm_100"),
     "64x2_int8_token_asym_clip0p9": ("sm_80", "sm_90"),
