@@ -24,7 +24,7 @@ from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
 from qspec.files import machine_errors, remove_unfinished, sha256, sync_folder, write_whole, write_whole_with
 
-FORMAT: Final = 3  # 3: row kernels compute norms and gates; linears of one input are one product
+FORMAT: Final = 4  # 4: codes of 2 and 3 bits that meet 16-bit activations lie in another order
 MANIFEST = "qspec.json"
 INDEX = "model.safetensors.index.json"
 REPORT_SEAL = "report/SHA256SUMS"
@@ -105,7 +105,7 @@ class KernelRecord(_Record):
 class Manifest(_Record):
     """qspec.json. files: sha256 of every file of the artifact but this one and the report's own seal."""
 
-    format: Literal[3]
+    format: Literal[4]
     qspec: str
     name: str
     recipe: str

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from qspec import artifact
-from qspec.artifact import CalibrationRecord, Manifest, ModelRecord, Workspace, verify
+from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, Workspace, verify
 from qspec.errors import InputError
 
 
 def manifest(files: dict[str, str]) -> Manifest:
     return Manifest(
-        format=3,
+        format=FORMAT,
         qspec="0",
         name="r",
         recipe="",
@@ -86,10 +86,17 @@ def test_missing_and_added_files_are_named(tmp_path: Path) -> None:
         verify(out)
 
 
+def test_a_manifest_of_another_packing_is_refused(tmp_path: Path) -> None:
+    older = json.loads(manifest({}).sealed().text()) | {"format": FORMAT - 1}
+    (tmp_path / "qspec.json").write_text(json.dumps(older, indent=1) + "\n")
+    with pytest.raises(InputError, match=rf"not a manifest of format {FORMAT}: Input should be {FORMAT}"):
+        Manifest.read(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2}', "\x00\xff"])
 def test_a_file_that_is_no_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / "qspec.json").write_text(text)
-    with pytest.raises(InputError, match=r"not a manifest of format 3[\s\S]*qspec\.json"):
+    with pytest.raises(InputError, match=r"not a manifest of format 4[\s\S]*qspec\.json"):
         verify(tmp_path)
 
 

@@ -22,11 +22,12 @@ Peer = Callable[[int, Tensor, int], Calls]  # output channels, x bfloat16 [M, K]
 def peers_of(fmt: str) -> dict[str, Peer]:
     """The implementations that a format is compared with here, the base first."""
     found: dict[str, Peer] = {BASE: cublas_bf16}
-    if FORMATS[fmt].activations is not None:
+    scheme = FORMATS[fmt]
+    activations = None if scheme.activations is None else 8  # of W4A4's peers too
+    if activations:
         found |= {"cuBLAS fp8": cublas_fp8, "cuBLAS fp8 rows": cublas_fp8_rows}
     if find_spec("humming") and fmt != "w8a8_fp8":
-        known = {"w4a16_g128": (4, 128, None), "w3a16_g128": (3, 128, None), "w8a8": (8, 0, 8)}
-        weights, group, activations = known.get(fmt, (4, 0, 8))
+        weights, group = scheme.weights.number.bits, scheme.weights.granularity.size
         name = f"humming W{weights}A{activations or 16}"
         found[name] = lambda channels, x, copies: humming(channels, x, copies, weights, group, activations)
         if fmt == "w8a8":

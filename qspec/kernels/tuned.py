@@ -155,7 +155,7 @@ def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> 
 def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Output channels and tokens of a tile, blocks of a stage, programs on a multiprocessor, teams of a program."""
     floating = kernel.activation_bits == 16
-    least = 2 if floating and kernel.weight_bits < 4 else 1  # of rows of bits no box is narrower than 32 bytes
+    least = 2 if floating and kernel.weight_bits < 4 else 1  # a plane's box is 32 bytes wide or more
     if tokens > 64:
         yield (128, 128, least, 1, 1)
         if tokens <= 256:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qspec import resources
-from qspec.artifact import CalibrationRecord, Manifest, ModelRecord, ModuleRecord
+from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, ModuleRecord
 from qspec.catalog import GemmKernel
 from qspec.cli import kernels as command
 from qspec.cli import main
@@ -35,7 +35,7 @@ def artifact(folder: Path, gemm: dict[str, object]) -> Path:
         gemm=gemm,
     )
     sealed = Manifest(
-        format=3,
+        format=FORMAT,
         qspec="0",
         name="r",
         recipe="",

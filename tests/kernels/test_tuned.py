@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qspec import resources
+from qspec.bench.data import DREAM, LLADA
 from qspec.catalog import GemmKernel
 from qspec.errors import InputError
 from qspec.kernels import tuned
@@ -149,6 +150,22 @@ def test_without_an_entry_cublas_has_many_tokens_where_it_was_measured(
     for capability, expected in (((8, 0), [False, False]), ((9, 0), [False, True]), ((10, 0), [False, False])):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
         assert [wins(x, *second) for x in there] == expected
+
+
+@pytest.mark.parametrize("kernel", [W4A4, W8A8, W4A16, W3A16], ids=lambda k: k.name)
+def test_a_files_own_tiles_load_ahead_and_fit(
+    kernel: GemmKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tiles = KernelLibrary().module(kernel).hopper_tiles
+    for channels, columns in (*LLADA, *DREAM, (512, 3584)):
+        for tokens in (1, 8, 16, 17, 32, 33, 64, 65, 256, 257, 4096):
+            options = tiles(tokens, channels, columns)
+            assert options["STAGES"] >= tuned.LEAST_STAGES
+            assert options["STAGES"] % options["TEAMS"] == 0
+            taken = options["STAGES"] * tuned._stage(kernel, options) + tuned._sent(options) + 1024
+            assert options["SHARE"] * taken <= tuned.SHARED
 
 
 def test_no_candidates_where_no_second_kernel_runs() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qspec.report
-from qspec.artifact import CalibrationRecord, Manifest, ModelRecord, verify
+from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, verify
 from qspec.cli import main
 from qspec.errors import InputError, MachineError
 from qspec.evaluate import Evaluated
@@ -22,7 +22,7 @@ from tests.report.sample import outlier_report, sample_report
 
 def manifest(standin: bool = False, files: dict[str, str] | None = None, id: str = "tiny-llada") -> Manifest:
     return Manifest(
-        format=3,
+        format=FORMAT,
         qspec="0.1.0",
         name="llada_w4a4",
         recipe="qspec 1\n",

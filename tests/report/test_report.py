@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qspec.artifact import CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
+from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
 from qspec.catalog import GemmKernel, RowKernel
 from qspec.errors import InputError
 from qspec.evaluate.results import Measurements, Metric, accuracy, nelbo
@@ -337,7 +337,7 @@ def test_data_from_a_manifest() -> None:
     ]  # fmt: skip
     kept = ModuleRecord(role="head", module="head", scheme=None, label="bf16", bits=16.0, **common)
     manifest = Manifest(
-        format=3,
+        format=FORMAT,
         qspec="0.1.0",
         name="r",
         recipe="qspec 1\n",
