@@ -30,6 +30,7 @@ from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
 from qspec.origin import Origin, find_checkpoint
 from qspec.plan import Plan, make_plan
+from qspec.precision import exact_products
 from qspec.progress import Progress, Quiet
 from qspec.quantize import quantize_blocks
 from qspec.report import ReportData
@@ -128,6 +129,7 @@ class Inputs:
     lock: Lock
 
 
+@exact_products()
 def gather(
     recipe: str | Path,
     model: str | None = None,

@@ -23,10 +23,11 @@ from qspec.passes.block import Block
 from qspec.passes.linear import Linear
 from qspec.passes.outer import Outer
 from qspec.plan import ModulePlan, Plan
+from qspec.precision import exact_products
 from qspec.progress import Progress
 from qspec.runtime import default_dtype, fill_block, install_block, place_outer
 
-PRESERVED = 1e-4  # largest relative change of a block's output that a function-preserving pass may make
+PRESERVED = 1e-4  # largest change of what attention or MLP adds, relative to it, that a preserving pass may make
 BATCH_TOKENS = 4096  # calibration tokens in one forward pass
 
 
@@ -35,6 +36,7 @@ def shard_names(layers: int) -> list[str]:
     return [f"model-{i + 1:05d}-of-{layers + 1:05d}.safetensors" for i in range(layers + 1)]
 
 
+@exact_products()
 def quantize_blocks(
     plan: Plan,
     checkpoint: Checkpoint,
@@ -119,6 +121,7 @@ def compile_block(
     return _packed(block, {m.entry.role.part: record_of(plan, m) for m in plan.block(index)})
 
 
+@exact_products()
 def rewrite_block(plan: Plan, index: int, module: DecoderBlock, stream: Stream, progress: Progress) -> Block:
     """Runs the recipe's passes over one float block, in place: its linears become `qspec.passes.linear.Linear`s.
 
@@ -144,15 +147,19 @@ def rewrite_block(plan: Plan, index: int, module: DecoderBlock, stream: Stream, 
 
 @contextmanager
 def _preserved(block: Block, name: str) -> Iterator[None]:
-    """Checks on one calibration batch that a pass left the block's function alone."""
-    before = block.output()
+    """Checks on one calibration batch that a pass left the block's function alone: what attention adds to the residual
+    stream, and what the MLP adds, each relative to its own size."""
+    before = block.additions()
     yield
-    change = float((block.output() - before).norm() / before.norm())
-    if not change < PRESERVED:
-        raise NumericsError(
-            f"{name} changed the function of block {block.index} by {change:.1e} (limit {PRESERVED:.0e})",
-            hint="this is a fault in the pass, or the weights hold values that float32 cannot carry",
-        )
+    for part, was, now in zip(("attention", "mlp"), before, block.additions(), strict=True):
+        size, change = float(was.norm()), float((now - was).norm())
+        if not change <= PRESERVED * size:
+            by = f"{change / size:.1e}" if size else "what was zero before"
+            raise NumericsError(
+                f"{name} changed the function of block {block.index} by {by} (limit {PRESERVED:.0e})",
+                where=f"blocks[{block.index}].{part}",
+                hint="this is a fault in the pass, or the weights hold values that float32 cannot carry",
+            )
 
 
 def _packed(block: Block, planned: Mapping[str, ModuleRecord]) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
@@ -214,7 +221,7 @@ def _quality(block: Block) -> dict[str, tuple[float, float]]:
     quantized = {part: linear for part, linear in block.linears.items() if linear.quantized is not None}
     for part, linear in quantized.items():
         watch(part, linear)
-    block.output()
+    block.additions()
     for linear in quantized.values():
         linear.observe = None
     return found

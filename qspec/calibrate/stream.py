@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from qspec.precision import exact_products, fast_products
 
 if TYPE_CHECKING:
     from qspec.calibrate.tokens import CalibrationTokens
@@ -110,21 +111,13 @@ class Stream:
             return [block(batch.exact, batch.context) for batch in self.batches]
 
 
-@contextmanager
-def fast_products() -> Iterator[None]:
-    """While it lasts, float32 products on a GPU may round their factors to TF32; on a CPU nothing changes.
-
-    Calibration inputs are bfloat16 on a GPU, which TF32 holds exactly; weights lose 2^-11 of their size. This is for
-    what is measured (activations, Hessians), never for what is stored.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def _times(x: Tensor, rotation: Tensor | None) -> Tensor:
-    """x [b, t, d] times a rotation [d, d], in float32, in x's dtype."""
-    return x if rotation is None else (x.float() @ rotation).to(x.dtype)
+    """x [b, t, d] times a rotation [d, d] in float32, as which it stays; x itself without one.
+
+    Rounded to a bfloat16 stream's dtype once more, x would lose 2^-9 of itself to a change of basis, which changes
+    nothing.
+    """
+    if rotation is None:
+        return x
+    with exact_products():
+        return x.float() @ rotation

@@ -17,6 +17,7 @@ from qspec.evaluate.results import Measurements
 from qspec.language import load_recipe
 from qspec.lock import checkpoint_hashes
 from qspec.models.locate import checkpoint_locate
+from qspec.precision import exact_products
 from qspec.progress import Progress, Quiet
 
 
@@ -31,6 +32,7 @@ class Evaluated:
     seconds: float
 
 
+@exact_products()
 def evaluate_artifact(
     folder: Path,
     model: str | None = None,

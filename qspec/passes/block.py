@@ -11,12 +11,13 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from qspec.calibrate.stream import Batch, Stream, fast_products
+from qspec.calibrate.stream import Batch, Stream
 from qspec.formats import Scheme
 from qspec.models.decoder import AttentionContext, DecoderBlock, weight_and_bias
 from qspec.models.family import DecoderShape, ModuleEntry
 from qspec.passes.linear import Linear
 from qspec.passes.statistics import Gather, Statistics, Tokens, weighted_product
+from qspec.precision import exact_products, fast_products
 from qspec.transforms import InputTransform, block_rotate
 
 # What produces the input of a site, and so can absorb its scale: a norm's gain or the rows of a linear.
@@ -103,15 +104,20 @@ class Block:
         wanted = set(uses)
         return [site for site in sites if wanted.intersection(site.linears)]
 
-    def output(self) -> Tensor:
-        """The block's output on the first calibration batch, in the basis that the checkpoint has.
+    def additions(self) -> tuple[Tensor, Tensor]:
+        """What attention and MLP add to the residual stream on the first calibration batch, in the checkpoint's basis.
 
-        All of it in float32, whatever the stream's dtype, so that rounding does not hide what a pass did.
+        Apart from the stream, which can be so large that nothing shows beside it. All of it in true float32, whatever
+        the stream's dtype and the caller's precision of products, so that rounding neither hides what a pass did nor
+        passes for it.
         """
         x, batch = next(self.stream.inputs(self.in_basis))
-        with torch.no_grad():
-            y: Tensor = self.module(x.float(), batch.context)
-        return y if self.stream.basis is None or not self.in_basis else y @ self.stream.basis.T
+        with torch.no_grad(), exact_products():
+            x = x.float()
+            mixed = self.module.attend(self.module.part("attention.norm")(x), batch.context)
+            fed = self.module.feed_forward(self.module.part("mlp.norm")(x + mixed))
+            back = self.stream.basis if self.in_basis else None
+            return (mixed, fed) if back is None else (mixed @ back.T, fed @ back.T)
 
     def inputs(self, sites: Collection[str]) -> Iterator[tuple[dict[str, Tensor], Tokens]]:
         """Runs the calibration data through the block; for every batch, what each site sees: x [tokens, in].

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from qspec import numerics
-    from qspec.calibrate import stream
+    from qspec import numerics, precision
     from qspec.passes import statistics
     from qspec.passes.block import Block, Site
     from qspec.passes.linear import Linear
@@ -27,7 +26,7 @@ else:
     torch = LazyModule("torch")
     numerics = LazyModule("qspec.numerics")
     statistics = LazyModule("qspec.passes.statistics")
-    stream = LazyModule("qspec.calibrate.stream")
+    precision = LazyModule("qspec.precision")
 
 SMALLEST = 1e-5  # a channel that is never active keeps scale 1
 SEARCHED = tuple(step / 20 for step in range(6, 20))  # 0.3, 0.35, .. 0.95
@@ -77,7 +76,7 @@ def best_alpha(block: Block, site: Site, uses: Sequence[Linear]) -> float:
     rows = [part.rows for part in block.sample(site.name, SEARCH_TOKENS)]
     scales = {alpha: block.shared(site.name, scale_of(block, site, alpha)) for alpha in SEARCHED}
     errors = dict.fromkeys(SEARCHED, 0.0)
-    with stream.fast_products():
+    with precision.fast_products():
         for linear in (linear for linear in site.linears if linear in uses):
             exact = [x @ linear.weight.T for x, _ in rows]
             for alpha, scale in scales.items():

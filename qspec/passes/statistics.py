@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qspec.calibrate.stream import fast_products
+from qspec.precision import exact_products
 
 SAMPLE_ROWS = 256  # tokens of an input that are kept for searches
 TOP_ROWS_SHARE = 4  # one in four sampled rows is among those with the largest peak, the rest are drawn at random
@@ -65,7 +65,7 @@ class Statistics:
 
 def weighted_product(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """X^T diag(c) Y, float32 [in, in], for X, Y [tokens, in] and c [tokens]."""
-    with fast_products():
+    with exact_products():
         return (x * weight[:, None]).T @ y
 
 

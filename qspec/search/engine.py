@@ -14,11 +14,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from qspec.calibrate.stream import Stream, fast_products
+from qspec.calibrate.stream import Stream
 from qspec.compiler import Inputs
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.passes.block import Block
 from qspec.plan import Plan
+from qspec.precision import exact_products, fast_products
 from qspec.progress import Quiet
 from qspec.quantize import BATCH_TOKENS, rewrite_block
 from qspec.runtime import default_dtype, fill_block
@@ -60,6 +61,7 @@ class Engine:
         self._drawn: list[list[Tensor]] | None = None
         self._path: list[_Step] = []  # of the last trial
 
+    @exact_products()
     def run(self, job: Job) -> Result:
         """The job's result as plain JSON values."""
         match job:
