@@ -83,7 +83,8 @@ class Plan:
         return next((group[0].entry.module for group in groups if module in group), None)
 
     def module(self, role: str) -> ModulePlan | None:
-        return next((m for m in self.modules if str(m.entry.role) == role), None)
+        """By any name that a recipe may call it: `head` is the embedding where they are one tensor."""
+        return next((m for m in self.modules if any(str(name.role) == role for name in m.entry.names)), None)
 
     def kernels(self) -> tuple[RowKernel | GemmKernel, ...]:
         """Every distinct kernel that some layer will run, sorted by name."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from qspec import resources
+from qspec import passes, resources
 from qspec.cli.plan import render
 from qspec.cli.planned import planned as planned_recipe
+from qspec.errors import InputError
+from qspec.language import load_recipe
 from qspec.models.config import read_config
+from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
 from tests.language.fakes import load, recipe
+from tests.models.dream_layout import DREAM_7B
 from tests.models.layout import LLADA_8B
 
 
@@ -150,3 +155,21 @@ def test_notes_say_what_a_target_lacks_and_where_nothing_ran(scheme: str) -> Non
         about = [note for note in plan.notes() if note.startswith(target)]
         never = f"{target}: kernels are compiled for it ahead of time; none was run on such a GPU yet"
         assert about == [*([lacks] if lacks else []), *([never] if target != "sm_90" else [])]
+
+
+@pytest.mark.parametrize("path", sorted(resources.recipes().rglob("*.qs")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_fits_a_model_with_tied_embeddings(path: Path) -> None:
+    """quarot's residual rotation alone needs a head of its own, and says what to write instead."""
+    spec = load_recipe(path, passes.available(), {}, FAMILIES).spec
+    family = FAMILIES[spec.families[0]]
+    shape = family.shape(LLADA_8B if family.name == "llada" else DREAM_7B)
+    tied = replace(shape, tied=True)
+    if any(use.params.whole_model for use in spec.passes):
+        with pytest.raises(InputError, match=r"write quarot\(residual = false\)"):
+            make_plan(spec, family, tied)
+        return
+    plan = make_plan(spec, family, tied)
+    head, embedding = plan.module("head"), plan.module("embedding")
+    assert head is embedding
+    assert head is not None
+    assert head.scheme is None

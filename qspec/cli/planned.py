@@ -8,6 +8,7 @@ from qspec import passes, resources
 from qspec.errors import InputError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
+from qspec.models.forms import check_form
 from qspec.models.locate import checkpoint_locate
 from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
@@ -27,5 +28,6 @@ def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> tuple[
             raise InputError(f"there is no config.json of {model!r} on this machine", hint="give a folder")
         folder = resources.standin(spec.families[0])
         notice = f"{spec.model.id} is not on this machine: planning for the bundled stand-in {folder.name} instead"
+    check_form(folder)
     family, shape, _ = read_config(folder)
     return make_plan(spec, family, shape), notice

@@ -15,7 +15,7 @@ from qspec.formats import Scheme
 from qspec.language.layout import Layout, lay_out
 from qspec.language.order import PassCheck
 from qspec.language.parser import read
-from qspec.language.selectors import Selector, term_matches
+from qspec.language.selectors import Selector, name_matches, term_matches
 from qspec.language.spec import Offer, Rule, Spec
 from qspec.language.syntax import ModuleTerm, RoleTerm
 from qspec.language.unmatched import selector_problems
@@ -53,7 +53,7 @@ def problems(
     """Everything that is wrong or odd about the recipe for these modules."""
     found = [d for selector in _selectors(spec) for d in selector_problems(selector, modules, layers)]
     layout = lay_out(spec.rules, modules, layers)
-    found += _rule_problems(layout) + _offer_problems(spec, layout, layers)
+    found += _rule_problems(spec.rules, layout, layers) + _offer_problems(spec, layout, layers)
     if not errors(found):
         found += PassCheck(spec, layout, layers, sources).run()
     return tuple(dict.fromkeys(found))
@@ -117,10 +117,11 @@ def _representatives(spec: Spec, family: Family, layers: int) -> list[ModuleEntr
 # --- rules ---
 
 
-def _rule_problems(layout: Layout) -> list[Diagnostic]:
+def _rule_problems(rules: Sequence[Rule], layout: Layout, layers: int) -> list[Diagnostic]:
     found = []
+    tied = [rule for entry in layout.modules if entry.tied for rule in _by_name(rules, entry, layers)]
     for count in layout.counts:
-        if count.matched and not count.decides:
+        if count.matched and not count.decides and not any(count.rule is rule for rule in tied):
             later = _shadowing(count.rule, layout)
             notes = tuple(Note(rule.span, "this one wins") for rule in later[:2])
             message = "later rules decide every module that this rule selects"
@@ -157,6 +158,15 @@ def _offer_problems(spec: Spec, layout: Layout, layers: int) -> list[Diagnostic]
             message = f"{parts} read one input and share a scheme, but are offered none in common"
             hint = "offer them the same schemes, or write `fused false`"
             found.append(Diagnostic("QS037", message, max(spans, key=lambda span: span.start), hint))
+    return found
+
+
+def _by_name(rules: Sequence[Rule], entry: ModuleEntry, layers: int) -> list[Rule]:
+    """For each name of a module the last rule that calls it so, where there is one."""
+    found = []
+    for name in entry.names:
+        calling = [r for r in rules if any(name_matches(term, name, layers) for term in r.selector.terms)]
+        found += calling[-1:]
     return found
 
 

@@ -60,10 +60,15 @@ def role_path(role: Role) -> Path:
 
 
 def term_matches(term: Term, entry: ModuleEntry, layers: int) -> bool:
-    """Whether one term selects the module; a `*` at the end takes everything below."""
+    """Whether one term selects the module, by any of its names; a `*` at the end takes everything below."""
+    return any(name_matches(term, name, layers) for name in entry.names)
+
+
+def name_matches(term: Term, name: ModuleEntry, layers: int) -> bool:
+    """Whether the term selects the module by this one of its names."""
     if isinstance(term, ModuleTerm):
-        return compiled(term.pattern.value).fullmatch(entry.module) is not None
-    return path_matches(term, role_path(entry.role), layers)
+        return compiled(term.pattern.value).fullmatch(name.module) is not None
+    return path_matches(term, role_path(name.role), layers)
 
 
 def path_matches(term: RoleTerm, path: Path, layers: int) -> bool:

@@ -19,8 +19,10 @@ from qspec.errors import InputError, MachineError
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.family import DecoderShape, Family
+from qspec.models.forms import BLOCK, BUFFERS, DIFFERENT, UNQUANTIZED, blame, check_form
 from qspec.models.shards import StoredTensor, tensor_table
 
+COMPARED_ROWS = 4096  # of two tensors that must be equal, at once
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -38,9 +40,13 @@ class Checkpoint:
     def open(cls, folder: Path | str) -> Checkpoint:
         """Reads config.json and the headers. Errors: InputError naming file and tensor."""
         folder = Path(folder)
+        check_form(folder)
         family, shape, config = read_config(folder)
-        tensors = tensor_table(folder)
+        tensors = {name: t for name, t in tensor_table(folder).items() if not BUFFERS.fullmatch(name)}
+        tied = tensors.pop(f"{family.globals['head']}.weight", None) if shape.tied else None
         check_layout(folder, family.tensors(shape), tensors)
+        if tied is not None:
+            _check_tied(tensors[f"{family.globals['embedding']}.weight"], tied)
         return cls(folder, config, family, shape, tensors)
 
     @property
@@ -114,22 +120,45 @@ def check_layout(folder: Path, expected: Mapping[str, tuple[int, ...]], found: M
     missing = [name for name in expected if name not in found]
     if missing:
         what = f"the checkpoint lacks tensor {missing[0]}{_others(missing)}"
-        hint = "config.json and weights are of different models, or a file was left behind"
-        raise InputError(what, where=f"{folder}: {missing[0]}", hint=hint)
+        raise InputError(what, where=f"{folder}: {missing[0]}", hint=blame(expected, found))
     unexpected = [name for name in found if name not in expected]
     if unexpected:
         first = found[unexpected[0]]
         what = f"{first.file.name} holds tensor {first.name}, which the model does not have{_others(unexpected)}"
-        raise InputError(what, where=first.where, hint="config.json and weights are of different models")
+        raise InputError(what, where=first.where, hint=blame(expected, found))
     for name, shape in expected.items():
         tensor = found[name]
         if tensor.shape != shape:
             what = f"{tensor.file.name}: tensor {name} is {list(tensor.shape)}, not {list(shape)}"
-            hint = "config.json and weights are of different models"
-            raise InputError(what, where=tensor.where, hint=hint)
+            resized = len(shape) == 2 and tensor.shape[1:] == shape[1:] and not BLOCK.search(name)
+            hint = f"config.json gives the vocabulary {shape[0]} rows, the weights {tensor.shape[0]}"
+            raise InputError(what, where=tensor.where, hint=hint if resized else DIFFERENT)
         if tensor.dtype not in DTYPES:
             what = f"{tensor.file.name}: tensor {name} is stored as {tensor.dtype}, not as F16, BF16, F32 or F64"
-            raise InputError(what, where=tensor.where, hint="use the unquantized checkpoint")
+            raise InputError(what, where=tensor.where, hint=UNQUANTIZED)
+
+
+def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:
+    """A head that is stored beside the embedding, in a model that has one tensor for both, must be its equal."""
+    hint = "the model has one tensor for both: config.json must not tie them, or the head is another model's"
+    problem = f"{list(head.shape)}, not {list(embedding.shape)}" if head.shape != embedding.shape else None
+    if problem is None and not _equal(embedding, head):
+        problem = "other values"
+    if problem:
+        what = f"config.json ties the head to the embedding, but {head.name} and {embedding.name} differ: {problem}"
+        raise InputError(what, where=head.where, hint=hint)
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two stored tensors of one shape hold the same numbers; some rows at a time."""
+    try:
+        with safe_open(one.file, framework="pt") as first, safe_open(other.file, framework="pt") as second:
+            left, right = first.get_slice(one.name), second.get_slice(other.name)
+            parts = (slice(start, start + COMPARED_ROWS) for start in range(0, one.shape[0], COMPARED_ROWS))
+            return all(torch.equal(left[part].double(), right[part].double()) for part in parts)
+    except (SafetensorError, OSError) as error:
+        what = f"{one.file.name} or {other.file.name} cannot be read: {error}"
+        raise InputError(what, where=other.where, hint="copy or download the file again") from error
 
 
 def _others(names: list[str]) -> str:

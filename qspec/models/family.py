@@ -7,6 +7,7 @@ reads the `Family` value, so nothing dispatches on names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from qspec.values import value
@@ -67,7 +68,8 @@ class ModuleEntry:
     """One quantizable module: a linear W [out, in], the embedding [vocab, width] or the head [vocab, width].
 
     module: its name in the checkpoint, without `.weight`. site: the name of the input that it reads; the
-    linears of one site (q, k, v; gate, up) see the same activations. Empty for the embedding.
+    linears of one site (q, k, v; gate, up) see the same activations. Empty for the embedding. tied: the head that this
+    embedding is the weight of too, under the name that it has where a checkpoint stores it once more.
     """
 
     role: Role
@@ -76,6 +78,12 @@ class ModuleEntry:
     in_features: int
     bias: bool
     site: str
+    tied: ModuleEntry | None = None
+
+    @property
+    def names(self) -> tuple[ModuleEntry, ...]:
+        """Everything that a selector can call this tensor: itself, and a tied head."""
+        return (self,) if self.tied is None else (self, self.tied)
 
     @property
     def weights(self) -> int:
@@ -126,7 +134,7 @@ class Family:
         return table
 
     def modules(self, shape: DecoderShape) -> tuple[ModuleEntry, ...]:
-        """Every quantizable module in forward order: embedding, blocks, head."""
+        """Every quantizable module in forward order: embedding, blocks, and the head unless it is the embedding."""
         d, kv, f = shape.width, shape.kv_heads * shape.head_width, shape.ffn
         q = shape.heads * shape.head_width
         linears = (  # part, out, in, bias, site
@@ -138,12 +146,15 @@ class Family:
             ("mlp.up", f, d, shape.bias, "mlp.input"),
             ("mlp.down", d, f, shape.bias, "mlp.gated"),
         )
-        entries = [self._entry(Role("embedding"), shape.vocab, d, False, "")]
+        head = self._entry(Role("head"), shape.vocab, d, False, "head.input")
+        entries = [
+            replace(self._entry(Role("embedding"), shape.vocab, d, False, ""), tied=head if shape.tied else None)
+        ]
         for block in range(shape.layers):
             for part, rows, columns, bias, site in linears:
                 entries.append(self._entry(Role(part, block), rows, columns, bias, f"blocks[{block}].{site}"))
         if not shape.tied:
-            entries.append(self._entry(Role("head"), shape.vocab, d, False, "head.input"))
+            entries.append(head)
         return tuple(entries)
 
     def outline(self, blocks: Iterable[int]) -> tuple[ModuleEntry, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from qspec import resources
 from qspec.errors import InputError, MachineError
+from qspec.models.forms import check_file
 from qspec.models.shards import weight_files
 
 STANDIN = re.compile(r"tiny-[a-z0-9]+", re.ASCII)
@@ -28,6 +29,8 @@ def checkpoint_locate(
     path = Path(id_or_path)
     if str(id_or_path) and path.is_dir():
         return path
+    if str(id_or_path) and path.is_file():
+        check_file(path)
     if STANDIN.fullmatch(str(id_or_path)) and (bundled := resources.standins() / id_or_path).is_dir():
         return bundled
     if isinstance(id_or_path, Path) or not HUB_ID.fullmatch(id_or_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from qspec.models.config import parse_json, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 MAX_HEADER_BYTES = 32 << 20  # 291 tensors take 30 kB, a mixture of experts with 18,000 takes 2 MB
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 BYTES = {
@@ -56,10 +58,10 @@ class StoredTensor:
 
 
 def tensor_table(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint folder by name, from the index and its shards, or from the single file.
+    """Every tensor of a checkpoint folder by name, from the index and its shards, the single file, or shards alone.
 
     Errors: InputError for pickled or missing weights, an index that leads elsewhere or disagrees with its
-    shards, a tensor that stands twice, and everything that `read_header` refuses.
+    shards, shards that are not all there, a tensor that stands twice, and everything that `read_header` refuses.
     """
     index, single = folder / INDEX, folder / SINGLE
     if index.exists():
@@ -68,17 +70,38 @@ def tensor_table(folder: Path) -> dict[str, StoredTensor]:
             what = f"{folder.name} holds {SINGLE} and {INDEX}, which does not mention it"
             raise InputError(what, where=str(folder), hint="remove the one that does not belong here")
         return _sharded(folder, index, weight_map)
+    shards = _shards(folder)
     if single.exists():
+        if shards:
+            what = f"{folder.name} holds {SINGLE} and {shards[0].name}, and no index that says which counts"
+            raise InputError(what, where=str(folder), hint="remove the one that does not belong here")
         return read_header(single)
-    raise _no_weights(folder)
+    if not shards:
+        raise _no_weights(folder)
+    table: dict[str, StoredTensor] = {}
+    for file in shards:
+        _add(table, read_header(file))
+    return table
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a checkpoint folder, sorted by name; their content is not looked at."""
     index = folder / INDEX
     if not index.exists():
-        return (folder / SINGLE,)
+        return _shards(folder) or (folder / SINGLE,)
     return tuple(folder / name for name in sorted(set(_weight_map(index).values())))
+
+
+def _shards(folder: Path) -> tuple[Path, ...]:
+    """All files that model-0000k-of-0000n.safetensors names for the n of this folder, there or not; none without one.
+
+    Errors: InputError for shards of two checkpoints, which differ in n.
+    """
+    totals = sorted({found[2] for path in folder.iterdir() if (found := SHARD.fullmatch(path.name))})
+    if len(totals) > 1:
+        what = f"{folder.name} holds shards of {' and of '.join(str(int(n)) for n in totals)} files, and no {INDEX}"
+        raise InputError(what, where=str(folder), hint="remove those of the other checkpoint")
+    return tuple(folder / f"model-{k:05d}-of-{n}.safetensors" for n in totals for k in range(1, int(n) + 1))
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -108,15 +131,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _sharded(folder: Path, index: Path, weight_map: Mapping[str, str]) -> dict[str, StoredTensor]:
     table: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
-        for name, tensor in read_header(folder / file).items():
-            if name in table:
-                what = f"tensor {_short(name)} stands in {table[name].file.name} and again in {file}"
-                raise InputError(what, where=tensor.where, hint="one tensor belongs in one shard")
+        found = read_header(folder / file)
+        _add(table, found)
+        for name, tensor in found.items():
             if weight_map.get(name) != file:
                 what = f"tensor {_short(name)} stands in {file}, but {INDEX} {_says(weight_map.get(name))}"
                 hint = "the index and the shards are of different checkpoints"
                 raise InputError(what, where=tensor.where, hint=hint)
-            table[name] = tensor
     for name, file in weight_map.items():
         if name not in table:
             what = f"tensor {_short(name)} is missing from {file}, where {INDEX} places it"
@@ -124,6 +145,14 @@ def _sharded(folder: Path, index: Path, weight_map: Mapping[str, str]) -> dict[s
     if not table:
         raise InputError(f"{INDEX} lists no tensors", where=str(index))
     return table
+
+
+def _add(table: dict[str, StoredTensor], shard: Mapping[str, StoredTensor]) -> None:
+    for name, tensor in shard.items():
+        if name in table:
+            what = f"tensor {_short(name)} stands in {table[name].file.name} and again in {tensor.file.name}"
+            raise InputError(what, where=tensor.where, hint="one tensor belongs in one shard")
+        table[name] = tensor
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -215,8 +244,11 @@ def _no_weights(folder: Path) -> InputError:
     pickles = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICKLES)
     if pickles:
         return _pickle(pickles[0])
+    hint = "give the folder of a checkpoint: config.json beside *.safetensors"
+    if others := sorted(p.name for p in folder.glob("*.safetensors")):
+        hint = f"{_short(others[0])} is no name of a whole checkpoint: if it is one, call it {SINGLE}"
     return InputError(
         f"{folder.name} holds no weights: neither {SINGLE} nor {INDEX}",
         where=str(folder),
-        hint="give the folder of a checkpoint: config.json beside *.safetensors",
+        hint=hint,
     )

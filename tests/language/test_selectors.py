@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qspec.diagnostics import RecipeError
 from qspec.language.layers import verify
+from qspec.language.layout import Layout
 from qspec.language.patterns import compiled, problem
 from qspec.language.selectors import Selector
 from qspec.models.family import ModuleEntry, Role
 from qspec.models.llada import LLADA
 from tests.language.fakes import load, recipe
+from tests.models.layout import LLADA_8B
 
 PARTS = ["attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down"]
 
@@ -179,3 +183,25 @@ def test_a_pattern_that_matches_no_module_of_the_model() -> None:
 def test_a_rule_that_only_this_model_shadows_is_a_warning() -> None:
     found = layout("\nlayers blocks[0..1].* keep\nlayers blocks[*].* use w8a8\n", 2)
     assert [d.code for d in found.warnings] == ["QS034"]
+
+
+# --- a head that is the embedding ---
+
+
+def test_on_a_tied_model_head_names_the_embeddings_tensor() -> None:
+    for rule in ("head, embedding", "head", "embedding", 'module("model.transformer.ff_out")'):
+        found = tied_layout(f"\nlayers blocks[*].* use w8a8\nlayers {rule} keep\n")
+        assert found.warnings == ()
+        rule_of = {str(entry.role): decided for entry, decided in zip(found.modules, found.decided, strict=True)}
+        assert "head" not in rule_of
+        assert rule_of["embedding"] is not None
+        assert found.counts[-1].matched == found.counts[-1].decides == 1
+
+
+def test_on_a_tied_model_two_rules_may_keep_the_one_tensor() -> None:
+    assert tied_layout("\nlayers blocks[*].* use w8a8\nlayers head keep\nlayers embedding keep\n").warnings == ()
+
+
+def tied_layout(rules: str) -> Layout:
+    shape = replace(LLADA.shape(LLADA_8B), layers=2, tied=True)
+    return verify(load(recipe(rules=rules, apply="\napply rtn() on *\n")).spec, LLADA.modules(shape), 2)

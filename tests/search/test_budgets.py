@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from qspec.plan import Plan
 from qspec.search.allocate import Infeasible, allocate
 from qspec.search.limits import find_limits
 from qspec.search.recipe import recipe_text
-from qspec.search.space import Space
+from qspec.search.space import Space, find_space
 from tests.search.spaces import FOLDER, SCHEMES, family_and_shape, plan_of, random_space, space_of
 
 INSTANCES = 200
@@ -163,3 +164,10 @@ def test_a_layout_of_one_scheme_costs_what_the_plan_says(name: str) -> None:
     assert layout is not None
     (limit,) = find_limits(space, parse_budgets("16 bits"))
     assert limit.cost(layout) / space.plan.block_weights == space.plan.bits_per_weight
+
+
+def test_a_tied_model_has_a_recipe_of_its_own() -> None:
+    """`layers head, embedding keep`, which every found recipe ends with, names the one tensor."""
+    plan = space_of("offer w8, w3 on blocks[*].*", ["w8", "w3"], layers=2).plan
+    space = find_space(plan_of(plan.spec.text, family_and_shape()[0], replace(plan.shape, tied=True)))
+    assert "layers head, embedding keep\n" in recipe_text(space, (0,) * len(space.units), "found", (), FOLDER)
