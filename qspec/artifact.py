@@ -24,7 +24,7 @@ from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
 from qspec.files import machine_errors, remove_unfinished, sha256, sync_folder, write_whole, write_whole_with
 
-FORMAT: Final = 4  # 4: codes of 2 and 3 bits that meet 16-bit activations lie in another order
+FORMAT: Final = 5  # 4: codes of 2 and 3 bits that meet 16-bit activations lie in another order; 5: bits of the model
 MANIFEST = "qspec.json"
 INDEX = "model.safetensors.index.json"
 REPORT_SEAL = "report/SHA256SUMS"
@@ -103,9 +103,13 @@ class KernelRecord(_Record):
 
 
 class Manifest(_Record):
-    """qspec.json. files: sha256 of every file of the artifact but this one and the report's own seal."""
+    """qspec.json.
 
-    format: Literal[4]
+    bits_per_weight: of the blocks; bits_per_weight_model: with embedding and head. files: sha256 of every file of the
+    artifact but this one and the report's own seal.
+    """
+
+    format: Literal[5]
     qspec: str
     name: str
     recipe: str
@@ -114,6 +118,7 @@ class Manifest(_Record):
     modules: tuple[ModuleRecord, ...]
     kernels: tuple[KernelRecord, ...]
     bits_per_weight: float
+    bits_per_weight_model: float
     bytes_before: int
     bytes_after: int
     files: dict[str, str]

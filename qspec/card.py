@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qspec.language.spec import Spec
 from qspec.origin import Origin
-from qspec.plan import Plan
+from qspec.plan import Plan, bits_text
 
 _CARD = """\
 ---
@@ -22,7 +22,7 @@ A quantized diffusion language model, compiled with qspec {version} from the rec
 |---|---|
 | model | {model}, revision {revision} |
 | family | {family} |
-| bits per weight | {bits:.2f}, scales, zero points and kept layers counted |
+| bits per weight | {bits}; scales, zero points and kept layers counted |
 | size | {after:.1f} MiB, {before:.1f} MiB before |
 
 `report/`, where there is one, compares it with the unquantized model. The original model's licence
@@ -58,7 +58,7 @@ def model_card(spec: Spec, plan: Plan, origin: Origin, version: str) -> str:
         model=_code(origin.id),
         revision=_code(origin.revision),
         family=_code(plan.family),
-        bits=plan.bits_per_weight,
+        bits=bits_text(plan.bits_per_weight, plan.bits_per_weight_model),
         after=plan.bytes_after / 2**20,
         before=plan.bytes_before / 2**20,
     )

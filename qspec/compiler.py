@@ -283,6 +283,7 @@ def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleR
             for name, file in table.items()
         ),
         bits_per_weight=plan.bits_per_weight,
+        bits_per_weight_model=plan.bits_per_weight_model,
         bytes_before=plan.bytes_before,
         bytes_after=plan.bytes_after,
         files=hashes,

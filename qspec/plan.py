@@ -112,6 +112,11 @@ class Plan:
         return stored_bits(self._blocks()) / self.block_weights
 
     @property
+    def bits_per_weight_model(self) -> float:
+        """The same of an average weight of the whole model: embedding and head, which are kept at 16, count too."""
+        return stored_bits(self.modules) / sum(m.entry.weights for m in self.modules)
+
+    @property
     def bytes_before(self) -> int:
         """The whole model in 16 bits."""
         weights = sum(m.entry.weights + _bias(m) for m in self.modules)
@@ -208,6 +213,7 @@ class Plan:
             "family": self.family,
             "block_weights": self.block_weights,
             "bits_per_weight": self.bits_per_weight,
+            "bits_per_weight_model": self.bits_per_weight_model,
             "bytes": {"before": self.bytes_before, "after": self.bytes_after},
             "calibration": self._calibration(),
             "compile": {"memory_bytes": self.compile_memory(), "operations": self.compile_operations()},
@@ -301,6 +307,11 @@ def stored_bits(modules: Iterable[ModulePlan]) -> int:
         for (_, rotations), channels in inputs.items()
     )
     return sum(m.stored_bits for m in modules) + transforms
+
+
+def bits_text(blocks: float, model: float, digits: int = 2) -> str:
+    """Bits per weight as people read them: a figure of the blocks never stands without the whole model's."""
+    return f"{blocks:.{digits}f} in the blocks, {model:.{digits}f} in the whole model"
 
 
 def tensor_bits(modules: Iterable[ModulePlan]) -> int:

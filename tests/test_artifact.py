@@ -34,6 +34,7 @@ def manifest(files: dict[str, str]) -> Manifest:
         modules=(),
         kernels=(),
         bits_per_weight=4.0,
+        bits_per_weight_model=5.0,
         bytes_before=2,
         bytes_after=1,
         files=files,
@@ -96,7 +97,7 @@ def test_a_manifest_of_another_packing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2}', "\x00\xff"])
 def test_a_file_that_is_no_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / "qspec.json").write_text(text)
-    with pytest.raises(InputError, match=r"not a manifest of format 4[\s\S]*qspec\.json"):
+    with pytest.raises(InputError, match=rf"not a manifest of format {FORMAT}[\s\S]*qspec\.json"):
         verify(tmp_path)
 
 

@@ -13,6 +13,7 @@ from qspec.cli.planned import planned as planned_recipe
 from qspec.errors import InputError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
+from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
 from tests.language.fakes import load, recipe
@@ -173,3 +174,20 @@ def test_every_shipped_recipe_fits_a_model_with_tied_embeddings(path: Path) -> N
     assert head is embedding
     assert head is not None
     assert head.scheme is None
+
+
+def test_bits_of_the_blocks_and_of_the_whole_model_by_hand() -> None:
+    """The main recipe on LLaDA-8B: 32 blocks of width 4096 and FFN 12288, a vocabulary of 126464 twice at 16 bits."""
+    spec = load_recipe(resources.recipes() / "llada_w4a4.qs", passes.available(), {}, FAMILIES).spec
+    plan = make_plan(spec, LLADA, LLADA.shape(LLADA_8B))
+    codes = 32 * (4 * 4096 * 4096 + 2 * 4096 * 12288) * 4 + (29 * 4 + 3 * 8) * 4096 * 12288
+    scales = 32 * (5 * 4096 + 2 * 12288) * 32  # float32, one for each output channel
+    # four inputs a block, each with two rotations of 128 x 128 in float16 and an int32 for each channel between them
+    transforms = 32 * (4 * 2 * 128**2 * 16 + (3 * 4096 + 12288) * 32)
+    blocks, outer = 32 * (4 * 4096 * 4096 + 3 * 4096 * 12288), 2 * 126464 * 4096
+    assert (blocks, outer) == (6_979_321_856, 1_035_993_088)
+    assert plan.bits_per_weight == (codes + scales + transforms) / blocks == pytest.approx(4.10637, abs=1e-5)
+    assert plan.bits_per_weight_model == (codes + scales + transforms + outer * 16) / (blocks + outer)
+    assert plan.bits_per_weight_model == pytest.approx(5.64364, abs=1e-5)
+    assert "\n  bits per weight  4.106 in the blocks, 5.644 in the whole model\n" in render(plan, None)
+    assert plan.as_json()["bits_per_weight_model"] == plan.bits_per_weight_model

@@ -12,6 +12,7 @@ from cells import SETTINGS
 from qspec.evaluate.results import tier
 
 TIER_MARKS = {"negligible": "", "moderate": " ▾", "significant": " ▼", "undefined": " ?"}
+BITS = ("bits, blocks", "bits, model")
 LEGEND = "Drops relative to the unquantized model: unmarked below 1 %, ▾ moderate, 1 to 4 %, ▼ significant, above 4 %."
 
 
@@ -38,10 +39,12 @@ def make_table(model: str, results: Sequence[dict[str, Any]]) -> Table:
     """
     ordered = sorted(results, key=lambda r: SETTINGS.index(r["setting"]))
     columns = tuple(dict.fromkeys(_column(m) for r in ordered for m in first_metrics(r["metrics"])))
-    columns = (*columns, "average", "bits")
+    columns = (*columns, "average", *BITS)
     first = ordered[0]
-    rows = [Row("FP", "unquantized", _values(first["metrics"], "baseline", None))]
-    rows += [Row(r["setting"], r["method"], _values(r["metrics"], "quantized", r["bits_per_weight"])) for r in ordered]
+    rows = [Row("FP", "unquantized", _values(first["metrics"], "baseline") | _bits(16, 16))]
+    for r in ordered:
+        bits = _bits(r["bits_per_weight"], r["bits_per_weight_model"])
+        rows.append(Row(r["setting"], r["method"], _values(r["metrics"], "quantized") | bits))
     return Table(model, columns, tuple(rows))
 
 
@@ -57,7 +60,11 @@ def _column(metric: dict[str, Any]) -> str:
     return "NELBO" if metric["metric"] == "nelbo" else str(metric["task"])
 
 
-def _values(metrics: Sequence[dict[str, Any]], which: str, bits: float | None) -> dict[str, tuple[str, str]]:
+def _bits(blocks: float, model: float) -> dict[str, tuple[str, str]]:
+    return {name: (f"{bits:.2f}", "negligible") for name, bits in zip(BITS, (blocks, model), strict=True)}
+
+
+def _values(metrics: Sequence[dict[str, Any]], which: str) -> dict[str, tuple[str, str]]:
     values, scores, before = {}, [], []
     for metric in first_metrics(metrics):
         own = metric["tier"] if which == "quantized" else "negligible"
@@ -70,7 +77,6 @@ def _values(metrics: Sequence[dict[str, Any]], which: str, bits: float | None) -
     if scores:
         drop = round(100 * (1 - sum(scores) / sum(before)), 9) if sum(before) else None
         values["average"] = (f"{100 * sum(scores) / len(scores):.1f}", tier(drop))
-    values["bits"] = ("16" if bits is None else f"{bits:.2f}", "negligible")
     return values
 
 

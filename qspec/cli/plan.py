@@ -9,7 +9,7 @@ from pathlib import Path
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.planned import planned
 from qspec.language.spec import Weighting
-from qspec.plan import Plan
+from qspec.plan import Plan, bits_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,8 @@ def render(plan: Plan, notice: str | None) -> str:
         *([notice, ""] if notice else []),
         f"{plan.spec.name}: {plan.family}, {shape.layers} blocks, width {shape.width}, ffn {shape.ffn}",
         f"  block weights    {_count(plan.block_weights)} ({plan.block_weights:,})",
-        f"  bits per weight  {plan.bits_per_weight:.3f}  (codes, scales, zero points, online transforms; kept: 16)",
+        f"  bits per weight  {bits_text(plan.bits_per_weight, plan.bits_per_weight_model, 3)}",
+        "                   (codes, scales, zero points, online transforms; kept layers, embedding and head: 16)",
         f"  model bytes      {_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
         f"  calibration      {_calibration(plan)}",
         f"  compile needs    about {_size(plan.compile_memory())} of memory, "

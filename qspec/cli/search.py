@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a .qs file with a `search` block")
     parser.add_argument(
-        "--budget", metavar="BUDGET", help='what may not be exceeded, such as "4.25 bits", instead of the recipe\'s'
+        "--budget",
+        metavar="BUDGET",
+        help='what may not be exceeded, such as "4.25 bits" (per weight in the blocks), instead of the recipe\'s',
     )
     parser.add_argument("--out", metavar="FILE.qs", help="the found recipe (default: build/search/<recipe>/)")
     parser.add_argument(
@@ -72,9 +74,13 @@ def run(args: argparse.Namespace) -> int:
 def render(outcome: Outcome) -> str:
     """The result as plain text."""
     width = max(len(found.budget) for found in outcome.found)
-    lines = [f"  {'budget':<{width}}  {'bits':>7}  {'predicted':>9}  {'measured':>9}  {'uniform':>9}  recipe"]
+    lines = [
+        "bits per weight in the blocks, which a budget of bits counts, and in the whole model:",
+        f"  {'budget':<{width}}  {'blocks':>7}  {'model':>7}"
+        f"  {'predicted':>9}  {'measured':>9}  {'uniform':>9}  recipe",
+    ]
     for found in outcome.found:
         losses = (found.predicted, found.loss, found.measured_of("uniform"))
         shown = "  ".join(f"{'-' if loss is None else f'{loss:.4g}':>9}" for loss in losses)
-        lines.append(f"  {found.budget:<{width}}  {found.bits:>7.4f}  {shown}  {found.path}")
+        lines.append(f"  {found.budget:<{width}}  {found.bits:>7.4f}  {found.model_bits:>7.4f}  {shown}  {found.path}")
     return "\n".join(lines)

@@ -15,11 +15,13 @@ from qspec.report.verdict import task_scores
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """name: the recipe's, None for the unquantized model. own: the report's own artifact. cells: (score, tier), None
-    where the recipe has no such result; the unquantized model's have no tier."""
+    """name: the recipe's, None for the unquantized model. bits: of the blocks; model_bits: of the whole model. own:
+    the report's own artifact. cells: (score, tier), None where the recipe has no such result; the unquantized model's
+    have no tier."""
 
     name: str | None
     bits: float
+    model_bits: float
     own: bool
     cells: tuple[tuple[float, Tier | None] | None, ...]
 
@@ -49,7 +51,7 @@ def compare(data: ReportData, results: Sequence[Path]) -> ReportData:
                 hint="give results of recipes that were compiled from the same checkpoint files",
             )
         for one in same:
-            entry = Compared(one.recipe.name, one.hashes.get("manifest", ""), one.bits_per_weight, one.metrics)
+            entry = _entry(one)
             found[entry.manifest] = entry
     found.pop(data.hashes.get("manifest", ""), None)
     return replace(data, compared=tuple(found.values()))
@@ -62,16 +64,17 @@ def compared_table(data: ReportData) -> ComparedTable | None:
     """
     if not data.compared:
         return None
-    own = Compared(data.recipe.name, data.hashes.get("manifest", ""), data.bits_per_weight, data.metrics)
+    own = _entry(data)
     entries = sorted((own, *data.compared), key=lambda entry: -entry.bits_per_weight)
     columns: dict[tuple[Any, ...], Metric] = {}
     for metric in (metric for entry in (own, *data.compared) for metric in _shown(entry.metrics)):
         columns.setdefault(_column(metric), metric)
-    rows = [ComparedRow(None, 16.0, False, tuple((metric.baseline, None) for metric in columns.values()))]
+    rows = [ComparedRow(None, 16.0, 16.0, False, tuple((metric.baseline, None) for metric in columns.values()))]
     for entry in entries:
         cells = {_column(metric): (metric.quantized, metric.tier) for metric in _shown(entry.metrics)}
+        own_cells = tuple(cells.get(key) for key in columns)
         rows.append(
-            ComparedRow(entry.name, entry.bits_per_weight, entry is own, tuple(cells.get(key) for key in columns))
+            ComparedRow(entry.name, entry.bits_per_weight, entry.bits_per_weight_model, entry is own, own_cells)
         )
     return ComparedTable(tuple(columns.values()), tuple(rows))
 
@@ -88,6 +91,16 @@ def _read(path: Path) -> list[ReportData]:
             hint="give ARTIFACT/report/report.json, or what examples/paper_tables/run.py wrote",
         )
     return [ReportData.of(one, path) for reports in content.values() for one in reports]
+
+
+def _entry(data: ReportData) -> Compared:
+    return Compared(
+        data.recipe.name,
+        data.hashes.get("manifest", ""),
+        data.bits_per_weight,
+        data.bits_per_weight_model,
+        data.metrics,
+    )
 
 
 def _checkpoint(data: ReportData) -> dict[str, str]:

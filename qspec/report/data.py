@@ -101,6 +101,7 @@ class Compared:
     name: str
     manifest: str
     bits_per_weight: float
+    bits_per_weight_model: float
     metrics: tuple[Metric, ...]
 
 
@@ -108,14 +109,16 @@ class Compared:
 class ReportData:
     """Everything that a report shows.
 
-    execution: which path computed the quantized layers. environment, hashes: name -> text. timings: phase
-    -> seconds. memory: name -> bytes. outliers: None, and metrics, kl, flips, samples empty, where nothing
-    was measured. compared: what `qspec report --with` added.
+    bits_per_weight: of the linears in the blocks; bits_per_weight_model: with embedding and head. execution: which
+    path computed the quantized layers. environment, hashes: name -> text. timings: phase -> seconds. memory: name ->
+    bytes. outliers: None, and metrics, kl, flips, samples empty, where nothing was measured. compared: what
+    `qspec report --with` added.
     """
 
     model: ModelInfo
     recipe: RecipeInfo
     bits_per_weight: float
+    bits_per_weight_model: float
     bytes: Bytes
     metrics: tuple[Metric, ...]
     layers: tuple[LayerRow, ...]
@@ -132,7 +135,7 @@ class ReportData:
     hashes: Mapping[str, str] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     compared: tuple[Compared, ...] = ()
-    format: Literal[1] = 1
+    format: Literal[2] = 2
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite become null."""
@@ -195,6 +198,7 @@ def report_data(
         model=ModelInfo(model.id, model.family, model.standin, model.revision, tuple(replacements)),
         recipe=RecipeInfo(manifest.name, manifest.recipe),
         bits_per_weight=manifest.bits_per_weight,
+        bits_per_weight_model=manifest.bits_per_weight_model,
         bytes=Bytes(manifest.bytes_before, manifest.bytes_after),
         metrics=found.metrics,
         layers=tuple(LayerRow.of(record) for record in manifest.modules),

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from qspec.calibrate.outliers import SiteOutliers
 from qspec.evaluate.results import Sample
+from qspec.plan import bits_text
 from qspec.report.compare import compared_table
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.drawing import Figure
@@ -63,6 +64,7 @@ def _context(data: ReportData) -> dict[str, Any]:
     return {
         "data": data,
         "verdict": verdict(data),
+        "bits": bits_text(data.bits_per_weight, data.bits_per_weight_model, 3),
         "comparison": compared_table(data),
         "schemes": _schemes(data.layers),
         "transform_bits": _transform_bits(data),

@@ -41,7 +41,7 @@ def pareto(outcome: Outcome) -> Figure:
     whole = range(math.ceil(across.low), math.floor(across.high) + 1)
     for tick in whole[:: 1 + len(whole) // 8]:
         svg.text(across(tick), 188, str(tick), "t m", "middle")
-    svg.text(WIDTH - 14, 204, "bits per weight", "t m", "end")
+    svg.text(WIDTH - 14, 204, "bits per weight in the blocks", "t m", "end")
     svg.polyline([(across(b), up(math.log10(loss))) for b, loss in points], "curve s-base")
     for bits, loss, style, name in dots:
         svg.circle(across(bits), up(math.log10(loss)), 4, style, f"{name}, {bits:.4f} bits, measured {loss:.4g}")

@@ -18,6 +18,7 @@ from qspec.files import remove_unfinished, write_whole
 from qspec.language.budgets import parse_budgets
 from qspec.language.spec import Budget, Search
 from qspec.latency import basis, timed_gpu
+from qspec.plan import bits_text
 from qspec.progress import Progress, Quiet
 from qspec.search.allocate import allocate
 from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial, key_of
@@ -47,7 +48,9 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Found:
-    """One budget's result. measured: every layout that was measured for it, in order; empty where `refine` is 0."""
+    """One budget's result. bits: of the blocks, which a budget of bits counts; model_bits: with embedding and head.
+
+    measured: every layout that was measured for it, in order; empty where `refine` is 0."""
 
     limits: tuple[Limit, ...]
     solved: Layout
@@ -55,6 +58,7 @@ class Found:
     predicted: float
     loss: float | None
     bits: float
+    model_bits: float
     measured: tuple[Measured, ...]
     path: Path
 
@@ -241,13 +245,15 @@ def _find(
     measured = refine(starts, losses, limits, measure, wanted.refine)
     chosen = best(measured) if measured else None
     layout = chosen.layout if chosen else solved
+    plan = space.planned(layout)
     return Found(
         limits,
         solved,
         layout,
         predicted(losses, layout),
         chosen.loss if chosen else None,
-        space.planned(layout).bits_per_weight,
+        plan.bits_per_weight,
+        plan.bits_per_weight_model,
         tuple(measured),
         path,
     )
@@ -298,6 +304,7 @@ def _comments(outcome: Outcome, found: Found) -> tuple[str, ...]:
     times = tuple(f"Times of {limit.budget}: {basis(limit.products)}." for limit in found.limits if limit.products)
     return (
         f"Found by `qspec search` from {spec.name}: {costs}.",
+        f"Bits per weight: {bits_text(found.bits, found.model_bits, 4)}; a budget of bits counts the blocks.",
         *times,
         f"On {where}, seed {search.seed}: {name} predicted {found.predicted:.4g}{measured}.",
     )
@@ -313,6 +320,7 @@ def evidence(outcome: Outcome, found: Found) -> dict[str, Any]:
         "probe": search.probe,
         "seed": search.seed,
         "bits_per_weight": found.bits,
+        "bits_per_weight_model": found.model_bits,
         "budgets": [
             {"budget": str(o.budget), "found": o.shown(o.cost(found.layout)), "least": o.shown(o.least)}
             for o in found.limits

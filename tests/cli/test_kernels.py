@@ -54,6 +54,7 @@ def artifact(folder: Path, gemm: dict[str, object]) -> Path:
         modules=(layer,),
         kernels=(),
         bits_per_weight=8.0,
+        bits_per_weight_model=9.0,
         bytes_before=2,
         bytes_after=1,
         files={},

@@ -82,6 +82,7 @@ def test_report_is_the_contracts(compiled: Artifact) -> None:
     keys = {"task", "metric", "baseline", "quantized", "drop_percent", "tier", "n", "stderr"}
     assert set(report["metrics"][0]) >= keys
     assert report["bits_per_weight"] == pytest.approx(compiled.plan.bits_per_weight)
+    assert report["bits_per_weight_model"] == pytest.approx(compiled.plan.bits_per_weight_model)
     assert report["bytes"] == {"before": compiled.plan.bytes_before, "after": compiled.plan.bytes_after}
     assert all(row["sqnr_db"] > 5 for row in report["layers"] if row["scheme"])
     assert {"outliers", "kernels", "environment", "timings"} <= set(report)

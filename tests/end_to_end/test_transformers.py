@@ -160,7 +160,8 @@ def test_the_model_card_is_sealed_and_says_how_to_load(compiled: Artifact, mini:
     assert "README.md" in verify(compiled.path).files
     assert "# `mini`" in text
     assert f"| model | `{mini.model}`, revision `main` |" in text
-    assert f"| bits per weight | {compiled.manifest.bits_per_weight:.2f}," in text
+    assert f"| bits per weight | {compiled.manifest.bits_per_weight:.2f} in the blocks, " in text
+    assert f" {compiled.manifest.bits_per_weight_model:.2f} in the whole model;" in text
     assert "qspec.load(" in text
     assert "import qspec.hf" in text
     assert "stand-in" not in text

@@ -57,7 +57,13 @@ def metric(task: str, kind: str, before: float, after: float) -> dict[str, Any]:
 
 
 def result(setting: str, method: str, bits: float, *metrics: dict[str, Any]) -> dict[str, Any]:
-    return {"setting": setting, "method": method, "bits_per_weight": bits, "metrics": list(metrics)}
+    return {
+        "setting": setting,
+        "method": method,
+        "bits_per_weight": bits,
+        "bits_per_weight_model": bits + 1,
+        "metrics": list(metrics),
+    }
 
 
 RESULTS = [
@@ -80,7 +86,7 @@ RESULTS = [
 
 def test_the_table_by_hand(paper_tables: SimpleNamespace) -> None:
     table = paper_tables.tables.make_table("m", RESULTS)
-    assert table.columns == ("NELBO", "mmlu", "gsm8k", "average", "bits")
+    assert table.columns == ("NELBO", "mmlu", "gsm8k", "average", "bits, blocks", "bits, model")
     assert [(row.setting, row.method) for row in table.rows] == [
         ("FP", "unquantized"),
         ("w4a16", "GPTQ"),
@@ -89,7 +95,8 @@ def test_the_table_by_hand(paper_tables: SimpleNamespace) -> None:
     ]
     plain, gptq, quarot, duquant = (row.values for row in table.rows)
     assert {name: text for name, (text, _) in plain.items()} == {
-        "NELBO": "2.0000", "mmlu": "60.0", "gsm8k": "40.0", "average": "50.0", "bits": "16",
+        "NELBO": "2.0000", "mmlu": "60.0", "gsm8k": "40.0", "average": "50.0",
+        "bits, blocks": "16.00", "bits, model": "16.00",
     }  # fmt: skip
     assert {kind for _, kind in plain.values()} == {"negligible"}
     # means (0.6 + 0.35) / 2 and (0.58 + 0.41) / 2 against 0.5: 5 % and 1 % lost
@@ -97,8 +104,8 @@ def test_the_table_by_hand(paper_tables: SimpleNamespace) -> None:
     assert quarot["average"] == ("49.5", "moderate")
     assert quarot["NELBO"] == ("2.1000", "significant")
     assert (quarot["mmlu"], quarot["gsm8k"]) == (("58.0", "moderate"), ("41.0", "negligible"))
-    assert quarot["bits"] == ("4.01", "negligible")
-    assert set(duquant) == {"NELBO", "bits"}
+    assert (quarot["bits, blocks"], quarot["bits, model"]) == (("4.01", "negligible"), ("5.01", "negligible"))
+    assert set(duquant) == {"NELBO", "bits, blocks", "bits, model"}
 
 
 def test_a_model_that_knows_nothing_has_no_tier(paper_tables: SimpleNamespace) -> None:
@@ -111,12 +118,12 @@ def test_markdown(paper_tables: SimpleNamespace) -> None:
     text = paper_tables.tables.markdown([paper_tables.tables.make_table("tiny", RESULTS)])
     assert text.startswith(
         "## tiny\n\n"
-        "| setting | method | NELBO | mmlu | gsm8k | average | bits |\n"
-        "|---|---|---|---|---|---|---|\n"
-        "| FP | unquantized | 2.0000 | 60.0 | 40.0 | 50.0 | 16 |\n"
-        "| W4A16 | GPTQ | 2.0100 | 60.0 | 35.0 ▼ | 47.5 ▼ | 4.16 |\n"
-        "| W4A4 | QuaRot | 2.1000 ▼ | 58.0 ▾ | 41.0 | 49.5 ▾ | 4.01 |\n"
-        "| W4A4 | DuQuant | 2.0500 ▾ |  |  |  | 4.02 |\n"
+        "| setting | method | NELBO | mmlu | gsm8k | average | bits, blocks | bits, model |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+        "| FP | unquantized | 2.0000 | 60.0 | 40.0 | 50.0 | 16.00 | 16.00 |\n"
+        "| W4A16 | GPTQ | 2.0100 | 60.0 | 35.0 ▼ | 47.5 ▼ | 4.16 | 5.16 |\n"
+        "| W4A4 | QuaRot | 2.1000 ▼ | 58.0 ▾ | 41.0 | 49.5 ▾ | 4.01 | 5.01 |\n"
+        "| W4A4 | DuQuant | 2.0500 ▾ |  |  |  | 4.02 | 5.02 |\n"
     )
     assert text.endswith("significant, above 4 %.\n")
 

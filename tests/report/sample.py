@@ -115,7 +115,7 @@ def rounded() -> Compared:
         accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, [False] * 48),
         accuracy("gsm8k", "arithmetic (tiny-llada)", "exact_match", [True] * 12, [False] * 12),
     )
-    return Compared("llada_rtn_w4a4", "e5" * 32, 4.11, metrics)
+    return Compared("llada_rtn_w4a4", "e5" * 32, 4.11, 4.73, metrics)
 
 
 def smoothed() -> Compared:
@@ -124,7 +124,7 @@ def smoothed() -> Compared:
         nelbo("wikitext2", "tiny-llada's own held-out text", [1.40, 1.52, 1.47], [1.41, 1.53, 1.48]),
         accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, [True] * 48),
     )
-    return Compared("llada_w8a8", "f6" * 32, 8.11, metrics)
+    return Compared("llada_w8a8", "f6" * 32, 8.11, 8.52, metrics)
 
 
 def sample_report(blocks: int = 6) -> ReportData:
@@ -154,6 +154,7 @@ def sample_report(blocks: int = 6) -> ReportData:
         ),
         recipe=RecipeInfo("llada_w4a4", RECIPE),
         bits_per_weight=4.427,
+        bits_per_weight_model=5.018,
         bytes=Bytes(12_582_912, 4_034_560),
         metrics=metrics,
         layers=layer_rows(blocks),

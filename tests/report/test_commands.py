@@ -41,6 +41,7 @@ def manifest(standin: bool = False, files: dict[str, str] | None = None, id: str
         modules=(),
         kernels=(),
         bits_per_weight=4.5,
+        bits_per_weight_model=6.25,
         bytes_before=100,
         bytes_after=30,
         files={},

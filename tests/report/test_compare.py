@@ -31,6 +31,7 @@ def other(name: str, digest: str, bits: float, checkpoint: dict[str, str] = CHEC
         data,
         recipe=dataclasses.replace(data.recipe, name=name),
         bits_per_weight=bits,
+        bits_per_weight_model=bits + 1,
         metrics=data.metrics[:1],
         hashes={**checkpoint, "manifest": digest},
     )
@@ -101,11 +102,11 @@ def test_the_table_by_hand() -> None:
         ("humaneval", "exact_match", 48),
         ("gsm8k", "exact_match", 12),
     ]
-    assert [(row.name, row.bits, row.own) for row in table.rows] == [
-        (None, 16.0, False),
-        ("llada_w8a8", 8.11, False),
-        ("llada_w4a4", 4.427, True),
-        ("llada_rtn_w4a4", 4.11, False),
+    assert [(row.name, row.bits, row.model_bits, row.own) for row in table.rows] == [
+        (None, 16.0, 16.0, False),
+        ("llada_w8a8", 8.11, 8.52, False),
+        ("llada_w4a4", 4.427, 5.018, True),
+        ("llada_rtn_w4a4", 4.11, 4.73, False),
     ]
     unquantized, w8a8, own, rounded = (row.cells for row in table.rows)
     # The texts' means are (1.40 + 1.52 + 1.47) / 3 and, with 0.01 more each, 0.01 above: a rise of 0.68 %.
@@ -139,11 +140,11 @@ def test_the_own_row_is_marked(tmp_path: Path) -> None:
     rows = text[text.index("## Other recipes") : text.index("## Layers")].strip().splitlines()[2:]
     assert len({row.count("|") for row in rows}) == 1
     assert rows[2:] == [
-        "| unquantized | 16.00 | 1.4633 | 100.0 % | 97.9 % | 100.0 % | 100.0 % |",
-        "| llada\\_w8a8 | 8.11 | 1.4733 negligible | 100.0 % negligible | – | – | – |",
-        "| **llada\\_w4a4**, this report | 4.43 | 1.5133 moderate | 97.9 % moderate | 89.6 % significant "
+        "| unquantized | 16.00 | 16.00 | 1.4633 | 100.0 % | 97.9 % | 100.0 % | 100.0 % |",
+        "| llada\\_w8a8 | 8.11 | 8.52 | 1.4733 negligible | 100.0 % negligible | – | – | – |",
+        "| **llada\\_w4a4**, this report | 4.43 | 5.02 | 1.5133 moderate | 97.9 % moderate | 89.6 % significant "
         "| 97.9 % moderate | – |",
-        "| llada\\_rtn\\_w4a4 | 4.11 | 5.4967 significant | 0.0 % significant | – | – | 0.0 % significant |",
+        "| llada\\_rtn\\_w4a4 | 4.11 | 4.73 | 5.4967 significant | 0.0 % significant | – | – | 0.0 % significant |",
     ]
 
 

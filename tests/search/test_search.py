@@ -175,6 +175,7 @@ def test_the_command(outcome: Outcome, searched: Path, here: Path, capsys: pytes
     assert str(out) in text
     assert "recipe _4_bit_mine {" in out.read_text()
     assert f"{outcome.found[0].bits:.4f}" in text
+    assert f"{outcome.found[0].model_bits:.4f}" in text
     page = (results.parent / "search.html").read_text()
     assert page.count("<svg") == 1 + 3  # loss against bits; a map for each scheme that rounds
     assert all(f"4 bits: {name}, " in page for name in ("uniform", "first and last", "found"))
