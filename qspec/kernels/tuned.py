@@ -1,9 +1,11 @@
 """Measured choices for the matrix products, by GPU: hints, which decide the speed, and of sums of floats the rounding.
 
 A file holds {"gpu": ..., "entries": {key: {"options": {...}, "microseconds": ...}}}. The key names kernel, N, K, the
-bucket of M and the version of Triton, since a compiler may turn another choice into the fastest. Files ship in
-`codegen/tuned`; what `qspec tune` measures here lies in the user's cache and comes first. Where no entry fits, the
-kernel's file chooses by itself; entries of an older form of the kernels, with other options, are passed over.
+bucket of M and the version of Triton, since a compiler may turn another choice into the fastest: the entry of the
+version that runs is taken, else that of the nearest one, which costs speed only. Files ship in `codegen/tuned`; what
+`qspec tune` measures here lies in the user's cache and, of one version, comes first. Entries that the kernel's file
+does not take (`accepts`), such as those of an older form of the kernels, are passed over; where none is left, the file
+chooses by itself.
 
 Options are tile sizes (`NAMES`), or `CUBLAS`: the product is cuBLAS's, as the kernel's file says at its top. Integer
 products are the same bits by any tile sizes. Others add float32 in another order; and for `CUBLAS` each weight that
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,13 +32,17 @@ from qspec.kernels.generate import cache_folder
 
 SMALLEST, LARGEST = 8, 8192  # buckets of M: powers of two between these
 SHARED = 228 * 1024  # bytes of shared memory of a multiprocessor of compute capability 9.0; a program takes 1 KB more
+REGISTERS = 65536  # of a multiprocessor
 LEAST_STAGES, MOST_STAGES = 2, 12
 SPLITS = (1, 2, 3, 4, 6)
+ROWS, WARPGROUPS = 64, 3  # output channels of a warpgroup; those that a program has beside the one that asks for tiles
 MULTIPROCESSORS = 132  # of an H100 and an H200
 NAMES = frozenset(("BLOCK_N", "BLOCK_M", "PB", "STAGES", "SPLIT", "SHARE", "TEAMS"))  # see `macros/hopper.jinja`
 Options = dict[str, Any]
 CUBLAS: Options = {"CUBLAS": 1}
 CUBLAS_FROM = 256  # tokens from which cuBLAS is worth a measurement
+KEY = re.compile(r"(.+) triton (\d\S*)")
+RELEASE = re.compile(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?")
 
 
 def bucket(tokens: int) -> int:
@@ -46,7 +52,11 @@ def bucket(tokens: int) -> int:
 
 def key(kernel: GemmKernel, channels: int, columns: int, tokens: int, triton: str) -> str:
     """Such as `gemm_w4_sym_a4 12288x4096 M64 triton 3.6.0`; channels: rows of W, gated or not."""
-    return f"{replace(kernel, gated=False).name} {channels}x{columns} M{bucket(tokens)} triton {triton}"
+    return f"{_product(kernel, channels, columns, tokens)} triton {triton}"
+
+
+def _product(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> str:
+    return f"{replace(kernel, gated=False).name} {channels}x{columns} M{bucket(tokens)}"
 
 
 def slug(gpu: str) -> str:
@@ -67,47 +77,66 @@ def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, de
     """
     if device.type != "cuda":
         return None
-    import triton
-
-    table = _table(torch.cuda.get_device_name(device))
-    for count in _counts(tokens):
-        entry = table.get(key(kernel, channels, columns, count, triton.__version__))
-        if entry and _serves(entry, kernel):
-            return dict(entry["options"])
-    return None
+    entry = _entry(torch.cuda.get_device_name(device), kernel, channels, columns, bucket(tokens))
+    return None if entry is None else dict(entry["options"])
 
 
 def microseconds(gpu: str, kernel: GemmKernel, channels: int, columns: int, tokens: int) -> float | None:
-    """The least measured time of this product on a GPU, whatever the version of Triton; None without an entry."""
-    for count in _counts(tokens):
-        start = key(kernel, channels, columns, count, "")
-        entries = [entry for name, entry in _table(gpu).items() if name.startswith(start) and _serves(entry, kernel)]
-        if entries:
-            return float(min(entry["microseconds"] for entry in entries))
+    """The measured time of this product on a GPU by the options that it gets there; None without an entry."""
+    entry = _entry(gpu, kernel, channels, columns, bucket(tokens))
+    return None if entry is None else float(entry["microseconds"])
+
+
+@lru_cache(maxsize=4096)
+def _entry(gpu: str, kernel: GemmKernel, channels: int, columns: int, size: int) -> dict[str, Any] | None:
+    """Of the nearest version of Triton. size: the bucket of M; the smallest may take the next one's tiles."""
+    table = _table(gpu)
+    for count in (size,) if size > SMALLEST else (size, 2 * SMALLEST):
+        of_version = table.get(_product(kernel, channels, columns, count), {})
+        found = {v: entry for v, entry in of_version.items() if accepts(kernel, columns, entry["options"])}
+        if found:
+            chosen: dict[str, Any] = found[nearest(found, _running())]
+            return chosen
     return None
 
 
-def _counts(tokens: int) -> tuple[int, ...]:
-    """Tokens whose entries serve: those of the smallest bucket may take the next one's tiles."""
-    return (tokens,) if tokens > SMALLEST else (tokens, 2 * SMALLEST)
+def nearest(versions: Iterable[str], running: str | None) -> str:
+    """The version itself, or the one of least difference, major before minor before patch; of two so near, and where
+    nothing runs, the later."""
+
+    def distance(version: str) -> tuple[bool, list[int], list[int], str]:
+        release = _release(version)
+        apart = [] if running is None else [abs(a - b) for a, b in zip(release, _release(running), strict=True)]
+        return version != running, apart, [-number for number in release], version
+
+    return min(versions, key=distance)
 
 
-def _serves(entry: dict[str, Any], kernel: GemmKernel) -> bool:
-    """Whether the kernel takes an entry of its key."""
-    return not (kernel.gated and entry["options"] == CUBLAS)
+def _release(version: str) -> list[int]:
+    """Major, minor and patch: 3.6.0+git8a1c -> 3, 6, 0."""
+    match = RELEASE.match(version)
+    assert match is not None
+    return [int(number or 0) for number in match.groups()]
 
 
-def of_this_form(options: Options) -> bool:
-    """Whether options are tile sizes as the kernels take them now, or `CUBLAS`."""
-    return set(options) == NAMES or options == CUBLAS
+def _running() -> str | None:
+    """The version of Triton here; None where there is none, which only asks what others measured."""
+    try:
+        import triton
+    except ImportError:
+        return None
+    version: str = triton.__version__
+    return version
 
 
 @lru_cache(maxsize=8)
-def _table(gpu: str) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
+def _table(gpu: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Product -> version of Triton -> entry."""
+    entries: dict[str, dict[str, dict[str, Any]]] = {}
     for path in (resources.codegen() / "tuned" / f"{slug(gpu)}.json", own_file(gpu)):
-        if path.is_file():
-            entries |= {name: entry for name, entry in read(path).items() if of_this_form(entry["options"])}
+        for name, entry in (read(path) if path.is_file() else {}).items():
+            if match := KEY.fullmatch(name):
+                entries.setdefault(match[1], {})[match[2]] = entry
     return entries
 
 
@@ -130,6 +159,7 @@ def write(path: Path, gpu: str, entries: dict[str, Any]) -> None:
     text = json.dumps({"gpu": gpu, "entries": dict(sorted({**known, **entries}.items()))}, indent=1)
     write_whole(path, text + "\n")
     _table.cache_clear()
+    _entry.cache_clear()
 
 
 def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> Iterator[Options]:
@@ -147,9 +177,42 @@ def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> 
         stages -= stages % teams  # a stage is always the same team's
         parts = MULTIPROCESSORS * share // (-(-channels // block_n) * -(-tokens // block_m))
         for split in SPLITS:
-            fits = split == 1 or (split <= parts and split * blocks * teams <= columns // HOPPER_BLOCK)
-            if stages >= LEAST_STAGES * teams and fits:
-                yield {**options, "STAGES": stages, "SPLIT": split}
+            whole = {**options, "STAGES": stages, "SPLIT": split}
+            if (split == 1 or split <= parts) and accepts(kernel, columns, whole):
+                yield whole
+
+
+def accepts(kernel: GemmKernel, columns: int, options: Options) -> bool:
+    """Whether the kernel's file can run a product over K `columns` with these options: it has such a form, and a
+    multiprocessor has the shared memory and the registers for SHARE of its programs.
+    """
+    if options == CUBLAS:
+        return kernel.cublas and not kernel.gated
+    if not kernel.hopper or columns % HOPPER_BLOCK or set(options) != NAMES:
+        return False
+    if any(type(value) is not int or value < 1 for value in options.values()):
+        return False
+    floating = kernel.activation_bits == 16
+    block_n, block_m, blocks, teams = (options[name] for name in ("BLOCK_N", "BLOCK_M", "PB", "TEAMS"))
+    stages, split, share = options["STAGES"], options["SPLIT"], options["SHARE"]
+    groups = block_n // ROWS * teams  # warpgroups that multiply
+    made: bool = (
+        block_n in (64, 128) + (() if floating else (192,))  # scales come in boxes of a power of two
+        and block_m in (8, 16, 32, 64, 128, 256)
+        and blocks in (1, 2, 4)
+        and not (floating and kernel.weight_bits < 4 and blocks == 1)  # a plane's box is 32 bytes wide or more
+        and (teams == 1 or block_n == ROWS)
+        and groups <= WARPGROUPS
+        and stages >= LEAST_STAGES * teams
+        and stages % teams == 0
+        and (split == 1 or split * blocks * teams <= columns // HOPPER_BLOCK)
+    )
+    if not made:
+        return False
+    sums = block_m // 2 * (2 if floating else 1)  # of a thread; of floats a group's beside those of the tile
+    taken = stages * _stage(kernel, options) + _sent(options) + 1024
+    fits: bool = share * taken <= SHARED and sums < REGISTERS // (share * 128 * (groups + 1))
+    return fits
 
 
 def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int, int]]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from qspec import resources
-from qspec.bench.data import DREAM, LLADA
-from qspec.catalog import GemmKernel
+from qspec.bench.data import DREAM, FORMATS, LLADA
+from qspec.catalog import GemmKernel, kernels_for
 from qspec.errors import InputError
 from qspec.kernels import tuned
 from qspec.kernels.generate import KernelLibrary
@@ -20,6 +20,7 @@ W4A4 = GemmKernel(4, None, True, 4, None, True)
 W8A8 = GemmKernel(8, None, True, 8, None, True)
 W4A16 = GemmKernel(4, 128, True, 16, None, True)
 W3A16 = GemmKernel(3, 128, False, 16, None, True)
+OPTIONS = {"BLOCK_N": 64, "BLOCK_M": 16, "PB": 2, "STAGES": 3, "SPLIT": 2, "SHARE": 1, "TEAMS": 1}
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(1, 8), (8, 8), (9, 16), (17, 32), (1000, 1024), (9**9, 8192)])
@@ -38,7 +39,7 @@ def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
     device = torch.device("cuda")
     assert tuned.options_for(W4A4, 256, 512, 5, device) is None
-    options = {"BLOCK_N": 64, "BLOCK_M": 16, "PB": 2, "STAGES": 3, "SPLIT": 2, "SHARE": 1, "TEAMS": 1}
+    options = OPTIONS
     key = tuned.key(W4A4, 256, 512, 9, triton.__version__)
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {key: {"options": options, "microseconds": 3.5}})
     assert tuned.options_for(W4A4, 256, 512, 16, device) == options
@@ -58,11 +59,12 @@ def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytes
     gated = replace(W4A4, gated=True)
     assert tuned.options_for(gated, 256, 512, 16, device) == options
     assert tuned.microseconds("Test GPU", gated, 256, 512, 16) == 3.5
-    many = {tuned.key(W4A4, 256, 512, 4096, triton.__version__): {"options": tuned.CUBLAS, "microseconds": 9.0}}
+    many = {tuned.key(W4A16, 256, 512, 4096, triton.__version__): {"options": tuned.CUBLAS, "microseconds": 9.0}}
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", many)
-    assert tuned.options_for(W4A4, 256, 512, 4096, device) == tuned.CUBLAS
+    gated = replace(W4A16, gated=True)
+    assert tuned.options_for(W4A16, 256, 512, 4096, device) == tuned.CUBLAS
     assert tuned.options_for(gated, 256, 512, 4096, device) is None
-    assert tuned.microseconds("Test GPU", W4A4, 256, 512, 4096) == 9.0
+    assert tuned.microseconds("Test GPU", W4A16, 256, 512, 4096) == 9.0
     assert tuned.microseconds("Test GPU", gated, 256, 512, 4096) is None
     tuned.own_file("Test GPU").unlink()
     older = {tuned.key(W4A4, 256, 512, 16, "3.0"): {"options": options, "microseconds": 3.25}}
@@ -168,14 +170,119 @@ def test_a_files_own_tiles_load_ahead_and_fit(
             assert options["SHARE"] * taken <= tuned.SHARED
 
 
+@pytest.mark.parametrize(
+    ("running", "there", "expected"),
+    [
+        ("3.6.0", ["3.5.1", "3.6.0", "3.6.1"], "3.6.0"),  # itself
+        ("3.7.1", ["3.6.0"], "3.6.0"),
+        ("3.9.0", ["3.5.0", "3.6.0", "4.0.0"], "3.6.0"),  # a major version is further than three minor ones
+        ("3.9.0", ["3.10.0", "3.7.0"], "3.10.0"),  # numbers, not text
+        ("3.7.0", ["3.6.0", "3.8.0"], "3.8.0"),  # of two as near the later
+        ("3.7.2", ["3.7.0", "3.7.9", "3.6.2"], "3.7.0"),
+        ("3.6.0+git8a1c", ["3.6.0", "3.6.1"], "3.6.0"),
+        ("3.6", ["3.6.0", "3.5.0"], "3.6.0"),
+        (None, ["3.5.0", "3.10.0", "3.6.0"], "3.10.0"),  # nothing runs here
+    ],
+)
+def test_the_nearest_version_of_triton_serves(running: str | None, there: list[str], expected: str) -> None:
+    assert tuned.nearest(there, running) == expected
+    assert tuned.nearest(reversed(there), running) == expected
+
+
+def test_an_entry_of_another_version_of_triton_is_taken_until_this_one_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped tables are of Triton 3.6.0; what an installation brings is another one."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+    monkeypatch.setattr(triton, "__version__", "3.7.1")
+    device, first = torch.device("cuda"), OPTIONS | {"STAGES": 4}
+    for version, options in (("3.4.0", OPTIONS), ("3.6.0", first)):
+        entry = {tuned.key(W4A4, 256, 512, 16, version): {"options": options, "microseconds": float(version[:3])}}
+        tuned.write(tuned.own_file("Test GPU"), "Test GPU", entry)
+    assert tuned.options_for(W4A4, 256, 512, 16, device) == first
+    assert tuned.microseconds("Test GPU", W4A4, 256, 512, 16) == 3.6
+    own = OPTIONS | {"STAGES": 5}
+    entry = {tuned.key(W4A4, 256, 512, 16, "3.7.1"): {"options": own, "microseconds": 3.9}}
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", entry)
+    assert tuned.options_for(W4A4, 256, 512, 16, device) == own
+    assert tuned.microseconds("Test GPU", W4A4, 256, 512, 16) == 3.9  # of what runs, not the least
+    monkeypatch.setattr(triton, "__version__", "3.4.1")
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", {})
+    assert tuned.options_for(W4A4, 256, 512, 16, device) == OPTIONS
+
+
+def test_every_product_of_the_shipped_tables_is_found_whatever_triton_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    tuned.write(tuned.own_file("NVIDIA H100 80GB HBM3"), "NVIDIA H100 80GB HBM3", {})
+    kernels = {kernel.name: kernel for kernel in (kernels_for(scheme).gemm for scheme in FORMATS.values())}
+    path = resources.codegen() / "tuned" / "nvidia_h100_80gb_hbm3.json"
+    for version in ("3.6.0", "3.9.0", triton.__version__):
+        monkeypatch.setattr(triton, "__version__", version)
+        tuned.write(tuned.own_file("Other"), "Other", {})  # forgets what was looked up
+        for key, entry in tuned.read(path).items():
+            name, shape, size = key.split(" ")[:3]
+            product = (*map(int, shape.split("x")), int(size[1:]))
+            assert tuned.options_for(kernels[name], *product, torch.device("cuda")) == entry["options"]
+            assert tuned.microseconds("NVIDIA H100 80GB HBM3", kernels[name], *product) == entry["microseconds"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"BLOCK_N": 96}, {"BLOCK_N": "64"}, {"BLOCK_M": 24}, {"BLOCK_M": 512}, {"PB": 3}, {"PB": 0}, {"STAGES": 1},
+        {"STAGES": 60}, {"SHARE": 9}, {"SPLIT": 3}, {"SPLIT": -1}, {"TEAMS": 2}, {"TEAMS": 4, "STAGES": 8},
+        {"BLOCK_N": 128, "TEAMS": 2, "STAGES": 4}, {"BLOCK_N": 256}, {"BLOCK_M": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_entry_that_the_kernel_cannot_run_is_passed_over_for_the_next_version(
+    wrong: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of W4A4 over 512 channels, four blocks of 128: a split of two pairs, at most."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+    monkeypatch.setattr(triton, "__version__", "3.9.0")
+    device = torch.device("cuda")
+    assert tuned.accepts(W4A4, 512, OPTIONS)
+    bad = {tuned.key(W4A4, 256, 512, 16, "3.9.0"): {"options": OPTIONS | wrong, "microseconds": 1.0}}
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", bad)
+    assert tuned.options_for(W4A4, 256, 512, 16, device) is None
+    assert tuned.microseconds("Test GPU", W4A4, 256, 512, 16) is None
+    good = {tuned.key(W4A4, 256, 512, 16, "3.6.0"): {"options": OPTIONS, "microseconds": 2.0}}
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", good)
+    assert tuned.options_for(W4A4, 256, 512, 16, device) == OPTIONS
+
+
+def test_options_are_of_the_kernels_form() -> None:
+    """Scales of W4A16 come in boxes of a power of two; a plane of W3A16 is 32 bytes wide from two blocks on."""
+    wide = OPTIONS | {"BLOCK_N": 192, "SPLIT": 1}
+    assert [tuned.accepts(kernel, 4096, wide) for kernel in (W4A4, W4A16)] == [True, False]
+    narrow = OPTIONS | {"PB": 1}
+    assert [tuned.accepts(kernel, 4096, narrow) for kernel in (W4A16, W3A16)] == [True, False]
+    assert not tuned.accepts(W4A4, 4096 + 64, OPTIONS)
+    assert not tuned.accepts(GemmKernel(3, 64, True, 16, None, True), 4096, OPTIONS)  # has no second kernel
+    assert [tuned.accepts(kernel, 4096, tuned.CUBLAS) for kernel in (W4A16, W4A4)] == [True, False]
+    assert not tuned.accepts(replace(W4A16, gated=True), 4096, tuned.CUBLAS)
+
+
 def test_no_candidates_where_no_second_kernel_runs() -> None:
     assert not list(tuned.candidates(W4A4, 4096, 4096 + 64, 16))
     assert not list(tuned.candidates(GemmKernel(3, 64, True, 16, None, True), 4096, 4096, 16))
 
 
 def test_shipped_tables_are_whole() -> None:
+    kernels = {kernel.name: kernel for kernel in (kernels_for(scheme).gemm for scheme in FORMATS.values())}
     for path in (resources.codegen() / "tuned").glob("*.json"):
         for key, entry in tuned.read(path).items():
             assert key.startswith("gemm_")
             assert entry["microseconds"] > 0
-            assert tuned.of_this_form(entry["options"])
+            name, shape, _ = key.split(" ", 2)
+            assert tuned.accepts(kernels[name], int(shape.partition("x")[2]), entry["options"])
+            assert tuned.KEY.fullmatch(key)
