@@ -24,10 +24,11 @@ from qspec.errors import InputError, MachineError
 from qspec.kernels import generate
 from qspec.language import load_recipe
 from qspec.language.spec import Calibration, Evaluation, Rollouts, Spec
-from qspec.lock import TOKENIZER_FILES, Lock, checkpoint_hashes, lock_path
+from qspec.lock import Lock, checkpoint_hashes, lock_path
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
+from qspec.models.tokenizer import tokenizer_contents
 from qspec.origin import Origin, find_checkpoint
 from qspec.plan import Plan, make_plan
 from qspec.precision import exact_products
@@ -38,7 +39,7 @@ from qspec.report.make import make_report
 from qspec.runtime import default_dtype, find_device, load_tokenizer
 from qspec.version import __version__
 
-COPIED = ("generation_config.json", *TOKENIZER_FILES, "vocab.json", "merges.txt", "added_tokens.json")
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,10 @@ def _write_beside(workspace: Workspace, inputs: Inputs) -> None:
         "quantization_config": {"quant_method": "qspec", "manifest": "qspec.json"},
     }
     workspace.write("config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for name in COPIED:
-        if (checkpoint.folder / name).is_file():
-            workspace.write(name, (checkpoint.folder / name).read_bytes())
+    for name, content in tokenizer_contents(checkpoint.folder).items():
+        workspace.write(name, content)
+    if (checkpoint.folder / GENERATION).is_file():
+        workspace.write(GENERATION, (checkpoint.folder / GENERATION).read_bytes())
     workspace.write("recipe.qs", inputs.spec.text)
     workspace.write("recipe.lock", inputs.lock.text())
     workspace.write("README.md", model_card(inputs.spec, inputs.plan, inputs.origin, __version__))

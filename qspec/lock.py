@@ -14,11 +14,11 @@ import torch
 
 from qspec.errors import InputError
 from qspec.files import sha256
+from qspec.models.tokenizer import tokenizer_files
 from qspec.version import __version__
 
 FORMAT = 1
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def machine_kind(device: torch.device, threads: int | None = None) -> str:
 
 def checkpoint_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file that a compile reads from a checkpoint folder."""
-    names = [p.name for p in folder.iterdir() if p.is_file() and p.suffix in (".safetensors", ".json")]
-    return {name: sha256(folder / name) for name in sorted(names)}
+    names = {p.name for p in folder.iterdir() if p.is_file() and p.suffix in (".safetensors", ".json")}
+    return {name: sha256(folder / name) for name in sorted({*names, *tokenizer_files(folder)})}
 
 
 def lock_path(recipe: Path) -> Path:

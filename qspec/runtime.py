@@ -19,6 +19,7 @@ from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.tokenizer import FILE, readable
 
 # Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
 UNLIMITED = 1 << 60
@@ -197,14 +198,13 @@ def _kept_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside a checkpoint, from tokenizer.json; no remote code."""
+    """The tokenizer beside a checkpoint: its tokenizer.json, or the one that its older files make; no remote code."""
     from transformers import PreTrainedTokenizerFast
 
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError("tokenizer.json is missing", where=str(folder), hint="copy it from the original model")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise InputError(f"the tokenizer cannot be read: {error}", where=str(folder / "tokenizer.json")) from error
+    with readable(folder) as source:
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(source), local_files_only=True)
+        except (ValueError, OSError, TypeError, KeyError) as error:
+            raise InputError(f"the tokenizer cannot be read: {error}", where=str(folder / FILE)) from error
     tokenizer.model_max_length = UNLIMITED
     return tokenizer

@@ -6,18 +6,23 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import qspec
+from qspec import cli
+from qspec.models.decoder import Decoder
+from qspec.models.dream import DREAM
 from qspec.models.shards import INDEX, SINGLE, tensor_table
 from tests.end_to_end.conftest import Mini
+from tests.models.hub import hub_folder
 
 SHORT = """\
 qspec 1
 
 recipe short {{
-  family llada
+  family llada, dream
   model  "{model}"
 }}
 
@@ -38,10 +43,10 @@ apply rtn() on blocks[*].*
 """
 
 
-def short(mini: Mini, folder: Path, model: Path | None = None) -> Path:
+def short(mini: Mini, folder: Path, model: Path) -> Path:
     """A recipe that compiles in a second: 8-bit weights, rounded to nearest."""
     recipe = folder / "short.qs"
-    recipe.write_text(SHORT.format(model=model or mini.model, text=mini.recipe.with_name("text.txt")))
+    recipe.write_text(SHORT.format(model=model, text=mini.recipe.with_name("text.txt")))
     return recipe
 
 
@@ -68,3 +73,38 @@ def test_a_tied_model_with_its_head_stored_twice_compiles(mini: Mini, tmp_path: 
     ids = torch.arange(20)[None]
     found, wanted = (qspec.load(path, device="cpu")[0](ids).logits for path in (made.path, model))
     assert float((found - wanted).norm() / wanted.norm()) < 0.02  # int8
+
+
+def test_a_folder_as_dream_is_published_goes_through_the_commands(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """vocab.json, merges.txt and added tokens alone; the artifact has a tokenizer.json, and no code is asked for."""
+    model = hub_folder(tmp_path / "hub")
+    config = json.loads((model / "config.json").read_text()) | {"hidden_size": 64, "intermediate_size": 96}
+    config |= {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    torch.manual_seed(0)
+    save_file(Decoder(DREAM, DREAM.shape(config)).state_dict(), model / SINGLE)
+    recipe, out, text = short(mini, tmp_path, model), tmp_path / "out", mini.recipe.with_name("text.txt")
+
+    def run(*arguments: object) -> str:
+        code = cli.main([*map(str, arguments), "--device", "cpu"])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    run("lock", recipe)
+    run("compile", recipe, "--out", out, "--no-eval", "--locked")
+    generated = [run("generate", path, "--prompt", "Tom has 3", "--length", 4) for path in (model, out)]
+    assert all(generated)
+    for path in (model, out):
+        run("inspect", path, "--text", text, "--samples", 1, "--length", 16, "--ratios", 0, "--out", tmp_path / "seen")
+    tokenizer = qspec.load(out, device="cpu")[1]
+    assert tokenizer.encode("<|mask|>") == [2]
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    assert {"tokenizer.json", "chat_template.jinja"} < json.loads((out / "qspec.json").read_text())["files"].keys()
+
+    (model / "merges.txt").write_text((model / "merges.txt").read_text() + "\n")  # the same merges in another file
+    code = cli.main(["compile", str(recipe), "--out", str(out), "--no-eval", "--locked", "--device", "cpu"])
+    assert (code, "model.files.merges.txt is" in capsys.readouterr().err) == (3, True)
