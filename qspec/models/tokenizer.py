@@ -1,4 +1,4 @@
-"""The tokenizer's files: which they are, and how tokenizer.json is made where a checkpoint has the older ones. No torch.
+"""The tokenizer's files: which they are, and how tokenizer.json is made where there are older ones. No torch.
 
 A published folder has tokenizer.json, or (Dream) the vocabulary and merges of a byte-level BPE, a tokenizer_config.json
 that names a class in the checkpoint's own code, which is never run, and its added tokens with their ids.

@@ -1,7 +1,7 @@
 """The tokenizer of a folder that has vocab.json, merges.txt and added tokens, against the published slow class.
 
-`slow_ids` is that class's algorithm (Qwen2's, which Dream's own repeats), written here from its description: NFC, cut at
-added tokens, cut into words by the pattern, bytes as printable characters, merged by rank.
+`slow_ids` is that class's algorithm (Qwen2's, which Dream's own repeats), written here from its description: NFC, cut
+at added tokens, cut into words by the pattern, bytes as printable characters, merged by rank.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def slow_ids(folder: Path, text: str) -> list[int]:
             continue
         for word in regex.findall(WORDS, part):
             pieces = [letters[byte] for byte in word.encode()]
-            while ranked := [(ranks[p], i) for i, p in enumerate(zip(pieces, pieces[1:], strict=False)) if p in ranks]:
+            while ranked := [(ranks[p], i) for i, p in enumerate(pairwise(pieces)) if p in ranks]:
                 _, place = min(ranked)
                 pieces[place : place + 2] = ["".join(pieces[place : place + 2])]
             ids += [vocab[piece] for piece in pieces]
@@ -90,7 +91,7 @@ def test_a_merge_order_worked_out_by_hand(tmp_path: Path) -> None:
 
 
 def test_added_tokens_keep_the_ids_of_their_files_with_holes_between(hub: Path) -> None:
-    """Dream's vocabulary ends at 151642, its mask is 151666; a class that counts on from the end would say otherwise."""
+    """Dream's vocabulary ends at 151642, its mask is 151666: counting on from the end would be wrong."""
     config = json.loads((hub / "tokenizer_config.json").read_text())
     tokens = {605: "<|im_start|>", 611: "<tool>", 633: "<|mask|>"}
     options = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
