@@ -202,7 +202,7 @@ class Block:
             product = weighted_product(x, x, weight)
             total = product if total is None else total.add_(product)
         assert total is not None
-        return total.mul_(2.0 / max(float(count), 1e-30))
+        return total.mul_(2.0 / float(count)) if count else total
 
     def sample(self, site: str, tokens: int) -> list[Sample]:
         """What a site sees in whole batches that are spread evenly over those with a token of weight above 0.

@@ -32,8 +32,13 @@ class Gptq(Pass):
     """W --> codes(W) with least ||(W - W^) X||^2, column by column (arXiv 2210.17323, algorithm 1).
 
     H = 2 X^T diag(c) X / sum(c) over the calibration inputs X [n, in] with the tokens' weights c, damped by
-    damp * mean(diag H); U = upper Cholesky factor of H^-1. For each column j: q = round(w_j), e = (w_j - q) / U_jj,
-    W[:, j:] -= e U[j, j:]. Inputs are those that the block sees with its earlier linears already quantized.
+    damp * mean(diag H) over the channels that are ever active; U = upper Cholesky factor of H^-1. For each column j:
+    q = round(w_j), e = (w_j - q) / U_jj, W[:, j:] -= e U[j, j:]. Inputs are those that the block sees with its earlier
+    linears already quantized.
+
+    Where we differ: the paper's code puts 1 for the zero on the diagonal of a channel that is never active before it
+    takes the mean, so that its damping depends on the unit of X, and sets the channel's weights to zero. Here such a
+    channel counts in no mean, and its weights are rounded alone: other text may use it.
 
     Scales are fixed from the whole W before the first column (static groups), with the scheme's clip or a searched one,
     so activation order costs nothing at run time.
@@ -67,13 +72,15 @@ def prepare(hessian: Tensor, by: str, damp: float, where: str) -> tuple[Tensor, 
     """
     h = hessian.double()
     diagonal = h.diagonal()
-    diagonal[diagonal == 0] = 1.0  # a channel that is never active: its weights are rounded alone
+    live = diagonal != 0
+    mean = diagonal[live].mean() if bool(live.any()) else 1.0
+    diagonal[~live] = mean  # its row and column are zeros, so that any size leaves its weights to be rounded alone
     order = (
         diagonal.argsort(descending=True, stable=True)
         if by == "activation"
         else torch.arange(h.shape[0], device=h.device)
     )
-    diagonal.add_(damp * diagonal.mean())
+    diagonal.add_(damp * mean)
     backwards = order.flip(0)
     lower, failed = torch.linalg.cholesky_ex(h[backwards[:, None], backwards])
     del h, diagonal
