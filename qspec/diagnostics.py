@@ -11,6 +11,7 @@ import json
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -299,7 +300,11 @@ def _fixed_lines(d: Diagnostic, sources: Mapping[str, Source]) -> list[str]:
     source = sources.get(d.span.path)
     if not d.edits or source is None:
         return []
-    before, after = source.text.split("\n"), apply_edits(source.text, d.edits).split("\n")
+    first = source.line_start(source.position(min(edit.span.start for edit in d.edits)).line)
+    last = source.position(max(edit.span.end for edit in d.edits)).line
+    touched = source.text[first : source.line_start(last + 1)]
+    moved = [replace(e, span=Span(e.span.start - first, e.span.end - first, e.span.path)) for e in d.edits]
+    before, after = touched.split("\n"), apply_edits(touched, moved).split("\n")
     while before and after and before[0] == after[0]:
         del before[0], after[0]
     while before and after and before[-1] == after[-1]:

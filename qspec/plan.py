@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from qspec.catalog import GATE, INTEGER, GemmKernel, LayerKernels, RowKernel, kernels_for
@@ -11,7 +13,7 @@ from qspec.diagnostics import Diagnostic
 from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.language.layers import verify
-from qspec.language.layout import RuleCount
+from qspec.language.layout import RuleCount, matches
 from qspec.language.spec import REGIMES, PassUse, Rollouts, Rule, Spec
 from qspec.models.family import DecoderShape, Family, ModuleEntry
 
@@ -95,6 +97,11 @@ class Plan:
                     if kernel is not None:
                         found[kernel.name] = kernel
         return tuple(found[name] for name in sorted(found))
+
+    def pass_counts(self) -> tuple[int, ...]:
+        """How many modules each pass touches."""
+        counts = Counter(use for m in self.modules for use in dict.fromkeys(m.passes))
+        return tuple(counts[use] for use in self.spec.passes)
 
     def rules_for(self, module: ModulePlan) -> tuple[Rule, ...]:
         """Every rule that matches a module, in the recipe's order; the last one decides."""
@@ -219,7 +226,8 @@ class Plan:
             "compile": {"memory_bytes": self.compile_memory(), "operations": self.compile_operations()},
             "rules": [{"text": r.rule.text, "matched": r.matched, "decides": r.decides} for r in self.rules],
             "passes": [
-                {"text": use.text, "modules": sum(use in m.passes for m in self.modules)} for use in self.spec.passes
+                {"text": use.text, "modules": count}
+                for use, count in zip(self.spec.passes, self.pass_counts(), strict=True)
             ],
             "merged": [
                 [str(m.entry.role) for m in group] for i in range(self.shape.layers) for group in self.merged(i)
@@ -336,14 +344,22 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
     layout = verify(spec, family.modules(shape), shape.layers)
     for use in spec.passes:
         use.params.check(shape)
-    modules = gated(
-        plan_module(spec, entry, rule, shape.layers) for entry, rule in zip(layout.modules, layout.decided, strict=True)
-    )
+    uses: list[list[PassUse]] = [[] for _ in layout.modules]
+    places = matches([use.selector for use in spec.passes], layout.modules, shape.layers)
+    for use, touched in zip(spec.passes, places, strict=True):
+        for m in touched:
+            uses[m].append(use)
+    modules = gated(map(partial(_planned, spec), layout.modules, layout.decided, uses))
     return Plan(spec, family.name, shape, modules, layout.counts, layout.warnings)
 
 
 def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
     """The fate of one module under the rule that decides it. Raises InputError where no kernel computes it."""
+    return _planned(spec, entry, rule, [use for use in spec.passes if use.selector.matches(entry, layers)])
+
+
+def _planned(spec: Spec, entry: ModuleEntry, rule: Rule | None, uses: Sequence[PassUse]) -> ModulePlan:
+    """The same, with the passes whose selectors select it."""
     scheme = rule.scheme if rule else None
     if scheme is None:
         return ModulePlan(entry, rule, None, tuple(use for use in spec.passes if use.params.whole_model), None)
@@ -353,8 +369,7 @@ def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) 
             where=rule.text if rule else spec.source,
             hint=f"add `layers {entry.role} keep`",
         )
-    uses = tuple(use for use in spec.passes if use.selector.matches(entry, layers))
     online = [found for use in uses if (found := use.params.rotations(entry, scheme))]
     kernels = kernels_for(scheme, online[-1] if online else (), entry.source)
     kernels.check(entry.in_features, str(entry.role))
-    return ModulePlan(entry, rule, scheme, uses, kernels)
+    return ModulePlan(entry, rule, scheme, tuple(uses), kernels)

@@ -11,6 +11,7 @@ from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields
 from typing import Any, NoReturn, TypeVar, dataclass_transform
 
 _T = TypeVar("_T")
+LARGEST_SEED = (1 << 32) - 1  # torch's generator takes more and counts it modulo 2^32: two seeds, one result
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))

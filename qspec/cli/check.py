@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    found: list[Diagnostic] = []
+    found: dict[Diagnostic, None] = {}  # each once: recipes share bases
     sources: dict[str, Source] = {}
     unreadable = 0
     for path in args.files:
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"qspec: {error}", file=sys.stderr)
             unreadable += 1
             continue
-        found += [problem for problem in problems if problem not in found]
+        found |= dict.fromkeys(problems)
         sources |= texts
-    _print(found, sources, args.format, len(args.files) - unreadable)
+    _print(list(found), sources, args.format, len(args.files) - unreadable)
     return InputError.exit_code if unreadable else int(bool(errors(found)))
 
 

@@ -51,7 +51,8 @@ def render(plan: Plan, notice: str | None) -> str:
     lines.append(f"{'rules, later ones win':<{width}}  matched  decides")
     lines += [f"  {r.rule.text:<{width}}{r.matched:>7}{r.decides:>9}" for r in plan.rules]
     lines += ["", f"{'passes, in order':<{width}}  modules"]
-    lines += [f"  {u.text:<{width}}{sum(u in m.passes for m in plan.modules):>7}" for u in plan.spec.passes]
+    counts = zip(plan.spec.passes, plan.pass_counts(), strict=True)
+    lines += [f"  {use.text:<{width}}{count:>7}" for use, count in counts]
     lines += ["", "layers"]
     lines += _layers(plan)
     if merged := _merged(plan):

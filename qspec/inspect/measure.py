@@ -39,6 +39,7 @@ from qspec.language.spec import TEXTS, FileText, NamedText
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.locate import checkpoint_locate
+from qspec.models.samplers.common import check_seed
 from qspec.progress import Progress, Quiet
 from qspec.report import environment
 from qspec.runtime import default_dtype, find_device, load_artifact, load_tokenizer
@@ -69,6 +70,7 @@ def inspect(
     draws serve all, so that what is masked at one is masked at every larger one. Errors: InputError for a checkpoint
     or text that is missing or cannot be read, MachineError where memory runs out, NumericsError for NaN or Inf.
     """
+    check_seed(seed)
     progress, target = progress or Quiet(), find_device(device)
     folder = _located(checkpoint)
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qspec.diagnostics import Diagnostic, Note, RecipeError, Source, Span, errors, in_order, listed
 from qspec.formats import Scheme
-from qspec.language.layout import Layout, lay_out
+from qspec.language.layout import Layout, lay_out, matches
 from qspec.language.order import PassCheck
 from qspec.language.parser import read
 from qspec.language.selectors import Selector, name_matches, term_matches
@@ -51,7 +51,7 @@ def problems(
     spec: Spec, modules: Sequence[ModuleEntry], layers: int, sources: Mapping[str, Source]
 ) -> tuple[Diagnostic, ...]:
     """Everything that is wrong or odd about the recipe for these modules."""
-    found = [d for selector in _selectors(spec) for d in selector_problems(selector, modules, layers)]
+    found = selector_problems(_selectors(spec), modules, layers)
     layout = lay_out(spec.rules, modules, layers)
     found += _rule_problems(spec.rules, layout, layers) + _offer_problems(spec, layout, layers)
     if not errors(found):
@@ -80,20 +80,26 @@ def _family_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) 
     """Tried with the smallest number of blocks that the indices admit, and with more."""
     least = _least_layers(spec)
     counts = [least, least + 1, 2 * least, 2 * least + 3] if _index_parts(spec) else [2]
+    needs_names = _NeedsNames(spec)
     sure: dict[tuple[str, Span], Diagnostic] | None = None
     for layers in counts:
         modules = _representatives(spec, family, layers)
-        found = {(d.code, d.span): d for d in problems(spec, modules, layers, sources) if not _needs_names(d, spec)}
+        found = {(d.code, d.span): d for d in problems(spec, modules, layers, sources) if not needs_names(d)}
         sure = found if sure is None else {key: d for key, d in sure.items() if key in found}
         if not sure:
             return ()
     return tuple((sure or {}).values())
 
 
-def _needs_names(problem: Diagnostic, spec: Spec) -> bool:
-    """Whether the finding hangs on `module("...")`, for which blocks differ in more than their index."""
-    raw = [term.span for s in _selectors(spec) for term in s.terms if isinstance(term, ModuleTerm)]
-    return problem.span in raw or (bool(raw) and problem.code in ("QS034", "QS050", "QS051", "QS052", "QS053"))
+class _NeedsNames:
+    """Whether a finding hangs on `module("...")`, for which blocks differ in more than their index."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.raw = {term.span for s in _selectors(spec) for term in s.terms if isinstance(term, ModuleTerm)}
+
+    def __call__(self, problem: Diagnostic) -> bool:
+        hangs = ("QS034", "QS050", "QS051", "QS052", "QS053")
+        return problem.span in self.raw or (bool(self.raw) and problem.code in hangs)
 
 
 def _index_parts(spec: Spec) -> list[tuple[int, int]]:
@@ -119,11 +125,11 @@ def _representatives(spec: Spec, family: Family, layers: int) -> list[ModuleEntr
 
 def _rule_problems(rules: Sequence[Rule], layout: Layout, layers: int) -> list[Diagnostic]:
     found = []
-    tied = [rule for entry in layout.modules if entry.tied for rule in _by_name(rules, entry, layers)]
+    tied = {id(rule) for entry in layout.modules if entry.tied for rule in _by_name(rules, entry, layers)}
+    winners = list(dict.fromkeys(rule for rule in layout.decided if rule is not None))[:2]
     for count in layout.counts:
-        if count.matched and not count.decides and not any(count.rule is rule for rule in tied):
-            later = _shadowing(count.rule, layout)
-            notes = tuple(Note(rule.span, "this one wins") for rule in later[:2])
+        if count.matched and not count.decides and id(count.rule) not in tied:
+            notes = tuple(Note(rule.span, "this one wins") for rule in winners)
             message = "later rules decide every module that this rule selects"
             hint = "remove this rule, or move it below the others"
             found.append(Diagnostic("QS034", message, count.rule.span, hint, "warning", notes=notes))
@@ -141,9 +147,12 @@ def _offer_problems(spec: Spec, layout: Layout, layers: int) -> list[Diagnostic]
         return []
     found = []
     shared: dict[str, list[tuple[ModuleEntry, Offer | None, tuple[Scheme | None, ...]]]] = {}
-    for entry, rule in zip(layout.modules, layout.decided, strict=True):
-        offers = [offer for offer in spec.search.offers if offer.selector.matches(entry, layers)]
-        offer = offers[-1] if offers else None
+    offered: dict[int, Offer] = {}  # module -> the last offer that selects it
+    places = matches([offer.selector for offer in spec.search.offers], layout.modules, layers)
+    for one, modules in zip(spec.search.offers, places, strict=True):
+        offered |= dict.fromkeys(modules, one)
+    for m, (entry, rule) in enumerate(zip(layout.modules, layout.decided, strict=True)):
+        offer = offered.get(m)
         if entry.role.block is not None:
             choices = offer.choices if offer else (rule.scheme if rule else None,)
             shared.setdefault(entry.site, []).append((entry, offer, choices))
@@ -174,7 +183,3 @@ def _term_span(rule: Rule | Offer, entry: ModuleEntry) -> Span:
     """The term of the rule that selects a module outside of the blocks."""
     spans = [term.span for term in rule.selector.terms if term_matches(term, entry, 1)]
     return spans[0] if spans else rule.span
-
-
-def _shadowing(rule: Rule, layout: Layout) -> list[Rule]:
-    return list(dict.fromkeys(r for r in layout.decided if r is not None and r is not rule))

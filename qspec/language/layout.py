@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,18 +35,23 @@ class Layout:
     warnings: tuple[Diagnostic, ...] = ()
 
 
-def matches(selectors: Sequence[Selector], modules: Sequence[ModuleEntry], layers: int) -> list[tuple[bool, ...]]:
-    """For each module, which of the selectors select it."""
-    columns = {s: [s.matches(entry, layers) for entry in modules] for s in dict.fromkeys(selectors)}
-    return list(zip(*(columns[s] for s in selectors), strict=True)) if selectors else [()] * len(modules)
+def matches(selectors: Sequence[Selector], modules: Sequence[ModuleEntry], layers: int) -> list[tuple[int, ...]]:
+    """For each selector, the places of the modules that it selects; selectors that read alike are asked once."""
+    found = {
+        selector: tuple(m for m, entry in enumerate(modules) if selector.matches(entry, layers))
+        for selector in dict.fromkeys(selectors)
+    }
+    return [found[selector] for selector in selectors]
 
 
 def lay_out(rules: Sequence[Rule], modules: Sequence[ModuleEntry], layers: int) -> Layout:
     """Later rules win."""
-    rows = matches([rule.selector for rule in rules], modules, layers)
-    winners = [max((i for i, hit in enumerate(row) if hit), default=-1) for row in rows]
-    counts = tuple(
-        RuleCount(rule, sum(row[i] for row in rows), sum(w == i for w in winners)) for i, rule in enumerate(rules)
-    )
+    matched = matches([rule.selector for rule in rules], modules, layers)
+    winners = [-1] * len(modules)
+    for i, places in enumerate(matched):
+        for m in places:
+            winners[m] = i
+    decides = Counter(winners)
+    counts = tuple(RuleCount(rule, len(matched[i]), decides[i]) for i, rule in enumerate(rules))
     decided = tuple(rules[w] if w >= 0 else None for w in winners)
     return Layout(tuple(modules), decided, counts)

@@ -4,12 +4,18 @@ module."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from qspec.catalog import NoKernel, kernels_for
 from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span
+from qspec.formats import Scheme
 from qspec.language.layout import Layout, matches
 from qspec.language.spec import INITIAL_FACTS, Fact, PassUse, Rule, Spec
 
+if TYPE_CHECKING:
+    from qspec.models.family import ModuleEntry
+
+MAX_CLASHES = 20  # reported at once: for each, the order without it is worked out
 WHOLE = "blocks[*].*"  # selects every linear of the blocks
 
 _WHY = {
@@ -28,11 +34,19 @@ class PassCheck:
         self.spec = spec
         self.layout = layout
         self.schemes = [rule.scheme if rule else None for rule in layout.decided]
-        self.touched = matches([use.selector for use in spec.passes], layout.modules, layers)
+        self.reach = matches([use.selector for use in spec.passes], layout.modules, layers)  # pass -> modules
+        uses: list[list[int]] = [[] for _ in layout.modules]
+        for i, places in enumerate(self.reach):
+            for m in places:
+                uses[m].append(i)
+        self.uses = [tuple(passes) for passes in uses]  # module -> passes
+        # what happens to a module, kept or not: most have it in common with others
+        self.histories = dict.fromkeys(zip(self.uses, (scheme is None for scheme in self.schemes), strict=True))
 
     def run(self) -> list[Diagnostic]:
         order = self._order(range(len(self.spec.passes)))
-        found = [self._out_of_order(*clash) for clash in order.values()] + self._partial()
+        clashes = list(order.values())[:MAX_CLASHES]
+        found = [self._out_of_order(*clash) for clash in clashes] + self._partial()
         if not found:
             found += self._unquantized()
         return found + self._idle() + self._kernels()
@@ -40,11 +54,12 @@ class PassCheck:
     def _order(self, sequence: Sequence[int]) -> dict[int, tuple[int, Fact, int | None]]:
         """The first clash of each pass: (pass, missing fact, the pass that cleared it)."""
         clashes: dict[int, tuple[int, Fact, int | None]] = {}
-        for m, scheme in enumerate(self.schemes):
+        place = {i: at for at, i in enumerate(sequence)}
+        for passes, kept in self.histories:
             facts, cleared = set(INITIAL_FACTS), dict[Fact, int]()
-            for i in sequence:
+            for i in sorted(passes, key=place.__getitem__):
                 use = self.spec.passes[i].params
-                if not self.touched[m][i] or (use.quantizes and scheme is None):
+                if use.quantizes and kept:
                     continue
                 missing = sorted(use.requires - facts, key=lambda fact: cleared.get(fact, -1))
                 if missing:
@@ -94,9 +109,7 @@ class PassCheck:
         """Rules whose modules have a scheme that no pass carries out."""
         lost: dict[Rule, list[str]] = {}
         for m, rule in enumerate(self.layout.decided):
-            quantized = any(
-                hit and use.params.quantizes for hit, use in zip(self.touched[m], self.spec.passes, strict=True)
-            )
+            quantized = any(self.spec.passes[i].params.quantizes for i in self.uses[m])
             if rule is not None and rule.scheme is not None and not quantized:
                 lost.setdefault(rule, []).append(str(self.layout.modules[m].role))
         return [self._add_quantizer(rule, roles) for rule, roles in lost.items()]
@@ -116,21 +129,26 @@ class PassCheck:
         """Passes over the whole model whose selector leaves out linears of the blocks."""
         found = []
         for i, use in enumerate(self.spec.passes):
-            inside = [m for m, entry in enumerate(self.layout.modules) if entry.role.block is not None]
-            left = [str(self.layout.modules[m].role) for m in inside if not self.touched[m][i]]
-            if use.params.whole_model and left:
-                message = f"`{use.name}` rewrites all blocks together, and its selector leaves out `{left[0]}`"
+            left = self._left_out(i) if use.params.whole_model else None
+            if left is not None:
+                message = f"`{use.name}` rewrites all blocks together, and its selector leaves out `{left.role}`"
                 terms = use.selector.terms
                 span = terms[0].span.cover(terms[-1].span)
                 hint = f"write `{WHOLE}`, or parameters with which it takes blocks one by one"
                 found.append(Diagnostic("QS053", message, span, hint, edits=(Edit(span, WHOLE),)))
         return found
 
+    def _left_out(self, index: int) -> ModuleEntry | None:
+        """The first linear of a block that the pass does not touch."""
+        touched = set(self.reach[index])
+        inside = (m for m, entry in enumerate(self.layout.modules) if entry.role.block is not None)
+        return next((self.layout.modules[m] for m in inside if m not in touched), None)
+
     def _idle(self) -> list[Diagnostic]:
         """Passes of which every module is kept."""
         found = []
         for i, use in enumerate(self.spec.passes):
-            if not any(row[i] and self.schemes[m] is not None for m, row in enumerate(self.touched)):
+            if all(self.schemes[m] is None for m in self.reach[i]):
                 message = f"`{use.name}` has nothing to do: every layer that it selects is kept"
                 hint = "remove it, or give those layers a scheme with a `layers` rule"
                 found.append(Diagnostic("QS052", message, use.span, hint, "warning"))
@@ -139,16 +157,19 @@ class PassCheck:
     def _kernels(self) -> list[Diagnostic]:
         """Transforms for which a scheme has no kernel."""
         found: dict[tuple[int, str, str], Diagnostic] = {}
-        for m, scheme in enumerate(self.schemes):
-            for i, use in enumerate(self.spec.passes):
-                if scheme is not None and self.touched[m][i]:
-                    entry = self.layout.modules[m]
-                    try:
-                        kernels_for(scheme, use.params.rotations(entry, scheme))
-                    except NoKernel as missing:
-                        place = f" on `{missing.where}`" if missing.where else ""
-                        message = f"`{use.name}` cannot run with scheme `{scheme.name}`{place}: {missing.what}"
-                        hint = "change the parameters of the pass, or the scheme"
-                        key = (i, scheme.name, missing.what)
-                        found.setdefault(key, Diagnostic("QS043", message, use.span, hint))
+        for i, use in enumerate(self.spec.passes):
+            alike: dict[tuple[str, int, int, Scheme], ModuleEntry] = {}  # linears of one kind, size and scheme
+            for m in self.reach[i]:
+                entry, scheme = self.layout.modules[m], self.schemes[m]
+                if scheme is not None:
+                    alike.setdefault((entry.role.part, entry.in_features, entry.out_features, scheme), entry)
+            for (*_, scheme), entry in alike.items():
+                try:
+                    kernels_for(scheme, use.params.rotations(entry, scheme))
+                except NoKernel as missing:
+                    place = f" on `{missing.where}`" if missing.where else ""
+                    message = f"`{use.name}` cannot run with scheme `{scheme.name}`{place}: {missing.what}"
+                    hint = "change the parameters of the pass, or the scheme"
+                    key = (i, scheme.name, missing.what)
+                    found.setdefault(key, Diagnostic("QS043", message, use.span, hint))
         return list(found.values())

@@ -11,9 +11,7 @@ from qspec.language.syntax import Indices, ModuleTerm, RoleTerm, Segment, Select
 from qspec.values import value
 
 if TYPE_CHECKING:
-    from qspec.models.family import ModuleEntry, Role
-
-Path = tuple[tuple[str, int | None], ...]  # (("blocks", 3), ("mlp", None), ("down", None))
+    from qspec.models.family import ModuleEntry, Path
 
 
 @value
@@ -53,12 +51,6 @@ class Selector:
         return any(isinstance(term, ModuleTerm) for term in self.terms)
 
 
-def role_path(role: Role) -> Path:
-    """`blocks[3].mlp.experts[5].down` as steps with their indices."""
-    steps = tuple((name, role.expert if name == "experts" else None) for name in role.part.split("."))
-    return steps if role.block is None else (("blocks", role.block), *steps)
-
-
 def term_matches(term: Term, entry: ModuleEntry, layers: int) -> bool:
     """Whether one term selects the module, by any of its names; a `*` at the end takes everything below."""
     return any(name_matches(term, name, layers) for name in entry.names)
@@ -67,8 +59,8 @@ def term_matches(term: Term, entry: ModuleEntry, layers: int) -> bool:
 def name_matches(term: Term, name: ModuleEntry, layers: int) -> bool:
     """Whether the term selects the module by this one of its names."""
     if isinstance(term, ModuleTerm):
-        return compiled(term.pattern.value).fullmatch(name.module) is not None
-    return path_matches(term, role_path(name.role), layers)
+        return compiled(term.pattern.value).fullmatch(name.module)
+    return path_matches(term, name.role.path, layers)
 
 
 def path_matches(term: RoleTerm, path: Path, layers: int) -> bool:
@@ -83,7 +75,7 @@ def step_matches(step: Segment, name: str, index: int | None, layers: int) -> bo
     """Whether one step fits: `*` any, `{a,b}` either, `blocks[...]` by index."""
     if not step.names:
         return True
-    if all(word.name != name for word in step.names):
+    if name not in step.words:
         return False
     if index is None or not step.indices:
         return index is None and not step.indices

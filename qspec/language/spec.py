@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le
 from qspec.diagnostics import Span
 from qspec.formats import Scheme
 from qspec.language.selectors import Selector
-from qspec.values import value
+from qspec.values import LARGEST_SEED, value
 
 if TYPE_CHECKING:
     from qspec.models.family import DecoderShape, ModuleEntry
@@ -182,7 +182,7 @@ class Calibration:
     mask: MaskDistribution | None = MaskDistribution()
     draws: Annotated[int, Ge(1), Le(1024)] = 1
     weigh: Weighting = Weighting()
-    seed: Annotated[int, Ge(0), Le((1 << 63) - 1)] = 0
+    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)] = 0
 
     @property
     def source(self) -> TextSource:
@@ -208,6 +208,9 @@ class Rule:
     text: str  # the statement in canonical form
     span: Span = field(compare=False)
 
+    def __hash__(self) -> int:
+        return hash(self.text)  # says it all, and is hashed once
+
 
 @value
 class PassUse:
@@ -218,6 +221,9 @@ class PassUse:
     selector: Selector
     text: str
     span: Span = field(compare=False)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
 
 
 @value
@@ -279,7 +285,7 @@ class Search:
     fused: bool = True
     refine: Annotated[int, Ge(0), Le(65536)] = 32
     gap: Annotated[float, Ge(0), Le(1)] = 0.0
-    seed: Annotated[int, Ge(0), Le((1 << 63) - 1)] = 0
+    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)] = 0
 
 
 @value

@@ -7,6 +7,7 @@ formatting changed nothing but looks. A `File` does compare its comments' texts:
 from __future__ import annotations
 
 from dataclasses import field
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 from qspec.diagnostics import Span
@@ -80,6 +81,11 @@ class Segment(Node):
     names: tuple[Word, ...]
     indices: tuple[Indices, ...] = ()
     braces: bool = False
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The names without their places."""
+        return frozenset(word.name for word in self.names)
 
     def __str__(self) -> str:
         if not self.names:

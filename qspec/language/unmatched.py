@@ -6,21 +6,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qspec.diagnostics import Diagnostic, Edit, closest, quote
-from qspec.language.selectors import Selector, index_range, role_path, term_matches
+from qspec.language.selectors import Selector, index_range, term_matches
 from qspec.language.syntax import ModuleTerm, RoleTerm, Segment, Term, Word
 
 if TYPE_CHECKING:
     from qspec.models.family import ModuleEntry
 
 
-def selector_problems(selector: Selector, modules: Sequence[ModuleEntry], layers: int) -> list[Diagnostic]:
+def selector_problems(selectors: Sequence[Selector], modules: Sequence[ModuleEntry], layers: int) -> list[Diagnostic]:
     """One diagnostic for each term that selects nothing or names a block that is not there."""
     found = []
-    for term in selector.terms:
+    idle: dict[str, bool] = {}  # by how a term reads: many rules repeat the same one
+    for term in (term for selector in selectors for term in selector.terms):
         bad_index = _index_problem(term, layers)
         if bad_index:
             found.append(bad_index)
-        elif not any(term_matches(term, entry, layers) for entry in modules):
+            continue
+        text = str(term)
+        if text not in idle:
+            idle[text] = not any(term_matches(term, entry, layers) for entry in modules)
+        if idle[text]:
             found.append(_matches_nothing(term, modules, layers))
     return found
 
@@ -74,7 +79,7 @@ def _known(modules: Sequence[ModuleEntry]) -> list[set[str]]:
     """The names that can stand at each step."""
     known: list[set[str]] = []
     for entry in modules:
-        for depth, (name, _) in enumerate(role_path(entry.role)):
+        for depth, (name, _) in enumerate(entry.role.path):
             if depth == len(known):
                 known.append(set())
             known[depth].add(name)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 from qspec.values import value
 
+Path = tuple[tuple[str, int | None], ...]  # (("blocks", 3), ("mlp", None), ("down", None))
 SamplerKind = Literal["llada", "dream"]  # which family's way of denoising; see qspec/models/samplers
 
 
@@ -25,6 +27,12 @@ class Role:
     part: str
     block: int | None = None
     expert: int | None = None
+
+    @cached_property
+    def path(self) -> Path:
+        """`blocks[3].mlp.experts[5].down` as steps with their indices."""
+        steps = tuple((name, self.expert if name == "experts" else None) for name in self.part.split("."))
+        return steps if self.block is None else (("blocks", self.block), *steps)
 
     def __str__(self) -> str:
         part = self.part if self.expert is None else self.part.replace("experts", f"experts[{self.expert}]")

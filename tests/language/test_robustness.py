@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 
 import pytest
 
 from qspec.diagnostics import RecipeError, Source, render_text, to_github, to_json
-from qspec.language import load_source
+from qspec.language import find_problems, load_source
 from qspec.language.formatter import format_source
 from qspec.language.grammar import lark_parser
 from qspec.language.parser import MAX_BYTES, decode, parse
@@ -140,6 +141,46 @@ def test_hostile_sizes_end_soon(text: str) -> None:
     start = time.perf_counter()
     assert codes(text)
     assert time.perf_counter() - start < 20
+
+
+def calls(text: str) -> int:
+    """Python functions that are called to find a recipe's problems: work, however busy the machine is."""
+    count = 0
+
+    def follow(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    source = Source("many.qs", text)
+    before = sys.getprofile()
+    sys.setprofile(follow)
+    try:
+        found, sources = find_problems(source, PASSES, {}, FAMILIES)
+        render_text(found, sources)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "apply smooth(alpha = 0.{i:05d}) on blocks[{b}].*",
+        "apply rtn() on blocks[*].*",  # clashes with those before it
+        'layers module("a{i}|m.q") use w8a8',
+        'layers module("a{i}"), module("b{i}.*") use w8a8',
+        "layers blocks[{b}].mlp.* use w8a8",  # later ones shadow it
+        "layers blocks[*].mlp.ub{i} use w8a8",  # there is no such role; with a fix
+    ],
+    ids=range(6),
+)
+def test_work_is_linear_in_the_number_of_statements(statement: str) -> None:
+    def text(n: int) -> str:
+        return recipe("\n".join(statement.format(i=i, b=i % 4) for i in range(n)))
+
+    calls(text(2))  # the grammar's tables are read once
+    once, four = calls(text(60)), calls(text(240))
+    assert four < 5 * once
 
 
 def test_too_many_bytes_are_not_parsed() -> None:

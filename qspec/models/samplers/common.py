@@ -11,8 +11,8 @@ from torch import Tensor
 from qspec.errors import NumericsError, UsageError
 from qspec.models.family import DecoderShape
 from qspec.models.shift import predictors
+from qspec.values import LARGEST_SEED
 
-LARGEST_SEED = (1 << 63) - 1
 HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
 
 
@@ -111,6 +111,6 @@ def check_finite(**values: float) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Errors: UsageError for a seed that torch's generator does not take."""
+    """Errors: UsageError for a seed that torch's generator does not tell from another."""
     if not 0 <= seed <= LARGEST_SEED:
         raise UsageError(f"seed is {seed}; it must lie in 0..{LARGEST_SEED}")
