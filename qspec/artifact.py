@@ -1,34 +1,30 @@
-"""The artifact: what a compiled model's folder holds, its manifest and hashes, and the workspace it grows in.
-
-A compile writes into `<out>.partial`, block by block, and renames that folder to `<out>` when everything is there.
-Killed at any moment, the next run with the same inputs goes on after the last whole block.
-"""
+"""The artifact: what a compiled model's folder holds, its manifest and hashes, and the proof that all of it is ours."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Final, Literal
+from pathlib import Path, PurePath
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
-from qspec.files import machine_errors, remove_unfinished, sha256, sync_folder, write_whole, write_whole_with
+from qspec.files import sha256, take_lock, unfinished, write_whole
 
 FORMAT: Final = 5  # 4: codes of 2 and 3 bits that meet 16-bit activations lie in another order; 5: bits of the model
 MANIFEST = "qspec.json"
 INDEX = "model.safetensors.index.json"
 REPORT_SEAL = "report/SHA256SUMS"
-HIDDEN = (".progress.json", ".lock")  # the workspace's own; a kill right after publishing may leave them behind
+Snapshot: TypeAlias = frozenset[tuple[str, int, int, int]]
+REPORT_LOCK = ".report.lock"
+REPORT_PARTIAL = ".report.partial"
+WORK = (".lock", ".names", ".progress.json", ".replaced", REPORT_LOCK, REPORT_PARTIAL)  # what a kill may leave behind
 
 
 class _Record(BaseModel):
@@ -134,7 +130,7 @@ class Manifest(_Record):
 
     def _own_digest(self) -> str:
         content = self.model_dump(mode="json", exclude={"digest"})
-        return _digest(json.dumps(content, sort_keys=True))
+        return content_digest(content)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -167,20 +163,111 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = Manifest.read(folder)
     _verify_files(folder, manifest.files)
-    report = folder / REPORT_SEAL
-    listed = {MANIFEST, *manifest.files}
-    if report.is_file():
-        sums = _read_sums(report)
-        _verify_files(folder, sums)
-        listed |= {REPORT_SEAL, *sums}
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    if strange := sorted(name for name in present - listed if not name.startswith(".")):
+    while True:
+        before = _identity(folder / REPORT_SEAL)
+        try:
+            listed = {MANIFEST, *manifest.files, *_verify_report(folder)}
+            present = {name for name in entries(folder) if not name.startswith(".") and not _bytecode(name)}
+            if strange := sorted(present - listed):
+                raise InputError(
+                    "a file does not belong to the artifact", where=str(folder / strange[0]), hint="move it away"
+                )
+            return manifest
+        except (InputError, FileNotFoundError):
+            if _identity(folder / REPORT_SEAL) == before:
+                raise  # else another process has just replaced the report
+
+
+def verify_report_data(folder: Path) -> Path:
+    """The report.json of an artifact. Raises InputError where it was changed, or a file is among the report's that
+    it does not know; what is rendered from report.json may be missing or changed."""
+    seal, data = folder / REPORT_SEAL, folder / "report" / "report.json"
+    if not seal.is_file() or not data.is_file():
         raise InputError(
-            "a file does not belong to the artifact",
-            where=str(folder / strange[0]),
-            hint="remove it, or compile the recipe again",
+            "the artifact has no report, or it lost its seal", where=str(seal), hint="measure it: qspec eval ARTIFACT"
         )
-    return manifest
+    sums = _read_sums(seal)
+    if strange := sorted(_report_entries(folder) - {REPORT_SEAL, *sums}):
+        raise InputError("a file does not belong to the report", where=str(folder / strange[0]), hint="move it away")
+    if sums.get("report/report.json") != sha256(data):
+        raise InputError(
+            "the report's data were changed after they were measured: their sha256 does not match",
+            where=str(data),
+            hint="restore the file, or measure again: qspec eval ARTIFACT",
+        )
+    return data
+
+
+def own_files(folder: Path) -> None:
+    """Proof that nothing is lost with a folder: it is empty, or an artifact, of any version, and nothing else.
+
+    Every file must be listed in the manifest or the report's seal, and be as it was written. Raises InputError that
+    names the first one of which that is not true. Files that are missing do not matter.
+    """
+    present = sorted(entries(folder))
+    if not present:
+        return
+    hashes = _sealed_files(folder / MANIFEST)
+    if hashes is None:
+        raise InputError(
+            "the output folder holds something that is not a qspec artifact",
+            where=str(folder / present[0]),
+            hint="choose another --out folder, or empty this one",
+        )
+    if (folder / REPORT_SEAL).is_file():
+        hashes = {**hashes, **_read_sums(folder / REPORT_SEAL)}
+    for name in present:
+        path = folder / name
+        ours = name in (MANIFEST, REPORT_SEAL) or PurePath(name).parts[0] in WORK or _bytecode(name)
+        if not ours and (name not in hashes or path.is_symlink()):
+            raise InputError(
+                "the output folder holds a file that qspec did not write",
+                where=str(path),
+                hint="move it away, or choose another --out folder",
+            )
+        if not ours and sha256(path) != hashes[name]:
+            raise InputError(
+                "the output folder holds a file that was changed after qspec wrote it",
+                where=str(path),
+                hint="keep what you need of it and remove it, or choose another --out folder",
+            )
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """Every file of an artifact but qspec's hidden ones: name, size, time, inode. Another one after any change."""
+    found = set()
+    for name in entries(folder):
+        if PurePath(name).parts[0] not in WORK:
+            status = (folder / name).lstat()
+            found.add((name, status.st_size, status.st_mtime_ns, status.st_ino))
+    return frozenset(found)
+
+
+def require_outside_artifacts(path: Path) -> None:
+    """Raises InputError where a path lies in an artifact, which an added file would make impossible to load."""
+    for parent in Path(os.path.realpath(path)).parents:
+        if _sealed_files(parent / MANIFEST) is not None:
+            raise InputError(
+                "this is inside an artifact, which would no longer load with another file in it",
+                where=str(path),
+                hint=f"choose a place outside of {parent}",
+            )
+
+
+@contextmanager
+def report_lock(folder: Path) -> Iterator[None]:
+    """The right to replace an artifact's report, or the artifact; waits for whoever has it.
+
+    Raises OSError where the folder cannot be written.
+    """
+    path = folder / REPORT_LOCK
+    file = take_lock(path, wait=True)
+    assert file is not None
+    with file:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def seal_report(folder: Path) -> None:
@@ -193,6 +280,16 @@ def seal_report(folder: Path) -> None:
     write_whole(folder / REPORT_SEAL, f"{lines}{_digest(lines)}  {REPORT_SEAL}\n")
 
 
+def _verify_report(folder: Path) -> set[str]:
+    """The names of the report's files, seal included; none where there is no report."""
+    seal = folder / REPORT_SEAL
+    if not seal.is_file():
+        return set()
+    sums = _read_sums(seal)
+    _verify_files(folder, sums)
+    return {REPORT_SEAL, *sums}
+
+
 def _read_sums(path: Path) -> dict[str, str]:
     """name -> sha256 of the report's files; raises InputError where the seal itself was changed."""
     text = path.read_bytes().decode(errors="replace")
@@ -203,10 +300,63 @@ def _read_sums(path: Path) -> dict[str, str]:
     sums = {}
     for line in lines[:-2]:
         digest, _, name = line.partition("  ")
-        if ".." in Path(name).parts or Path(name).is_absolute():
+        if not name.startswith("report/") or ".." in PurePath(name).parts:
             raise _changed(path)
         sums[name] = digest
     return sums
+
+
+def _sealed_files(path: Path) -> dict[str, str] | None:
+    """name -> sha256 of the files that a manifest of any version lists; None for what is no sealed manifest."""
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else None
+        if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+            return None
+        digest = content.pop("digest", None)
+        return content["files"] if digest == content_digest(content) else None
+    except (ValueError, RecursionError, OSError):
+        return None
+
+
+def entries(folder: Path) -> Iterator[str]:
+    """Every file and every link below a folder, by its name from there; what killed writers left is left out.
+
+    Raises OSError where a folder cannot be read.
+    """
+    for place, folders, files in os.walk(folder, onerror=_unless_gone):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        folders[:] = [name for name in folders if not unfinished(name)]
+        for name in [*files, *links]:
+            yield str((Path(place) / name).relative_to(folder))
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _report_entries(folder: Path) -> set[str]:
+    return {f"report/{name}" for name in entries(folder / "report")}
+
+
+def _bytecode(name: str) -> bool:
+    """Whether Python made this file when a kernel was imported."""
+    path = PurePath(name)
+    return path.parent.name == "__pycache__" and path.suffix == ".pyc"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file lies there now; None where none does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def content_digest(content: Mapping[str, Any]) -> str:
+    """The hash that seals JSON values: of their one spelling with sorted keys."""
+    return _digest(json.dumps(content, sort_keys=True))
 
 
 def _digest(text: str) -> str:
@@ -226,127 +376,8 @@ def _changed(path: Path) -> InputError:
     return InputError(
         "a file of the artifact was changed after it was written: its sha256 does not match",
         where=str(path),
-        hint="compile the recipe again, or restore the file",
+        hint="restore the file, or remove the folder and compile the recipe again",
     )
-
-
-class Workspace:
-    """The folder in which an artifact grows, with a record of the shards that are whole."""
-
-    def __init__(self, out: Path, key: str) -> None:
-        """Opens or begins `<out>.partial`. key: digest of everything that the result depends on.
-
-        Raises InputError where `out` holds something else, cannot be written, or is being compiled into right now.
-        """
-        self.out = out
-        self.folder = out.with_name(out.name + ".partial")
-        if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(
-                "the output folder holds something that is not a qspec artifact",
-                where=str(out),
-                hint="choose another --out folder, or empty this one",
-            )
-        with machine_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / HIDDEN[1]).open("w")
-            self._take_lock()
-            remove_unfinished(self.folder)
-        self._progress_file = self.folder / HIDDEN[0]
-        self._progress = self._read_progress(key)
-
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise InputError(
-                "another compile is writing here", where=str(self.out), hint="wait for it, or choose another --out"
-            ) from None
-
-    def _read_progress(self, key: str) -> dict[str, Any]:
-        try:
-            progress = json.loads(self._progress_file.read_bytes())
-        except (FileNotFoundError, ValueError):
-            progress = {}
-        if not isinstance(progress, dict) or progress.get("key") != key:
-            self._empty()
-            return {"key": key, "shards": {}}
-        return progress
-
-    def _empty(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name == HIDDEN[1]:
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def finished(self, shard: str) -> dict[str, Any] | None:
-        """What was recorded with a shard, if its file is there and whole."""
-        record = self._progress["shards"].get(shard)
-        path = self.folder / shard
-        if record is None or not path.is_file() or sha256(path) != record["sha256"]:
-            return None
-        return dict(record)
-
-    def shards(self) -> int:
-        """How many shards are whole."""
-        return len(self._progress["shards"])
-
-    def write_shard(self, shard: str, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-        """Writes a safetensors file and then records it."""
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        digest = write_whole_with(self.folder / shard, lambda path: save_file(plain, path, metadata={"format": "pt"}))
-        sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in plain.items()}
-        self._progress["shards"][shard] = {"sha256": digest, "tensors": sizes, **extra}
-        write_whole(self._progress_file, json.dumps(self._progress))
-
-    def read_shard(self, shard: str) -> dict[str, Tensor]:
-        """The tensors of a shard that is written."""
-        tensors: dict[str, Tensor] = load_file(self.folder / shard)
-        return tensors
-
-    def write(self, name: str, content: bytes | str) -> None:
-        write_whole(self.folder / name, content)
-
-    def write_index(self, shards: list[str]) -> None:
-        """The index file that transformers and we read."""
-        weight_map, total = {}, 0
-        for shard in shards:
-            for name, size in self._progress["shards"][shard]["tensors"].items():
-                weight_map[name] = shard
-                total += size
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        self.write(INDEX, json.dumps(index, indent=2) + "\n")
-
-    def hashes(self) -> dict[str, str]:
-        """sha256 of every file of the artifact so far, the report and hidden files left out."""
-        files = sorted(p for p in self.folder.rglob("*") if p.is_file())
-        names = {str(p.relative_to(self.folder)): p for p in files}
-        return {
-            name: sha256(path)
-            for name, path in names.items()
-            if not name.startswith((".", "report/")) and name != MANIFEST and "__pycache__" not in path.parts
-        }
-
-    def publish(self) -> Path:
-        """Renames the folder to its final name; an older artifact of that name goes away only then."""
-        with machine_errors(self.out):
-            for cache in list(self.folder.rglob("__pycache__")):
-                shutil.rmtree(cache)
-            old = self.out.with_name(self.out.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            if self.out.exists():
-                self.out.replace(old)
-            self.folder.replace(self.out)
-            for name in HIDDEN:
-                (self.out / name).unlink(missing_ok=True)
-            sync_folder(self.out.parent)
-            shutil.rmtree(old, ignore_errors=True)
-        self.close()
-        return self.out
-
-    def close(self) -> None:
-        """Lets go of the lock; the folder stays, so that the next run can go on."""
-        self._lock.close()
 
 
 def kernel_fields(kernel: RowKernel | GemmKernel | None) -> dict[str, Any] | None:
@@ -357,8 +388,8 @@ def kernel_fields(kernel: RowKernel | GemmKernel | None) -> dict[str, Any] | Non
 
 
 def inside(folder: Path, name: str) -> Path:
-    """folder / name; raises InputError where the name leaves the folder."""
-    path = Path(os.path.normpath(folder / name))
-    if Path(name).is_absolute() or not path.is_relative_to(folder):
+    """folder / name; raises InputError where the name leaves the folder. What links lead to is not looked at."""
+    path = PurePath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise InputError("a file name leaves the artifact's folder", where=name)
-    return path
+    return folder / path

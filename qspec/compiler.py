@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from qspec import passes
-from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, Workspace
+from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord
 from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.tokens import CalibrationTokens
 from qspec.card import model_card
@@ -24,7 +24,7 @@ from qspec.errors import InputError, MachineError
 from qspec.kernels import generate
 from qspec.language import load_recipe
 from qspec.language.spec import Calibration, Evaluation, Rollouts, Spec
-from qspec.lock import Lock, checkpoint_hashes, lock_path
+from qspec.lock import Lock, checkpoint_hashes, differences, lock_path
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
@@ -38,6 +38,7 @@ from qspec.report import ReportData
 from qspec.report.make import make_report
 from qspec.runtime import default_dtype, find_device, load_tokenizer
 from qspec.version import __version__
+from qspec.workspace import Workspace, require_place
 
 GENERATION = "generation_config.json"
 
@@ -72,6 +73,8 @@ def compile(  # the public name: qspec.compile
     an input or the machine failed. Killed or failed, the same call goes on after the last finished block.
     """
     progress = progress or Quiet()
+    place = Path(out) if out else Path("build") / _spec(recipe, settings).name
+    require_place(place)
     inputs = gather(
         recipe,
         model,
@@ -84,7 +87,9 @@ def compile(  # the public name: qspec.compile
     )
     if locked:
         Lock.read(lock_path(inputs.recipe)).require(inputs.lock, lock_path(inputs.recipe))
-    workspace = Workspace(Path(out) if out else Path("build") / inputs.spec.name, inputs.lock.digest)
+    workspace = Workspace(place, inputs.lock.content)
+    if workspace.thrown_away is not None:
+        progress.note(_starts_over(workspace.thrown_away, inputs.lock))
     with _kept(workspace, progress):
         with progress.phase("quantize"):
             records = quantize_blocks(inputs.plan, inputs.checkpoint, inputs.tokens, workspace, inputs.device, progress)
@@ -97,6 +102,14 @@ def compile(  # the public name: qspec.compile
         return Artifact(workspace.publish(), manifest, inputs.plan, report)
 
 
+def _starts_over(before: Mapping[str, object], lock: Lock) -> str:
+    """Why nothing is taken over from an interrupted run."""
+    if not before:
+        return "the interrupted run's record is damaged: starting over"
+    found = "; ".join(differences(lock.content, before, "before"))
+    return f"starting over, not where the interrupted run stopped: {found}"
+
+
 @contextmanager
 def _kept(workspace: Workspace, progress: Progress) -> Iterator[None]:
     """Around the long work: whatever ends it, the user hears what was kept and how to go on."""
@@ -105,11 +118,14 @@ def _kept(workspace: Workspace, progress: Progress) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MachineError(
             "out of memory",
-            where=f"{workspace.shards()} finished shards are kept in {workspace.folder}",
+            where=workspace.kept,
             hint="free memory, or lower `samples` or `length` in the calibrate block; then run the same command again",
         ) from error
+    except MachineError as error:
+        hint = f"{error.hint or 'run the same command again'}; {workspace.kept}"
+        raise MachineError(error.what, where=error.where, hint=hint) from error
     except KeyboardInterrupt:
-        progress.note(f"{workspace.shards()} finished shards are kept in {workspace.folder}; the same command goes on")
+        progress.note(f"{workspace.kept}; the same command goes on")
         raise
     finally:
         workspace.close()
@@ -147,7 +163,7 @@ def gather(
     evaluate: whether the data that the recipe is measured on must be there too.
     """
     recipe = Path(recipe)
-    spec = load_recipe(recipe, passes.available(), settings or {}, FAMILIES).spec
+    spec = _spec(recipe, settings)
     target = find_device(device)
     origin = find_checkpoint(spec, model, download=download, standin=standin)
     if origin.notice:
@@ -159,6 +175,10 @@ def gather(
     tokens = _tokens(spec, checkpoint, origin, sources, target, progress or Quiet())
     lock = _lock(spec, origin, tokens, target)
     return Inputs(recipe, spec, target, origin, checkpoint, plan, sources, tokens, lock)
+
+
+def _spec(recipe: str | Path, settings: Mapping[str, str] | None) -> Spec:
+    return load_recipe(recipe, passes.available(), settings or {}, FAMILIES).spec
 
 
 def _tokens(
@@ -263,7 +283,9 @@ def _calibration_record(inputs: Inputs) -> CalibrationRecord:
 def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleRecord, ...]) -> Manifest:
     """Generates the kernels and seals everything that is there."""
     spec, plan, origin = inputs.spec, inputs.plan, inputs.origin
-    table = generate.write(workspace.folder / "kernels", plan.kernels())
+    kernels = {kernel.name: f"kernels/{generate.file_name(kernel)}" for kernel in plan.kernels()}
+    for kernel in plan.kernels():
+        workspace.write(kernels[kernel.name], generate.render(kernel))
     hashes = workspace.hashes()
     manifest = Manifest(
         format=FORMAT,
@@ -281,8 +303,7 @@ def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleR
         calibration=_calibration_record(inputs),
         modules=records,
         kernels=tuple(
-            KernelRecord(name=name, file=f"kernels/{file}", sha256=hashes[f"kernels/{file}"])
-            for name, file in table.items()
+            KernelRecord(name=name, file=file, sha256=hashes[file]) for name, file in sorted(kernels.items())
         ),
         bits_per_weight=plan.bits_per_weight,
         bits_per_weight_model=plan.bits_per_weight_model,

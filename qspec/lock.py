@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from qspec.errors import InputError
-from qspec.files import sha256
+from qspec.files import sha256, write_whole
 from qspec.models.tokenizer import tokenizer_files
 from qspec.version import __version__
 
@@ -62,27 +63,42 @@ class Lock:
     @classmethod
     def read(cls, path: Path) -> Lock:
         """Raises InputError where the file is absent or not a lock."""
-        try:
-            content = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise InputError(
-                "there is no lock file", where=str(path), hint=f"make it: qspec lock {path.stem}.qs"
-            ) from None
-        except ValueError as error:
-            raise InputError(f"not a lock file: {error}", where=str(path)) from None
-        if not isinstance(content, dict) or content.get("qspec_lock") != FORMAT:
+        content = _content(path)
+        if content is None:
+            raise InputError("there is no lock file", where=str(path), hint=f"make it: qspec lock {path.stem}.qs")
+        if content["qspec_lock"] != FORMAT:
             raise InputError(f"not a lock file of format {FORMAT}", where=str(path), hint="make it again: qspec lock")
         return cls(content)
 
+    def write(self, path: Path) -> None:
+        """Raises InputError where there is something else than a lock of qspec's, of any format; errors of the disk."""
+        _content(path)
+        write_whole(path, self.text())
+
     def require(self, actual: Lock, where: Path) -> None:
         """Raises InputError that names every key in which `actual` differs from this lock."""
-        differences = list(_differences("", self.content, actual.content))
-        if differences:
+        found = differences(actual.content, self.content, "locked")
+        if found:
             raise InputError(
-                "the lock does not hold: " + "; ".join(differences),
+                "the lock does not hold: " + "; ".join(found),
                 where=str(where),
                 hint="compile without --locked, or make the lock again: qspec lock",
             )
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """A lock's values, of any format; None where there is no file. Raises InputError where it is something else."""
+    try:
+        if not path.exists():
+            return None
+        content = json.loads(path.read_bytes()) if path.is_file() else None
+    except OSError as error:
+        raise InputError(f"the lock file cannot be read: {error.strerror}", where=str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not a lock file: {error}", where=str(path), hint="move it away") from None
+    if not isinstance(content, dict) or "qspec_lock" not in content:
+        raise InputError("not a lock file of qspec's", where=str(path), hint="move it away")
+    return content
 
 
 def machine_kind(device: torch.device, threads: int | None = None) -> str:
@@ -120,15 +136,20 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _differences(where: str, locked: Any, actual: Any) -> list[str]:
-    if isinstance(locked, dict) and isinstance(actual, dict):
+def differences(now: Any, before: Any, word: str, where: str = "") -> list[str]:
+    """One sentence for every key in which two locks' contents differ. word: what `before` is called."""
+    if isinstance(before, dict) and isinstance(now, dict):
         found = []
-        for key in sorted({*locked, *actual}):
-            found += _differences(f"{where}.{key}" if where else key, locked.get(key), actual.get(key))
+        for key in sorted({*before, *now}):
+            inner = f"{where}.{key}" if where else key
+            found += differences(now.get(key), before.get(key), word, inner)
         return found
-    return [] if locked == actual else [f"{where} is {_short(actual)}, locked {_short(locked)}"]
+    return [] if before == now else [f"{where} is {_short(now)}, {word} {_short(before)}"]
 
 
 def _short(value: Any) -> str:
+    """A hash's first digits tell it apart; a machine's description differs at its end."""
     text = "absent" if value is None else str(value)
-    return text if len(text) <= 24 else f"{text[:12]}..."
+    if re.fullmatch(r"[0-9a-f]{25,}", text):
+        return f"{text[:12]}..."
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from qspec.artifact import ModuleRecord, Workspace, kernel_fields
+from qspec.artifact import ModuleRecord, kernel_fields
 from qspec.calibrate.stream import Stream
 from qspec.calibrate.tokens import CalibrationTokens
 from qspec.errors import NumericsError
@@ -26,6 +26,7 @@ from qspec.plan import ModulePlan, Plan
 from qspec.precision import exact_products
 from qspec.progress import Progress
 from qspec.runtime import default_dtype, fill_block, install_block, place_outer
+from qspec.workspace import Workspace
 
 PRESERVED = 1e-4  # largest change of what attention or MLP adds, relative to it, that a preserving pass may make
 BATCH_TOKENS = 4096  # calibration tokens in one forward pass
@@ -78,7 +79,7 @@ def start(
     for use in plan.spec.passes:
         use.params.rewrite_outer(outer)
     if workspace.finished(shard) is None:
-        workspace.write_shard(shard, outer.stored(), {})
+        workspace.write_shard(shard, outer.stored())
     rows = max(1, BATCH_TOKENS // tokens.ids.shape[1])
     exact = any(use.params.follows_exact for use in plan.spec.passes)
     return Stream.start(decoder, tokens, rows, device, exact=exact, rotated=outer.rotated())
@@ -104,9 +105,9 @@ def _one_block(
         fill_block(module, {name: t.to(device) for name, t in checkpoint.block(index).items()})
         packed, records = compile_block(plan, index, module, stream, progress)
         tensors = artifact_tensors(module, f"{checkpoint.family.blocks}.{index}", packed, records)
-        workspace.write_shard(shard, tensors, {"modules": [r.model_dump(mode="json") for r in records]})
+        workspace.write_shard(shard, tensors, records)
     else:
-        records = [ModuleRecord.model_validate(r) for r in done["modules"]]
+        records = list(done.modules)
         progress.note(f"block {index}: taken from the interrupted run")
     install_block(module, records, workspace.read_shard(shard), device, default_dtype(device), None)
     stream.advance(module, exact)

@@ -1,4 +1,4 @@
-"""Manifest and workspace: tampering is named, an interrupted run goes on, nothing half-made is published."""
+"""Manifest, hashes and names: tampering is named, and so is what does not belong to an artifact."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from qspec import artifact
-from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, Workspace, verify
+from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, verify
 from qspec.errors import InputError
+from qspec.files import sha256
+from qspec.workspace import Workspace
+
+KEY = {"recipe": "1"}
 
 
 def manifest(files: dict[str, str]) -> Manifest:
@@ -42,12 +46,12 @@ def manifest(files: dict[str, str]) -> Manifest:
 
 
 def publish(out: Path) -> Path:
-    space = Workspace(out, "key")
-    space.write_shard("model-00001-of-00001.safetensors", {"a.weight": torch.arange(6.0)}, {})
+    space = Workspace(out, KEY)
+    space.write_shard("model-00001-of-00001.safetensors", {"a.weight": torch.arange(6.0)})
     space.write_index(["model-00001-of-00001.safetensors"])
     space.write("config.json", "{}")
     (space.folder / "report").mkdir()
-    space.write("report/report.md", "# report")
+    (space.folder / "report/report.md").write_text("# report")
     artifact.seal_report(space.folder)
     space.write("qspec.json", manifest(space.hashes()).text())
     return space.publish()
@@ -101,73 +105,43 @@ def test_a_file_that_is_no_manifest(tmp_path: Path, text: str) -> None:
         verify(tmp_path)
 
 
-def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
-    first = Workspace(tmp_path / "out", "key")
-    first.write_shard("s1", {"a": torch.ones(2)}, {"note": 7})
-    first.close()
-    again = Workspace(tmp_path / "out", "key")
-    record = again.finished("s1")
-    assert record is not None
-    assert record["note"] == 7
-    assert again.finished("s2") is None
-    again.close()
+def test_a_file_name_stays_inside_however_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = publish(tmp_path / "x")
+    monkeypatch.chdir(out)
+    for folder in (out, out / ".." / "x", Path(), Path("../x"), Path("../../") / tmp_path.name / "x"):
+        assert verify(folder).name == "r"
+        assert artifact.inside(folder, "report/report.md") == folder / "report/report.md"
+        for name in ("../outside.safetensors", "report/../../x", "/etc/passwd", "..", ".", "", "a\0b"):
+            with pytest.raises(InputError, match="leaves the artifact's folder"):
+                artifact.inside(folder, name)
+    (tmp_path / "outside.safetensors").write_text("theirs")
+    (out / "qspec.json").write_text(
+        manifest({"../outside.safetensors": sha256(tmp_path / "outside.safetensors")}).text()
+    )
+    with pytest.raises(InputError, match="leaves the artifact's folder"):
+        verify(Path())
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    first = Workspace(tmp_path / "out", "key")
-    first.write_shard("s1", {"a": torch.ones(2)}, {})
-    first.write("kernels/one.py", "1")
-    first.close()
-    for left in (".progress.json.17.tmp", "kernels/.one.py.17.tmp"):
-        (first.folder / left).write_text("half")
-    again = Workspace(tmp_path / "out", "key")
-    assert sorted(path.name for path in again.folder.rglob("*.tmp")) == []
-    assert (again.folder / "kernels" / "one.py").read_text() == "1"
-    again.close()
+def test_a_report_seals_nothing_but_the_report(tmp_path: Path) -> None:
+    out = publish(tmp_path / "out")
+    (out / "stray.bin").write_text("x")
+    lines = f"{sha256(out / 'stray.bin')}  stray.bin\n"
+    (out / artifact.REPORT_SEAL).write_text(f"{lines}{artifact._digest(lines)}  {artifact.REPORT_SEAL}\n")
+    with pytest.raises(InputError, match="was changed after it was written"):
+        verify(out)
 
 
-def test_a_torn_shard_is_made_again(tmp_path: Path) -> None:
-    first = Workspace(tmp_path / "out", "key")
-    first.write_shard("s1", {"a": torch.ones(2)}, {})
-    first.close()
-    shard = tmp_path / "out.partial" / "s1"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    again = Workspace(tmp_path / "out", "key")
-    assert again.finished("s1") is None
-    again.close()
+def test_a_report_that_is_replaced_while_it_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files go and others come between the reading of the seal and that of the files."""
+    out = publish(tmp_path / "out")
+    read = artifact._read_sums
 
+    def replaced(path: Path) -> dict[str, str]:
+        found = read(path)
+        if (out / "report/report.md").read_text() == "# report":
+            (out / "report/report.md").write_text("# another")
+            artifact.seal_report(out)
+        return found
 
-@pytest.mark.parametrize("progress", [None, "{", "[]", '{"key": "other", "shards": {"s1": {}}}'])
-def test_other_inputs_or_a_torn_record_start_over(tmp_path: Path, progress: str | None) -> None:
-    first = Workspace(tmp_path / "out", "key")
-    first.write_shard("s1", {"a": torch.ones(2)}, {})
-    first.close()
-    if progress is not None:
-        (tmp_path / "out.partial" / ".progress.json").write_text(progress)
-    again = Workspace(tmp_path / "out", "another key" if progress is None else "key")
-    assert again.finished("s1") is None
-    assert not (tmp_path / "out.partial" / "s1").exists()
-    again.close()
-
-
-def test_publishing_replaces_an_older_artifact(tmp_path: Path) -> None:
-    publish(tmp_path / "out")
-    (tmp_path / "out" / "leftover").write_text("x")
-    publish(tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-    verify(tmp_path / "out")
-
-
-def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("precious")
-    with pytest.raises(InputError, match="holds something that is not a qspec artifact"):
-        Workspace(tmp_path / "out", "key")
-    assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
-
-
-def test_two_compiles_do_not_share_a_workspace(tmp_path: Path) -> None:
-    first = Workspace(tmp_path / "out", "key")
-    with pytest.raises(InputError, match="another compile is writing here"):
-        Workspace(tmp_path / "out", "key")
-    first.close()
+    monkeypatch.setattr(artifact, "_read_sums", replaced)
+    assert verify(out).name == "r"

@@ -28,13 +28,22 @@ def write_bench(bench: Bench, folder: Path) -> None:
 
 
 def fill(document: Path, mark: str, text: str) -> None:
-    """Puts a text between a document's `<!-- mark -->` and `<!-- /mark -->`. Raises InputError where it has none."""
+    """Puts a text between a document's `<!-- mark -->` and `<!-- /mark -->`. Errors: as `around`."""
+    before, after = around(document, mark)
+    write_whole(document, f"{before}\n\n{text}\n{after}")
+
+
+def around(document: Path, mark: str) -> tuple[str, str]:
+    """What stands before and after the place for a text, marks included. Raises InputError where there is none."""
     start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    before, first, rest = document.read_text(encoding="utf-8").partition(start)
+    try:
+        before, first, rest = document.read_text(encoding="utf-8").partition(start)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the document cannot be read: {error}", where=str(document)) from None
     _, last, after = rest.partition(end)
     if not (first and last):
         raise InputError(f"no {start} .. {end} to write between", where=str(document))
-    write_whole(document, f"{before}{start}\n\n{text}\n{end}{after}")
+    return f"{before}{start}", f"{end}{after}"
 
 
 def markdown(bench: Bench) -> str:

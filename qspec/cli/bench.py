@@ -65,6 +65,13 @@ def add_products(parser: argparse.ArgumentParser, tokens: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from qspec.bench.render import around
+    from qspec.files import require_file, require_folder
+
+    require_folder(Path(args.out))
+    if args.document:
+        require_file(Path(args.document))
+        around(Path(args.document), "rows" if args.rows else "bench" if args.step is None else "step")
     if args.rows:
         return _rows(args)
     return _products(args) if args.step is None else _steps(args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 
@@ -23,17 +24,19 @@ def run(args: argparse.Namespace) -> int:
     from qspec.cli.terminal import Terminal
     from qspec.errors import UsageError
     from qspec.progress import Quiet
-    from qspec.report import report_json
-    from qspec.report.make import make_report
+    from qspec.report import replace_report, report_json
+    from qspec.report.make import measure_report
     from qspec.report.text import summary
 
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit is {args.limit}; it must be at least 1")
     folder = Path(args.artifact)
     progress = Quiet() if args.quiet else Terminal()
-    data = make_report(folder, args.model, args.device, Path(args.files), progress, limit=args.limit)
-    if args.json:
-        print(json.dumps(report_json(data)))
-    else:
-        print(f"{summary(data)}\n\nreport: {folder / 'report/report.html'}")
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        progress.note(f"{folder} cannot be written: the results are printed, and the report there stays as it is")
+    data = measure_report(folder, args.model, args.device, Path(args.files), progress, limit=args.limit)
+    print(json.dumps(report_json(data)) if args.json else summary(data), flush=True)  # before what may fail
+    replace_report(folder, data)
+    if not args.json:
+        print(f"\nreport: {folder / 'report/report.html'}")
     return 0

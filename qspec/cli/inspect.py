@@ -43,10 +43,15 @@ def run(args: argparse.Namespace) -> int:
     _at_least("--length", args.length, 1)
     _at_least("--seed", args.seed, 0)
 
+    from qspec.artifact import require_outside_artifacts
     from qspec.cli.terminal import Terminal
+    from qspec.files import require_folder
     from qspec.inspect import inspect, write_inspection
     from qspec.progress import Quiet
 
+    folder = Path(args.out) if args.out else Path("build/inspect") / Path(args.checkpoint).resolve().name
+    require_folder(folder)
+    require_outside_artifacts(folder / "inspect.json")
     data = inspect(
         args.checkpoint,
         text=args.text,
@@ -57,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         progress=Quiet() if args.quiet else Terminal(),
     )
-    folder = Path(args.out) if args.out else Path("build/inspect") / Path(data.subject.id).name
     write_inspection(folder, data)
     if args.json:
         print(json.dumps(data.as_json()))

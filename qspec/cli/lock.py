@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
 
@@ -22,13 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from qspec.compiler import gather
-    from qspec.files import write_whole
+    from qspec.files import require_file
     from qspec.lock import lock_path
 
+    path = lock_path(Path(args.recipe))
+    require_file(path)
     inputs = gather(
         args.recipe, args.model, args.device, settings=settings_of(args), download=args.download, standin=False
     )
-    path = lock_path(inputs.recipe)
-    write_whole(path, inputs.lock.text())
+    inputs.lock.write(path)
     print(path, file=sys.stdout)
     return 0

@@ -23,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qspec.artifact import Manifest
+    from qspec.artifact import Manifest, verify_report_data
     from qspec.report import ReportData, replace_report
     from qspec.report.compare import compare
 
     folder = Path(args.artifact)
     Manifest.read(folder)
-    data = ReportData.read(folder / "report" / "report.json")
+    data = ReportData.read(verify_report_data(folder))
     replace_report(folder, compare(data, args.results) if args.results else data)
     print(folder / "report" / "report.html")
     return 0

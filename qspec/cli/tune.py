@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from qspec.kernels import tuned
     from qspec.progress import Quiet
 
+    if args.out:
+        tuned.require_table(Path(args.out))
     entries = tune(args.format or FORMATS, shapes, tokens, workers, Quiet() if args.quiet else Terminal())
     gpu = torch.cuda.get_device_name()
     path = Path(args.out) if args.out else tuned.own_file(gpu)

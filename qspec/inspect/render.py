@@ -9,7 +9,7 @@ from typing import Any
 
 from qspec.files import write_whole
 from qspec.inspect import summary
-from qspec.inspect.data import Inspection, Row, largest
+from qspec.inspect.data import KINDS, Inspection, Row, largest
 from qspec.inspect.figures import figures
 from qspec.report.drawing import Figure
 from qspec.report.page import Filters, asset, render_html, render_markdown
@@ -18,17 +18,19 @@ from qspec.report.page import Filters, asset, render_html, render_markdown
 def write_inspection(folder: Path, data: Inspection) -> None:
     """Writes inspect.html, inspect.md, inspect.json and figures/*.svg.
 
-    Errors: MachineError or InputError where the folder cannot be written.
+    Of an earlier inspection there, the drawings that this one lacks go away; other files are left alone. Errors:
+    MachineError or InputError where the folder cannot be written.
     """
     drawn = figures(data)
+    earlier = KINDS if (folder / "inspect.json").is_file() else ()
     write_whole(folder / "inspect.json", json.dumps(data.as_json(), allow_nan=False, indent=1) + "\n")
     write_whole(folder / "inspect.html", html(data, drawn))
     write_whole(folder / "inspect.md", markdown(data))
     for name, figure in drawn.items():
         write_whole(folder / "figures" / f"{name}.svg", figure.svg.standalone(asset("palette.css")))
-    for old in (folder / "figures").glob("*.svg"):
-        if old.stem not in drawn:
-            old.unlink()
+    for kind in earlier:
+        if kind not in drawn:
+            (folder / "figures" / f"{kind}.svg").unlink(missing_ok=True)
 
 
 def html(data: Inspection, drawn: Mapping[str, Figure]) -> str:

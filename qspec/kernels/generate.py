@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from qspec import resources
 from qspec.catalog import INTEGER, AttentionKernel, GemmKernel, RowKernel, planes
 from qspec.errors import InputError, MachineError
+from qspec.files import machine_errors, write_whole
 
 Kernel = RowKernel | GemmKernel | AttentionKernel
 
@@ -56,21 +57,17 @@ def file_name(kernel: Kernel) -> str:
 
 
 def write(folder: Path, kernels: Iterable[Kernel]) -> dict[str, str]:
-    """Writes one file for each kernel; returns name -> file name, sorted by name.
+    """Writes one file for each kernel that is not there yet; returns name -> file name, sorted by name.
 
-    A file appears whole or not at all. Raises MachineError where the folder cannot be written.
+    A file appears whole or not at all. Raises MachineError or InputError where the folder cannot be written.
     """
     table = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with machine_errors(folder):
         for kernel in sorted(kernels, key=lambda k: k.name):
-            path = folder / file_name(kernel)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            partial.write_text(render(kernel), encoding="utf-8")
-            partial.replace(path)
+            path, source = folder / file_name(kernel), render(kernel)
+            if not (path.is_file() and path.read_bytes() == source.encode()):
+                write_whole(path, source)
             table[kernel.name] = path.name
-    except OSError as error:
-        raise MachineError(f"kernels cannot be written: {error.strerror}", where=str(folder)) from error
     return table
 
 

@@ -27,7 +27,7 @@ import torch
 from qspec import resources
 from qspec.catalog import HOPPER_BLOCK, GemmKernel
 from qspec.errors import InputError
-from qspec.files import write_whole
+from qspec.files import require_file, write_whole
 from qspec.kernels.generate import cache_folder
 
 SMALLEST, LARGEST = 8, 8192  # buckets of M: powers of two between these
@@ -151,6 +151,13 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = "delete it, or run qspec tune again"
         raise InputError("not a table of tuned kernels", where=str(path), hint=hint) from error
+
+
+def require_table(path: Path) -> None:
+    """Before long work: raises InputError where `write` could not write there, or would meet a file of another kind."""
+    require_file(path)
+    if path.exists():
+        read(path)
 
 
 def write(path: Path, gpu: str, entries: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from qspec.artifact import seal_report
+from qspec.artifact import REPORT_PARTIAL, Manifest, report_lock, seal_report
+from qspec.errors import InputError
 from qspec.files import machine_errors, sync_folder, write_whole
 from qspec.report.data import ReportData, report_data
 from qspec.report.environment import environment, memory
@@ -30,27 +31,34 @@ def write_report(folder: Path, data: ReportData) -> dict[str, Any]:
     write_whole(folder / "report.md", markdown(data))
     for name, figure in drawn.items():
         write_whole(folder / "figures" / f"{name}.svg", figure.svg.standalone(asset("palette.css")))
-    for old in (folder / "figures").glob("*.svg"):
-        if old.stem not in drawn:
-            old.unlink()
     return content
 
 
 def replace_report(artifact: Path, data: ReportData) -> dict[str, Any]:
     """Gives a finished artifact a new, sealed report; returns what report.json holds.
 
-    The report is written beside the artifact and moved in whole: whenever this is killed, the artifact has its old
-    report, the new one or none, and loads. Errors: MachineError or InputError where nothing can be written there.
+    The report is written aside, in a hidden folder of the artifact, and moved in whole, by one process at a time:
+    whenever this is killed, the artifact has its old report, the new one or none, and loads; an old one that was
+    moved out of the way comes back the next time. Errors: InputError where the artifact is no longer the one that
+    was measured; MachineError or InputError where nothing can be written there.
     """
     artifact = artifact.resolve()
-    staging = artifact.with_name(f"{artifact.name}.report.partial")
-    with machine_errors(staging):
+    staging, place = artifact / REPORT_PARTIAL, artifact / "report"
+    with machine_errors(artifact), report_lock(artifact):
+        if Manifest.read(artifact).digest != data.hashes.get("manifest"):
+            raise InputError(
+                "the report is of another artifact than the one that is there now",
+                where=str(artifact),
+                hint="measure this one: qspec eval ARTIFACT",
+            )
+        if (staging / "old").exists() and not place.exists():
+            (staging / "old").replace(place)
         shutil.rmtree(staging, ignore_errors=True)
         content = write_report(staging / "report", data)
         seal_report(staging)
-        if (artifact / "report").exists():
-            (artifact / "report").replace(staging / "old")
-        (staging / "report").replace(artifact / "report")
+        if place.exists():
+            place.replace(staging / "old")
+        (staging / "report").replace(place)
         sync_folder(artifact)
         shutil.rmtree(staging)
     return content

@@ -21,13 +21,30 @@ def make_report(
 ) -> ReportData:
     """Everything that the artifact's recipe asks for, measured through the packed artifact, rendered and sealed.
 
+    Arguments and errors: as `measure_report`; MachineError or InputError where the report cannot be written.
+    """
+    data = measure_report(artifact, model, device, files, progress, baseline, limit)
+    replace_report(artifact, data)
+    return data
+
+
+def measure_report(
+    artifact: Path,
+    model: str | None,
+    device: str,
+    files: Path,
+    progress: Quiet,
+    baseline: Remembered | None = None,
+    limit: int | None = None,
+) -> ReportData:
+    """What an artifact's report shows, measured; nothing is written.
+
     model: the unquantized checkpoint, None to find it. files: where the recipe's relative paths start. progress: its
     timings so far go into the report. baseline: that checkpoint's model, where it is loaded already. limit: at
-    most so many items of every task and samples of every text. Errors: as `evaluate_artifact`; MachineError where
-    the disk is full.
+    most so many items of every task and samples of every text. Errors: as `evaluate_artifact`.
     """
     found = evaluate_artifact(artifact, model, device, files, progress, baseline, limit)
-    data = report_data(
+    return report_data(
         found.manifest,
         found.measurements,
         found.outliers,
@@ -36,5 +53,3 @@ def make_report(
         timings=progress.seconds,
         memory=memory(),
     )
-    replace_report(artifact, data)
-    return data

@@ -24,6 +24,7 @@ from qspec.search.allocate import allocate
 from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial, key_of
 from qspec.search.limits import Limit, find_limits
 from qspec.search.losses import Loss
+from qspec.search.places import FOUND, require_places
 from qspec.search.recipe import recipe_text
 from qspec.search.refine import Measured, best, predicted, refine
 from qspec.search.rivals import rivals
@@ -125,6 +126,7 @@ def search(
         raise UsageError("no budget is given", hint='add --budget "4.25 bits", or a `budget` to the `search` block')
     names = [(text, f"{inputs.spec.name}_{_file(text)}.qs") for text in sweep]
     goals = [(budgets, path), *((parse_budgets(text), folder / "sweep" / file) for text, file in names)]
+    require_places([target for _, target in goals], folder)
     limits = [find_limits(space, own, timed_gpu(inputs.device)) for own, _ in goals]
     for own in limits:
         allocate([[0.0] * len(unit.options) for unit in space.units], own)  # before any long work
@@ -303,7 +305,7 @@ def _comments(outcome: Outcome, found: Found) -> tuple[str, ...]:
     where = f"the stand-in {outcome.model}" if outcome.standin else outcome.model
     times = tuple(f"Times of {limit.budget}: {basis(limit.products)}." for limit in found.limits if limit.products)
     return (
-        f"Found by `qspec search` from {spec.name}: {costs}.",
+        f"{FOUND} {spec.name}: {costs}.",
         f"Bits per weight: {bits_text(found.bits, found.model_bits, 4)}; a budget of bits counts the blocks.",
         *times,
         f"On {where}, seed {search.seed}: {name} predicted {found.predicted:.4g}{measured}.",

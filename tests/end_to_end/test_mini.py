@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import qspec
-from qspec import artifact, cli, numerics, passes, resources
+from qspec import artifact, cli, compiler, numerics, passes, resources, workspace
 from qspec.artifact import Manifest, verify
 from qspec.calibrate.tokens import windows
 from qspec.compiler import Artifact, gather
@@ -29,9 +29,11 @@ from qspec.inspect import Inspection, inspect
 from qspec.kernels.linear import QuantLinear
 from qspec.language import load_recipe
 from qspec.language.spec import Pass
+from qspec.lock import machine_kind
 from qspec.models.inputs import value_of
 from qspec.origin import find_checkpoint
 from qspec.passes.smooth import Smooth
+from qspec.progress import Quiet
 from qspec.runtime import load_tokenizer
 from tests.end_to_end.conftest import Mini, quantized_linears
 
@@ -237,20 +239,58 @@ def test_a_full_disk_is_one_message_and_the_next_run_goes_on(
     compiled: Artifact, mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes = iter(range(100))
-    save = artifact.save_file
+    save = workspace.save_file
 
     def fail_late(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         if next(writes) == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(tensors, path, metadata=metadata)
 
-    monkeypatch.setattr(artifact, "save_file", fail_late)
+    monkeypatch.setattr(workspace, "save_file", fail_late)
     out = tmp_path / "full"
     with pytest.raises(MachineError, match="the disk is full"):
         qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False)
     assert not out.exists()
     again = qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False)
     assert files(again.path) == files(compiled.path)
+
+
+def test_killed_at_a_kernel_file_the_next_run_ends_in_the_same_bytes(
+    compiled: Artifact, mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between writing the file and renaming it, without a chance to tidy up; other threads start over, and say so."""
+    out, notes = tmp_path / "killed", []
+
+    class Killed(BaseException):
+        pass
+
+    class Notes(Quiet):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    def compiled_again() -> Artifact:
+        return qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False, progress=Notes())
+
+    replace_file = os.replace
+
+    def kill(source: Path, target: Path) -> None:
+        if Path(target).parent.name == "kernels":
+            monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            raise Killed
+        replace_file(source, target)
+
+    threads = torch.get_num_threads()
+    for count in (threads, threads + 1):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "get_num_threads", lambda count=count: count)
+            patched.setattr(os, "replace", kill)
+            with pytest.raises(Killed):
+                compiled_again()
+        assert list((tmp_path / "killed.partial" / "kernels").glob(".*/*.py"))
+    monkeypatch.undo()
+    now, before = (machine_kind(torch.device("cpu"), count) for count in (threads + 1, threads))
+    assert notes == [f"starting over, not where the interrupted run stopped: machine is {now}, before {before}"]
+    assert files(compiled_again().path) == files(compiled.path)
 
 
 def test_every_flipped_byte_is_exit_3_naming_the_file(
@@ -347,6 +387,26 @@ def test_an_unwritable_output(mini: Mini, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     code, message = run(capsys, "compile", mini.recipe, "--out", tmp_path / "mine", "--no-eval")
     assert (code, "not a qspec artifact" in message) == (3, True)
+
+
+def test_a_place_is_looked_at_before_the_work(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was begun")
+
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "mine.partial" / "thesis.tex").write_text("precious")
+    monkeypatch.setattr(compiler, "gather", work)
+    monkeypatch.setattr("qspec.inspect.inspect", work)
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ("compile", mini.recipe, "--out", "mine"),
+        ("compile", mini.recipe, "--out", "."),
+        ("inspect", mini.model, "--out", "mine.partial/thesis.tex"),
+    ):
+        assert run(capsys, *command)[0] in (1, 3), command
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.partial"]
 
 
 def test_another_family(mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,10 +141,18 @@ def test_figures(folder: Path) -> None:
     assert len(ridge.findall(f"{space}rect")) == 16  # of which the first half is masked
 
 
-def test_figures_of_another_run_do_not_stay(folder: Path) -> None:
-    (folder / "figures" / "old.svg").write_text("<svg/>")
-    write_inspection(folder, sample())
-    assert not (folder / "figures" / "old.svg").exists()
+def test_drawings_of_an_earlier_inspection_go_away_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    for name in ("mine", "normal"):
+        (tmp_path / "figures" / f"{name}.svg").write_text("precious")
+    without = dataclasses.replace(sample(), pictures=())
+    write_inspection(tmp_path, without)
+    assert (tmp_path / "figures/normal.svg").read_text() == "precious"
+    write_inspection(tmp_path, sample())
+    assert (tmp_path / "figures/massive.svg").exists()
+    write_inspection(tmp_path, without)
+    assert not (tmp_path / "figures/massive.svg").exists()
+    assert (tmp_path / "figures/mine.svg").read_text() == "precious"
 
 
 class Tags(HTMLParser):

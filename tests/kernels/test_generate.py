@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from qspec.catalog import AttentionKernel, GemmKernel, RowKernel
-from qspec.errors import InputError, MachineError
+from qspec.errors import InputError
 from qspec.kernels.generate import Kernel, KernelLibrary, digest, file_name, load, render, write
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -142,7 +142,7 @@ def test_write_gives_the_table_and_is_repeatable(tmp_path: Path) -> None:
 
 def test_write_to_a_place_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("")
-    with pytest.raises(MachineError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot write here"):
         write(tmp_path / "kernels", SHOWN[:1])
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import qspec.report
-from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, verify
+from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, seal_report, verify
 from qspec.cli import main
 from qspec.errors import InputError, MachineError
 from qspec.evaluate import Evaluated
 from qspec.evaluate.artifact import find_baseline
 from qspec.evaluate.results import Measurements
-from qspec.files import sha256
-from qspec.report import make, replace_report, write_report
+from qspec.files import sha256, write_whole
+from qspec.report import ReportData, make, replace_report
 from tests.report.sample import outlier_report, sample_report
 
 
@@ -56,8 +61,14 @@ def artifact(tmp_path: Path) -> Path:
     return folder
 
 
+def measured(blocks: int = 7) -> ReportData:
+    """The sample, as that of the artifact."""
+    data = sample_report(blocks)
+    return dataclasses.replace(data, hashes={**data.hashes, "manifest": manifest().digest})
+
+
 def test_report_renders_again_and_seals(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_report(artifact / "report", sample_report())
+    replace_report(artifact, measured())
     before = (artifact / "report/report.html").read_bytes()
     (artifact / "report/report.html").unlink()
     assert main(["report", str(artifact)]) == 0
@@ -70,16 +81,17 @@ def test_report_renders_again_and_seals(artifact: Path, capsys: pytest.CaptureFi
 
 
 def test_a_report_is_replaced_whole(artifact: Path) -> None:
-    write_report(artifact / "report", sample_report())
-    (artifact / "report/figures/old.svg").write_text("<svg/>")
-    replace_report(artifact, sample_report())
+    replace_report(artifact, measured())
+    assert (artifact / "report/figures/flips.svg").exists()
+    replace_report(artifact, dataclasses.replace(measured(), flips=()))
     verify(artifact)
-    assert not (artifact / "report/figures/old.svg").exists()
+    assert not (artifact / "report/figures/flips.svg").exists()
     assert sorted(p.name for p in artifact.parent.iterdir()) == [artifact.name]
+    assert sorted(p.name for p in artifact.iterdir()) == ["qspec.json", "report"]
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_report(artifact, sample_report())
+    replace_report(artifact, measured())
     before = (artifact / "report/report.html").read_bytes()
 
     def full(_: Path) -> None:
@@ -87,7 +99,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(artifact: Path, monk
 
     monkeypatch.setattr(qspec.report, "seal_report", full)
     with pytest.raises(MachineError, match="the disk is full"):
-        replace_report(artifact, sample_report(2))
+        replace_report(artifact, measured(2))
     assert (artifact / "report/report.html").read_bytes() == before
     verify(artifact)
 
@@ -99,10 +111,73 @@ def test_report_without_usable_data_is_one_message(
     if content is not None:
         (artifact / "report").mkdir()
         (artifact / "report/report.json").write_text(content)
+        seal_report(artifact)
     assert main(["report", str(artifact)]) == 3
     error = capsys.readouterr().err
-    assert "report.json" in error
+    assert ("report.json" if content else "the artifact has no report") in error
     assert "Traceback" not in error
+
+
+def test_report_data_that_were_changed_are_refused_not_sealed_again(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand, with the seal removed, with a stray among the report's files, or of another artifact."""
+    replace_report(artifact, measured())
+    path, seal = artifact / "report/report.json", artifact / "report/SHA256SUMS"
+    content, sums = path.read_text(), seal.read_text()
+    changed = json.loads(content) | {"bits_per_weight": 2.5}
+    path.write_text(json.dumps(changed, indent=1) + "\n")
+    assert main(["report", str(artifact)]) == 3
+    assert "the report's data were changed after they were measured" in capsys.readouterr().err
+    seal.unlink()
+    assert main(["report", str(artifact)]) == 3
+    assert "lost its seal" in capsys.readouterr().err
+    assert not seal.exists()
+    path.write_text(content)
+    seal.write_text(sums)
+    (artifact / "report/thesis.tex").write_text("precious")
+    assert main(["report", str(artifact)]) == 3
+    assert "does not belong to the report" in capsys.readouterr().err
+    (artifact / "report/thesis.tex").rename(artifact.parent / "thesis.tex")
+    (artifact / "qspec.json").write_text(manifest(files={"another": "1"}).text())
+    assert main(["report", str(artifact)]) == 3
+    assert "the report is of another artifact" in capsys.readouterr().err
+    (artifact / "qspec.json").write_text(manifest().text())
+    verify(artifact)
+
+
+def test_a_report_that_was_moved_aside_by_a_killed_process_comes_back(artifact: Path) -> None:
+    replace_report(artifact, measured())
+    before = (artifact / "report/report.json").read_bytes()
+    (artifact / ".report.partial").mkdir()
+    (artifact / "report").rename(artifact / ".report.partial/old")
+    with pytest.raises(InputError, match="of another artifact"):
+        replace_report(artifact, sample_report())
+    verify(artifact)
+    replace_report(artifact, measured())
+    assert (artifact / "report/report.json").read_bytes() == before
+
+
+def test_several_reports_of_one_artifact_at_once(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks are the open file's, so threads stand in for processes; a reader meets a report that is whole, or none."""
+
+    def small(folder: Path, _: ReportData) -> dict[str, Any]:
+        for number in range(4):
+            write_whole(folder / f"{number}.md", f"{threading.get_native_id()} " * 1000)
+        return {}
+
+    def rounds(_: int) -> None:
+        for _ in range(8):
+            replace_report(artifact, measured(2))
+            verify(artifact)
+
+    monkeypatch.setattr(qspec.report, "write_report", small)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(rounds, range(4)))
+    verify(artifact)
+    assert (artifact / "report/0.md").is_file()
+    assert sorted(p.name for p in artifact.iterdir()) == ["qspec.json", "report"]
 
 
 def test_report_of_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,18 +185,19 @@ def test_report_of_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFix
     assert "not a qspec artifact" in capsys.readouterr().err
 
 
-def test_eval_writes_the_report(
+def test_eval_writes_the_report_and_prints_its_results_where_it_cannot(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (artifact / "qspec.json").write_text(manifest(standin=True).text())
     asked = []
 
-    def measured(*arguments: object) -> Evaluated:
+    def evaluated(*arguments: object) -> Evaluated:
         asked.append(arguments[:4])
         data = sample_report()
         found = Measurements(data.metrics, data.kl, data.flips, data.samples, (), (), 3, {"gsm8k": 1.0})
         return Evaluated(manifest(standin=True), found, outlier_report(2), "CPU reference", 2.0)
 
-    monkeypatch.setattr(make, "evaluate_artifact", measured)
+    monkeypatch.setattr(make, "evaluate_artifact", evaluated)
     arguments = [str(artifact), "--model", "original", "--device", "cpu", "--files", "here", "--quiet"]
     assert main(["eval", *arguments]) == 0
     assert asked == [(artifact, "original", "cpu", Path("here"))]
@@ -135,6 +211,15 @@ def test_eval_writes_the_report(
     assert content["environment"]["torch"]
     assert main(["eval", *arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == content["metrics"]
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(qspec.report, "report_lock", refuse)  # as root, who may write everywhere
+    assert main(["eval", *arguments]) == 3
+    printed = capsys.readouterr()
+    assert printed.out == out.split("\nreport: ")[0]
+    assert "cannot write here: Permission denied" in printed.err
 
 
 def test_the_baseline_must_be_the_checkpoint_that_was_compiled(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from qspec.artifact import verify
 from qspec.cli import main
 from qspec.errors import InputError
-from qspec.report import ReportData, report_json, write_report
+from qspec.report import ReportData, replace_report, report_json, write_report
 from qspec.report.compare import compare, compared_table
 from tests.report.sample import HOSTILE, hostile_report, sample_report
 from tests.report.test_commands import manifest
@@ -21,7 +21,8 @@ CHECKPOINT = {"checkpoint model.safetensors": "d4" * 32}
 
 
 def plain() -> ReportData:
-    return dataclasses.replace(sample_report(), compared=())
+    data = sample_report()
+    return dataclasses.replace(data, compared=(), hashes={**data.hashes, "manifest": manifest().digest})
 
 
 def other(name: str, digest: str, bits: float, checkpoint: dict[str, str] = CHECKPOINT) -> ReportData:
@@ -47,7 +48,7 @@ def artifact(tmp_path: Path) -> Path:
     folder = tmp_path / "artifact"
     folder.mkdir()
     (folder / "qspec.json").write_text(manifest().text())
-    write_report(folder / "report", plain())
+    replace_report(folder, plain())
     return folder
 
 

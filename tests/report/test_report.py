@@ -195,13 +195,6 @@ def test_a_report_without_measurements(tmp_path: Path) -> None:
     assert "not measured: all" in page
 
 
-def test_figures_of_an_older_report_go_away(tmp_path: Path) -> None:
-    write_report(tmp_path, sample_report())
-    assert (tmp_path / "figures" / "flips.svg").exists()
-    write_report(tmp_path, dataclasses.replace(sample_report(), flips=()))
-    assert not (tmp_path / "figures" / "flips.svg").exists()
-
-
 def test_figures_are_valid_svg(folder: Path, hostile: Path) -> None:
     for home in (folder, hostile):
         files = sorted((home / "figures").glob("*.svg"))
