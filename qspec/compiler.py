@@ -29,6 +29,7 @@ from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
 from qspec.models.tokenizer import tokenizer_contents
+from qspec.models.tokens import know_tokens
 from qspec.origin import Origin, find_checkpoint
 from qspec.plan import Plan, make_plan
 from qspec.precision import exact_products
@@ -210,13 +211,13 @@ def _tokens(
     documents, tokenizer = sources.calibration(wanted.source).documents, load_tokenizer(origin.folder)
 
     def load() -> Decoder:
-        return checkpoint.load(device, default_dtype(device))
+        return know_tokens(checkpoint.load(device, default_dtype(device)), tokenizer)
 
     if not wanted.runs_model:
-        return calibration_rows(documents, tokenizer, wanted, shape.mask_token, load)
+        return calibration_rows(documents, tokenizer, wanted, shape, load)
     try:
         with progress.phase("calibrate"):
-            return calibration_rows(documents, tokenizer, wanted, shape.mask_token, load)
+            return calibration_rows(documents, tokenizer, wanted, shape, load)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MachineError(
             "out of memory while the unquantized model made the calibration rows",

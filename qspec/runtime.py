@@ -20,6 +20,7 @@ from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.tokenizer import FILE, readable
+from qspec.models.tokens import check_mask_token, know_tokens
 
 # Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
 UNLIMITED = 1 << 60
@@ -41,7 +42,8 @@ def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = Non
         model = load_decoder(folder, target, dtype)
     if target.type == "cuda":
         attention.install(model)
-    return model.eval(), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    return know_tokens(model, tokenizer).eval(), tokenizer
 
 
 def checkpoint_folder(path: str | Path) -> Path:
@@ -198,7 +200,10 @@ def _kept_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside a checkpoint: its tokenizer.json, or the one that its older files make; no remote code."""
+    """The tokenizer beside a checkpoint: its tokenizer.json, or the one that its older files make; no remote code.
+
+    Errors: InputError where it cannot be read, or does not fit the mask token of config.json.
+    """
     from transformers import PreTrainedTokenizerFast
 
     with readable(folder) as source:
@@ -207,4 +212,6 @@ def load_tokenizer(folder: Path) -> Any:
         except (ValueError, OSError, TypeError, KeyError) as error:
             raise InputError(f"the tokenizer cannot be read: {error}", where=str(folder / FILE)) from error
     tokenizer.model_max_length = UNLIMITED
+    _, shape, _ = read_config(folder)
+    check_mask_token(shape, tokenizer, str(folder))
     return tokenizer

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qspec.errors import NumericsError
 from qspec.models.sampler import Denoiser
-from qspec.models.samplers.common import HEAD_VALUES
+from qspec.models.samplers.common import HEAD_VALUES, token_logits
 from qspec.models.shift import predictors
 
 BATCH_TOKENS = 8192  # tokens of one forward pass
@@ -36,7 +35,4 @@ def certainty(model: Denoiser, ids: Tensor, masked: Tensor) -> Tensor:
 
 def _confidence(model: Denoiser, hidden: Tensor) -> Tensor:
     """hidden [positions, d] -> float32 [positions]; in float32 whatever the model computes in, as in the sampler."""
-    logits = model.finish(hidden).float()
-    if not bool(logits.isfinite().all()):
-        raise NumericsError("the unquantized model's logits are NaN or Inf", hint="the checkpoint is damaged")
-    return logits.softmax(-1).amax(-1)
+    return token_logits(model, hidden).softmax(-1).amax(-1)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from qspec.calibrate.certainty import certainty
 from qspec.calibrate.rollouts import record
-from qspec.calibrate.tokens import CalibrationTokens, Encodes, draw_masks, windows
+from qspec.calibrate.tokens import CalibrationTokens, draw_masks, windows
 from qspec.errors import InputError
 from qspec.language.contradictions import contradictions
 from qspec.language.spec import Rollouts
+from qspec.models.family import DecoderShape
+from qspec.models.tokens import Encodes
 
 if TYPE_CHECKING:
     from qspec.language.spec import Calibration, Weighting
@@ -21,12 +23,13 @@ if TYPE_CHECKING:
 
 
 def calibration_rows(
-    texts: Sequence[str], tokenizer: Encodes, wanted: Calibration, mask_token: int, load: Callable[[], Denoiser]
+    texts: Sequence[str], tokenizer: Encodes, wanted: Calibration, shape: DecoderShape, load: Callable[[], Denoiser]
 ) -> CalibrationTokens:
     """The rows that `wanted` describes, the same for the same text, tokenizer, model and seed.
 
     load: gives the unquantized model; called once, and only where `wanted.runs_model`.
-    Raises InputError where the text is too short, the settings cannot be together, or no token has a weight.
+    Raises InputError where the text is too short or has tokens that the model lacks, the settings cannot be
+    together, or no token has a weight.
     """
     for _, message, hint in contradictions(wanted):
         raise InputError(message, hint=f"{hint}, in the calibrate block")
@@ -34,14 +37,14 @@ def calibration_rows(
     generator = torch.Generator().manual_seed(wanted.seed)
     if isinstance(wanted.text, Rollouts):
         assert model is not None
-        prompts = windows(texts, tokenizer, wanted.samples, wanted.text.prompt, generator)
+        prompts = windows(texts, tokenizer, shape.vocab, wanted.samples, wanted.text.prompt, generator)
         recorded = record(model, prompts, wanted.text, wanted.length, wanted.draws, wanted.seed)
-        ids, masked, ratio = recorded.ids, recorded.ids == mask_token, recorded.ratio
+        ids, masked, ratio = recorded.ids, recorded.ids == shape.mask_token, recorded.ratio
     else:
         assert wanted.mask is not None
-        samples = windows(texts, tokenizer, wanted.samples, wanted.length, generator)
+        samples = windows(texts, tokenizer, shape.vocab, wanted.samples, wanted.length, generator)
         masked, ratio = draw_masks(wanted.mask, wanted.samples, wanted.draws, wanted.length, generator)
-        ids = samples.repeat_interleave(wanted.draws, dim=0).masked_fill(masked, mask_token)
+        ids = samples.repeat_interleave(wanted.draws, dim=0).masked_fill(masked, shape.mask_token)
     return CalibrationTokens(ids, masked, _weights(wanted.weigh, ids, masked, model), ratio)
 
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qspec.errors import InputError
+from qspec.models.tokens import Encodes, encode
 
 if TYPE_CHECKING:
     from qspec.language.spec import MaskDistribution
-
-
-class Encodes(Protocol):
-    """What calibration needs of a tokenizer."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -44,12 +39,15 @@ class CalibrationTokens:
         return digest.hexdigest()
 
 
-def windows(texts: Sequence[str], tokenizer: Encodes, samples: int, length: int, generator: torch.Generator) -> Tensor:
+def windows(
+    texts: Sequence[str], tokenizer: Encodes, vocab: int, samples: int, length: int, generator: torch.Generator
+) -> Tensor:
     """int64 [samples, length]: stretches of the joined text, unmasked, at random offsets.
 
-    Raises InputError where the text is shorter than one of them.
+    vocab: rows of the model's embedding. Raises InputError where the text is shorter than one of them, or has tokens
+    that the model lacks.
     """
-    stream = torch.tensor([i for text in texts for i in tokenizer.encode(text, add_special_tokens=False)])
+    stream = torch.tensor([i for text in texts for i in encode(tokenizer, text, vocab)])
     if stream.numel() < length:
         raise InputError(
             f"the calibration text has {stream.numel()} tokens, fewer than one sample of {length}",

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qspec.errors import NumericsError
 from qspec.models.family import DecoderShape
-from qspec.models.samplers.common import HEAD_VALUES, Denoiser, predicting
+from qspec.models.samplers.common import HEAD_VALUES, Denoiser, predicting, token_logits
+from qspec.models.tokens import Encodes
 
 BATCH_TOKENS = 8192  # tokens of one forward pass
 
@@ -23,10 +23,9 @@ def silent(_done: int, _total: int) -> None:
     """Shows no progress."""
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Encodes, Protocol):
     """What evaluation needs of a tokenizer: transformers' fast tokenizers have it."""
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
 
 
@@ -86,10 +85,7 @@ def hidden_at_masks(model: Denoiser, batch: Batch) -> Tensor:
 
 def log_probabilities(model: Denoiser, hidden: Tensor) -> Tensor:
     """log softmax of the logits in float32, [positions, vocab]; NumericsError where they are not finite."""
-    logits = model.finish(hidden).float()
-    if not bool(torch.isfinite(logits).all()):
-        raise NumericsError("the model's logits are NaN or Inf", hint="the quantized weights cannot be right")
-    return torch.log_softmax(logits, dim=-1)
+    return torch.log_softmax(token_logits(model, hidden), dim=-1)
 
 
 def slices(positions: int, vocab: int) -> Iterator[slice]:

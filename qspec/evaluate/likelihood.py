@@ -5,9 +5,11 @@
 Within a group of B = 8 draws l is stratified, l_b = ((round(k + b L'/B) - 1) mod L') + 1
 with one k ~ U{1..L'}. Halves round up: the original code rounds them to even, which prefers even l and biases
 the mean. Dream's own evaluation masks each target with probability t, stratified over the batch, and weighs the
-sum by 1/t: the same expectation, with the chance of the number masked on top (a draw may mask nothing). Both
-families are rated with the estimator above, so that their figures have one variance. The draws are fixed in
-advance by the seed, the same for every model. The choice with the largest log p, not divided by its length, wins.
+sum by 1/t: the same expectation for the same row, with the chance of the number masked on top (a draw may mask
+nothing). Its rows are others, though: it puts the beginning-of-text token before the context and a visible
+end-of-text token behind the target, and rates p(y | bos, context, end). Here both families get context and target
+alone, with the estimator above, so Dream's figures are not to be compared with the published ones. The draws are fixed
+in advance by the seed, the same for every model. The choice with the largest log p, not divided by its length, wins.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from qspec.evaluate.forward import (
     silent,
 )
 from qspec.evaluate.results import Metric, accuracy
+from qspec.models.family import DecoderShape
 from qspec.models.sampler import Denoiser
+from qspec.models.tokens import encode
 
 GROUP = 8
 
@@ -58,17 +62,20 @@ def _rounded_up(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def encode_choice(choice: Choice, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[int]]:
-    """(context, target) tokens. The text is encoded whole and split after the context's tokens, as lm-eval does.
+def encode_choice(choice: Choice, tokenizer: Tokenizer, shape: DecoderShape) -> tuple[list[int], list[int]]:
+    """(context, target) tokens. White space that ends the context belongs to the target, and the text is encoded whole
+    and split after the context's tokens, both as lm-eval does.
 
-    A context that is too long loses its beginning. Errors: InputError where the target alone is too long or
-    is empty.
+    Unlike there, a target that the tokenizer merged with the context's end is encoded alone. A context that is too long
+    loses its beginning. Errors: InputError where the target alone is too long or is empty.
     """
-    context = tokenizer.encode(choice.context, add_special_tokens=False)
-    whole = tokenizer.encode(choice.context + choice.text, add_special_tokens=False)
+    longest, before = shape.max_length, choice.context.rstrip()
+    own = choice.context[len(before) :] + choice.text
+    context = encode(tokenizer, before, shape.vocab)
+    whole = encode(tokenizer, before + own, shape.vocab)
     target = whole[len(context) :]
     if whole[: len(context)] != context:  # the tokenizer merged across the border
-        target = tokenizer.encode(choice.text, add_special_tokens=False)
+        target = encode(tokenizer, own, shape.vocab)
     if not 0 < len(target) < longest:
         raise InputError(
             f"a choice has {len(target)} tokens; the model takes 1 to {longest - 1}", where=choice.text[:80]
@@ -76,9 +83,9 @@ def encode_choice(choice: Choice, tokenizer: Tokenizer, longest: int) -> tuple[l
     return context[max(0, len(context) + len(target) - longest) :], target
 
 
-def rate(choice: Choice, tokenizer: Tokenizer, longest: int, draws: int, seed: int) -> RatedChoice:
+def rate(choice: Choice, tokenizer: Tokenizer, shape: DecoderShape, draws: int, seed: int) -> RatedChoice:
     """The rows of one choice. The seed is mixed with its text, so that the draws depend on neither order nor limit."""
-    context, target = encode_choice(choice, tokenizer, longest)
+    context, target = encode_choice(choice, tokenizer, shape)
     mixed = zlib.crc32(f"{seed}/{choice.context}/{choice.text}".encode())
     generator = torch.Generator().manual_seed(mixed)
     tokens = torch.tensor(context + target, dtype=torch.int64)
@@ -100,8 +107,8 @@ def measure_choices(
     progress: Progress = silent,
 ) -> Metric:
     """Share of items whose right choice gets the largest likelihood, of both models on the same rows."""
-    longest = baseline.shape.max_length
-    rated = [rate(choice, tokenizer, longest, task.draws, seed) for item in task.items for choice in item.choices]
+    shape = baseline.shape
+    rated = [rate(choice, tokenizer, shape, task.draws, seed) for item in task.items for choice in item.choices]
     before = log_likelihoods(baseline, rated, progress)
     after = log_likelihoods(quantized, rated, progress)
     return accuracy(task.name, task.title, "choice_accuracy", _right(task.items, before), _right(task.items, after))

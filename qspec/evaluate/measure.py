@@ -80,7 +80,7 @@ def measure_outliers(
         seed=calibrate.seed,
     )
     text = sources.calibration(wanted.source)
-    tokens = calibration_rows(text.documents, tokenizer, wanted, baseline.shape.mask_token, lambda: baseline)
+    tokens = calibration_rows(text.documents, tokenizer, wanted, baseline.shape, lambda: baseline)
     return outliers.compare(baseline, quantized, tokens.ids)
 
 

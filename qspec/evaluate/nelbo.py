@@ -34,6 +34,7 @@ from qspec.evaluate.forward import (
 )
 from qspec.evaluate.results import KlBucket, Metric, nelbo
 from qspec.models.sampler import Denoiser
+from qspec.models.tokens import encode
 
 DRAWS = 4
 WINDOW = 1024  # tokens of one sample, or as many as the model takes
@@ -57,12 +58,13 @@ class _Sums:
     masked: Tensor
 
 
-def windows(text: TextData, tokenizer: Tokenizer, samples: int, length: int) -> list[Tensor]:
+def windows(text: TextData, tokenizer: Tokenizer, vocab: int, samples: int, length: int) -> list[Tensor]:
     """At most `samples` consecutive windows int64 [length] of the joined documents, spread evenly over them.
 
-    A text shorter than one window is one sample. Errors: InputError for one of fewer than 8 tokens.
+    A text shorter than one window is one sample. Errors: InputError for one of fewer than 8 tokens, and
+    for tokens that an embedding of `vocab` rows lacks.
     """
-    ids = [token for one in text.documents for token in tokenizer.encode(one, add_special_tokens=False)]
+    ids = [token for one in text.documents for token in encode(tokenizer, one, vocab)]
     if len(ids) < SHORTEST:
         raise InputError(f"the text has {len(ids)} tokens, fewer than {SHORTEST}", where=str(text.path))
     tokens = torch.tensor(ids, dtype=torch.int64)
@@ -101,7 +103,7 @@ def measure_nelbo(
     name: the text's name in the recipe.
     """
     shape = baseline.shape
-    passages = windows(text, tokenizer, samples, min(WINDOW, shape.max_length))
+    passages = windows(text, tokenizer, shape.vocab, samples, min(WINDOW, shape.max_length))
     rows = masked_rows(passages, DRAWS, seed)
     sums = _score(baseline, quantized, rows, progress)
     metric = nelbo(name, text.title, _per_sample(sums.baseline, sums), _per_sample(sums.quantized, sums))

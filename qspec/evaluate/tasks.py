@@ -24,6 +24,7 @@ from qspec.evaluate.forward import BATCH_TOKENS, Progress, Tokenizer, silent
 from qspec.evaluate.results import Flips, Metric, Sample, accuracy
 from qspec.models.family import DecoderShape
 from qspec.models.sampler import Denoiser, SampleStep, Settings, left_padded, sample, settings_for, until
+from qspec.models.tokens import encode
 
 SAMPLES_KEPT = 5  # texts of one task in the report
 PROMPT_KEPT = 1200  # characters of a prompt's end in the report
@@ -60,17 +61,17 @@ def measure_task(
     Errors: InputError for sampler lengths that do not divide and for prompts that do not fit the model.
     """
     settings = _settings(baseline.shape, task, seed)
-    prompts = [tokenizer.encode(item.prompt, add_special_tokens=False) for item in task.items]
+    prompts = [encode(tokenizer, item.prompt, baseline.shape.vocab) for item in task.items]
     total = 2 * len(prompts)
     before = denoise(baseline, prompts, settings, lambda done, _: progress(done, total))
     after = denoise(quantized, prompts, settings, lambda done, _: progress(len(prompts) + done, total))
-    texts = [_texts(tokenizer, run, baseline.shape.eos_token, task.stop) for run in (before, after)]
+    texts = [_texts(tokenizer, run, baseline.shape.ends, task.stop) for run in (before, after)]
     right = [
         [is_right(text, item.answer, scoring) for text, item in zip(own, task.items, strict=True)] for own in texts
     ]
     return TaskResult(
         metric=accuracy(task.name, task.title, "exact_match", right[0], right[1]),
-        flips=compare(task.name, before, after, settings.steps, baseline.shape.eos_token),
+        flips=compare(task.name, before, after, settings.steps, *baseline.shape.ends),
         samples=tuple(_kept(task, texts, right)),
     )
 
@@ -106,9 +107,9 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
         start += size
 
 
-def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, eos: int) -> Flips:
+def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, *ends: int) -> Flips:
     """Commit and token flips at the positions up to the unquantized model's first end of text."""
-    counted = _through_end(baseline.tokens, eos)
+    counted = _through_end(baseline.tokens, ends)
     moved = (baseline.commit_step != quantized.commit_step)[counted].double()
     part = baseline.commit_step[counted] * min(FLIP_PARTS, steps) // steps
     curve = []
@@ -124,10 +125,10 @@ def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, 
     )
 
 
-def _through_end(tokens: Tensor, eos: int) -> Tensor:
+def _through_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
     """bool [items, length]: positions up to and including each row's first end of text."""
-    ends = (tokens == eos).long()
-    return ends.cumsum(1) - ends == 0
+    ended = torch.isin(tokens, torch.tensor(ends)).long()
+    return ended.cumsum(1) - ended == 0
 
 
 def is_right(text: str, reference: str, scoring: Scoring) -> bool:
@@ -154,9 +155,9 @@ def _settings(shape: DecoderShape, task: TaskData, seed: int) -> Settings:
         raise InputError(error.what, where=f"task {task.name}", hint=error.hint) from error
 
 
-def _texts(tokenizer: Tokenizer, run: Trajectory, eos: int, stop: Sequence[str]) -> list[str]:
+def _texts(tokenizer: Tokenizer, run: Trajectory, ends: Sequence[int], stop: Sequence[str]) -> list[str]:
     rows: list[list[int]] = run.tokens.tolist()
-    return [cut(tokenizer.decode(until(row, eos), skip_special_tokens=True), stop) for row in rows]
+    return [cut(tokenizer.decode(until(row, *ends), skip_special_tokens=True), stop) for row in rows]
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

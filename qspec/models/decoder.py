@@ -145,7 +145,13 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A whole model. Weights are torch's default initialisation until they are loaded or trained."""
+    """A whole model. Weights are torch's default initialisation until they are loaded or trained.
+
+    absent: bool [vocab], True for ids that are no token of the tokenizer (`qspec.models.tokens.know_tokens`); None,
+    all are. Logits are not touched by it, whoever makes probabilities of them is (`samplers.common.token_logits`).
+    """
+
+    absent: Tensor | None
 
     def __init__(
         self,
@@ -156,6 +162,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.family, self.shape = family, shape
+        self.register_buffer("absent", None, persistent=False)
         blocks = nn.ModuleList(DecoderBlock(family, shape) for _ in range(shape.layers))
         _attach(self, family.blocks, blocks)
         for entry in family.modules(shape):

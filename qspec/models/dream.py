@@ -21,8 +21,12 @@ from qspec.models.fields import (
     heads,
     integer,
     real,
+    rope_theta,
+    special_tokens,
+    spelled,
 )
 
+SPELLINGS = {"max_position_embeddings": "max_sequence_length"}
 UNSUPPORTED = ("use_mrope", "use_sliding_window", "mlp_bias", "use_qk_norm")
 
 
@@ -45,21 +49,10 @@ def _check_variant(config: Mapping[str, Any]) -> None:
     kinds = config.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
         raise bad("layer_types", "must name full_attention for every layer")
-    for key in ("rope_scaling", "rope_parameters"):
-        _check_rope(config, key)
-
-
-def _check_rope(config: Mapping[str, Any], key: str) -> None:
-    """Rotary positions are not stretched; newer transformers write that down as rope_type "default"."""
-    value = config.get(key)
-    if value is None:
-        return
-    kind = value.get("rope_type", value.get("type")) if isinstance(value, Mapping) else value
-    if kind != "default":
-        raise bad(key, "stretches the rotary positions; only plain ones are supported")
 
 
 def _shape(config: Mapping[str, Any]) -> DecoderShape:
+    config = spelled(config, SPELLINGS)
     _check_variant(config)
     width, count, kv_heads = heads(config, "hidden_size", "num_attention_heads", "num_key_value_heads")
     expect(config, "head_dim", width // count)
@@ -74,15 +67,13 @@ def _shape(config: Mapping[str, Any]) -> DecoderShape:
         vocab=vocab,
         max_length=integer(config, "max_position_embeddings", 1, MAX_LENGTH),
         norm_eps=real(config, "rms_norm_eps", 0, 1, default=1e-6),
-        rope_theta=real(config, "rope_theta", 1, 1e12),
+        rope_theta=rope_theta(config),
         qkv_bias=True,
         bias=False,
         tied=flag(config, "tie_word_embeddings"),
         shift=True,
         sampler="dream",
-        mask_token=integer(config, "mask_token_id", 0, vocab - 1),
-        eos_token=integer(config, "eos_token_id", 0, vocab - 1),
-        pad_token=integer(config, "pad_token_id", 0, vocab - 1),
+        **special_tokens(config, vocab),
     )
 
 

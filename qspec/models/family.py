@@ -45,7 +45,7 @@ class DecoderShape:
 
     width d, heads, kv_heads, head_width; ffn width; vocab: rows of the embedding (LLaDA's embedding_size can
     exceed its vocab_size). shift: logits at position i predict token i + 1 (Dream).
-    sampler: what the family's authors denoise with.
+    sampler: what the family's authors denoise with. other_ends: tokens that end a text as eos_token does.
     """
 
     layers: int
@@ -66,6 +66,12 @@ class DecoderShape:
     mask_token: int
     eos_token: int
     pad_token: int
+    other_ends: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end a text."""
+        return (self.eos_token, *self.other_ends)
 
 
 SOURCES = {"attention.input": "rmsnorm", "mlp.input": "rmsnorm", "mlp.gated": "silu_mul"}  # of a block's inputs

@@ -58,6 +58,73 @@ def expect(config: Config, key: str, *allowed: object) -> None:
         raise bad(key, f"is {_shown(value)}; only {names} is supported")
 
 
+def spelled(config: Config, names: Config) -> dict[str, Any]:
+    """The config with every value under the family's own key. names: own key -> how others spell it.
+
+    Keys of a `text_config` stand for those outside. Raises InputError where one thing is given twice and not alike.
+    """
+    inner = config.get("text_config")
+    table = _once(config, inner, "text_config") if isinstance(inner, Mapping) else dict(config)
+    for own, other in names.items():
+        table = _once(table, {own: table.get(other)}, other)
+    return table
+
+
+def _once(config: Config, other: Config, source: str) -> dict[str, Any]:
+    """The config with what `other` adds to it; null adds nothing. source: where that comes from, for the error."""
+    for key, value in other.items():
+        if value is not None and config.get(key) is not None and config[key] != value:
+            raise bad(key, f"is {_shown(config[key])}, and {source} says {_shown(value)}")
+    return {**other, **{key: value for key, value in config.items() if value is not None or key not in other}}
+
+
+def rope_theta(config: Config) -> float:
+    """The base of the rotary positions: `rope_theta`, or the same inside `rope_parameters` or `rope_scaling`, where
+    transformers has kept it since version 5.
+
+    Raises InputError where two of them differ, and for positions that are stretched or rotate a part of a head only.
+    """
+    found = {key: config[key] for key in ("rope_theta",) if config.get(key) is not None}
+    for key in ("rope_parameters", "rope_scaling"):
+        inner = config.get(key)
+        if inner is None:
+            continue
+        if not isinstance(inner, Mapping):
+            raise bad(key, f"must be an object, not {_shown(inner)}")
+        kind = inner.get("rope_type", inner.get("type", "default"))
+        if kind != "default":
+            raise bad(key, f"asks for rotary positions of type {_shown(kind)}; only plain ones (default) are supported")
+        strange = [name for name in inner if name not in ("rope_type", "type", "rope_theta", "partial_rotary_factor")]
+        if strange:
+            raise bad(key, f"holds {_shown(strange[0])}, which plain rotary positions do not have")
+        expect({f"{key}.partial_rotary_factor": inner.get("partial_rotary_factor")}, f"{key}.partial_rotary_factor", 1)
+        if inner.get("rope_theta") is not None:
+            found[f"{key}.rope_theta"] = inner["rope_theta"]
+    expect(config, "partial_rotary_factor", 1)
+    values = {key: real(found, key, 1, 1e12) for key in found} or {"rope_theta": real(config, "rope_theta", 1, 1e12)}
+    (first, theta), *others = values.items()
+    for key, value in others:
+        if value != theta:
+            raise bad(key, f"is {value:g}, and {first} is {theta:g}")
+    return theta
+
+
+def special_tokens(config: Config, vocab: int) -> dict[str, Any]:
+    """mask_token, eos_token, other_ends and pad_token of a `DecoderShape`.
+
+    `eos_token_id` may be a list. The mask token must be neither an end of text nor padding; these two may be one.
+    """
+    mask = integer(config, "mask_token_id", 0, vocab - 1)
+    listed = config.get("eos_token_id")
+    ends = listed if isinstance(listed, list) and listed else [listed]
+    eos, *others = (integer({"eos_token_id": one}, "eos_token_id", 0, vocab - 1) for one in ends)
+    pad = integer(config, "pad_token_id", 0, vocab - 1)
+    for key, tokens in (("eos_token_id", (eos, *others)), ("pad_token_id", (pad,))):
+        if mask in tokens:
+            raise bad("mask_token_id", f"is {mask}, and so is {key}; a mask must be a token of its own")
+    return {"mask_token": mask, "eos_token": eos, "other_ends": tuple(others), "pad_token": pad}
+
+
 def heads(config: Config, width_key: str, heads_key: str, kv_key: str) -> tuple[int, int, int]:
     """(width, heads, kv heads): heads of even width that fill the width, and kv heads that divide them."""
     width = integer(config, width_key, 1, MAX_WIDTH)

@@ -21,8 +21,21 @@ from qspec.models.fields import (
     heads,
     integer,
     real,
+    rope_theta,
+    special_tokens,
+    spelled,
 )
 
+SPELLINGS = {  # ours -> as transformers' own models have it
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "mlp_hidden_size": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+    "activation_type": "hidden_act",
+    "weight_tying": "tie_word_embeddings",
+}
 UNSUPPORTED = ("alibi", "attention_layer_norm", "input_emb_norm", "multi_query_attention", "scale_logits")
 
 
@@ -49,8 +62,10 @@ def _check_variant(config: Mapping[str, Any]) -> None:
 
 
 def _shape(config: Mapping[str, Any]) -> DecoderShape:
+    config = spelled(config, SPELLINGS)
     _check_variant(config)
     width, count, kv_heads = heads(config, "d_model", "n_heads", "n_kv_heads")
+    expect(config, "head_dim", width // count)
     words = integer(config, "vocab_size", 1, MAX_VOCAB)
     vocab = integer(config, "embedding_size", words, MAX_VOCAB, default=words)
     bias = flag(config, "include_bias")
@@ -64,15 +79,13 @@ def _shape(config: Mapping[str, Any]) -> DecoderShape:
         vocab=vocab,
         max_length=integer(config, "max_sequence_length", 1, MAX_LENGTH),
         norm_eps=real(config, "rms_norm_eps", 0, 1, default=1e-5),
-        rope_theta=real(config, "rope_theta", 1, 1e12),
+        rope_theta=rope_theta(config),
         qkv_bias=flag(config, "include_qkv_bias") or bias,
         bias=bias,
         tied=flag(config, "weight_tying"),
         shift=False,
         sampler="llada",
-        mask_token=integer(config, "mask_token_id", 0, vocab - 1),
-        eos_token=integer(config, "eos_token_id", 0, vocab - 1),
-        pad_token=integer(config, "pad_token_id", 0, vocab - 1),
+        **special_tokens(config, vocab),
     )
 
 

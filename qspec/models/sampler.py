@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import takewhile
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -19,6 +20,7 @@ from qspec.models.samplers.cached import Cache
 from qspec.models.samplers.common import Canvas, Denoiser, SampleStep
 from qspec.models.samplers.dream import Alg, DreamSettings
 from qspec.models.samplers.llada import Remasking, SamplerSettings
+from qspec.models.tokens import Encodes, encode
 
 __all__ = [
     "Cache",
@@ -39,10 +41,8 @@ Prompt = TypeVar("Prompt", str, list[str])
 KINDS: Mapping[SamplerKind, type[Settings]] = {"llada": SamplerSettings, "dream": DreamSettings}
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Encodes, Protocol):
     """What `generate` asks of a tokenizer; every transformers tokenizer has it."""
-
-    def __call__(self, text: str) -> Mapping[str, Any]: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
@@ -148,18 +148,11 @@ def continue_text(
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not prompts:
         return cast(Prompt, [])
-    ids, mask = left_padded([_tokens(tokenizer, text) for text in prompts], model.shape.pad_token)
+    encoded = [encode(tokenizer, text, model.shape.vocab, special=True) for text in prompts]
+    ids, mask = left_padded(encoded, model.shape.pad_token)
     rows = sample(model, ids, mask, settings, on_step)[:, ids.shape[1] :].tolist()
-    texts = [tokenizer.decode(until(row, model.shape.eos_token), skip_special_tokens=True) for row in rows]
+    texts = [tokenizer.decode(until(row, *model.shape.ends), skip_special_tokens=True) for row in rows]
     return texts[0] if isinstance(prompt, str) else texts
-
-
-def _tokens(tokenizer: Tokenizer, text: str) -> Sequence[int]:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the prompt is not valid text: {error.reason}", hint="give it in UTF-8") from error
-    return cast(Sequence[int], tokenizer(text)["input_ids"])
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -170,10 +163,9 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor
     return ids, mask
 
 
-def until(tokens: Sequence[int], end: int) -> list[int]:
-    """The tokens before the first `end`."""
-    row = list(tokens)
-    return row[: row.index(end)] if end in row else row
+def until(tokens: Sequence[int], *ends: int) -> list[int]:
+    """The tokens before the first of the `ends`."""
+    return list(takewhile(lambda token: token not in ends, tokens))
 
 
 def _check_prompt(shape: DecoderShape, prompt_ids: Tensor, settings: Settings) -> None:

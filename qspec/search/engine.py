@@ -17,12 +17,13 @@ from torch import Tensor
 from qspec.calibrate.stream import Stream
 from qspec.compiler import Inputs
 from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.tokens import know_tokens
 from qspec.passes.block import Block
 from qspec.plan import Plan
 from qspec.precision import exact_products, fast_products
 from qspec.progress import Quiet
 from qspec.quantize import BATCH_TOKENS, rewrite_block
-from qspec.runtime import default_dtype, fill_block
+from qspec.runtime import default_dtype, fill_block, load_tokenizer
 from qspec.search.direction import Directed
 from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial
 from qspec.search.losses import Loss, LossRows
@@ -53,7 +54,9 @@ class Engine:
         self.space: Space = find_space(inputs.plan)
         self.device = inputs.device
         self.dtype = default_dtype(inputs.device)
-        self.model: Decoder = inputs.checkpoint.load(self.device, self.dtype)
+        self.model: Decoder = know_tokens(
+            inputs.checkpoint.load(self.device, self.dtype), load_tokenizer(inputs.origin.folder)
+        )
         rows = search_rows(inputs)
         self.rows = LossRows(self.model, rows.probes, rows.measure, BATCH_TOKENS)
         self.trial_rows = LossRows(self.model, rows.trials, rows.measure, BATCH_TOKENS)

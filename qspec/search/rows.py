@@ -19,6 +19,7 @@ from qspec.evaluate.nelbo import masked_rows
 from qspec.language.printer import spec_data
 from qspec.language.spec import Search, TaskRequest
 from qspec.lock import machine_kind
+from qspec.models.tokens import encode
 from qspec.runtime import load_tokenizer
 from qspec.search.losses import Measure
 
@@ -52,7 +53,8 @@ def search_rows(inputs: Inputs) -> SearchRows:
     length = min(search.length, inputs.plan.shape.max_length)
     rows = []
     for samples, seed in _parts(search):
-        texts = windows(documents, tokenizer, samples, length, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        texts = windows(documents, tokenizer, inputs.plan.shape.vocab, samples, length, generator)
         rows.append(masked_rows(list(texts), search.draws, seed))
     return SearchRows(rows[0], rows[1], "nelbo" if search.loss == "nelbo" else "kl")
 
@@ -78,11 +80,13 @@ def _task_rows(inputs: Inputs, search: Search, tokenizer: Any, samples: int, see
             hint="name another task, or a text",
         )
 
-    def encode(text: str) -> Tensor:
-        return torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.int64)
+    shape = inputs.plan.shape
 
-    pairs = [(encode(item.prompt), encode(f" {item.answer.lstrip()}")) for item in task.items]
-    pairs = [(p, a) for p, a in pairs if a.numel() and p.numel() + a.numel() <= inputs.plan.shape.max_length]
+    def ids(text: str) -> Tensor:
+        return torch.tensor(encode(tokenizer, text, shape.vocab), dtype=torch.int64)
+
+    pairs = [(ids(item.prompt), ids(f" {item.answer.lstrip()}")) for item in task.items]
+    pairs = [(p, a) for p, a in pairs if a.numel() and p.numel() + a.numel() <= shape.max_length]
     if not pairs:
         raise InputError(f"no item of {search.task} fits the model", where=inputs.spec.source)
     answers = masked_rows([answer for _, answer in pairs], search.draws, seed)

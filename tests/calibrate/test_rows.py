@@ -13,7 +13,9 @@ from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.tokens import CalibrationTokens
 from qspec.errors import InputError
 from qspec.language.spec import Calibration, MaskDistribution, Rollouts, Weighting
+from qspec.models.llada import LLADA
 from tests.calibrate.models import MASK, Letters, Remembers
+from tests.models.layout import TINY
 
 TEXTS = ["abcdefghij" * 20, "klmnopqrst" * 20]
 
@@ -24,7 +26,7 @@ def never() -> Remembers:
 
 def rows(load: Callable[[], Remembers] = never, **wanted: object) -> CalibrationTokens:
     settings: dict[str, object] = {"samples": 64, "length": 50, **wanted}
-    return calibration_rows(TEXTS, Letters(), Calibration(**settings), MASK, load)  # type: ignore[arg-type]
+    return calibration_rows(TEXTS, Letters(), Calibration(**settings), LLADA.shape(TINY), load)  # type: ignore[arg-type]
 
 
 def test_clean_windows_are_stretches_of_the_text() -> None:

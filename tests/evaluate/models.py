@@ -59,6 +59,7 @@ class Known:
         self.own = own or shape()
         self.seen: list[Tensor] = []
         self.head_rows = 0
+        self.absent: Tensor | None = None
 
     @property
     def shape(self) -> DecoderShape:

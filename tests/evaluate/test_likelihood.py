@@ -82,7 +82,7 @@ def test_an_estimate_comes_close() -> None:
             return "".join(map(str, token_ids)) if skip_special_tokens else ""
 
     table = joint() / joint().sum()
-    rated = [rate(Choice("", one), Digits(), 10, 1024, seed=0) for one in ("012", "210", "111")]
+    rated = [rate(Choice("", one), Digits(), shape(max_length=10), 1024, seed=0) for one in ("012", "210", "111")]
     exact = [
         math.log(float(table[0, 1, 2])),
         math.log(float(table[2, 1, 0])),
@@ -113,7 +113,7 @@ def test_counts_are_stratified() -> None:
 
 
 def test_the_context_is_never_masked() -> None:
-    rated = rate(Choice("abc", "defg"), Characters(), 64, 32, seed=1)
+    rated = rate(Choice("abc", "defg"), Characters(), shape(), 32, seed=1)
     for row, weight in zip(rated.rows, rated.weights, strict=True):
         assert row.tokens.tolist() == [0, 1, 2, 3, 4, 5, 6]
         assert not row.masked[:3].any()
@@ -121,12 +121,12 @@ def test_the_context_is_never_masked() -> None:
 
 
 def test_a_long_context_loses_its_beginning() -> None:
-    context, target = encode_choice(Choice("abcdef", "xyz"), Characters(), 7)
+    context, target = encode_choice(Choice("abcdef", "xyz"), Characters(), shape(max_length=7))
     assert [VOCAB[i] for i in context + target] == list("cdefxyz")
     with pytest.raises(InputError, match="3 tokens"):
-        encode_choice(Choice("abcdef", "xyz"), Characters(), 3)
+        encode_choice(Choice("abcdef", "xyz"), Characters(), shape(max_length=3))
     with pytest.raises(InputError, match="0 tokens"):
-        encode_choice(Choice("abcdef", ""), Characters(), 7)
+        encode_choice(Choice("abcdef", ""), Characters(), shape(max_length=7))
 
 
 def test_a_tokenizer_that_merges_across_the_border() -> None:
@@ -134,9 +134,25 @@ def test_a_tokenizer_that_merges_across_the_border() -> None:
         def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
             return super().encode(text.replace("ab", "z"), add_special_tokens=add_special_tokens)
 
-    context, target = encode_choice(Choice("xa", "b"), Merging(), 64)
+    context, target = encode_choice(Choice("xa", "b"), Merging(), shape())
     assert [VOCAB[i] for i in context] == ["x", "a"]
     assert [VOCAB[i] for i in target] == ["b"]
+
+
+def test_white_space_that_ends_the_context_belongs_to_the_target() -> None:
+    """As lm-eval splits: the text is encoded as it is, and what follows the stripped context is rated."""
+
+    class Spaced(Characters):
+        """A space and the letter behind it are one token, as in every byte-level vocabulary."""
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return super().encode(text.replace(" b", "z"), add_special_tokens=add_special_tokens)
+
+    for context, text in (("ca", " b"), ("ca ", "b")):
+        before, target = encode_choice(Choice(context, text), Spaced(), shape())
+        assert ([VOCAB[i] for i in before], [VOCAB[i] for i in target]) == (["c", "a"], ["z"])
+    before, target = encode_choice(Choice("  ", "b"), Spaced(), shape())
+    assert (before, [VOCAB[i] for i in target]) == ([], [" ", "z"])
 
 
 def task(*items: TaskItem, draws: int = 8) -> TaskData:
@@ -165,9 +181,9 @@ def test_every_model_gets_the_same_draws() -> None:
 
 
 def test_draws_do_not_depend_on_the_other_items() -> None:
-    alone = rate(Choice("q", "abcdef"), Characters(), 64, 8, seed=2)
-    again = rate(Choice("q", "abcdef"), Characters(), 64, 8, seed=2)
-    other = rate(Choice("q", "abcdef"), Characters(), 64, 8, seed=3)
+    alone = rate(Choice("q", "abcdef"), Characters(), shape(), 8, seed=2)
+    again = rate(Choice("q", "abcdef"), Characters(), shape(), 8, seed=2)
+    other = rate(Choice("q", "abcdef"), Characters(), shape(), 8, seed=3)
 
     def masks(rated: RatedChoice) -> list[list[bool]]:
         return [row.masked.tolist() for row in rated.rows]

@@ -157,12 +157,12 @@ def test_padding_is_neither_masked_nor_seen() -> None:
 
 
 def test_windows_of_the_joined_text() -> None:
-    found = windows(text("a" * 15 + "b" * 10, "c" * 20), Characters(), samples=10, length=20)
+    found = windows(text("a" * 15 + "b" * 10, "c" * 20), Characters(), SIZE, samples=10, length=20)
     assert ["".join(VOCAB[i] for i in window) for window in found] == ["a" * 15 + "b" * 5, "b" * 5 + "c" * 15]
-    assert [len(one) for one in windows(text("a" * 200), Characters(), samples=3, length=20)] == [20, 20, 20]
-    assert [len(one) for one in windows(text("a" * 15), Characters(), samples=3, length=20)] == [15]
+    assert [len(one) for one in windows(text("a" * 200), Characters(), SIZE, samples=3, length=20)] == [20, 20, 20]
+    assert [len(one) for one in windows(text("a" * 15), Characters(), SIZE, samples=3, length=20)] == [15]
     with pytest.raises(InputError, match="5 tokens, fewer than 8"):
-        windows(text("short"), Characters(), samples=3, length=20)
+        windows(text("short"), Characters(), SIZE, samples=3, length=20)
 
 
 def test_logits_that_are_not_finite_stop_the_measurement() -> None:

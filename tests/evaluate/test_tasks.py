@@ -112,7 +112,7 @@ def test_commit_flips_by_hand() -> None:
     end = EOS
     before = Trajectory(torch.tensor([[5, 6, end, end], [7, 8, 9, 9]]), torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]]))
     after = Trajectory(torch.tensor([[5, 1, end, 2], [7, 8, 9, 1]]), torch.tensor([[0, 2, 1, 0], [3, 2, 0, 1]]))
-    found = compare("t", before, after, steps=4, eos=end)
+    found = compare("t", before, after, 4, end)
     # counted: the first row's first three positions, all of the second
     assert found.positions == 7
     assert found.token_flips == pytest.approx(2 / 7)
@@ -123,9 +123,9 @@ def test_commit_flips_by_hand() -> None:
 
 def test_a_step_at_which_nothing_counts_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Trajectory(torch.tensor([[5, EOS, 6, 6]]), torch.tensor([[0, 1, 2, 3]]))
-    assert compare("t", run, run, steps=4, eos=EOS).commit_flips == (0.0, 0.0, None, None)
+    assert compare("t", run, run, 4, EOS).commit_flips == (0.0, 0.0, None, None)
     monkeypatch.setattr(tasks, "FLIP_PARTS", 2)
-    assert compare("t", run, run, steps=4, eos=EOS).commit_flips == (0.0, None)
+    assert compare("t", run, run, 4, EOS).commit_flips == (0.0, None)
 
 
 def test_both_models_see_the_same_prompts_in_the_same_batches() -> None:

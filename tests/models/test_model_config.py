@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from qspec.errors import InputError
 from qspec.models.config import read_config
-from qspec.models.family import DecoderShape
+from qspec.models.dream import DREAM
+from qspec.models.family import DecoderShape, Family
 from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES, family_of
+from qspec.models.sampler import until
+from tests.models.dream_layout import DREAM_7B
 from tests.models.layout import LLADA_8B, TINY
 
 
@@ -104,7 +107,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("rope_theta", "big", "must be a number, not 'big'"),
         ("rope_theta", float("inf"), "must lie between 1 and 1e+12"),
         ("mask_token_id", 126464, "is 126464; it must lie in 0..126463"),
-        ("eos_token_id", [1, 2], "must be an integer, not [1, 2]"),
+        ("eos_token_id", [1, "2"], "must be an integer, not '2'"),
         ("weight_tying", "no", "must be true or false, not 'no'"),
         ("block_type", "sequential", "is 'sequential'; only 'llama' is supported"),
         ("block_group_size", 4, "is 4; only 1 is supported"),
@@ -219,3 +222,64 @@ def test_reading_a_config_never_imports_torch() -> None:
     script = f"import sys; from qspec.models import {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("family", [LLADA, DREAM], ids=lambda family: family.name)
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_rope_theta_is_read_where_newer_transformers_put_it(family: Family, key: str) -> None:
+    config = LLADA_8B if family is LLADA else DREAM_7B
+    moved = {k: v for k, v in config.items() if k != "rope_theta"} | {
+        key: {"rope_type": "default", "rope_theta": 12345}
+    }
+    assert family.shape(moved).rope_theta == 12345.0
+    assert family.shape(config | {key: {"rope_theta": config["rope_theta"]}}) == family.shape(config)
+    with pytest.raises(InputError, match=rf"{key}\.rope_theta is 12345, and rope_theta is"):
+        family.shape(config | {key: {"rope_type": "default", "rope_theta": 12345}})
+    for inner, what in (
+        ({"rope_type": "yarn", "factor": 4.0}, "type 'yarn'"),
+        ({"type": "dynamic", "factor": 2.0}, "type 'dynamic'"),
+        ({"full_attention": {"rope_type": "default", "rope_theta": 1e4}}, "holds 'full_attention'"),
+        ({"rope_type": "default", "factor": 4.0}, "holds 'factor'"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ("linear", "must be an object, not 'linear'"),
+    ):
+        with pytest.raises(InputError, match=what):
+            family.shape(config | {key: inner})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("d_model", "hidden_size"),
+        ("n_layers", "num_hidden_layers"),
+        ("n_heads", "num_attention_heads"),
+        ("n_kv_heads", "num_key_value_heads"),
+        ("mlp_hidden_size", "intermediate_size"),
+        ("max_sequence_length", "max_position_embeddings"),
+        ("weight_tying", "tie_word_embeddings"),
+    ],
+)
+def test_a_key_in_either_spelling_is_read_and_two_that_differ_are_refused(ours: str, theirs: str) -> None:
+    config = LLADA_8B | {"n_kv_heads": 8}
+    renamed = {theirs if key == ours else key: value for key, value in config.items()}
+    assert LLADA.shape(renamed) == LLADA.shape(config) == LLADA.shape(config | {theirs: config[ours]})
+    other = not config[ours] if isinstance(config[ours], bool) else config[ours] * 2
+    with pytest.raises(InputError, match=f"{ours} is {config[ours]}, and {theirs} says {other}"):
+        LLADA.shape(config | {theirs: other})
+
+
+def test_keys_inside_text_config_are_read_and_may_not_differ() -> None:
+    inner = {"tie_word_embeddings": True, "hidden_size": DREAM_7B["hidden_size"]}
+    outer = {key: value for key, value in DREAM_7B.items() if key not in inner}
+    assert DREAM.shape(outer | {"text_config": inner}).tied
+    with pytest.raises(InputError, match="tie_word_embeddings is False, and text_config says True"):
+        DREAM.shape(DREAM_7B | {"text_config": inner})
+
+
+def test_several_ends_of_text() -> None:
+    shape = DREAM.shape(DREAM_7B | {"eos_token_id": [151643, 151645]})
+    assert (shape.eos_token, shape.other_ends, shape.ends) == (151643, (151645,), (151643, 151645))
+    assert DREAM.shape(DREAM_7B).ends == (151643,)
+    assert until([5, 6, 151645, 7, 151643], *shape.ends) == [5, 6]
+    with pytest.raises(InputError, match="eos_token_id must be an integer"):
+        DREAM.shape(DREAM_7B | {"eos_token_id": []})

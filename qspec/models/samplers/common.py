@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qspec.errors import NumericsError, UsageError
 from qspec.models.family import DecoderShape
@@ -24,6 +24,9 @@ class Denoiser(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def absent(self) -> Tensor | None: ...
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor: ...
 
@@ -46,6 +49,10 @@ class Around(Generic[M]):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def absent(self) -> Tensor | None:
+        return self.model.absent
 
     def finish(self, x: Tensor) -> Tensor:
         return self.model.finish(x)
@@ -83,16 +90,48 @@ def predicting(model: Denoiser, ids: Tensor, attention_mask: Tensor | None) -> T
     return predictors(model.hidden(ids, attention_mask), model.shape, attention_mask)
 
 
-def finite(logits: Tensor) -> Tensor:
-    """The logits. Errors: NumericsError where one is NaN or Inf."""
+def token_logits(model: Denoiser, hidden: Tensor) -> Tensor:
+    """float32 logits [..., vocab] of hidden [..., d], whatever the model computes in: all that becomes a probability.
+
+    Ids that are no token (`Denoiser.absent`) get the lowest float32, whose probability is 0; with -inf a KL's
+    0 (inf - inf) would be NaN. Errors: NumericsError where a logit is NaN or Inf.
+    """
+    logits = model.finish(hidden).float()
     if not bool(logits.isfinite().all()):
-        raise NumericsError("the model's logits are NaN or Inf", hint="look for broken scales in the artifact")
-    return logits
+        raise not_finite(model, hidden.dtype)
+    return logits if model.absent is None else logits.masked_fill(model.absent, torch.finfo(torch.float32).min)
+
+
+def not_finite(model: Denoiser, dtype: torch.dtype) -> NumericsError:
+    """The error for logits that are NaN or Inf, of a model that computes in `dtype`: it names the cause.
+
+    Finite weights and scales can leave the range of float16 alone; other dtypes reach to 3.4e38.
+    """
+    what = "the model's logits are NaN or Inf"
+    if dtype == torch.float16 and _all_finite(model):
+        largest = torch.finfo(dtype).max
+        return NumericsError(
+            f"{what}: its weights are finite, and its activations exceed {largest:.0f}, the largest number of float16",
+            hint="run it in bfloat16: qspec.load(folder, dtype=torch.bfloat16)",
+        )
+    return NumericsError(what, hint="its weights or scales are broken: compile or download the model again")
+
+
+def _all_finite(model: Denoiser) -> bool:
+    """Whether every weight and scale that the model holds is a finite number."""
+    while isinstance(model, Around):
+        model = model.model
+    tensors = model.state_dict().values() if isinstance(model, nn.Module) else ()
+    return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
 
 
 def most_confident(confidence: Tensor, count: int) -> Tensor:
-    """bool, like confidence [b, n]: the `count` largest of each row, without those that are -inf."""
-    values, positions = confidence.topk(count, dim=-1)
+    """bool, like confidence [b, n]: the `count` largest of each row, without those that are -inf.
+
+    Of equals the first come first, on every device: `topk` would take any of them.
+    """
+    values, positions = confidence.sort(dim=-1, descending=True, stable=True)
+    values, positions = values[..., :count], positions[..., :count]
     return torch.zeros_like(confidence, dtype=torch.bool).scatter(-1, positions, values > -torch.inf)
 
 

@@ -39,9 +39,9 @@ from qspec.models.samplers.common import (
     check_finite,
     check_positive,
     check_seed,
-    finite,
     most_confident,
     predicting,
+    token_logits,
 )
 
 Alg = Literal["origin", "maskgit_plus", "topk_margin", "entropy"]
@@ -123,7 +123,7 @@ def _predict(
     size = max(1, HEAD_VALUES // model.shape.vocab)
     for start in range(0, len(x), size):
         part = slice(start, start + size)
-        p = probabilities(finite(model.finish(x[part]).float()), settings.temperature, settings.top_p, settings.top_k)
+        p = probabilities(token_logits(model, x[part]), settings.temperature, settings.top_p, settings.top_k)
         chosen = p.argmax(-1) if draws is None else _drawn(p, draws[part])
         found.append((chosen, _confidence(p, chosen, settings.alg)))
     if found:

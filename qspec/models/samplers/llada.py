@@ -27,7 +27,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from qspec.errors import UsageError
+from qspec.errors import NumericsError, UsageError
 from qspec.models.samplers.cached import Cache, check_cache, for_steps
 from qspec.models.samplers.common import (
     Canvas,
@@ -36,9 +36,9 @@ from qspec.models.samplers.common import (
     check_finite,
     check_positive,
     check_seed,
-    finite,
     most_confident,
     predicting,
+    token_logits,
 )
 
 Remasking = Literal["low_confidence", "random"]
@@ -127,12 +127,15 @@ def _block_logits(model: Denoiser, canvas: Canvas, place: slice, cfg: float) -> 
     mask = canvas.attention_mask
     if cfg == 0:
         x = predicting(model, canvas.ids, mask)
-        return finite(model.finish(x[:, place]).float())
+        return token_logits(model, x[:, place])
     unconditional = canvas.ids.clone()
     unconditional[:, : canvas.prompt] = model.shape.mask_token
     both = predicting(model, torch.cat((canvas.ids, unconditional)), None if mask is None else torch.cat((mask, mask)))
-    logits, unguided = model.finish(both[:, place]).float().chunk(2)
-    return finite(unguided + (cfg + 1) * (logits - unguided))
+    logits, unguided = token_logits(model, both[:, place]).chunk(2)
+    guided = unguided + (cfg + 1) * (logits - unguided)
+    if not bool(guided.isfinite().all()):
+        raise NumericsError(f"guidance takes the logits out of float32's range at cfg {cfg:g}", hint="lower cfg")
+    return guided
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
