@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
-from qspec.files import sha256, take_lock, unfinished, write_whole
+from qspec.files import read_errors, sha256, take_lock, unfinished, write_whole
 
 FORMAT: Final = 5  # 4: codes of 2 and 3 bits that meet 16-bit activations lie in another order; 5: bits of the model
 MANIFEST = "qspec.json"
@@ -137,7 +137,8 @@ class Manifest(_Record):
         """Raises InputError where qspec.json is absent, is not a manifest or was changed."""
         path = folder / MANIFEST
         try:
-            raw = path.read_bytes()
+            with read_errors(path):
+                raw = path.read_bytes()
             manifest = cls.model_validate_json(raw)
         except FileNotFoundError:
             raise InputError(
@@ -161,7 +162,11 @@ def verify(folder: Path) -> Manifest:
     Raises InputError naming the first file that is missing, was changed, or does not belong to the artifact. Hidden
     files at the top (a hub's .gitattributes) are nobody's: nothing reads them.
     """
-    manifest = Manifest.read(folder)
+    with read_errors(folder):
+        return _verified(folder, Manifest.read(folder))
+
+
+def _verified(folder: Path, manifest: Manifest) -> Manifest:
     _verify_files(folder, manifest.files)
     while True:
         before = _identity(folder / REPORT_SEAL)

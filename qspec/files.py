@@ -175,6 +175,34 @@ def machine_error(error: Exception, path: Path) -> QspecError | None:
     return MachineError(f"writing failed: {os.strerror(number)}", where=str(path))
 
 
+def system_error(error: OSError) -> MachineError:
+    """What the system refused anywhere else, as one message: a cache, a file that went away while it was read."""
+    if error.errno in _FULL:
+        what, hint = _FULL[error.errno]
+        return MachineError(what, where=_path_of(error), hint=hint)
+    return MachineError(f"the system refused a file: {error.strerror or error}", where=_path_of(error))
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turns what keeps a file from being read into an InputError, but for its absence: of that, each caller knows
+    what it means."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"a file cannot be read: {error.strerror or error}",
+            where=_path_of(error) or str(path),
+            hint="check its permissions, and those of the folders above it",
+        ) from error
+
+
+def _path_of(error: OSError) -> str | None:
+    return None if error.filename is None else os.fsdecode(error.filename)
+
+
 def _number(error: Exception) -> int | None:
     """The system's number of an error, 0 where it has none; None where the system reported nothing."""
     if isinstance(error, OSError):

@@ -51,6 +51,8 @@ def run_cells(
         if done.is_file() and done.read_text(encoding="utf-8") == key:
             print(f"{model} {cell.name}: finished before", flush=True)
             continue
+        if done.is_file():
+            print(f"{model} {cell.name}: made again, of another recipe, checkpoint, machine or limit", flush=True)
         done.unlink(missing_ok=True)
         start = time.perf_counter()
         artifact = qspec.compile(cell.recipe, model, folder, device, settings=settings, evaluate=False)

@@ -59,6 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         return _BROKEN_PIPE
+    except OSError as error:
+        from qspec.files import system_error
+
+        failure = system_error(error)
+        print(f"qspec: {failure}", file=sys.stderr)
+        return failure.exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -17,6 +17,8 @@ from qspec.bench.render import markdown
 from qspec.catalog import kernels_for
 from qspec.cli import main
 from qspec.cli.bench import FORMATS as NAMES
+from qspec.errors import InputError
+from qspec.kernels import tuned
 
 CELL = Cell("w4a4", 1000, 2000, 16, 10.0, 12.5, 1_000_000, {BASE: 30.0, "a": 25.0, "b": 20.0})
 BENCH = Bench(2000.0, 500.0, {"gpu": "A GPU", "torch": "2", "triton": "3"}, (CELL,), {"c": "OSError: no"})
@@ -121,3 +123,24 @@ def test_a_time_is_the_median_of_replays_that_last(
     graph = cast(torch.cuda.CUDAGraph, SimpleNamespace(replay=lambda: None))
     assert measure.replay_time(graph, 4, lasting) == pytest.approx(expected)
     assert Clock.told == left
+
+
+def test_places_are_looked_at_before_the_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("the measuring was begun")
+
+    monkeypatch.setattr("qspec.bench.run_bench", work)
+    (tmp_path / "file").write_text("precious")
+    for arguments, message in (
+        (["--out", str(tmp_path / "file")], "cannot write here: Not a directory"),
+        (["--document", str(tmp_path / "file")], "no <!-- bench --> .. <!-- /bench --> to write between"),
+        (["--document", str(tmp_path / "absent.md")], "the document cannot be read"),
+    ):
+        assert main(["bench", "--quiet", *arguments]) == 3
+        assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match="not a table of tuned kernels"):
+        tuned.require_table(tmp_path / "file")
+    tuned.require_table(tmp_path / "new/table.json")
+    assert (tmp_path / "file").read_text() == "precious"

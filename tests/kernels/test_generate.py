@@ -6,6 +6,7 @@ QSPEC_UPDATE_GOLDENS=1 rewrites the golden files; read the difference before kee
 from __future__ import annotations
 
 import ast
+import errno
 import os
 from dataclasses import replace
 from itertools import product
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from qspec.catalog import AttentionKernel, GemmKernel, RowKernel
-from qspec.errors import InputError
+from qspec.errors import InputError, MachineError
 from qspec.kernels.generate import Kernel, KernelLibrary, digest, file_name, load, render, write
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -144,6 +145,20 @@ def test_write_to_a_place_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("")
     with pytest.raises(InputError, match="cannot write here"):
         write(tmp_path / "kernels", SHOWN[:1])
+
+
+def test_a_kernel_that_is_there_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that can only be read serves; one that is full says so, and nothing half-written stays."""
+    write(tmp_path, SHOWN[:1])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert list(write(tmp_path, SHOWN[:1])) == [SHOWN[0].name]
+    with pytest.raises(MachineError, match="the disk is full"):
+        write(tmp_path, SHOWN[:2])
+    assert [path.name for path in tmp_path.iterdir()] == [file_name(SHOWN[0])]
 
 
 def test_a_changed_file_is_not_run(tmp_path: Path) -> None:
