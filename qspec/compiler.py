@@ -9,8 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,10 +21,11 @@ from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.tokens import CalibrationTokens
 from qspec.card import model_card
 from qspec.data import DataSources
-from qspec.errors import InputError, MachineError
+from qspec.errors import MachineError
+from qspec.evaluate.requests import check_requests
 from qspec.kernels import generate
 from qspec.language import load_recipe
-from qspec.language.spec import Calibration, Evaluation, Rollouts, Spec
+from qspec.language.spec import Evaluation, Spec
 from qspec.lock import Lock, checkpoint_hashes, differences, lock_path
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
@@ -74,6 +76,7 @@ def compile(  # the public name: qspec.compile
     an input or the machine failed. Killed or failed, the same call goes on after the last finished block.
     """
     progress = progress or Quiet()
+    lock = Lock.read(lock_path(Path(recipe))) if locked else None
     place = Path(out) if out else Path("build") / _spec(recipe, settings).name
     require_place(place)
     inputs = gather(
@@ -86,8 +89,8 @@ def compile(  # the public name: qspec.compile
         standin=standin and not locked,
         progress=progress,
     )
-    if locked:
-        Lock.read(lock_path(inputs.recipe)).require(inputs.lock, lock_path(inputs.recipe))
+    if lock:
+        lock.require(inputs.lock, lock_path(inputs.recipe))
     workspace = Workspace(place, inputs.lock.content)
     if workspace.thrown_away is not None:
         progress.note(_starts_over(workspace.thrown_away, inputs.lock))
@@ -170,10 +173,12 @@ def gather(
     if origin.notice:
         (progress or Quiet()).note(origin.notice)
     checkpoint = Checkpoint.open(origin.folder)
-    plan = make_plan(spec, checkpoint.family, checkpoint.shape)
-    sources = DataSources(origin.folder, recipe.parent)
-    sources.check(spec.calibrate, spec.evaluate if evaluate else Evaluation())
-    tokens = _tokens(spec, checkpoint, origin, sources, target, progress or Quiet())
+    plan = make_plan(spec, checkpoint.family, checkpoint.shape, standin=origin.standin)
+    sources, tokenizer = DataSources(origin.folder, recipe.parent), load_tokenizer(origin.folder)
+    wanted = spec.evaluate if evaluate else Evaluation()
+    sources.check(spec.calibrate, wanted)
+    check_requests(wanted, sources, tokenizer, checkpoint.shape)
+    tokens = _tokens(plan, checkpoint, origin, sources, tokenizer, target, progress or Quiet())
     lock = _lock(spec, origin, tokens, target)
     return Inputs(recipe, spec, target, origin, checkpoint, plan, sources, tokens, lock)
 
@@ -183,10 +188,11 @@ def _spec(recipe: str | Path, settings: Mapping[str, str] | None) -> Spec:
 
 
 def _tokens(
-    spec: Spec,
+    plan: Plan,
     checkpoint: Checkpoint,
     origin: Origin,
     sources: DataSources,
+    tokenizer: Any,
     device: torch.device,
     progress: Progress,
 ) -> CalibrationTokens:
@@ -194,21 +200,14 @@ def _tokens(
 
     Rollouts and certainties are made with the whole unquantized model, which is let go afterwards.
     """
-    shape, wanted = checkpoint.shape, spec.calibrate
-    if wanted.length > shape.max_length:
-        if not origin.standin:
-            raise InputError(
-                f"calibration length {wanted.length} exceeds the model's {shape.max_length} tokens",
-                where=spec.source,
-                hint="lower `length` in the calibrate block",
-            )
-        wanted = _shortened(wanted, shape.max_length)
+    shape, wanted = checkpoint.shape, plan.calibrate
+    if wanted != plan.spec.calibrate:
         sources.replacements.append(
-            f"calibration length {spec.calibrate.length}: {shape.max_length}, the most that {origin.id} takes"
+            f"calibration length {plan.spec.calibrate.length}: {wanted.length}, the most that {origin.id} takes"
         )
-        if wanted.text != spec.calibrate.text:
-            sources.replacements.append(f"calibration {spec.calibrate.text}: {wanted.text}, which fit that length")
-    documents, tokenizer = sources.calibration(wanted.source).documents, load_tokenizer(origin.folder)
+        if wanted.text != plan.spec.calibrate.text:
+            sources.replacements.append(f"calibration {plan.spec.calibrate.text}: {wanted.text}, which fit that length")
+    documents = sources.calibration(wanted.source).documents
 
     def load() -> Decoder:
         return know_tokens(checkpoint.load(device, default_dtype(device)), tokenizer)
@@ -223,16 +222,6 @@ def _tokens(
             "out of memory while the unquantized model made the calibration rows",
             hint="free memory, lower `length`, or calibrate on masked text without `certainty`",
         ) from error
-
-
-def _shortened(wanted: Calibration, length: int) -> Calibration:
-    """For a stand-in that takes fewer tokens; a rollout's prompt gets half of them at most."""
-    if not isinstance(wanted.text, Rollouts):
-        return replace(wanted, length=length)
-    prompt = min(wanted.text.prompt, length // 2)
-    steps = min(wanted.text.steps, length - prompt)
-    text = replace(wanted.text, prompt=prompt, steps=steps, buckets=min(wanted.text.buckets, steps))
-    return replace(wanted, text=text, length=length)
 
 
 def _lock(spec: Spec, origin: Origin, tokens: CalibrationTokens, device: torch.device) -> Lock:

@@ -11,10 +11,11 @@ from typing import Any
 from qspec.catalog import GATE, INTEGER, GemmKernel, LayerKernels, RowKernel, kernels_for
 from qspec.diagnostics import Diagnostic
 from qspec.errors import InputError
+from qspec.fitting import fitted, require_groups
 from qspec.formats import Scheme
 from qspec.language.layers import verify
-from qspec.language.layout import RuleCount, matches
-from qspec.language.spec import REGIMES, PassUse, Rollouts, Rule, Spec
+from qspec.language.layout import Layout, RuleCount, matches
+from qspec.language.spec import REGIMES, Calibration, PassUse, Rollouts, Rule, Spec
 from qspec.models.family import DecoderShape, Family, ModuleEntry
 
 FLOAT_BITS = 16  # a module that is kept; and every module before compilation
@@ -62,9 +63,10 @@ class ModulePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Frozen decisions for every module of a model of this shape."""
+    """Frozen decisions for every module of a model of this shape. calibrate: the recipe's, as the model takes it."""
 
     spec: Spec
+    calibrate: Calibration
     family: str
     shape: DecoderShape
     modules: tuple[ModulePlan, ...]
@@ -151,13 +153,8 @@ class Plan:
         return self.bytes_after + tokens * (2 * self.shape.width + 3 * self.shape.ffn) * FLOAT_BITS // 8
 
     @property
-    def calibration_length(self) -> int:
-        """Tokens of a calibration row: no more than the model takes."""
-        return min(self.spec.calibrate.length, self.shape.max_length)
-
-    @property
     def calibration_tokens(self) -> int:
-        return self.spec.calibrate.rows * self.calibration_length
+        return self.calibrate.rows * self.calibrate.length
 
     def compile_memory(self) -> int:
         """Bytes that compilation needs at its peak, beside the program itself: an estimate.
@@ -172,7 +169,7 @@ class Plan:
         copies = 3 if any(use.params.follows_exact for use in self.spec.passes) else 1
         stream = self.calibration_tokens * self.shape.width * 4 * copies
         quantizing = block + hessian + stream + 2 * self.shape.vocab * self.shape.width * 4
-        model = self.bytes_before * 32 // FLOAT_BITS if self.spec.calibrate.runs_model else 0
+        model = self.bytes_before * 32 // FLOAT_BITS if self.calibrate.runs_model else 0
         return max(quantizing, model)
 
     def compile_operations(self) -> int:
@@ -181,7 +178,7 @@ class Plan:
         One forward pass of the block for each statistic that a pass collects, one to hand the stream on, Hessians;
         of the model, one for each step of a rollout and one for certainties.
         """
-        calibrate, tokens = self.spec.calibrate, self.calibration_tokens
+        calibrate, tokens = self.calibrate, self.calibration_tokens
         steps = calibrate.text.steps if isinstance(calibrate.text, Rollouts) else 0
         model = tokens // calibrate.draws * steps + tokens * calibrate.weigh.certainty
         forwards = 1 + sum(1 if not use.params.quantizes else 4 for use in self.spec.passes)
@@ -248,13 +245,13 @@ class Plan:
         }
 
     def _calibration(self) -> dict[str, Any]:
-        wanted = self.spec.calibrate
+        wanted = self.calibrate
         return {
             "text": str(wanted.text),
             "samples": wanted.samples,
             "draws": wanted.draws,
             "rows": wanted.rows,
-            "length": self.calibration_length,
+            "length": wanted.length,
             "tokens": self.calibration_tokens,
             "mask": None if wanted.mask is None else str(wanted.mask),
             "weigh": str(wanted.weigh),
@@ -332,8 +329,12 @@ def _bias(module: ModulePlan) -> int:
     return module.entry.out_features if module.entry.bias else 0
 
 
-def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
-    """Decides every module. Raises RecipeError, with the lines concerned, where the recipe does not fit this model."""
+def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool = False) -> Plan:
+    """Decides every module. standin: whether the model stands in for the recipe's, so that calibration gives way to it.
+
+    Raises RecipeError, with the lines concerned, where the recipe does not fit this model; InputError for sizes that
+    do not.
+    """
     if family.name not in spec.families:
         known = " or ".join(spec.families)
         raise InputError(
@@ -342,6 +343,8 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
             hint=f"add {family.name} to `family` in the recipe, or give a checkpoint of {known}",
         )
     layout = verify(spec, family.modules(shape), shape.layers)
+    calibrate = fitted(spec.calibrate, shape.max_length, standin=standin, where=spec.source)
+    require_groups(_pairs(spec, layout, shape.layers), spec.source)
     for use in spec.passes:
         use.params.check(shape)
     uses: list[list[PassUse]] = [[] for _ in layout.modules]
@@ -350,7 +353,16 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape) -> Plan:
         for m in touched:
             uses[m].append(use)
     modules = gated(map(partial(_planned, spec), layout.modules, layout.decided, uses))
-    return Plan(spec, family.name, shape, modules, layout.counts, layout.warnings)
+    return Plan(spec, calibrate, family.name, shape, modules, layout.counts, layout.warnings)
+
+
+def _pairs(spec: Spec, layout: Layout, layers: int) -> list[tuple[ModuleEntry, Scheme]]:
+    """Every linear of the blocks with the scheme that it gets, and with those that a search offers it."""
+    offers = spec.search.offers if spec.search else ()
+    found = [(entry, rule.scheme) for entry, rule in zip(layout.modules, layout.decided, strict=True) if rule]
+    for offer, touched in zip(offers, matches([o.selector for o in offers], layout.modules, layers), strict=True):
+        found += [(layout.modules[m], choice) for m in touched for choice in offer.choices]
+    return [(entry, scheme) for entry, scheme in found if scheme is not None and entry.role.block is not None]
 
 
 def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:

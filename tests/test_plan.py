@@ -23,7 +23,7 @@ from tests.models.layout import LLADA_8B
 
 def planned(calibrate: str) -> Plan:
     family, shape, _ = read_config(resources.standin("llada"))  # takes 256 tokens
-    return make_plan(load(recipe(f"\ncalibrate {{\n  {calibrate}\n}}\n")).spec, family, shape)
+    return make_plan(load(recipe(f"\ncalibrate {{\n  {calibrate}\n}}\n")).spec, family, shape, standin=True)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ W4A16 = "scheme s {\nweights int4 per group 64\nactivations none\n}\nlayers bloc
 )
 def test_gate_and_up_of_one_product_are_gated_by_it(text: str, ffn: int, gated: bool, down: str | None) -> None:
     family, shape, _ = read_config(resources.standin("llada"))
-    plan = make_plan(load(recipe(text)).spec, family, replace(shape, ffn=ffn))
+    plan = make_plan(load(recipe(text)).spec, family, replace(shape, ffn=ffn), standin=True)
     names = {kernel.name for kernel in plan.kernels()}
     assert any(name.endswith("_gated") for name in names) == gated
     rows = {m.kernels.row.name for m in plan.modules if m.kernels and m.kernels.row and m.entry.role.part == "mlp.down"}
@@ -152,7 +152,7 @@ def test_notes_say_what_a_target_lacks_and_where_nothing_ran(scheme: str) -> Non
     for target, lacks in NOTES[scheme].items():
         text = f"scheme s {{\n{scheme}\n}}\nlayers blocks[*].* use s\nemit {{\n  kernels triton for {target}\n}}\n"
         family, shape, _ = read_config(resources.standin("llada"))
-        plan = make_plan(load(recipe(text)).spec, family, shape)
+        plan = make_plan(load(recipe(text)).spec, family, shape, standin=True)
         about = [note for note in plan.notes() if note.startswith(target)]
         never = f"{target}: kernels are compiled for it ahead of time; none was run on such a GPU yet"
         assert about == [*([lacks] if lacks else []), *([never] if target != "sm_90" else [])]

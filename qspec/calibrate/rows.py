@@ -33,16 +33,16 @@ def calibration_rows(
     """
     for _, message, hint in contradictions(wanted):
         raise InputError(message, hint=f"{hint}, in the calibrate block")
-    model = load() if wanted.runs_model else None
     generator = torch.Generator().manual_seed(wanted.seed)
+    tokens = wanted.text.prompt if isinstance(wanted.text, Rollouts) else wanted.length
+    samples = windows(texts, tokenizer, shape.vocab, wanted.samples, tokens, generator)
+    model = load() if wanted.runs_model else None  # after all that the text alone decides
     if isinstance(wanted.text, Rollouts):
         assert model is not None
-        prompts = windows(texts, tokenizer, shape.vocab, wanted.samples, wanted.text.prompt, generator)
-        recorded = record(model, prompts, wanted.text, wanted.length, wanted.draws, wanted.seed)
+        recorded = record(model, samples, wanted.text, wanted.length, wanted.draws, wanted.seed)
         ids, masked, ratio = recorded.ids, recorded.ids == shape.mask_token, recorded.ratio
     else:
         assert wanted.mask is not None
-        samples = windows(texts, tokenizer, shape.vocab, wanted.samples, wanted.length, generator)
         masked, ratio = draw_masks(wanted.mask, wanted.samples, wanted.draws, wanted.length, generator)
         ids = samples.repeat_interleave(wanted.draws, dim=0).masked_fill(masked, shape.mask_token)
     return CalibrationTokens(ids, masked, _weights(wanted.weigh, ids, masked, model), ratio)

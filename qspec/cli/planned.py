@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qspec import passes, resources
+from qspec.data.sources import STANDIN_FILE
 from qspec.errors import InputError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
@@ -30,4 +31,4 @@ def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> tuple[
         notice = f"{spec.model.id} is not on this machine: planning for the bundled stand-in {folder.name} instead"
     check_form(folder)
     family, shape, _ = read_config(folder)
-    return make_plan(spec, family, shape), notice
+    return make_plan(spec, family, shape, standin=(folder / STANDIN_FILE).is_file()), notice

@@ -13,6 +13,7 @@ from qspec.errors import InputError
 from qspec.evaluate.measure import measure, measure_outliers
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.remembered import Remembered
+from qspec.evaluate.requests import check_requests
 from qspec.evaluate.results import Measurements
 from qspec.language import load_recipe
 from qspec.lock import checkpoint_hashes
@@ -58,6 +59,7 @@ def evaluate_artifact(
     sources.check(spec.calibrate, wanted)
     with progress.phase("load"):
         quantized, tokenizer = runtime.load(folder, device)
+        check_requests(wanted, sources, tokenizer, quantized.shape)
         baseline = baseline or Remembered(runtime.load(original, device)[0])
     with progress.phase("evaluate"):
         seed = manifest.calibration.seed

@@ -83,6 +83,15 @@ def encode_choice(choice: Choice, tokenizer: Tokenizer, shape: DecoderShape) -> 
     return context[max(0, len(context) + len(target) - longest) :], target
 
 
+def check_choices(task: TaskData, tokenizer: Tokenizer, shape: DecoderShape) -> None:
+    """Errors as `encode_choice`, for the choices that can have any: a token is one byte of text at least."""
+    for item in task.items:
+        for choice in item.choices:
+            own = choice.context[len(choice.context.rstrip()) :] + choice.text
+            if not own or len(own.encode()) >= shape.max_length:
+                encode_choice(choice, tokenizer, shape)
+
+
 def rate(choice: Choice, tokenizer: Tokenizer, shape: DecoderShape, draws: int, seed: int) -> RatedChoice:
     """The rows of one choice. The seed is mixed with its text, so that the draws depend on neither order nor limit."""
     context, target = encode_choice(choice, tokenizer, shape)

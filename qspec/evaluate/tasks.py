@@ -60,8 +60,7 @@ def measure_task(
 
     Errors: InputError for sampler lengths that do not divide and for prompts that do not fit the model.
     """
-    settings = _settings(baseline.shape, task, seed)
-    prompts = [encode(tokenizer, item.prompt, baseline.shape.vocab) for item in task.items]
+    settings, prompts = prepared(baseline.shape, task, tokenizer, seed)
     total = 2 * len(prompts)
     before = denoise(baseline, prompts, settings, lambda done, _: progress(done, total))
     after = denoise(quantized, prompts, settings, lambda done, _: progress(len(prompts) + done, total))
@@ -74,6 +73,21 @@ def measure_task(
         flips=compare(task.name, before, after, settings.steps, *baseline.shape.ends),
         samples=tuple(_kept(task, texts, right)),
     )
+
+
+def prepared(shape: DecoderShape, task: TaskData, tokenizer: Tokenizer, seed: int) -> tuple[Settings, list[list[int]]]:
+    """The sampler's settings and every prompt as tokens; errors as `measure_task`, without a model."""
+    settings = _settings(shape, task, seed)
+    prompts = [encode(tokenizer, item.prompt, shape.vocab) for item in task.items]
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) + settings.length > shape.max_length:
+            raise InputError(
+                f"prompt {number} of {len(prompts)} has {len(prompt)} tokens: with {settings.length} to generate, "
+                f"more than the model's {shape.max_length}",
+                where=f"task {task.name}",
+                hint="lower the task's `length` or `shots`",
+            )
+    return settings, prompts
 
 
 def denoise(

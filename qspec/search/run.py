@@ -114,6 +114,7 @@ def search(
     Raises RecipeError, InputError (`Infeasible` where no layout holds the budget), MachineError, NumericsError.
     """
     progress = progress or Quiet()
+    asked, swept = parse_budgets(budget) if budget else (), [(text, parse_budgets(text)) for text in sweep]
     setup = Setup(str(recipe), model, device, dict(settings or {}), standin)
     inputs = gather(recipe, model, device, settings=settings, evaluate=False, standin=standin, progress=progress)
     space = find_space(inputs.plan)
@@ -121,15 +122,16 @@ def search(
     assert wanted is not None
     folder = Path("build/search") / inputs.spec.name
     path = Path(out) if out else folder / f"{inputs.spec.name}_found.qs"
-    budgets = parse_budgets(budget) if budget else wanted.budgets
+    budgets = asked or wanted.budgets
     if not budgets:
         raise UsageError("no budget is given", hint='add --budget "4.25 bits", or a `budget` to the `search` block')
-    names = [(text, f"{inputs.spec.name}_{_file(text)}.qs") for text in sweep]
-    goals = [(budgets, path), *((parse_budgets(text), folder / "sweep" / file) for text, file in names)]
+    sweeps = ((own, folder / "sweep" / f"{inputs.spec.name}_{_file(text)}.qs") for text, own in swept)
+    goals = [(budgets, path), *sweeps]
     require_places([target for _, target in goals], folder)
     limits = [find_limits(space, own, timed_gpu(inputs.device)) for own, _ in goals]
-    for own in limits:
-        allocate([[0.0] * len(unit.options) for unit in space.units], own)  # before any long work
+    for own, (_, target) in zip(limits, goals, strict=True):  # what cannot be found or written, before any long work
+        any_layout = allocate([[0.0] * len(unit.options) for unit in space.units], own)
+        recipe_text(space, any_layout, _name(target.stem), (), target.parent)
         for limit in own:
             if limit.products:
                 progress.note(f"{limit.budget}: {basis(limit.products)}")

@@ -166,3 +166,8 @@ def test_settings_that_a_shorter_model_makes_impossible_are_refused() -> None:
 def test_tokens_that_all_weigh_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="every calibration token weighs nothing"):
         rows(samples=1, length=8, mask=MaskDistribution("fixed", 1e-6, 1e-6), weigh=Weighting(1.0, 0.0))
+
+
+def test_a_text_shorter_than_a_rollouts_prompt_is_known_before_the_model_is_loaded() -> None:
+    with pytest.raises(InputError, match="the calibration text has 400 tokens, fewer than one sample of 401"):
+        rows(text=Rollouts(prompt=401, steps=8), length=500, mask=None)

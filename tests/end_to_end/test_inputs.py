@@ -12,9 +12,13 @@ from safetensors.torch import load_file, save_file
 
 import qspec
 from qspec import cli
+from qspec.compiler import gather
+from qspec.diagnostics import RecipeError
+from qspec.errors import InputError
 from qspec.models.decoder import Decoder
 from qspec.models.dream import DREAM
 from qspec.models.shards import INDEX, SINGLE, tensor_table
+from qspec.search.run import search
 from tests.end_to_end.conftest import Mini
 from tests.models.hub import hub_folder
 
@@ -108,3 +112,26 @@ def test_a_folder_as_dream_is_published_goes_through_the_commands(
     (model / "merges.txt").write_text((model / "merges.txt").read_text() + "\n")  # the same merges in another file
     code = cli.main(["compile", str(recipe), "--out", str(out), "--no-eval", "--locked", "--device", "cpu"])
     assert (code, "model.files.merges.txt is" in capsys.readouterr().err) == (3, True)
+
+
+def test_a_lock_that_is_not_there_is_known_before_anything_is_looked_for(tmp_path: Path) -> None:
+    recipe = tmp_path / "a.qs"
+    recipe.write_text(SHORT.format(model="owner/nobody", text="none.txt"))
+    with pytest.raises(InputError, match="there is no lock file"):
+        qspec.compile(recipe, model=str(tmp_path / "nowhere"), locked=True)
+
+
+def test_what_cannot_be_measured_is_known_before_anything_is_quantized(mini: Mini, tmp_path: Path) -> None:
+    recipe = short(mini, tmp_path, mini.model)
+    (tmp_path / "held.txt").write_text("too short")
+    recipe.write_text(recipe.read_text() + '\nevaluate {\n  nelbo on file("held.txt")\n}\n')
+    with pytest.raises(InputError, match=r"the text has \d tokens, fewer than 8"):
+        gather(recipe, device="cpu")
+
+
+def test_a_budget_that_is_none_is_known_before_a_search_looks_for_its_model(tmp_path: Path) -> None:
+    recipe = tmp_path / "a.qs"
+    recipe.write_text(SHORT.format(model="owner/nobody", text="none.txt"))
+    for asked in ({"budget": "four bits"}, {"sweep": ["3 bits", "some"]}):
+        with pytest.raises(RecipeError):
+            search(recipe, model=str(tmp_path / "nowhere"), **asked)  # type: ignore[arg-type]

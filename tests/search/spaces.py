@@ -50,7 +50,7 @@ def recipe(search: str, names: list[str], apply: str = APPLIES[0], activations: 
 def plan_of(text: str, family: Family, shape: DecoderShape, path: str = "r.qs") -> Plan:
     """By the language and the planner, as every command has it."""
     spec = load_source(Source(path, text), passes.available(), {}, FAMILIES).spec
-    return make_plan(spec, family, shape)
+    return make_plan(spec, family, shape, standin=True)
 
 
 def space_of(
