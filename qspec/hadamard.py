@@ -36,19 +36,21 @@ def exists(order: int) -> bool:
 
 
 def factors(channels: int, where: str) -> tuple[int, ...]:
-    """Orders of Hadamard matrices that a row kernel runs and whose Kronecker product has `channels` rows.
+    """Orders of Hadamard matrices that a row kernel runs, one or two: their Kronecker product is the block of the
+    largest block-diagonal rotation of `channels` channels.
 
-    One where a single rotation reaches, else the largest power of two that leaves an order: 12288 = 128 x 96,
-    18944 = 128 x 148, 768 = 64 x 12. Raises NoKernel, naming `where`, if there are none.
+    One block where an order or a product of two reaches that far: 12288 = 128 x 96, 18944 = 128 x 148, 768 = 64 x 12.
+    Else several: 11008 = 43 blocks of 128 x 2, 1184 = 37 of 32. Of equal blocks the one with fewer rotations, then
+    with the larger first order. Raises NoKernel, naming `where`, where no multiple of 16 divides the channels.
     """
-    if channels in ROTATION_BLOCKS:
-        return (channels,)
     low, high = SECOND_BLOCKS
-    for first in sorted(ROTATION_BLOCKS, reverse=True):
-        second, rest = divmod(channels, first)
-        if not rest and low <= second <= high and exists(second):
-            return (first, second)
-    raise NoKernel(f"no Hadamard rotation of {channels} input channels has a kernel", where=where)
+    seconds = [order for order in range(low, high + 1) if exists(order)]
+    found = [(first,) for first in ROTATION_BLOCKS] + [(a, b) for a in ROTATION_BLOCKS for b in seconds]
+    fitting = [orders for orders in found if channels % math.prod(orders) == 0]
+    if channels < 1 or not fitting:
+        reason = f"no Hadamard rotation of {channels} input channels has a kernel: no multiple of {ROTATION_BLOCKS[0]}"
+        raise NoKernel(reason, where=where)
+    return max(fitting, key=lambda orders: (math.prod(orders), -len(orders), orders[0]))
 
 
 def matrix(order: int) -> Tensor:

@@ -79,13 +79,27 @@ def test_orthogonal_to_rounding() -> None:
 @pytest.mark.parametrize(
     ("channels", "orders"),
     [(32, (32,)), (128, (128,)), (192, (16, 12)), (256, (128, 2)), (768, (64, 12)), (896, (32, 28)), (1024, (128, 8)),
-     (2048, (128, 16)), (3584, (128, 28)), (4096, (128, 32)), (12288, (128, 96)), (18944, (128, 148))],
+     (2048, (128, 16)), (3584, (128, 28)), (4096, (128, 32)), (12288, (128, 96)), (18944, (128, 148)),
+     (96, (32,)), (1184, (32,)), (11008, (128, 2)), (1536 * 43, (128, 12))],
 )  # fmt: skip
 def test_factors_of_the_sizes_that_models_have(channels: int, orders: tuple[int, ...]) -> None:
     assert hadamard.factors(channels, "x") == orders
 
 
-@pytest.mark.parametrize("channels", [96, 11008, 65536, 1, 7, 1536 * 43])
+@pytest.mark.parametrize("channels", [0, 1, 7, 24, 1000])
 def test_sizes_without_factors_name_the_module(channels: int) -> None:
-    with pytest.raises(NoKernel, match=rf"{channels} input channels has a kernel\n  where: blocks\[0\]\.mlp\.down"):
+    with pytest.raises(
+        NoKernel, match=rf"{channels} input channels has a kernel: no multiple of 16\n  where: blocks\[0\]\.mlp\.down"
+    ):
         hadamard.factors(channels, "blocks[0].mlp.down")
+
+
+@pytest.mark.parametrize("channels", range(16, 2049, 16))
+def test_every_multiple_of_16_has_factors(channels: int) -> None:
+    """The largest block that an order, or a product of two that row kernels take, makes of the channels' divisors."""
+    orders = hadamard.factors(channels, "x")
+    size = orders[0] * (orders[1] if len(orders) > 1 else 1)
+    assert channels % size == 0
+    firsts = [16, 32, 64, 128]
+    pairs = {a * b for a in firsts for b in ORDERS if 2 <= b <= 256} | set(firsts)
+    assert size == max(s for s in pairs if channels % s == 0)

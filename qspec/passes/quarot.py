@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from qspec import hadamard
 from qspec.errors import InputError
@@ -33,22 +33,29 @@ class Quarot(Pass):
         residual (R1)  h --> h Q, Q = D H_width, offline: what reads the stream W --> W diag(g) Q, g --> 1; what writes
                        to it W --> Q^T W, b --> b Q; the embedding E --> E Q. It takes the whole model: the selector
                        names every linear of the blocks, and those that are kept are rotated too.
-        heads (R2)     v --> v H_(head width) in each head, offline: rows and bias of v, columns of o; where o is
-                       selected and quantized. Query heads that share a value head need no more than that.
-        online (R4)    z --> z (H_b0 (x) H_b1) before down, computed at run time: R1 = H_b0, R2 = H_b1 and a
+        heads (R2)     within: v --> v H_(head width) in each head, offline: rows and bias of v, columns of o; where o
+                       is selected and quantized. Query heads that share a value head need no more than that.
+                       across: z --> z H before o, over all heads, computed at run time as `online` is. The paper's
+                       H_(heads) (x) H_(head width), the second factor of which it folds into v.
+        online (R4)    z --> z H before down, computed at run time: H = H_b0 (x) H_b1 by R1 = H_b0, R2 = H_b1 and a
                        transposition between them (`qspec.transforms`), stored in float16; down absorbs the inverse of
-                       what is stored. Where down is selected and its activations are quantized: weights alone have
-                       no massive outliers there, and a rotation at run time would cost time for nothing.
+                       what is stored. Where no such product has the width of the MLP, H is block-diagonal, of the
+                       largest blocks that divide it (`qspec.hadamard.factors`): the paper refuses such a width.
+
+    What is computed at run time is so only where the layer is selected and its activations are quantized: weights alone
+    have no massive outliers there, and a rotation at run time would cost time for nothing. o then has its heads rotated
+    within.
 
     Where we differ: the embedding is not centred, which would change the function of a model with RMSNorm; o's input is
-    not rotated across heads, which would be a second rotation at run time. R3, on queries and keys after their rotary
-    positions, helps a quantized KV cache alone, which no recipe can ask for.
+    rotated within heads unless `across` is asked for, which is a second rotation at run time and helped one stand-in
+    of two (docs/measurements.md). R3, on queries and keys after their rotary positions, helps a quantized KV cache
+    alone, which no recipe can ask for.
 
-    Parameters: residual, heads, online, whether to do each.
+    Parameters: residual, online, whether to do each; heads, which rotation the heads' values get.
     """
 
     residual: bool = True
-    heads: bool = True
+    heads: Literal["within", "across", "none"] = "within"
     online: bool = True
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
@@ -66,17 +73,27 @@ class Quarot(Pass):
                 "quarot cannot rotate the residual stream of a model whose head is its embedding",
                 hint="write quarot(residual = false)",
             )
-        for name, wanted, size in (("residual", self.residual, shape.width), ("heads", self.heads, shape.head_width)):
-            if wanted and not hadamard.exists(size):
-                raise InputError(
-                    f"quarot has no Hadamard matrix of order {size}",
-                    where="the residual stream" if name == "residual" else "blocks[*].attention.v",
-                    hint=f"write quarot({name} = false)",
-                )
+        wanted = {
+            "residual = false": ("the residual stream", self.residual, shape.width),
+            "heads = none": ("blocks[*].attention.v", self.heads != "none", shape.head_width),
+        }
+        missing = {
+            without: (where, size)
+            for without, (where, rotated, size) in wanted.items()
+            if rotated and not hadamard.exists(size)
+        }
+        if missing:
+            orders = " and ".join(str(size) for _, size in missing.values())
+            raise InputError(
+                f"quarot has no Hadamard matrix of order {orders}",
+                where=", ".join(where for where, _ in missing.values()),
+                hint=f"write quarot({', '.join(missing)})",
+            )
 
     def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
-        """R4's two."""
-        wanted = self.online and entry.role.part == "mlp.down" and scheme.activations is not None
+        """R4's, and those of R2 across heads."""
+        across = {"mlp.down": self.online, "attention.o": self.heads == "across"}
+        wanted = across.get(entry.role.part, False) and scheme.activations is not None
         return hadamard.factors(entry.in_features, str(entry.role)) if wanted and entry.in_features else ()
 
     def rewrite_outer(self, outer: Outer) -> None:
@@ -92,20 +109,22 @@ class Quarot(Pass):
         for linear in uses:
             if linear.scheme is None:
                 continue
-            if self.heads and linear.entry.role.part == "attention.o":
-                block.rotate_heads(hadamard.orthogonal(block.shape.head_width))
             orders = self.rotations(linear.entry, linear.scheme)
             if orders:
                 linear.absorb(online_hadamard(orders, linear.entry.in_features).to(linear.weight.device))
+            elif self.heads != "none" and linear.entry.role.part == "attention.o":
+                block.rotate_heads(hadamard.orthogonal(block.shape.head_width))
 
 
 def online_hadamard(orders: tuple[int, ...], channels: int) -> transforms.InputTransform:
-    """x --> x (H_b1 (x) H_b0) up to the order of channels, for orders b0, b1 with b0 b1 = channels; x H_b0 for one.
+    """x --> x (H_b1 (x) H_b0) up to the order of channels, in every block of b0 b1 channels; x H_b0 for one order.
 
-    Channel i = a b0 + c is at c b1 + a between the rotations.
+    Channel i = a b0 + c of a block is at c b1 + a between the rotations.
     """
     rotations = tuple(hadamard.orthogonal(order).half() for order in orders)
     if len(orders) == 1:
         return transforms.InputTransform(rotations)
-    transposed = torch.arange(channels, dtype=torch.int32).reshape(-1, orders[0]).T.reshape(-1)
-    return transforms.InputTransform(rotations, transposed)
+    size = orders[0] * orders[1]
+    transposed = torch.arange(size, dtype=torch.int32).reshape(-1, orders[0]).T.reshape(-1)
+    starts = torch.arange(0, channels, size, dtype=torch.int32)
+    return transforms.InputTransform(rotations, (starts[:, None] + transposed).reshape(-1))

@@ -98,13 +98,31 @@ def test_rounding_is_all_that_it_loses(mini: Mini, tmp_path: Path) -> None:
     assert (got - exact).norm() / exact.norm() < 0.03
 
 
+def test_across_heads_runs_as_planned(mini: Mini, tmp_path: Path) -> None:
+    """The rotation of o's input, 64 channels of four heads, is in plan, bits, tensors and the loaded model."""
+    passes = "apply quarot(heads = across) on blocks[*].*\napply rtn() on blocks[*].*\n"
+    path = recipe(mini, "quarot_across", passes, "layers blocks[*].* use w8a8\n")
+    made = qspec.compile(path, out=tmp_path / "across", device="cpu", evaluate=False)
+    rows = {m["role"]: m for m in made.plan.as_json()["modules"]}
+    assert rows["blocks[1].attention.o"]["rotations"] == [64]
+    assert rows["blocks[1].attention.o"]["kernel"].startswith("row_rotate64_int8_token_sym")
+    index = json.loads((made.path / artifact.INDEX).read_text())
+    assert index["metadata"]["total_size"] == made.plan.bytes_after
+    assert stored(made.path)["model.transformer.blocks.0.attn_out.transform.rotation0"].shape == (64, 64)
+    model, _ = qspec.load(made.path, device="cpu")
+    plain, _ = qspec.load(mini.model, device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        exact, got = plain(IDS).logits, model(IDS).logits
+    assert (got - exact).norm() / exact.norm() < 0.03
+
+
 def test_a_size_without_a_rotation_is_an_error_of_the_plan(
     mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe(mini, "quarot_sizes", PASSES.format(quantizer="rtn()"))
     config = json.loads((mini.model / "config.json").read_text())
     for name, change in (
-        ("ffn", {"mlp_hidden_size": 11008}),
+        ("ffn", {"mlp_hidden_size": 1000}),
         ("width", {"d_model": 92, "n_kv_heads": 2, "n_heads": 2}),
     ):
         folder = tmp_path / name

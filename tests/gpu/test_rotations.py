@@ -43,6 +43,9 @@ HADAMARD_ROWS = (  # the sizes of LLaDA-8B, Dream-7B and the stand-ins: K is the
             (64, 256),
         )
     ),
+    (RowKernel((128, 2), 4, None, True, 1.0), 11008),  # 43 blocks, of which each is a Hadamard matrix of order 256
+    (RowKernel((32,), 8, None, True, 1.0), 1184),
+    (RowKernel((128, 108), 4, None, True, 1.0), 13824),
     (RowKernel((128, 28), 8, 128, False, 1.0), 3584),  # groups cut blocks: through scratch
     (RowKernel((128, 148), 4, 64, True, 1.0), 18944),
     (RowKernel((64, 8), 4, 128, False, 0.9), 4096),  # a group is several blocks
@@ -67,6 +70,8 @@ def test_rows_are_near_float64(row: RowKernel, columns: int, library: KernelLibr
         ("rmsnorm", (128, 128), 4096),
         ("rmsnorm", (128, 28), 3584),
         ("plain", (128, 32), 4096),
+        ("plain", (128, 28), 3584),
+        ("silu_mul", (128, 2), 11008),
         ("silu_mul", (128,), 18944),
         ("silu_mul", (128, 128), 12288),
         ("silu_mul", (128, 128), 18944),

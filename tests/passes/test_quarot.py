@@ -20,9 +20,9 @@ from qspec.passes.outer import Outer
 from qspec.passes.quarot import Quarot, online_hadamard
 from tests.passes.conftest import SHAPE, scheme
 
-R1 = Quarot(heads=False, online=False)
+R1 = Quarot(heads="none", online=False)
 R2 = Quarot(residual=False, online=False)
-R4 = Quarot(residual=False, heads=False)
+R4 = Quarot(residual=False, heads="none")
 
 
 def outer(seed: int = 3) -> Outer:
@@ -201,13 +201,75 @@ def test_shapes_that_it_cannot_take(change: dict[str, int], message: str) -> Non
     shape = replace(SHAPE, **change)
     with pytest.raises(InputError, match=message):
         Quarot().check(shape)
-    Quarot(residual=False, heads=False).check(shape)
+    Quarot(residual=False, heads="none").check(shape)
     Quarot().check(SHAPE)
 
 
+def test_all_that_it_cannot_take_is_named_at_once() -> None:
+    message = (
+        r"order 92 and 46\n  where: the residual stream, blocks\[\*\]\.attention\.v\n"
+        r"  next:  write quarot\(residual = false, heads = none\)"
+    )
+    with pytest.raises(InputError, match=message):
+        Quarot().check(replace(SHAPE, width=92, head_width=46))
+
+
 def test_a_width_of_the_mlp_that_it_cannot_take() -> None:
-    with pytest.raises(NoKernel, match=r"11008 input channels has a kernel\n  where: blocks\[7\]\.mlp\.down"):
-        Quarot().rotations(down(11008), scheme("int8", "int8"))
+    with pytest.raises(NoKernel, match=r"1000 input channels has a kernel: .* 16\n  where: blocks\[7\]\.mlp\.down"):
+        Quarot().rotations(down(1000), scheme("int8", "int8"))
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(1184, (32,)), (11008, (128, 2)), (96, (32,)), (13824, (128, 108))])
+def test_other_widths_are_rotated_in_blocks(width: int, blocks: tuple[int, ...]) -> None:
+    """1184 = 37 x 32, 11008 = 43 x 256: one channel's outlier spreads evenly over its own block and no further."""
+    assert Quarot().rotations(down(width), scheme("int4", "int4")) == blocks
+    size = blocks[0] * blocks[-1] if len(blocks) == 2 else blocks[0]
+    assert width % size == 0
+    x = torch.zeros(1, width)
+    x[0, size + 5 if size < width else 5] = 1000.0
+    y = online_hadamard(blocks, width).apply(x)[0]
+    (reached,) = y.nonzero(as_tuple=True)
+    start = size if size < width else 0
+    assert reached.tolist() == list(range(start, start + size))
+    torch.testing.assert_close(y[reached].abs(), torch.full((size,), 1000 / size**0.5), rtol=2e-3, atol=0)
+
+
+# --- R2 across heads ---
+
+
+def test_across_heads_is_a_transform_of_the_whole_input(make_block: Callable[..., Block]) -> None:
+    """Four heads of 16: all 64 channels by one Hadamard matrix, computed at run time; v stays as it is."""
+    plain, rotated = make_block(scheme("int4", "int4")), make_block(scheme("int4", "int4"))
+    across = Quarot(residual=False, heads="across", online=False)
+    assert across.rotations(rotated.linears["attention.o"].entry, scheme("int4", "int4")) == (64,)
+    across.rewrite(rotated, tuple(rotated.linears.values()))
+    assert [part for part, one in rotated.linears.items() if one.transform] == ["attention.o"]
+    assert torch.equal(rotated.linears["attention.v"].weight, plain.linears["attention.v"].weight)
+    x = seen(plain, "attention.mixed")
+    ready = rotated.linears["attention.o"].transformed(x.float()).double()
+    torch.testing.assert_close(ready, x @ matrix(64).double() / 8, rtol=1e-5, atol=1e-5)
+    for got, expected in zip(rotated.additions(), plain.additions(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_across_heads_is_the_papers_product() -> None:
+    """H_(heads) (x) H_(head width) of 32 heads of 128, by two rotations: the paper folds one of them into v."""
+    entry = replace(next(e for e in LLADA.outline([0]) if e.role.part == "attention.o"), in_features=4096)
+    orders = Quarot(heads="across").rotations(entry, scheme("int4", "int4"))
+    assert orders == (128, 32)
+    x = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    within = torch.cat([head @ matrix(128).double() for head in x.split(128, dim=1)], 1).reshape(2, 32, 128)
+    expected = torch.einsum("thc,hg->tcg", within, matrix(32).double()).reshape(2, 4096) / 64
+    torch.testing.assert_close(online_hadamard(orders, 4096).apply(x).double(), expected, rtol=0, atol=1e-2)
+
+
+def test_weights_alone_have_their_heads_rotated_within(make_block: Callable[..., Block]) -> None:
+    across, within = make_block(scheme("int4", None)), make_block(scheme("int4", None))
+    Quarot(residual=False, heads="across").rewrite(across, tuple(across.linears.values()))
+    Quarot(residual=False, heads="within").rewrite(within, tuple(within.linears.values()))
+    assert across.linears["attention.o"].transform is None
+    assert torch.equal(across.linears["attention.o"].weight, within.linears["attention.o"].weight)
+    assert torch.equal(across.linears["attention.v"].weight, within.linears["attention.v"].weight)
 
 
 def test_values_are_still_the_decoders(make_block: Callable[..., Block]) -> None:

@@ -29,7 +29,7 @@ APPLIES = (
     "apply smooth(alpha = 0.5) on blocks[*].*\napply gptq() on blocks[*].*",
     "apply rotate_duquant(block = 32) on blocks[*].*\napply rtn() on blocks[*].*",
     "apply rotate_duquant(block = 32) on blocks[*].mlp.*\napply rtn() on blocks[*].*",
-    "apply quarot(residual = false, heads = false) on blocks[*].*\napply rtn() on blocks[*].*",
+    "apply quarot(residual = false, heads = none) on blocks[*].*\napply rtn() on blocks[*].*",
 )
 PARTS = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down")
 
