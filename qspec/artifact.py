@@ -17,7 +17,7 @@ from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
 from qspec.files import read_errors, sha256, take_lock, unfinished, write_whole
 
-FORMAT: Final = 5  # 4: codes of 2 and 3 bits that meet 16-bit activations lie in another order; 5: bits of the model
+FORMAT: Final = 6  # 5: bits of the model; 6: activations of up to 5 bits and in mxfp4 have other scales
 MANIFEST = "qspec.json"
 INDEX = "model.safetensors.index.json"
 REPORT_SEAL = "report/SHA256SUMS"
@@ -105,7 +105,7 @@ class Manifest(_Record):
     artifact but this one and the report's own seal.
     """
 
-    format: Literal[5]
+    format: Literal[6]
     qspec: str
     name: str
     recipe: str

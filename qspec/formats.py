@@ -12,6 +12,7 @@ class NumberFormat:
 
     name: as written in a recipe. bits: of storage a value. kind: "int" (two's complement, qmin < 0), "uint", "float".
     qmin, qmax: the smallest and largest code (for floats: the largest magnitude, with its sign).
+    reach: max|x| / s of a symmetric slice: qmax, or half a step more (`qspec.numerics` says where and why).
     block: channels that share a scale of 8 bits, where the format itself says so; 0 leaves it to the recipe.
     unit_bits: of the scale of a whole row, in which those of its blocks are counted.
     """
@@ -21,6 +22,7 @@ class NumberFormat:
     bits: int
     qmin: float
     qmax: float
+    reach: float
     block: int = 0
     unit_bits: int = 0
 
@@ -28,12 +30,16 @@ class NumberFormat:
         return self.name
 
 
+FINER = 5  # integers of at most so many bits reach half a step beyond qmax
+
+
 def _int(bits: int) -> NumberFormat:
-    return NumberFormat(f"int{bits}", "int", bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    largest = 2 ** (bits - 1) - 1
+    return NumberFormat(f"int{bits}", "int", bits, -largest - 1, largest, largest + 0.5 if bits <= FINER else largest)
 
 
 def _uint(bits: int) -> NumberFormat:
-    return NumberFormat(f"uint{bits}", "uint", bits, 0, 2**bits - 1)
+    return NumberFormat(f"uint{bits}", "uint", bits, 0, 2**bits - 1, 2**bits - 1)
 
 
 NUMBER_FORMATS: dict[str, NumberFormat] = {
@@ -41,9 +47,11 @@ NUMBER_FORMATS: dict[str, NumberFormat] = {
     for f in (
         *(_int(bits) for bits in range(2, 9)),
         *(_uint(bits) for bits in (3, 4)),
-        NumberFormat("fp8_e4m3", "float", 8, -448, 448),  # OCP OFP8: 4 bits of exponent, 3 of mantissa, no infinity
-        NumberFormat("nvfp4", "float", 4, -6, 6, block=16, unit_bits=32),  # e2m1, scales e4m3 times the row's unit
-        NumberFormat("mxfp4", "float", 4, -6, 6, block=32),  # OCP MX: e2m1, scales e8m0, powers of two
+        NumberFormat(
+            "fp8_e4m3", "float", 8, -448, 448, 448
+        ),  # OCP OFP8: 4 bits of exponent, 3 of mantissa, no infinity
+        NumberFormat("nvfp4", "float", 4, -6, 6, 6, block=16, unit_bits=32),  # e2m1, scales e4m3 times the row's unit
+        NumberFormat("mxfp4", "float", 4, -6, 6, 7, block=32),  # OCP MX: e2m1, scales e8m0, powers of two
     )
 }
 

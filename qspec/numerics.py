@@ -2,7 +2,7 @@
 
 For a slice x of one scale group and a format with codes [qmin, qmax]:
 
-    symmetric    s = clip * max|x| / qmax                 q = clamp(round_half_even(x / s), qmin, qmax)
+    symmetric    s = clip * max|x| / reach                q = clamp(round_half_even(x / s), qmin, qmax)
     asymmetric   s = clip * (max - min) / (qmax - qmin)   z = clamp(round_half_even(qmin - clip * min / s), qmin, qmax)
                                                           q = clamp(round_half_even(x / s) + z, qmin, qmax)
     dequantize   x^ = s * (q - z)
@@ -11,11 +11,25 @@ min and max include 0, so that zero is always exact. Scales are rounded to the d
 any code is computed from them, and a slice of zeros gets scale 1. Divisions are IEEE float32 divisions, as in the
 kernels.
 
+Reach is qmax + 1/2 for integers of 2 to 5 bits: the range's end is half a step off, as much as any value between two
+codes may be, all steps are finer, and the lowest code is used, as in GPTQ's own code and in compressed-tensors. At 8
+bits it is qmax: there the peak's own error, s^2 / 4 in place of 0, outweighs steps that are 0.4 % finer. 5 to 7 bits
+lie between: half a step wins from about 30 values of a group on at 5 bits, 60 at 6, 130 at 7; examples/grids measures
+it.
+
+A scale is stored in float16 (groups of a weight), float32, or a byte. It has to fit there: 2^-19, of which float16
+holds six bits, to 65504; 2^-100 to 2^127 for float32 and for powers of two. A weight whose scales do not all fit is an
+error; only those of groups whose scale is less than 2^-32 of the weight's largest may be raised to the least that
+fits, since a float32 sum hardly shows them. Of activations, scales below 2^-100 are raised to that (the kernels of
+rotated rows keep them).
+
 Float formats are symmetric; q is the nearest number of the format, to even, of at most qmax, and a code is its pattern
 of bits: e4m3 (OCP OFP8), or e2m1 (OCP MX 1.0), whose four bits are extended with their first, as a nibble's are.
 
     fp8_e4m3     s = clip * max|x| / 448
-    mxfp4        s = 2^(floor(log2(clip * max|x|)) - 2), of 32 channels: MX 1.0, section 6.3; stored as e8m0
+    mxfp4        s = 2^(floor(log2(clip * max|x| / 7)) + 1), of 32 channels, stored as e8m0: the least power of two
+                 with max|x| / s below 7, half a step beyond 6, as in compressed-tensors; MX 1.0, section 6.3,
+                 lets it reach 8
     nvfp4        s = b u, of 16 channels: b = e4m3(clip * max|x| / 6 / u), 2^-9 or more, is stored, and of each row
                  u = 2^(floor(log2 t) - 7) with t = clip * max|row| / 6, rounded to four bits as b is
 
@@ -27,6 +41,7 @@ are no smaller than 2^-100.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,9 +53,10 @@ from qspec.formats import NUMBER_FORMATS, NumberFormat, TensorFormat
 MSE_GRID = 100  # candidates of the clip search, as in QuaRot (arXiv 2404.00456): ratios 1 .. 0.2, |error|^2.4
 MSE_SHRINK = 0.8
 MSE_NORM = 2.4
-MX_ELEMENT = 2  # exponent of the largest e2m1
 LARGEST_BLOCK = 7  # exponent of the largest b of an nvfp4 row
 LEAST = 27  # biased exponent of 2^-100
+ROOM = 5  # powers of two between a scale and the ends of its stored dtype while passes may still change it
+NEGLIGIBLE = 2.0**-32  # of a weight's largest scale: what may be too small for its stored dtype
 
 
 @dataclass(frozen=True)
@@ -75,29 +91,66 @@ def scale_dtype(fmt: TensorFormat) -> torch.dtype:
     return torch.float16 if fmt.scale_bits() == 16 else torch.float32
 
 
-def weight_scales(w: Tensor, fmt: TensorFormat, clip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def scale_bounds(dtype: torch.dtype) -> tuple[float, float]:
+    """The least and the largest scale that its stored dtype holds well enough; float32 for bytes too."""
+    return (2.0**-19, 65504.0) if dtype == torch.float16 else (2.0 ** (LEAST - 127), 2.0**127)
+
+
+def weight_scales(
+    w: Tensor, fmt: TensorFormat, clip: Tensor | None = None, where: str | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of every group of W, [rows, groups] each, the scale in its stored dtype.
 
     w: float32 [rows, columns]. clip: ratio of each group's range, [rows, groups], in place of the format's own clip.
-    Raises NumericsError on values that are not finite.
+    where: the layer's role, for errors. Raises NumericsError on values that are not finite, and on scales that do not
+    fit their stored dtype.
     """
     grouped = _grouped(w, fmt)
-    if clip is not None:
-        return range_scales(grouped, fmt.number, fmt.symmetric, clip, scale_dtype(fmt))
-    if fmt.clip.kind == "mse":
-        return _searched(grouped, fmt)
-    return range_scales(grouped, fmt.number, fmt.symmetric, fmt.clip.ratio, scale_dtype(fmt))
+    if clip is None and fmt.clip.kind == "mse":
+        scale, zero = _searched(grouped, fmt)
+    else:
+        ratio = fmt.clip.ratio if clip is None else clip
+        scale, zero = range_scales(grouped, fmt.number, fmt.symmetric, ratio, scale_dtype(fmt))
+    _require_fit(scale, grouped, fmt, where)
+    return scale, zero
 
 
-def quantize_weight(w: Tensor, fmt: TensorFormat, clip: Tensor | None = None) -> Quantized:
-    """Round-to-nearest of W [rows, columns] with scales of its own; clip as in `weight_scales`."""
-    scale, zero = weight_scales(w, fmt, clip)
+def quantize_weight(w: Tensor, fmt: TensorFormat, clip: Tensor | None = None, where: str | None = None) -> Quantized:
+    """Round-to-nearest of W [rows, columns] with scales of its own; clip, where and errors as in `weight_scales`."""
+    scale, zero = weight_scales(w, fmt, clip, where)
     return Quantized(encode(w, scale, zero, fmt.number), scale, zero, fmt)
 
 
-def quantize_activations(x: Tensor, fmt: TensorFormat) -> Quantized:
-    """Dynamic quantization of X [tokens, columns], per token or per group; scales in float32."""
+def fitting_exponent(weights: Iterable[tuple[Tensor, TensorFormat]]) -> int:
+    """An e with which the scales of W 2^e fit their stored dtypes, for every W [rows, columns] float32.
+
+    0 where they fit by a factor of 2^5 as they are, which is left to passes that still move them, and where no e serves
+    all. Otherwise the largest scale comes near to 1, or as near as lets the smallest fit.
+    """
+    least, most, most_of_all = -math.inf, math.inf, 0.0
+    for w, fmt in weights:
+        ideal = _ideal(_grouped(w, fmt), fmt.number, fmt.symmetric)
+        largest = float(ideal.max())
+        if largest == 0 or not math.isfinite(largest):
+            continue
+        smallest = float(ideal[ideal > largest * NEGLIGIBLE].min())
+        low, high = scale_bounds(scale_dtype(fmt))
+        least = max(least, math.ceil(math.log2(low / smallest)))
+        most = min(most, math.floor(math.log2(high / largest)))
+        most_of_all = max(most_of_all, largest)
+    if least > most or least + ROOM <= 0 <= most - ROOM:
+        return 0
+    return int(min(max(-math.floor(math.log2(most_of_all)), least), most))
+
+
+def quantize_activations(x: Tensor, fmt: TensorFormat, where: str | None = None) -> Quantized:
+    """Dynamic quantization of X [tokens, columns], per token or per group; scales in float32.
+
+    where: the layer's role, for errors. Raises NumericsError on values that are not finite.
+    """
     scale, zero = range_scales(_grouped(x.float(), fmt), fmt.number, fmt.symmetric, fmt.clip.ratio, torch.float32)
+    if not bool(torch.isfinite(scale).all()):
+        raise NumericsError("a scale of the activations is NaN or Inf", where=where)
     return Quantized(encode(x.float(), scale, zero, fmt.number), scale, zero, fmt)
 
 
@@ -105,15 +158,13 @@ def range_scales(
     grouped: Tensor, number: NumberFormat, symmetric: bool, clip: float | Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """The formulas of the module's docstring for x [rows, groups, size]; clip is a number or [rows, groups]."""
+    ideal = _ideal(grouped, number, symmetric, clip)
     if number.block:
-        return _block_scales(grouped.abs().amax(-1) * clip, number), None
+        return _block_scales(ideal, number), None
+    scale = _stored(ideal, dtype)
     if symmetric:
-        peak = grouped.abs().amax(-1)
-        scale = _stored(peak * clip / number.qmax, dtype)
         return scale, None
     low = grouped.amin(-1).clamp(max=0) * clip
-    high = grouped.amax(-1).clamp(min=0) * clip
-    scale = _stored((high - low) / (number.qmax - number.qmin), dtype)
     zero = (number.qmin - low / scale.float()).round().clamp(number.qmin, number.qmax)
     return scale, zero.to(torch.int8)
 
@@ -174,6 +225,8 @@ def _searched(grouped: Tensor, fmt: TensorFormat) -> tuple[Tensor, Tensor | None
     for step in range(int(MSE_GRID * MSE_SHRINK) + 1):
         candidate = 1 - step / MSE_GRID
         scale, zero = range_scales(grouped, fmt.number, fmt.symmetric, candidate, scale_dtype(fmt))
+        if step == 0 and not bool(torch.isfinite(scale).all()):
+            break  # no ratio may hide that
         rounded = dequantize(encode(flat, scale, zero, fmt.number), scale, zero, fmt.number).reshape(grouped.shape)
         error = (rounded - grouped).abs_().pow_(MSE_NORM).sum(-1)
         better = error < best
@@ -182,13 +235,21 @@ def _searched(grouped: Tensor, fmt: TensorFormat) -> tuple[Tensor, Tensor | None
     return range_scales(grouped, fmt.number, fmt.symmetric, ratio, scale_dtype(fmt))
 
 
-def _block_scales(peak: Tensor, number: NumberFormat) -> Tensor:
-    """s of blocks with clip * max|x| = peak [rows, groups], by the module's docstring."""
-    if not bool(torch.isfinite(peak).all()):
-        raise NumericsError("a scale is NaN or Inf")
+def _ideal(grouped: Tensor, number: NumberFormat, symmetric: bool, clip: float | Tensor = 1.0) -> Tensor:
+    """s [rows, groups] of x [rows, groups, size] before it is rounded to what is stored."""
+    if symmetric:
+        return grouped.abs().amax(-1) * clip / number.reach
+    low = grouped.amin(-1).clamp(max=0) * clip
+    high = grouped.amax(-1).clamp(min=0) * clip
+    return (high - low) / (number.qmax - number.qmin)
+
+
+def _block_scales(ideal: Tensor, number: NumberFormat) -> Tensor:
+    """s of the blocks of a float format, [rows, groups], by the module's docstring; ideal: clip * max|x| / reach."""
+    if not bool(torch.isfinite(ideal).all()):
+        return ideal
     if not number.unit_bits:
-        return _power(_exponent(peak) - MX_ELEMENT)
-    ideal = peak / number.qmax
+        return _power(_exponent(ideal) + 1)
     unit = _power(_exponent(_four_bits(ideal.amax(1))) - LARGEST_BLOCK).unsqueeze(1)
     return _e4m3((ideal / unit).clamp(min=2.0**-9)).float() * unit
 
@@ -229,10 +290,41 @@ def _grouped(x: Tensor, fmt: TensorFormat) -> Tensor:
 
 
 def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    stored = scale.to(dtype)
-    if not bool(torch.isfinite(stored).all()):
-        raise NumericsError("a scale is NaN, Inf or too large for its stored dtype")
-    return torch.where(stored > 0, stored, torch.ones_like(stored))
+    """Scales as they are stored: those of zeros 1, the others no smaller than the dtype holds well enough."""
+    return torch.where(scale == 0, 1.0, scale.clamp(min=scale_bounds(dtype)[0])).to(dtype)
+
+
+def _require_fit(scale: Tensor, grouped: Tensor, fmt: TensorFormat, where: str | None) -> None:
+    """Raises NumericsError where a stored scale [rows, groups] is not what x [rows, groups, size] asks for."""
+    low, high = scale_bounds(scale_dtype(fmt))
+    fits = torch.isfinite(scale) & (scale.float() > low)
+    if bool(fits.all()):
+        return
+    ideal = _ideal(grouped, fmt.number, fmt.symmetric)
+    if not bool(torch.isfinite(ideal).all()):
+        raise NumericsError("a weight is NaN or Inf", where=where)
+    small = (ideal < low) & (ideal > ideal.max() * NEGLIGIBLE)
+    if bool((small | (ideal > high)).any()):
+        peaks = grouped.abs().amax(-1)
+        raise NumericsError(
+            f"the weight's scales do not fit the {str(scale.dtype).removeprefix('torch.')} that they are stored in "
+            f"({low:.1e} to {high:.1e}): the largest magnitudes of its groups run from "
+            f"{float(peaks[ideal > ideal.max() * NEGLIGIBLE].min()):.1e} to {float(peaks.max()):.1e}",
+            where=where,
+            hint="scales `per channel` are float32; or keep this layer",
+        )
+
+
+def as_stored(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A kept tensor in the dtype that an artifact holds it in. Raises NumericsError with its name if it overflows."""
+    kept = tensor.to(dtype)
+    if not bool(torch.isfinite(kept).all()):
+        raise NumericsError(
+            f"a kept tensor has {float(tensor.abs().max()):.3g}, more than {str(dtype).removeprefix('torch.')} holds",
+            where=name,
+            hint="the checkpoint's weights must stay below 3.3e38, after the recipe's passes too",
+        )
+    return kept
 
 
 def sqnr_db(exact: Tensor, rounded: Tensor) -> float:

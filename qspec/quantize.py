@@ -18,7 +18,7 @@ from qspec.errors import NumericsError
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
-from qspec.numerics import sqnr_db
+from qspec.numerics import as_stored, sqnr_db
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
 from qspec.passes.outer import Outer
@@ -137,6 +137,7 @@ def rewrite_block(plan: Plan, index: int, module: DecoderBlock, stream: Stream, 
         if not uses:
             continue
         progress.step(f"{use.name} ({len(uses)} linears)")
+        block.fit_scales(uses)
         if use.params.quantizes:
             use.params.rewrite(block, uses)
             block.forget_statistics()
@@ -245,7 +246,7 @@ def artifact_tensors(
         kept = module.part(part)
         dtype = torch.bfloat16 if isinstance(kept, Linear) else torch.float32
         weight, bias = weight_and_bias(kept)
-        tensors[f"{name}.weight"] = weight.to(dtype)
+        tensors[f"{name}.weight"] = as_stored(weight, dtype, f"{name}.weight")
         if bias is not None:
-            tensors[f"{name}.bias"] = bias.to(dtype)
+            tensors[f"{name}.bias"] = as_stored(bias, dtype, f"{name}.bias")
     return tensors

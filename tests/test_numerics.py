@@ -24,16 +24,26 @@ def fmt(name: str = "int4", group: int | None = None, symmetric: bool = True, cl
 
 
 def test_symmetric_by_hand() -> None:
-    # s = 7 / 7 = 1; halves go to even: 0.5 -> 0, 1.5 -> 2, -2.5 -> -2
-    w = torch.tensor([[7.0, 0.5, 1.5, -2.5]])
+    # s = 7.5 / 7.5 = 1; halves go to even, 0.5 -> 0, 1.5 -> 2, -2.5 -> -2, and 7.5 would go to 8: the highest code is 7
+    w = torch.tensor([[7.5, 0.5, 1.5, -2.5], [-7.5, 7.0, 7.4, 0.0]])
     q = numerics.quantize_weight(w, fmt())
-    assert q.scale.tolist() == [[1.0]]
-    assert q.codes.tolist() == [[7, 0, 2, -2]]
+    assert q.scale.tolist() == [[1.0], [1.0]]
+    assert q.codes.tolist() == [[7, 0, 2, -2], [-8, 7, 7, 0]]
+
+
+@pytest.mark.parametrize(("bits", "reach"), [(2, 1.5), (3, 3.5), (4, 7.5), (5, 15.5), (6, 31), (7, 63), (8, 127)])
+def test_low_bits_use_the_lowest_code(bits: int, reach: float) -> None:
+    """Up to 5 bits a symmetric range ends half a step beyond the highest code; GPTQ's code: 2 max / (2^bits - 1)."""
+    x = torch.tensor([[-reach, reach, 1.0, 0.0]])
+    for q in (numerics.quantize_weight(x, fmt(f"int{bits}")), numerics.quantize_activations(x, fmt(f"int{bits}"))):
+        assert q.scale.tolist() == [[1.0]]
+        highest = 2 ** (bits - 1) - 1
+        assert q.codes.tolist() == [[-highest - 1 if bits <= 5 else -highest, highest, 1, 0]]
 
 
 def test_clip_ratio_by_hand() -> None:
-    # s = 0.5 * 14 / 7 = 1: 14 is cut to 7, -14 to -8
-    q = numerics.quantize_weight(torch.tensor([[14.0, -14.0, 3.0, 0.0]]), fmt(clip=Clip("ratio", 0.5)))
+    # s = 0.5 * 15 / 7.5 = 1: 15 is cut to 7, -15 to -8
+    q = numerics.quantize_weight(torch.tensor([[15.0, -15.0, 3.0, 0.0]]), fmt(clip=Clip("ratio", 0.5)))
     assert q.codes.tolist() == [[7, -8, 3, 0]]
 
 
@@ -51,12 +61,12 @@ def test_asymmetric_range_always_holds_zero() -> None:
 
 
 def test_group_scales_round_before_codes() -> None:
-    # the float16 scale of 1000.3 / 7 = 142.9 is 142.875; the code is computed from that
-    w = torch.tensor([[1000.3, 71.44, 0, 0]])
+    # the float16 scale of 1000.3 / 7.5 = 133.37 is 133.375; the code is computed from that: half of it is 66.6875
+    w = torch.tensor([[1000.3, 66.687, 66.6876, 0]])
     q = numerics.quantize_weight(w, fmt(group=4))
     assert q.scale.dtype == torch.float16
-    assert q.scale.item() == float(np.float16(np.float32(1000.3) / np.float32(7)))
-    assert q.codes.tolist() == [[7, 1, 0, 0]]
+    assert q.scale.item() == float(np.float16(np.float32(1000.3) / np.float32(7.5)))
+    assert q.codes.tolist() == [[7, 0, 1, 0]]
 
 
 def test_zeros_have_scale_one() -> None:
@@ -153,10 +163,10 @@ def test_fp8_by_hand() -> None:
 
 
 def test_mxfp4_by_hand() -> None:
-    # floor(log2 28) - 2 = 2: s = 4; 28 / 4 = 7 is cut to 6, 10 / 4 = 2.5 and -1 / 4 are middles, as is 3 / 4
+    # 27.5 / 4 < 7: s = 4; 27.5 / 4 = 6.875 is cut to 6, 10 / 4 = 2.5 and -1 / 4 are middles, as is 3 / 4
     w = torch.zeros(1, 64)
-    w[0, :4] = torch.tensor([28.0, 10.0, -1.0, 3.0])
-    w[0, 32] = 0.75  # -1 - 2: s = 2^-3, 0.75 / s = 6
+    w[0, :4] = torch.tensor([27.5, 10.0, -1.0, 3.0])
+    w[0, 32] = 0.75  # 0.75 / 2^-3 = 6 < 7
     q = numerics.quantize_weight(w, fmt("mxfp4", 32))
     assert q.scale.tolist() == [[4.0, 0.125]]
     assert q.codes[0, :4].tolist() == [7, 4, -8, 2]
@@ -164,6 +174,15 @@ def test_mxfp4_by_hand() -> None:
     assert q.dequantize()[0, 32] == 0.75
     stored, unit = numerics.pack_scales(q.scale, q.format.number)
     assert (stored.tolist(), unit) == ([[129, 124]], None)
+
+
+@pytest.mark.parametrize(("peak", "scale"), [(1.75, 0.5), (1.7499999, 0.25), (7.0, 2.0), (6.9999995, 1.0), (4.0, 1.0)])
+def test_scales_of_mxfp4_round_up_from_seven_quarters(peak: float, scale: float) -> None:
+    """As compressed-tensors: the exponent goes up where the mantissa is 1.75 or more; MX 1.0 alone would take floor."""
+    w = torch.zeros(1, 32)
+    w[0, 3] = -peak
+    assert numerics.quantize_weight(w, fmt("mxfp4", 32)).scale.tolist() == [[scale]]
+    assert numerics.quantize_activations(w, fmt("mxfp4", 32)).scale.tolist() == [[scale]]
 
 
 def test_nvfp4_by_hand() -> None:
@@ -203,7 +222,7 @@ def test_scales_of_blocks_survive_their_bytes_and_bound_the_error(
     inside = w.abs() <= 6 * s
     assert ((w - q.dequantize()).abs() <= s)[inside].all()
     if clip == 1.0:  # what rounding s leaves beyond: a third, or a sixteenth
-        assert (w.abs() <= s * (8 if name == "mxfp4" else 6.4)).all()
+        assert (w.abs() <= s * (7 if name == "mxfp4" else 6.4)).all()
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "nvfp4"])
@@ -221,3 +240,105 @@ def test_floats_that_are_not_finite_stop(name: str, value: float) -> None:
     w[1, 3] = value
     with pytest.raises(NumericsError):
         numerics.quantize_weight(w, fmt(name, NUMBER_FORMATS[name].block or None))
+
+
+EVERY = [(name, group) for name in INTEGERS for group in (None, 32)]
+EVERY += [("uint3", 32), ("uint4", 32), ("fp8_e4m3", None), ("mxfp4", 32), ("nvfp4", 16)]
+
+
+def any_format(name: str, group: int | None, symmetric: bool, clip: Clip | None = None) -> TensorFormat:
+    return fmt(name, group, symmetric and not name.startswith("uint"), clip)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    chosen=st.sampled_from(EVERY),
+    symmetric=st.booleans(),
+    clip=st.sampled_from([Clip(), Clip("ratio", 0.9), Clip("mse")]),
+    seed=st.integers(0, 10**6),
+    exponent=st.integers(-8, 8),
+)
+def test_powers_of_two_leave_codes_unchanged(
+    chosen: tuple[str, int | None], symmetric: bool, clip: Clip, seed: int, exponent: int
+) -> None:
+    """Of a weight's rows and of tokens; and of input channels that share a scale, where scales are float16 or e8m0.
+
+    nvfp4 counts a block's scale in three bits of a mantissa and a smallest exponent, so its rows are scaled as wholes.
+    """
+    name, group = chosen
+    symmetric = symmetric or NUMBER_FORMATS[name].kind == "float"
+    chosen_format = any_format(name, group, symmetric, clip)
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(4, 64, generator=generator)
+    factor = 2.0 ** (exponent + torch.arange(4)[:, None])
+    if group and name != "nvfp4":
+        factor = factor * 2.0 ** torch.arange(64 // group).repeat_interleave(group)
+    plain, scaled = (numerics.quantize_weight(x, chosen_format) for x in (w, w * factor))
+    assert torch.equal(plain.codes, scaled.codes)
+    assert torch.equal(plain.dequantize() * factor, scaled.dequantize())
+    if clip.kind != "mse" and not name.startswith("uint"):
+        plain, scaled = (numerics.quantize_activations(x, chosen_format) for x in (w, w * factor))
+        assert torch.equal(plain.codes, scaled.codes)
+        assert torch.equal(plain.dequantize() * factor, scaled.dequantize())
+
+
+@settings(max_examples=100, deadline=None)
+@given(chosen=st.sampled_from(EVERY), symmetric=st.booleans(), seed=st.integers(0, 10**6))
+def test_permuted_channels_have_permuted_codes(chosen: tuple[str, int | None], symmetric: bool, seed: int) -> None:
+    """Channels within a group, and whole groups; rows as well."""
+    name, group = chosen
+    chosen_format = any_format(name, group, symmetric or NUMBER_FORMATS[name].kind == "float")
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(4, 64, generator=generator)
+    size = group or 64
+    places = torch.arange(64).reshape(-1, size)[torch.randperm(64 // size, generator=generator)]
+    places = torch.cat([own[torch.randperm(size, generator=generator)] for own in places])
+    rows = torch.randperm(4, generator=generator)
+    codes = numerics.quantize_weight(w, chosen_format).codes
+    assert torch.equal(numerics.quantize_weight(w[rows][:, places], chosen_format).codes, codes[rows][:, places])
+
+
+def test_scales_that_float16_does_not_hold_are_an_error() -> None:
+    """Half of the weights are 2^-30 of the others: no scale of 1, no codes of 0 in their place."""
+    w = torch.ones(2, 8)
+    w[1, 4:] = 2.0**-30
+    numerics.quantize_weight(w, fmt("int4"))
+    with pytest.raises(NumericsError) as error:
+        numerics.quantize_weight(w, fmt(group=4), where="blocks[3].mlp.down")
+    assert error.value.where == "blocks[3].mlp.down"
+    assert "from 9.3e-10 to 1.0e+00" in error.value.what
+    assert "per channel" in str(error.value.hint)
+    with pytest.raises(NumericsError, match=r"float16.*1\.0e\+06"):
+        numerics.quantize_weight(torch.full((1, 4), 1e6), fmt(group=4, clip=Clip("mse")))
+
+
+def test_a_group_that_no_sum_shows_is_rounded_to_the_least_scale() -> None:
+    """2^-40 of the largest scale: less than a float32 sum holds of it. Its codes are 0, its scale is not 1."""
+    w = torch.ones(1, 8)
+    w[0, 4:] = 2.0**-40
+    q = numerics.quantize_weight(w, fmt(group=4))
+    assert q.scale.tolist()[0][1] == 2.0**-19
+    assert q.codes.tolist() == [[7, 7, 7, 7, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("name", ["int4", "int8"])
+def test_the_smallest_activations_have_the_smallest_scale(name: str) -> None:
+    """What is below half of 2^-100 is 0, what is above has a code: a scale below that would not be the kernels'."""
+    x = torch.tensor([[2.0**-99, -(2.0**-100), 2.0**-102, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    q = numerics.quantize_activations(x, fmt(name))
+    assert q.scale.tolist() == [[2.0**-100], [1.0]]
+    assert q.codes.tolist() == [[2, -1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_the_exponent_that_fits_by_hand() -> None:
+    grouped, channels = fmt(group=4), fmt()
+    ones = 7.5 * torch.ones(1, 4)  # a scale of 1
+    assert numerics.fitting_exponent([(ones, grouped)]) == 0
+    assert numerics.fitting_exponent([(ones * 2.0**-14, grouped)]) == 0
+    assert numerics.fitting_exponent([(ones * 2.0**-15, grouped)]) == 15  # float16 holds six bits of 2^-19, 2^4 away
+    assert numerics.fitting_exponent([(ones * 2.0**-20, grouped)]) == 20
+    assert numerics.fitting_exponent([(ones * 2.0**20, grouped)]) == -20
+    assert numerics.fitting_exponent([(ones * 2.0**-20, channels)]) == 0
+    assert numerics.fitting_exponent([(ones * 2.0**-20, grouped), (ones * 2.0**14, grouped)]) == 1  # 2^16 is Inf
+    assert numerics.fitting_exponent([(ones * 2.0**-20, grouped), (ones * 2.0**16, grouped)]) == 0  # none does
+    assert numerics.fitting_exponent([(torch.zeros(1, 4), grouped)]) == 0

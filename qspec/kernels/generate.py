@@ -222,6 +222,7 @@ def _row_values(kernel: RowKernel) -> dict[str, Any]:
         "clip": None if kernel.clip == 1.0 else repr(kernel.clip),
         "qmin": int(number.qmin) if number else None,
         "qmax": int(number.qmax) if number else None,
+        "reach": float(number.reach) if number else None,
         "unit": unit,
         "wide": wide,
         "chunk": min(wide, ROTATION_ROWS) if wide > PIECE else wide,

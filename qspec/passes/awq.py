@@ -114,7 +114,9 @@ def _rounded(linears: Sequence[Linear], scale: Tensor) -> Iterator[None]:
     before = [linear.weight for linear in linears]
     try:
         for linear in linears:
-            rounded = numerics.quantize_weight(linear.weight * scale, linear.formats.weights)
+            rounded = numerics.quantize_weight(
+                linear.weight * scale, linear.formats.weights, where=str(linear.entry.role)
+            )
             linear.weight = rounded.dequantize() / scale
         yield
     finally:

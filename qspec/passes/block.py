@@ -11,6 +11,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from qspec import numerics
 from qspec.calibrate.stream import Batch, Stream
 from qspec.formats import Scheme
 from qspec.models.decoder import AttentionContext, DecoderBlock, weight_and_bias
@@ -268,6 +269,23 @@ class Block:
             self._set_gain(producer, self._gain(producer) / rows)
         if site in self._statistics:
             self._statistics[site] = self._statistics[site].scaled(1 / scale)
+
+    def fit_scales(self, uses: Collection[Linear]) -> None:
+        """x, W --> x / 2^e, W 2^e where scales of the selected linears do not fit their stored dtype, and others would.
+
+        Powers of two change no bit of the function and no code. Where the inputs' producer is quantized already, a clip
+        was searched, or no e serves every reader, nothing is done: the quantizer says which layer does not fit.
+        """
+        for site in reversed(self.sites(uses)):
+            producer = self.linears.get(PRODUCERS[site.name])
+            concerned = site.linears if producer is None else (*site.linears, producer)
+            if any(linear.quantized is not None or linear.clip is not None for linear in concerned):
+                continue
+            exponent = numerics.fitting_exponent(
+                (linear.weight, linear.formats.weights) for linear in site.linears if linear in uses
+            )
+            if exponent:
+                self.rescale_input(site.name, torch.full_like(site.linears[0].weight[0], 2.0**exponent))
 
     def rotate_residual(self) -> None:
         """The block in the stream's basis: reads h Q, writes y Q (arXiv 2404.00456, stage 1a).

@@ -53,13 +53,17 @@ class Clip(Pass):
             for group in site.by_transform(uses):
                 hessian = block.hessian(site.name, group[0].transform)
                 for linear in group:
-                    linear.clip = best_ratios(linear.weight, linear.formats.weights, hessian, self.grid, self.shrink)
+                    linear.clip = best_ratios(
+                        linear.weight, linear.formats.weights, hessian, self.grid, self.shrink, str(linear.entry.role)
+                    )
 
 
-def best_ratios(weight: Tensor, fmt: TensorFormat, hessian: Tensor, grid: int, shrink: float) -> Tensor:
+def best_ratios(
+    weight: Tensor, fmt: TensorFormat, hessian: Tensor, grid: int, shrink: float, where: str | None = None
+) -> Tensor:
     """Clip ratio float32 [out, groups] of W [out, in], for H [in, in] of its inputs.
 
-    Raises NumericsError where H holds NaN or Inf.
+    where: the layer's role, for errors. Raises NumericsError where H holds NaN or Inf.
     """
     columns = weight.shape[1]
     size = fmt.group(columns)
@@ -68,7 +72,7 @@ def best_ratios(weight: Tensor, fmt: TensorFormat, hessian: Tensor, grid: int, s
     least = torch.full_like(best, float("inf"))
     for step in range(int(grid * shrink + 1e-9) + 1):
         ratio = torch.full_like(best, 1 - step / grid)
-        error = weight - numerics.quantize_weight(weight, fmt, ratio).dequantize()
+        error = weight - numerics.quantize_weight(weight, fmt, ratio, where).dequantize()
         error = error.reshape(*best.shape, size).transpose(0, 1)  # [groups, out, size]
         loss = ((error @ own) * error).sum(-1).T
         better = loss < least
@@ -77,6 +81,7 @@ def best_ratios(weight: Tensor, fmt: TensorFormat, hessian: Tensor, grid: int, s
     if not bool(torch.isfinite(least).all()):
         raise NumericsError(
             "the output error of every clip is NaN or Inf",
+            where=where,
             hint="the calibration inputs overflow here: leave this layer out of the clip search",
         )
     return best

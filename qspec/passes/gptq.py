@@ -101,7 +101,7 @@ def quantize_group(
     """Quantizes linears that read one prepared input; rows of equal formats go through the column loop together."""
     for fmt in dict.fromkeys(linear.formats.weights for linear in group):
         alike = [linear for linear in group if linear.formats.weights == fmt]
-        grids = [numerics.weight_scales(linear.weight, fmt, linear.clip) for linear in alike]
+        grids = [numerics.weight_scales(linear.weight, fmt, linear.clip, str(linear.entry.role)) for linear in alike]
         scale = torch.cat([scale for scale, _ in grids])
         zero = None if fmt.symmetric else torch.cat([zero for _, zero in grids if zero is not None])
         codes = round_columns(

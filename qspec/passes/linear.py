@@ -66,7 +66,11 @@ class Linear(nn.Module):
         if self.formats.activations is None:
             return ready
         rows = ready.reshape(-1, x.shape[-1])
-        return numerics.quantize_activations(rows, self.formats.activations).dequantize().reshape(x.shape)
+        return (
+            numerics.quantize_activations(rows, self.formats.activations, str(self.entry.role))
+            .dequantize()
+            .reshape(x.shape)
+        )
 
     def multiply(self, prepared: PreparedInput, residual: Tensor | None = None) -> Tensor:
         """[..., out], with the rounding that has been decided so far, added to the residual if there is one."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from qspec import numerics
 from qspec.calibrate.stream import Rotated
 from qspec.errors import InputError
 from qspec.models.family import DecoderShape, Family, Role
@@ -50,7 +51,10 @@ class Outer:
 
     def stored(self) -> dict[str, Tensor]:
         """As an artifact holds them: norm gains in float32, embedding and head in bfloat16."""
-        return {name: t.float() if t.ndim == 1 else t.to(torch.bfloat16) for name, t in self.tensors.items()}
+        return {
+            name: numerics.as_stored(t, torch.float32 if t.ndim == 1 else torch.bfloat16, name)
+            for name, t in self.tensors.items()
+        }
 
     def rotated(self) -> Rotated | None:
         """The basis and the embedding as stored; None where nothing was rotated."""

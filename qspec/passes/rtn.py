@@ -31,4 +31,5 @@ class Rtn(Pass):
     def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
         """Quantizes each linear by itself; the block's inputs are not looked at."""
         for linear in uses:
-            linear.quantized = numerics.quantize_weight(linear.weight, linear.formats.weights, linear.clip)
+            where = str(linear.entry.role)
+            linear.quantized = numerics.quantize_weight(linear.weight, linear.formats.weights, linear.clip, where)

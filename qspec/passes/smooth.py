@@ -87,7 +87,9 @@ def best_alpha(block: Block, site: Site, uses: Sequence[Linear]) -> float:
         for linear in (linear for linear in site.linears if linear in uses):
             exact = [x @ linear.weight.T for x, _ in rows]
             for alpha, scale in scales.items():
-                rounded = numerics.quantize_weight(linear.weight * scale, linear.formats.weights).dequantize()
+                scaled = linear.weight * scale
+                where = str(linear.entry.role)
+                rounded = numerics.quantize_weight(scaled, linear.formats.weights, where=where).dequantize()
                 for (x, weight), y in zip(rows, exact, strict=True):
                     errors[alpha] += statistics.weighted_square(y - linear.rounded_input(x / scale) @ rounded.T, weight)
     if not all(isfinite(error) for error in errors.values()):

@@ -325,10 +325,10 @@ def test_a_pass_that_changes_the_function_stops_the_compile(
 
 
 def test_nan_scales_stop_the_compile(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def poisoned(w: torch.Tensor, *_: object) -> tuple[torch.Tensor, None]:
-        return numerics._stored(w[:, :1] * float("nan"), torch.float32), None
+    def poisoned(grouped: torch.Tensor, *_: object) -> torch.Tensor:
+        return grouped[..., 0] * float("nan")
 
-    monkeypatch.setattr(numerics, "weight_scales", poisoned)
+    monkeypatch.setattr(numerics, "_ideal", poisoned)
     with pytest.raises(NumericsError, match="NaN"):
         qspec.compile(mini.recipe, out=tmp_path / "nan", device="cpu", evaluate=False)
     assert not (tmp_path / "nan").exists()

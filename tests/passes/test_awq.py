@@ -58,7 +58,7 @@ def grid(block: Block, site: str, parts: tuple[str, ...]) -> list[tuple[float, T
     return found
 
 
-FORMATS = {"w3_group": scheme("int3", None, 16, symmetric=False), "w4_channel": scheme("int4", None)}
+FORMATS = {"w3_group": scheme("int3", None, 16, symmetric=False), "w7_channel": scheme("int7", None)}
 
 
 @pytest.mark.parametrize("chosen", FORMATS.values(), ids=list(FORMATS))
@@ -119,7 +119,7 @@ def test_the_sample_is_bounded_and_spread(make_block: Callable[..., Block]) -> N
 
 @pytest.mark.parametrize("chosen", [Awq(clip=False), Clip()])
 def test_errors_that_are_not_finite_stop(make_block: Callable[..., Block], chosen: Awq | Clip) -> None:
-    block = make_block(FORMATS["w4_channel"])
+    block = make_block(FORMATS["w7_channel"])
     block.linears["mlp.up"].weight *= 1e30
     with pytest.raises(NumericsError, match="NaN or Inf"):
         chosen.rewrite(block, (block.linears["mlp.up"],))

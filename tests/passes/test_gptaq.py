@@ -110,8 +110,11 @@ def test_p_is_autograds_optimum_where_nothing_was_rounded(order: str) -> None:
 
 
 def test_products_are_of_rounded_inputs_and_of_what_they_would_have_been(make_block: Callable[..., Block]) -> None:
-    """o behind q, k and v in int2 and behind an int4 activation, against a block computed apart."""
-    chosen = scheme("int2", "int4")
+    """o behind q, k and v in int2 and behind an int6 activation, against a block computed apart.
+
+    With 4 bits a token's peak lies at a tie, which float64 sees elsewhere.
+    """
+    chosen = scheme("int2", "int6")
     block = make_block(chosen)
     weigh(block, 6)
     for batch in block.stream.batches:

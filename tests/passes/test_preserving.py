@@ -30,7 +30,7 @@ def outputs(block: Block) -> Tensor:
 @pytest.mark.parametrize("name", PRESERVING)
 def test_function_is_preserved(name: str, make_block: Callable[..., Block]) -> None:
     basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(4))).Q
-    block = make_block(scheme("int4", "int4"), basis=basis)
+    block = make_block(scheme("int3", "int4"), basis=basis)
     before, weights = outputs(block), block.linears["attention.q"].weight.clone()
     chosen = PARAMETERS.get(name, available()[name]())
     chosen.rewrite(block, tuple(block.linears.values()))
