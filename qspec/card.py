@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qspec.language.spec import Spec
-from qspec.origin import Origin
+from qspec.origin import NEVER_RUN, STANDIN_OUTLIERS, Origin
 from qspec.plan import Plan, bits_text
 
 _CARD = """\
@@ -69,7 +69,7 @@ def _standin(spec: Spec, origin: Origin) -> str:
         return ""
     return (
         f"\n> **Compiled from the small stand-in model {_code(origin.id)}, not from {_code(spec.model.id)}.** "
-        "Nothing here says how well the recipe does on that model.\n"
+        f"Nothing here says how well the recipe does on that model. {STANDIN_OUTLIERS} {NEVER_RUN}\n"
     )
 
 

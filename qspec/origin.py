@@ -12,6 +12,8 @@ from qspec.language.spec import Spec
 from qspec.models.locate import checkpoint_locate
 
 BUNDLED = "bundled"  # the revision of what ships with qspec
+STANDIN_OUTLIERS = "Its outliers were injected by qspec's authors, at sizes that they chose."
+NEVER_RUN = "No real checkpoint of LLaDA-8B or Dream-7B was ever compiled by them."
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def test_the_standin_answers_every_name_and_says_so(standin: Path) -> None:
     task = sources.task(TaskRequest("gsm8k", length=256, steps=256, block=32))
     assert isinstance(task, TaskData)
     assert (task.length, task.steps, task.block) == (40, 20, 10)
+    assert (task.source, sources.heldout(NamedText("wikitext2")).source) == ("stand-in arithmetic", "stand-in text")
     assert len(task.items) == 48
     sources.task(TaskRequest("gsm8k"))
     assert sources.replacements == [
@@ -140,6 +141,7 @@ def test_gsm8k_prompts(benchmarks: Path) -> None:
     assert task.items[0].prompt == "Question: 1+1?\nAnswer: add\n#### 2\n\nQuestion: 2+2?\nAnswer:"
     assert (task.length, task.steps, task.block) == (256, 256, 32)
     assert task.scorings == ("number",)
+    assert task.source == ""
 
 
 def test_mmlu_prompts(benchmarks: Path) -> None:

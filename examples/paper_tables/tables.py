@@ -9,7 +9,7 @@ from typing import Any
 
 from cells import SETTINGS
 
-from qspec.evaluate.results import tier
+from qspec.evaluate.results import task_label, tier
 
 TIER_MARKS = {"negligible": "", "moderate": " ▾", "significant": " ▼", "undefined": " ?"}
 BITS = ("bits, blocks", "bits, model")
@@ -57,7 +57,7 @@ def first_metrics(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _column(metric: dict[str, Any]) -> str:
-    return "NELBO" if metric["metric"] == "nelbo" else str(metric["task"])
+    return "NELBO" if metric["metric"] == "nelbo" else task_label(metric["task"], metric["source"])
 
 
 def _bits(blocks: float, model: float) -> dict[str, tuple[str, str]]:

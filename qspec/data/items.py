@@ -13,11 +13,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TextData:
-    """title: what was read, for people. documents: at least one, none of them blank."""
+    """title: what was read, for people. documents: at least one, none of them blank. source: what answered in the
+    place of the text that was named, such as "stand-in text"; empty where it is that text."""
 
     title: str
     path: Path
     documents: tuple[str, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class TaskData:
 
     scorings: "exact" compares the generated text, stripped, with the answer; "number" the number after ####;
     "choices" rates the choices by likelihood. length, steps, block: the sampler's, for generated text. stop:
-    generated text is cut where one of these begins. draws: Monte Carlo draws of each choice's likelihood.
+    generated text is cut where one of these begins. draws: Monte Carlo draws of each choice's likelihood. source: what
+    answered in the place of the task that was named; empty where the items are that task's.
     """
 
     name: str
@@ -56,6 +59,7 @@ class TaskData:
     block: int
     stop: tuple[str, ...] = ()
     draws: int = 128
+    source: str = ""
 
 
 @dataclass(frozen=True)

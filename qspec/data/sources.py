@@ -106,7 +106,7 @@ class DataSources:
         title = f"{self.standin.name}'s own {_SPLIT_TITLES[split]} text"
         self._record(f"text {source.name}: {title}")
         path = _inside(self.standin.folder, self.standin.texts[split])
-        return TextData(title, path, read_documents(path, "text"))
+        return TextData(title, path, read_documents(path, "text"), _source("text"))
 
     def _standin_task(self, standin: Standin, request: TaskRequest) -> TaskData | NotMeasured:
         entry = standin.tasks.get(request.name)
@@ -128,6 +128,7 @@ class DataSources:
             steps=entry.steps,
             block=entry.block,
             draws=STANDIN_DRAWS,
+            source=_source(entry.title),
         )
 
     def _record(self, sentence: str) -> None:
@@ -145,6 +146,11 @@ class DataSources:
         if not Path(folder).is_dir():
             raise InputError(f"{DATA_VARIABLE} does not name a folder", where=folder)
         return Path(folder)
+
+
+def _source(what: str) -> str:
+    """What metrics say of data that a stand-in put in the place of those that were named."""
+    return f"stand-in {what}"
 
 
 def read_standin(folder: Path) -> Standin | None:

@@ -120,7 +120,9 @@ def measure_choices(
     rated = [rate(choice, tokenizer, shape, task.draws, seed) for item in task.items for choice in item.choices]
     before = log_likelihoods(baseline, rated, progress)
     after = log_likelihoods(quantized, rated, progress)
-    return accuracy(task.name, task.title, "choice_accuracy", _right(task.items, before), _right(task.items, after))
+    right = (_right(task.items, before), _right(task.items, after))
+    chance = sum(1 / len(item.choices) for item in task.items) / len(task.items)
+    return accuracy(task.name, task.title, "choice_accuracy", *right, task.source, chance)
 
 
 @torch.no_grad()

@@ -106,7 +106,8 @@ def measure_nelbo(
     passages = windows(text, tokenizer, shape.vocab, samples, min(WINDOW, shape.max_length))
     rows = masked_rows(passages, DRAWS, seed)
     sums = _score(baseline, quantized, rows, progress)
-    metric = nelbo(name, text.title, _per_sample(sums.baseline, sums), _per_sample(sums.quantized, sums))
+    samples_of = (_per_sample(sums.baseline, sums), _per_sample(sums.quantized, sums))
+    metric = nelbo(name, text.title, *samples_of, text.source)
     return NelboResult(metric, _buckets(name, rows, sums))
 
 

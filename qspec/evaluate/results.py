@@ -15,17 +15,19 @@ Tier = Literal["negligible", "moderate", "significant", "undefined"]
 
 NEGLIGIBLE_BELOW = 1.0  # percent
 SIGNIFICANT_ABOVE = 4.0
+METRIC_NAMES = {"exact_match": "exact match", "choice_accuracy": "rated choices", "nelbo": "NELBO"}
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number of both models, with equal seeds.
 
-    task: the name in the recipe, or the text of a NELBO. title: what was really run. metric: "nelbo" (nats
+    task: the name in the recipe, or the text of a NELBO. source: what answered in its place, such as "stand-in
+    recall"; empty where the data are those of that name. title: what was really run. metric: "nelbo" (nats
     a token, less is better), "exact_match" or "choice_accuracy" (shares from 0 to 1). drop_percent:
     relative to the unquantized model, positive is worse; None where that scored 0. n: items or samples.
     stderr: standard error of quantized - baseline, paired over the items. baseline_stderr,
-    quantized_stderr: each model's own, binomial for shares.
+    quantized_stderr: each model's own, binomial for shares. chance: the share that guessing scores.
     """
 
     task: str
@@ -39,6 +41,24 @@ class Metric:
     stderr: float
     baseline_stderr: float
     quantized_stderr: float
+    source: str = ""
+    chance: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The task as people read it."""
+        return task_label(self.task, self.source)
+
+    @property
+    def measure(self) -> str:
+        """The metric as people read it."""
+        return METRIC_NAMES.get(self.metric, self.metric)
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"a metric of {self.n} items")
+        if self.metric != "nelbo" and not (0 <= self.baseline <= 1 and 0 <= self.quantized <= 1):
+            raise ValueError(f"shares must be from 0 to 1, not {self.baseline} and {self.quantized}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,23 @@ class Estimate:
     stderr: float
 
 
+def task_label(task: str, source: str) -> str:
+    """`stand-in recall (for mmlu)` where other data answered in the task's place: its name alone would claim them."""
+    return f"{source} (for {task})" if source else task
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n items (Wilson 1927), which has a width at 0 and 1 too.
+
+    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.96
+    """
+    square = 1.959964**2
+    middle = share + square / (2 * n)
+    half = math.sqrt(square * (share * (1 - share) / n + square / (4 * n * n)))
+    low, high = (middle - half) / (1 + square / n), (middle + half) / (1 + square / n)
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
+
+
 def tier(drop_percent: float | None) -> Tier:
     """The paper's name for a relative drop; an improvement is negligible."""
     if drop_percent is None:
@@ -129,7 +166,15 @@ def average(values: Sequence[float]) -> Estimate:
     return Estimate(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n))
 
 
-def accuracy(task: str, title: str, metric: str, baseline: Sequence[bool], quantized: Sequence[bool]) -> Metric:
+def accuracy(
+    task: str,
+    title: str,
+    metric: str,
+    baseline: Sequence[bool],
+    quantized: Sequence[bool],
+    source: str = "",
+    chance: float = 0.0,
+) -> Metric:
     """A share of right answers of both models over the same items; drop = (baseline - quantized) / baseline."""
     n = len(baseline)
     before, after = sum(baseline) / n, sum(quantized) / n
@@ -147,10 +192,12 @@ def accuracy(task: str, title: str, metric: str, baseline: Sequence[bool], quant
         stderr=average(differences).stderr,
         baseline_stderr=_binomial(before, n),
         quantized_stderr=_binomial(after, n),
+        source=source,
+        chance=chance,
     )
 
 
-def nelbo(task: str, title: str, baseline: Sequence[float], quantized: Sequence[float]) -> Metric:
+def nelbo(task: str, title: str, baseline: Sequence[float], quantized: Sequence[float], source: str = "") -> Metric:
     """NELBO per token of both models over the same samples; drop = relative increase."""
     before, after = average(baseline), average(quantized)
     differences = average([q - b for b, q in zip(baseline, quantized, strict=True)])
@@ -167,6 +214,7 @@ def nelbo(task: str, title: str, baseline: Sequence[float], quantized: Sequence[
         stderr=differences.stderr,
         baseline_stderr=before.stderr,
         quantized_stderr=after.stderr,
+        source=source,
     )
 
 

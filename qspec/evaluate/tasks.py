@@ -69,7 +69,7 @@ def measure_task(
         [is_right(text, item.answer, scoring) for text, item in zip(own, task.items, strict=True)] for own in texts
     ]
     return TaskResult(
-        metric=accuracy(task.name, task.title, "exact_match", right[0], right[1]),
+        metric=accuracy(task.name, task.title, "exact_match", right[0], right[1], task.source),
         flips=compare(task.name, before, after, settings.steps, *baseline.shape.ends),
         samples=tuple(_kept(task, texts, right)),
     )

@@ -65,5 +65,7 @@ def replace_report(artifact: Path, data: ReportData) -> dict[str, Any]:
 
 
 def report_json(data: ReportData) -> dict[str, Any]:
-    """The content of report.json: the data, with the verdict in words."""
-    return {"verdict": verdict(data).headline, **data.as_json()}
+    """The content of report.json: the data, with the verdict in words and its tier."""
+    found = verdict(data)
+    said = {"verdict": found.headline, "verdict_tier": found.tier, "verdict_details": list(found.details)}
+    return {**said, **data.as_json()}

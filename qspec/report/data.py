@@ -137,6 +137,11 @@ class ReportData:
     compared: tuple[Compared, ...] = ()
     format: Literal[2] = 2
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Task or text -> what people read, which names the stand-in's data where these answered."""
+        return {metric.task: metric.label for metric in self.metrics}
+
     def as_json(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite become null."""
         return {key: _finite(value) for key, value in asdict(self).items()}
@@ -167,7 +172,7 @@ class ReportData:
     def of(cls, content: Any, path: Path) -> ReportData:
         """The data in what report.json holds. path: where it is from. Errors: InputError where it has another shape."""
         if isinstance(content, dict):
-            content = {key: value for key, value in content.items() if key != "verdict"}
+            content = {key: value for key, value in content.items() if not key.startswith("verdict")}
         try:
             return TypeAdapter(cls).validate_python(content)
         except ValidationError as error:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from qspec.calibrate.outliers import Picture, SiteOutliers
-from qspec.evaluate.results import Flips, KlBucket, Metric
+from qspec.evaluate.results import Flips, KlBucket, Metric, wilson
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.drawing import LABEL, ROLE, SITE_NAMES, WIDTH, Figure, Scale, block_numbers, part_of, peak_of, ridge
 from qspec.report.svg import Svg
@@ -23,7 +23,7 @@ def figures(data: ReportData) -> dict[str, Figure]:
         found.append(error_strip(data.layers))
     if task_scores(data.metrics):
         found.append(accuracy(data.metrics))
-    found += kl_bars(data.kl)
+    found += kl_bars(data.kl, data.labels)
     if data.flips:
         found.append(flip_curves(data.flips))
     if data.outliers is not None and data.outliers.before:
@@ -88,9 +88,9 @@ def error_strip(layers: Sequence[LayerRow]) -> Figure:
 
 
 def accuracy(metrics: Sequence[Metric]) -> Figure:
-    """Both models' accuracies with one standard error each way."""
+    """Both models' accuracies with their 95 % intervals."""
     shown = [metric for metric in metrics if metric.metric != "nelbo"]
-    scale = Scale(0, 100, 118, WIDTH - 16)
+    scale = Scale(0, 100, 146, WIDTH - 16)
     svg = Svg(WIDTH, 26 + 36 * len(shown), "Accuracy of both models on each task")
     bottom = 4 + 36.0 * len(shown)
     for tick in (0, 25, 50, 75, 100):
@@ -98,26 +98,25 @@ def accuracy(metrics: Sequence[Metric]) -> Figure:
         svg.text(scale(tick), bottom + 15, f"{tick} %" if tick == 0 else str(tick), "t m", "middle")
     for index, metric in enumerate(shown):
         y = 4 + 36.0 * index
-        svg.text(108, y + 16, metric.task, "t", "end")
-        svg.text(108, y + 28, METRIC_NAMES[metric.metric], "t m s", "end")
-        for offset, css, value, error in (
-            (13, "base", metric.baseline, metric.baseline_stderr),
-            (24, "quant", metric.quantized, metric.quantized_stderr),
-        ):
-            x, left, right = (scale(100 * max(0.0, min(1.0, v))) for v in (value, value - error, value + error))
-            svg.line(left, y + offset, right, y + offset, f"s-{css} whisker")
-            svg.circle(x, y + offset, 4, f"f-{css}", f"{100 * value:.1f} % ± {100 * error:.1f}")
-    return Figure("accuracy", "Share of items answered rightly, with one standard error each way.", svg)
+        place = f"for {metric.task}, " if metric.source else ""
+        svg.text(136, y + 16, metric.source or metric.task, "t", "end")
+        svg.text(136, y + 28, place + metric.measure, "t m s", "end")
+        for offset, css, value in ((13, "base", metric.baseline), (24, "quant", metric.quantized)):
+            low, high = wilson(value, metric.n)
+            svg.line(scale(100 * low), y + offset, scale(100 * high), y + offset, f"s-{css} whisker")
+            svg.circle(scale(100 * value), y + offset, 4, f"f-{css}", f"{100 * value:.1f} % of {metric.n}")
+    return Figure("accuracy", "Share of items answered rightly, with its 95 % interval (Wilson).", svg)
 
 
-def kl_bars(buckets: Sequence[KlBucket]) -> list[Figure]:
-    """One figure for each text: mean KL by mask ratio."""
+def kl_bars(buckets: Sequence[KlBucket], labels: Mapping[str, str]) -> list[Figure]:
+    """One figure for each text: mean KL by mask ratio. labels: texts as people read them."""
     texts: dict[str, list[KlBucket]] = {}
     for bucket in buckets:
         texts.setdefault(bucket.text, []).append(bucket)
     out = []
     for index, (text, row) in enumerate(texts.items()):
         top = max((bucket.kl for bucket in row), default=0.0) or 1.0
+        text = labels.get(text, text)
         width = (WIDTH - 20) / len(row)
         svg = Svg(WIDTH, 190, f"KL divergence by mask ratio on {text}")
         svg.line(10, 150, WIDTH - 10, 150, "axis")
@@ -199,9 +198,6 @@ def ridges(pictures: Sequence[Picture], before: Mapping[str, SiteOutliers]) -> l
         caption = f"{picture.stage.capitalize()}: |x| at {picture.site}, largest {peak_of(picture):.3g}."
         out.append(Figure(f"ridge-{kind}-{picture.stage}", caption, ridge(picture, peaks[picture.site])))
     return out
-
-
-METRIC_NAMES = {"exact_match": "exact match", "choice_accuracy": "rated choices", "nelbo": "NELBO"}
 
 
 def _by_role(

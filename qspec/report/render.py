@@ -11,14 +11,15 @@ from markupsafe import Markup, escape
 
 from qspec.calibrate.outliers import SiteOutliers
 from qspec.evaluate.results import Sample
+from qspec.origin import NEVER_RUN, STANDIN_OUTLIERS
 from qspec.plan import bits_text
 from qspec.report.compare import compared_table
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.drawing import Figure
-from qspec.report.figures import EXACT_DB, METRIC_NAMES, mean_bits
+from qspec.report.figures import EXACT_DB, mean_bits
 from qspec.report.page import render_html, render_markdown
-from qspec.report.text import drop, score
-from qspec.report.verdict import percent, verdict
+from qspec.report.text import drop, paired, score, spread
+from qspec.report.verdict import verdict
 
 LAYERS_SHOWN = 1000
 
@@ -75,6 +76,8 @@ def _context(data: ReportData) -> dict[str, Any]:
         "ridge_pairs": _ridge_pairs(data),
         "kl_figures": [f"kl-{i + 1}" if i else "kl" for i in range(len({bucket.text for bucket in data.kl}))],
         "sample_groups": _groups(data.samples),
+        "labels": data.labels,
+        "standin_notes": f"{STANDIN_OUTLIERS} {NEVER_RUN}",
     }
 
 
@@ -196,13 +199,13 @@ def _fenced(text: str) -> str:
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "bytes": bytes_text,
     "seconds": seconds_text,
-    "kept": percent,
     "score": score,
     "change": _change,
     "drop": drop,
+    "paired": paired,
+    "spread": spread,
     "decibels": _decibels,
     "unbroken": lambda text: text.replace(" %", "\u00a0%"),
-    "metric_name": lambda name: METRIC_NAMES.get(name, name),
     "path_name": _path_name,
     "path_rest": _path_rest,
     "recipe": _recipe,

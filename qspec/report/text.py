@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qspec.evaluate.results import Metric
+from qspec.evaluate.results import Metric, wilson
+from qspec.origin import STANDIN_OUTLIERS
 from qspec.report.data import ReportData
-from qspec.report.figures import METRIC_NAMES
 from qspec.report.verdict import verdict
 
 _HEAD = ("task", "measure", "unquantized", "quantized", "drop", "tier", "n")
@@ -13,9 +13,11 @@ _LEFT = (0, 1, 5)  # columns of words
 
 def summary(data: ReportData) -> str:
     """Verdict, a line on the stand-in, the table of metrics, what was not measured."""
-    lines = [verdict(data).headline]
+    found = verdict(data)
+    lines = [found.headline, *(f"{detail}." for detail in found.details)]
     if data.model.standin:
         lines.append(f"Measured on the stand-in {data.model.id}, not on a real {data.model.family} checkpoint.")
+        lines.append(STANDIN_OUTLIERS)
     if data.metrics:
         lines += ["", *_table([_HEAD, *map(_row, data.metrics)])]
     return "\n".join([*lines, *data.not_measured])
@@ -24,6 +26,21 @@ def summary(data: ReportData) -> str:
 def score(value: float, metric: str) -> str:
     """Nats per token with four decimals, shares as percent."""
     return f"{value:.4f}" if metric == "nelbo" else f"{100 * value:.1f} %"
+
+
+def spread(metric: Metric, value: float, stderr: float) -> str:
+    """How sure one model's score is: a share's 95 % interval, the standard error of a NELBO."""
+    if metric.metric == "nelbo":
+        return f"± {stderr:.4f}"
+    low, high = wilson(value, metric.n)
+    return f"{100 * low:.1f}–{100 * high:.1f} %"
+
+
+def paired(metric: Metric) -> str:
+    """The standard error of the difference; in words where it has none, as no two items differ in it."""
+    if metric.n == 1:
+        return "on one item"
+    return f"± {score(metric.stderr, metric.metric)}" if metric.stderr else "on every item"
 
 
 def drop(value: float | None) -> str:
@@ -35,8 +52,8 @@ def drop(value: float | None) -> str:
 
 def _row(metric: Metric) -> tuple[str, ...]:
     return (
-        metric.task,
-        METRIC_NAMES.get(metric.metric, metric.metric),
+        metric.label,
+        metric.measure,
         score(metric.baseline, metric.metric),
         score(metric.quantized, metric.metric),
         drop(metric.drop_percent),

@@ -1,46 +1,76 @@
-"""The one sentence at the top of a report, computed from the metrics."""
+"""The verdict on a compiled model: the worst of what was measured, computed here and nowhere else.
+
+A drop counts at its tier, whatever its n, which is named. That quality was kept is concluded only from a metric that
+could have shown the contrary: not where the unquantized model is at chance or saturated, not where one item is more
+than a negligible drop, not where the NELBO's own standard error hides one.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qspec.evaluate.results import Metric, Tier, tier
+from qspec.evaluate.results import NEGLIGIBLE_BELOW, Metric, Tier, wilson
+from qspec.plan import bits_text
 from qspec.report.data import ReportData
 
-ORDER: tuple[Tier, ...] = ("negligible", "moderate", "significant", "undefined")
+SATURATED_FROM = 0.99  # of the unquantized model's answers right: what it may lose at most is hidden by the ceiling
+FEWEST_RIGHT = 100 / NEGLIGIBLE_BELOW  # right answers below which a single item is more than a negligible drop
+STANDARD_ERRORS = 2  # that a drop must exceed to be seen
+
+CHANCE = "the unquantized model is at chance"
+SATURATED = "saturated: the unquantized model has 99 % or more right"
+FEW = "n is small: one item is more than 1 % of the score"
+NOISY = "the standard error hides a drop of 1 %"
+WITHOUT_BASE = "the unquantized model scores 0"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """headline: the sentence. details: what stands below it, a few words each. tier: of the headline's drop."""
+    """headline: the sentence. details: what stands below it, a few words each. worst: the metric that decides, of
+    `tier`; None and undefined where nothing was measured that can decide."""
 
     headline: str
     details: tuple[str, ...]
     tier: Tier
-    kept_percent: float | None
+    worst: Metric | None
 
 
 def verdict(data: ReportData) -> Verdict:
-    """Accuracy kept where tasks were measured, else the NELBO, else the size alone."""
-    bits = f"{data.bits_per_weight:.2f} bits per weight"
-    scores = task_scores(data.metrics)
-    losses = [metric for metric in data.metrics if metric.metric == "nelbo"]
-    before = sum(metric.baseline for metric in scores)
-    if scores and before > 0:
-        kept = 100 * sum(metric.quantized for metric in scores) / before
-        headline = f"Keeps {percent(kept)} of the unquantized accuracy at {bits}."
-        return Verdict(headline, tuple(_details(scores, losses)), tier(100 - kept), kept)
-    if scores:
-        headline = f"The unquantized model solves none of the tasks; {bits}."
-        return Verdict(headline, tuple(_details([], losses)), "undefined", None)
-    if losses and losses[0].drop_percent is not None:
-        change = losses[0].drop_percent
-        word = "raises" if change >= 0 else "lowers"
-        headline = f"{bits[0].upper()}{bits[1:]} {word} the NELBO by {abs(change):.1f} %."
-        return Verdict(headline, (), losses[0].tier, None)
-    return Verdict(f"{bits}, not measured.", (), "undefined", None)
+    """The metric with the largest relative drop of those that can decide."""
+    bits = f"Bits per weight: {bits_text(data.bits_per_weight, data.bits_per_weight_model)}"
+    if not data.metrics:
+        return Verdict("Quality was not measured.", (bits,), "undefined", None)
+    details = (bits, *_undecided(data.metrics))
+    deciding = [metric for metric in data.metrics if undecided(metric) is None]
+    if not deciding:
+        return Verdict("Undecided: nothing that was measured can show a loss.", details, "undefined", None)
+    worst = max(deciding, key=lambda metric: metric.drop_percent or 0.0)
+    name = f"{worst.measure} on {worst.label}, {_change(worst.drop_percent or 0.0)}"
+    headline = f"{worst.tier.capitalize()} loss: the worst measure is {name}, n = {worst.n}."
+    if worst.tier == "negligible" and all(metric.metric == "nelbo" for metric in deciding):
+        headline += " Accuracy is undecided." if task_scores(data.metrics) else " Accuracy was not measured."
+    return Verdict(headline, details, worst.tier, worst)
+
+
+def undecided(metric: Metric) -> str | None:
+    """Why a metric shows neither a loss nor that there is none; None where it decides.
+
+    At chance is a share whose 95 % interval reaches what guessing scores.
+    """
+    share = metric.metric != "nelbo"
+    if share and wilson(metric.baseline, metric.n)[0] <= metric.chance:
+        return CHANCE
+    if metric.drop_percent is None:
+        return WITHOUT_BASE
+    if metric.tier != "negligible":
+        return None
+    if share and metric.baseline >= SATURATED_FROM:
+        return SATURATED
+    if share:
+        return FEW if round(metric.baseline * metric.n) < FEWEST_RIGHT else None
+    seen = STANDARD_ERRORS * metric.stderr <= NEGLIGIBLE_BELOW / 100 * abs(metric.baseline)
+    return None if metric.n > 1 and seen else NOISY
 
 
 def task_scores(metrics: Sequence[Metric]) -> list[Metric]:
@@ -52,20 +82,18 @@ def task_scores(metrics: Sequence[Metric]) -> list[Metric]:
     return list(first.values())
 
 
-def percent(value: float) -> str:
-    """One decimal, rounded down: nothing below 100 is ever shown as 100."""
-    return f"{math.floor(round(value * 10, 6)) / 10:.1f} %"
+def _change(drop: float) -> str:
+    if drop == 0:
+        return "unchanged"
+    size = f"{abs(drop):.1f} %" if abs(drop) >= 0.05 else "less than 0.1 %"
+    return f"{size} {'worse' if drop > 0 else 'better'}"
 
 
-def _details(scores: Sequence[Metric], losses: Sequence[Metric]) -> list[str]:
-    details = []
-    if scores:
-        names = "task" if len(scores) == 1 else "tasks"
-        details.append(f"mean of {len(scores)} {names}")
-        worst = max(scores, key=lambda metric: (ORDER.index(metric.tier), metric.drop_percent or 0.0))
-        if worst.drop_percent is not None and worst.drop_percent > 0:
-            details.append(f"largest drop: {worst.task}, {worst.drop_percent:.1f} % ({worst.tier})")
-    for metric in losses:
-        if metric.drop_percent is not None:
-            details.append(f"NELBO on {metric.task} {metric.drop_percent:+.1f} %")
-    return details
+def _undecided(metrics: Sequence[Metric]) -> list[str]:
+    """One line for all metrics that are undecided for one reason, by one measure and n."""
+    groups: dict[tuple[str, str, int], list[str]] = {}
+    for metric in metrics:
+        reason = undecided(metric)
+        if reason is not None:
+            groups.setdefault((reason, metric.measure, metric.n), []).append(metric.label)
+    return [f"Undecided ({why}): {name} on {', '.join(own)}, n = {n}" for (why, name, n), own in groups.items()]

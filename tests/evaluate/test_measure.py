@@ -59,6 +59,12 @@ def test_everything_that_was_asked_for(standin: Path) -> None:
         ("mmlu", "choice_accuracy"),
         ("gsm8k", "exact_match"),
     ]
+    assert [(metric.label, metric.chance) for metric in found.metrics] == [
+        ("stand-in text (for wikitext2)", 0.0),
+        ("stand-in recall (for mmlu)", 0.0),
+        ("stand-in recall (for mmlu)", 0.5),  # two choices
+        ("stand-in arithmetic (for gsm8k)", 0.0),
+    ]
     assert [(metric.baseline, metric.quantized) for metric in found.metrics[1:]] == [(1.0, 0.5)] * 3
     assert found.metrics[0].baseline == pytest.approx(math.log(SIZE), rel=1e-6)  # the oracle knows no plain text
     assert [flips.task for flips in found.flips] == ["mmlu", "gsm8k"]

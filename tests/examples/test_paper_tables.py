@@ -53,7 +53,13 @@ emit {{
 
 def metric(task: str, kind: str, before: float, after: float) -> dict[str, Any]:
     drop = 100 * (after - before if kind == "nelbo" else before - after) / before
-    return {"task": task, "metric": kind, "baseline": before, "quantized": after, "tier": tier(drop)}
+    return {"task": task, "metric": kind, "baseline": before, "quantized": after, "tier": tier(drop), "source": ""}
+
+
+def test_columns_name_the_stand_ins_own_data(paper_tables: SimpleNamespace) -> None:
+    known = metric("gsm8k", "exact_match", 0.5, 0.5) | {"source": "stand-in arithmetic"}
+    table = paper_tables.tables.make_table("tiny", [result("w4a4", "RTN", 4.0, known)])
+    assert table.columns[0] == "stand-in arithmetic (for gsm8k)"
 
 
 def result(setting: str, method: str, bits: float, *metrics: dict[str, Any]) -> dict[str, Any]:

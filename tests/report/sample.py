@@ -23,6 +23,7 @@ PARTS = {
     "mlp.down": ("ff_out", 768, 256),
 }
 SITES = {"attention.input": 256, "attention.mixed": 256, "mlp.input": 256, "mlp.gated": 768}
+TEXT, RECALL, SUMS = "stand-in text", "stand-in recall", "stand-in arithmetic"
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>&amp;"\'`|\\\x00\x1b[31m]]>-->'
 
 RECIPE = """qspec 1
@@ -111,9 +112,9 @@ def outlier_report(blocks: int) -> OutlierReport:
 def rounded() -> Compared:
     """Measured as the sample is, but for gsm8k, which has fewer items, and humaneval, which it lacks."""
     metrics = (
-        nelbo("wikitext2", "tiny-llada's own held-out text", [1.40, 1.52, 1.47], [5.40, 5.58, 5.51]),
-        accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, [False] * 48),
-        accuracy("gsm8k", "arithmetic (tiny-llada)", "exact_match", [True] * 12, [False] * 12),
+        nelbo("wikitext2", "tiny-llada's own held-out text", [1.40, 1.52, 1.47], [5.40, 5.58, 5.51], TEXT),
+        accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, [False] * 48, RECALL),
+        accuracy("gsm8k", "arithmetic (tiny-llada)", "exact_match", [True] * 12, [False] * 12, SUMS),
     )
     return Compared("llada_rtn_w4a4", "e5" * 32, 4.11, 4.73, metrics)
 
@@ -121,8 +122,8 @@ def rounded() -> Compared:
 def smoothed() -> Compared:
     """More bits than the sample."""
     metrics = (
-        nelbo("wikitext2", "tiny-llada's own held-out text", [1.40, 1.52, 1.47], [1.41, 1.53, 1.48]),
-        accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, [True] * 48),
+        nelbo("wikitext2", "tiny-llada's own held-out text", [1.40, 1.52, 1.47], [1.41, 1.53, 1.48], TEXT),
+        accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, [True] * 48, RECALL),
     )
     return Compared("llada_w8a8", "f6" * 32, 8.11, 8.52, metrics)
 
@@ -135,11 +136,12 @@ def sample_report(blocks: int = 6) -> ReportData:
             "tiny-llada's own held-out text",
             [1.40, 1.52, 1.47],
             [1.45, 1.58, 1.51],
+            TEXT,
         ),
-        accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, good),
-        accuracy("mmlu", "recall (tiny-llada)", "choice_accuracy", [True] * 48, [True] * 48),
-        accuracy("gsm8k", "arithmetic (tiny-llada)", "exact_match", good, [True] * 43 + [False] * 5),
-        accuracy("humaneval", "brackets (tiny-llada)", "exact_match", [True] * 48, good),
+        accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, good, RECALL),
+        accuracy("mmlu", "recall (tiny-llada)", "choice_accuracy", [True] * 48, [True] * 48, RECALL, 0.25),
+        accuracy("gsm8k", "arithmetic (tiny-llada)", "exact_match", good, [True] * 43 + [False] * 5, SUMS),
+        accuracy("humaneval", "brackets (tiny-llada)", "exact_match", [True] * 48, good, "stand-in brackets"),
     )
     return ReportData(
         model=ModelInfo(

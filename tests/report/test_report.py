@@ -15,12 +15,11 @@ import pytest
 from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
 from qspec.catalog import GemmKernel, RowKernel
 from qspec.errors import InputError
-from qspec.evaluate.results import Measurements, Metric, accuracy, nelbo
+from qspec.evaluate.results import Measurements, accuracy
 from qspec.report import ReportData, report_data, report_json, write_report
 from qspec.report.environment import environment, memory
 from qspec.report.render import bytes_text, seconds_text
-from qspec.report.text import summary
-from qspec.report.verdict import percent, verdict
+from qspec.report.text import paired, summary
 from tests.report.sample import HOSTILE, hostile_report, layer_rows, sample_report
 
 CONTRACT = {
@@ -85,7 +84,17 @@ def test_json_holds_the_contract(folder: Path) -> None:
     assert set(content["bytes"]) == {"before", "after"}
     assert all(set(metric).issuperset(METRIC_KEYS) for metric in content["metrics"])
     assert all({"role", "module", "scheme", "sqnr_db"} <= set(layer) for layer in content["layers"])
-    assert content["verdict"] == "Keeps 95.8 % of the unquantized accuracy at 4.43 bits per weight."
+    assert content["verdict"] == (
+        "Significant loss: the worst measure is exact match on stand-in arithmetic (for gsm8k), 8.5 % worse, n = 48."
+    )
+    assert content["verdict_tier"] == "significant"
+    assert content["verdict_details"] == [
+        "Bits per weight: 4.43 in the blocks, 5.02 in the whole model",
+        "Undecided (saturated: the unquantized model has 99 % or more right): "
+        "rated choices on stand-in recall (for mmlu), n = 48",
+    ]
+    assert [metric["task"] for metric in content["metrics"]] == ["wikitext2", "mmlu", "mmlu", "gsm8k", "humaneval"]
+    assert content["metrics"][3]["source"] == "stand-in arithmetic"
 
 
 def test_what_was_written_is_read_again(folder: Path) -> None:
@@ -141,7 +150,13 @@ def test_a_model_of_thousands_of_modules_shows_the_worst(tmp_path: Path) -> None
 def test_html_shows_every_part(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     for text in (
-        "Keeps 95.8\u00a0% of the unquantized accuracy at 4.43 bits per weight.",
+        "Significant loss: the worst measure is exact match on stand-in arithmetic (for gsm8k), "
+        "8.5\u00a0% worse, n = 48.",
+        "4.43<small>in the blocks; 5.02 in the whole model</small>",
+        "stand-in brackets (for humaneval)",
+        "Its outliers were injected by qspec&#39;s authors, at sizes that they chose. "
+        "No real checkpoint of LLaDA-8B or Dream-7B was ever compiled by them.",
+        "<small>92.6–100.0 %</small>",  # 48 of 48
         "These are numbers of a stand-in.",
         "task gsm8k: tiny-llada&#39;s own &#34;arithmetic&#34; (length 40, steps 40, block 40)",
         "not measured: mbpp",
@@ -171,7 +186,9 @@ def test_bits_of_online_transforms_are_named(tmp_path: Path) -> None:
 
 def test_a_real_checkpoint_has_no_banner(tmp_path: Path) -> None:
     data = sample_report()
-    write_report(tmp_path, dataclasses.replace(data, model=dataclasses.replace(data.model, standin=False)))
+    model = dataclasses.replace(data.model, standin=False)
+    metrics = tuple(dataclasses.replace(metric, source="") for metric in data.metrics)
+    write_report(tmp_path, dataclasses.replace(data, model=model, metrics=metrics, compared=()))
     assert "stand-in" not in (tmp_path / "report.html").read_text().replace("standin", "")
     assert "stand-in" not in (tmp_path / "report.md").read_text()
 
@@ -187,7 +204,7 @@ def test_a_report_without_measurements(tmp_path: Path) -> None:
         not_measured=("not measured: all",),
     )
     content = write_report(tmp_path, data)
-    assert content["verdict"] == "4.43 bits per weight, not measured."
+    assert content["verdict"] == "Quality was not measured."
     page = (tmp_path / "report.html").read_text()
     assert Tags(page).open == []
     assert 'id="outliers"' not in page
@@ -239,9 +256,13 @@ def test_a_recipe_with_backticks_stays_in_its_block(tmp_path: Path) -> None:
 
 def test_markdown_has_the_metrics(folder: Path) -> None:
     text = (folder / "report.md").read_text()
-    assert text.startswith("# Keeps 95.8 % of the unquantized accuracy")
-    assert "| gsm8k | exact match | 97.9 % | 89.6 % | 8.5 % | significant | −8.3 % ± 4.0 % | 48 |" in text
-    assert "| wikitext2 | NELBO | 1.4633 | 1.5133 | 3.4 % | moderate | +0.0500 ± 0.0058 | 3 |" in text
+    assert text.startswith("# Significant loss: the worst measure is e")
+    assert "No real checkpoint of LLaDA-8B or Dream-7B was ever compiled by them." in text
+    cells = "| stand-in arithmetic (for gsm8k) | exact match | 97.9 % | 89.6 % | 8.5 % | significant | −8.3 % ± 4.0 % |"
+    assert cells in text
+    assert (
+        "| stand-in text (for wikitext2) | NELBO | 1.4633 | 1.5133 | 3.4 % | moderate | +0.0500 ± 0.0058 | 3 |" in text
+    )
     assert "- not measured: mbpp" in text
 
 
@@ -271,42 +292,13 @@ def test_an_artifact_without_a_report(tmp_path: Path) -> None:
     assert caught.value.hint == "measure it first: qspec eval ARTIFACT"
 
 
-# The verdict
-
-
-def with_metrics(*metrics: Metric) -> ReportData:
-    return dataclasses.replace(sample_report(), metrics=metrics)
-
-
-def share(task: str, before: int, after: int, n: int = 100, metric: str = "exact_match") -> Metric:
-    return accuracy(
-        task, task, metric, [True] * before + [False] * (n - before), [True] * after + [False] * (n - after)
-    )
-
-
-def test_verdict_is_the_ratio_of_the_means() -> None:
-    found = verdict(with_metrics(share("a", 80, 76), share("b", 60, 60), share("b", 90, 9, metric="choice_accuracy")))
-    # (76 + 60) / (80 + 60) = 0.97142...; the second measure of b does not count
-    assert found.headline == "Keeps 97.1 % of the unquantized accuracy at 4.43 bits per weight."
-    assert found.tier == "moderate"
-    assert found.details == ("mean of 2 tasks", "largest drop: a, 5.0 % (significant)")
-
-
-def test_verdict_never_rounds_up_to_everything() -> None:
-    assert percent(99.99) == "99.9 %"
-    assert percent(100.0) == "100.0 %"
-    assert percent(97.9) == "97.9 %"
-    assert percent(102.13) == "102.1 %"
-
-
-def test_verdict_without_tasks() -> None:
-    metric = nelbo("wikitext2", "text", [2.0, 2.0], [2.1, 2.1])
-    assert verdict(with_metrics(metric)).headline == "4.43 bits per weight raises the NELBO by 5.0 %."
-    better = nelbo("wikitext2", "text", [2.0, 2.0], [1.9, 1.9])
-    assert verdict(with_metrics(better)).headline == "4.43 bits per weight lowers the NELBO by 5.0 %."
-    assert verdict(with_metrics(share("a", 0, 5))).headline == (
-        "The unquantized model solves none of the tasks; 4.43 bits per weight."
-    )
+def test_where_no_item_differs_no_error_is_claimed(tmp_path: Path) -> None:
+    """A binomial or paired error of 0.0 % would claim that 48 of 48 is certain."""
+    write_report(tmp_path, sample_report())
+    for name in ("report.html", "report.md"):
+        assert "± 0.0 %" not in (tmp_path / name).read_text()
+    same = accuracy("t", "t", "exact_match", [True] * 48, [True] * 48)
+    assert (paired(same), paired(dataclasses.replace(same, n=1))) == ("on every item", "on one item")
 
 
 # From an artifact's manifest
@@ -365,7 +357,16 @@ def test_data_from_a_manifest() -> None:
         bytes_after=40,
         files={"config.json": "5" * 64},
     )
-    measured = Measurements((share("a", 5, 5),), (), (), (), ("not measured: b: why",), ("one", "two"), 7, {"a": 1.5})
+    measured = Measurements(
+        (accuracy("a", "a", "exact_match", [True] * 5, [True] * 5),),
+        (),
+        (),
+        (),
+        ("not measured: b: why",),
+        ("one", "two"),
+        7,
+        {"a": 1.5},
+    )
     common = {
         "execution": "here",
         "environment": {"torch": "2"},
@@ -391,10 +392,18 @@ def test_data_from_a_manifest() -> None:
 
 def test_the_terminal_summary() -> None:
     lines = summary(sample_report()).splitlines()
-    assert lines[0].startswith("Keeps 95.8 %")
-    assert lines[1] == "Measured on the stand-in tiny-llada, not on a real llada checkpoint."
-    assert lines[3].split() == ["task", "measure", "unquantized", "quantized", "drop", "tier", "n"]
-    assert " ".join(lines[7].split()) == "gsm8k exact match 97.9 % 89.6 % 8.5 % significant 48"
+    assert (
+        lines[0]
+        == "Significant loss: the worst measure is exact match on stand-in arithmetic (for gsm8k), 8.5 % worse, n = 48."
+    )
+    assert lines[1] == "Bits per weight: 4.43 in the blocks, 5.02 in the whole model."
+    assert lines[2].startswith("Undecided (saturated")
+    assert lines[3] == "Measured on the stand-in tiny-llada, not on a real llada checkpoint."
+    assert lines[4] == "Its outliers were injected by qspec's authors, at sizes that they chose."
+    assert lines[6].split() == ["task", "measure", "unquantized", "quantized", "drop", "tier", "n"]
+    assert (
+        " ".join(lines[10].split()) == "stand-in arithmetic (for gsm8k) exact match 97.9 % 89.6 % 8.5 % significant 48"
+    )
     assert lines[-1].startswith("not measured: mbpp")
 
 
