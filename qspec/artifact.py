@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
-from qspec.files import read_errors, sha256, take_lock, unfinished, write_whole
+from qspec.files import read_errors, read_input, sha256, take_lock, unfinished, write_whole
 
 FORMAT: Final = 6  # 5: bits of the model; 6: activations of up to 5 bits and in mxfp4 have other scales
 MANIFEST = "qspec.json"
+MAX_MANIFEST_BYTES = 64 << 20  # a module takes half a kilobyte
 INDEX = "model.safetensors.index.json"
 REPORT_SEAL = "report/SHA256SUMS"
 Snapshot: TypeAlias = frozenset[tuple[str, int, int, int]]
@@ -138,7 +139,7 @@ class Manifest(_Record):
         path = folder / MANIFEST
         try:
             with read_errors(path):
-                raw = path.read_bytes()
+                raw = read_input(path, MAX_MANIFEST_BYTES)
             manifest = cls.model_validate_json(raw)
         except FileNotFoundError:
             raise InputError(
@@ -297,7 +298,10 @@ def _verify_report(folder: Path) -> set[str]:
 
 def _read_sums(path: Path) -> dict[str, str]:
     """name -> sha256 of the report's files; raises InputError where the seal itself was changed."""
-    text = path.read_bytes().decode(errors="replace")
+    try:
+        text = read_input(path, MAX_MANIFEST_BYTES).decode(errors="replace")
+    except OSError as error:
+        raise InputError(f"the report's seal cannot be read: {error.strerror}", where=str(path)) from None
     lines = text.split("\n")
     above = "".join(f"{line}\n" for line in lines[:-2])
     if text != f"{above}{_digest(above)}  {REPORT_SEAL}\n":
@@ -314,7 +318,7 @@ def _read_sums(path: Path) -> dict[str, str]:
 def _sealed_files(path: Path) -> dict[str, str] | None:
     """name -> sha256 of the files that a manifest of any version lists; None for what is no sealed manifest."""
     try:
-        content = json.loads(path.read_bytes()) if path.is_file() else None
+        content = json.loads(read_input(path, MAX_MANIFEST_BYTES)) if path.is_file() else None
         if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
             return None
         digest = content.pop("digest", None)

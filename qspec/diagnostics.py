@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from qspec.errors import QspecError
+from qspec.errors import QspecError, visible
 from qspec.values import value
 
 SHOWN_WIDTH = 160  # columns of a source line that a rendering shows; longer lines are cut around the span
@@ -221,14 +221,15 @@ def _render_one(d: Diagnostic, sources: Mapping[str, Source], paint: Mapping[str
     places = [source.position(d.span.start).line, *(_line_of(n.span, sources) for n in d.notes)]
     gutter = max(len(str(number)) for number in places)
     edge = _painted(" " * gutter + " |", "blue", paint)
-    head = f"{_painted(f'{d.severity}[{d.code}]', d.severity, paint)}: {_painted(d.message, 'bold', paint)}"
+    message = _painted(visible(d.message), "bold", paint)
+    head = f"{_painted(f'{d.severity}[{d.code}]', d.severity, paint)}: {message}"
     lines = [head, *_excerpt(d.span, source, gutter, "-->", "^", "", paint, d.severity)]
     for note in d.notes:
         other = sources.get(note.span.path) or Source(note.span.path, "")
         lines += _excerpt(note.span, other, gutter, ":::", "-", note.text, paint, "blue")
     lines.append(edge.rstrip())
     pad = " " * gutter
-    lines.append(f"{pad} {_painted('=', 'blue', paint)} next: {d.hint}")
+    lines.append(f"{pad} {_painted('=', 'blue', paint)} next: {visible(d.hint)}")
     fixed = _fixed_lines(d, sources)
     if fixed:
         lines.append(f"{pad} {_painted('=', 'blue', paint)} fix:")
@@ -258,10 +259,10 @@ def _excerpt(
     start = at.column - 1
     end = max(start + 1, min(start + (span.end - span.start), len(line)))
     shown, left, width = _window(line, start, end)
-    under = " " * left + _painted(mark * width + (f" {label}" if label else ""), style, paint)
+    under = " " * left + _painted(mark * width + (f" {visible(label)}" if label else ""), style, paint)
     bar = _painted("|", "blue", paint)
     return [
-        f"{' ' * gutter}{_painted(arrow, 'blue', paint)} {source.path}:{at.line}:{at.column}",
+        f"{' ' * gutter}{_painted(arrow, 'blue', paint)} {visible(source.path)}:{at.line}:{at.column}",
         f"{' ' * gutter} {bar}",
         f"{_painted(str(at.line).rjust(gutter), 'blue', paint)} {bar} {shown}".rstrip(),
         f"{' ' * gutter} {bar} {under}",
@@ -315,7 +316,7 @@ def _fixed_lines(d: Diagnostic, sources: Mapping[str, Source]) -> list[str]:
 def to_json(diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source]) -> str:
     """A stable JSON list: code, severity, message, hint, path, start and end with line, column, offset;
     fix, notes."""
-    return json.dumps([_as_data(d, sources) for d in diagnostics], indent=2, ensure_ascii=False)
+    return json.dumps([_as_data(d, sources) for d in diagnostics], indent=2)
 
 
 def _place(span: Span, sources: Mapping[str, Source]) -> dict[str, Any]:
@@ -354,7 +355,7 @@ def to_github(diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source]) 
 
 
 def _payload(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return visible(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+# What a terminal obeys or a reader cannot see: control characters but for line ends and tabs, halves of surrogate
+# pairs, zero-width and bidirectional marks, line and paragraph separators, tags.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """The text as it may be shown: names and texts from files must not command the terminal, or look like others."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class QspecError(Exception):
@@ -27,7 +40,7 @@ class QspecError(Exception):
             lines.append(f"  where: {self.where}")
         if self.hint:
             lines.append(f"  next:  {self.hint}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
 
 class InputError(QspecError):

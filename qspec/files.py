@@ -8,14 +8,16 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from qspec.errors import InputError, MachineError, QspecError
 
+MAX_BYTES = 256 << 20  # of a file that is read whole, where nothing else is said
 _CHUNK = 1 << 20
 _UNFINISHED = re.compile(r"\.(\d+)\.\d+\.qspec\.tmp")  # what a writer of this process id has begun
 _NUMBER = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust say which error the system gave them
@@ -33,10 +35,34 @@ _REFUSED = (
 )  # fmt: skip
 
 
+def open_input(path: Path) -> BinaryIO:
+    """A file that may be anybody's, to be read. Raises OSError where it cannot be, or is no regular file.
+
+    A pipe would wait for a writer and a device never end: neither is read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def read_input(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises OSError as `open_input`, and where it has more."""
+    with open_input(path) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EOVERFLOW, f"it has more than {limit} bytes", str(path))
+    return content
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_input(path) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qspec.errors import InputError
-from qspec.files import sha256, write_whole
+from qspec.files import read_input, sha256, write_whole
 from qspec.models.tokenizer import tokenizer_files
 from qspec.version import __version__
 
@@ -91,7 +91,7 @@ def _content(path: Path) -> dict[str, Any] | None:
     try:
         if not path.exists():
             return None
-        content = json.loads(path.read_bytes()) if path.is_file() else None
+        content = json.loads(read_input(path)) if path.is_file() else None
     except OSError as error:
         raise InputError(f"the lock file cannot be read: {error.strerror}", where=str(path)) from None
     except (ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from qspec.errors import InputError
+from qspec.files import read_input
 from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 
 LLADA = ((12288, 4096), (4096, 4096), (24576, 4096), (4096, 12288))  # N x K: q/k/v, o, gate/up, down, merged
@@ -146,7 +147,7 @@ def read_runs(paths: Sequence[Path], parse: Callable[[dict[str, Any]], R], name:
     runs: list[R] = []
     for path in paths:
         try:
-            runs.append(parse(json.loads(path.read_text(encoding="utf-8"))))
+            runs.append(parse(json.loads(read_input(path))))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"not a benchmark's {name}", where=str(path), hint=f"{writer} writes one") from error
         if runs[-1].environment["gpu"] != runs[0].environment["gpu"]:

@@ -3,7 +3,6 @@ runs."""
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import sys
@@ -12,6 +11,7 @@ from importlib import import_module
 from typing import TextIO
 
 import qspec
+from qspec.cli.output import Parser, discard, flush, open_streams, say, tell, warn
 from qspec.diagnostics import RecipeError, closest, render_text, summary
 from qspec.errors import QspecError, UsageError
 
@@ -42,45 +42,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(arguments)
-        sys.stdout.flush()
+        open_streams()
+        code = _dispatched(arguments)
+        flush()
         return code
-    except SystemExit as stop:  # argparse: --help, or a usage message
-        return stop.code if isinstance(stop.code, int) else 2
     except RecipeError as error:
         _print_recipe_error(error)
         return error.exit_code
     except QspecError as error:
-        print(f"qspec: {error}", file=sys.stderr)
+        tell(f"qspec: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        print("qspec: interrupted", file=sys.stderr)
-        return _INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        discard(sys.stdout)
         return _BROKEN_PIPE
     except OSError as error:
         from qspec.files import system_error
 
         failure = system_error(error)
-        print(f"qspec: {failure}", file=sys.stderr)
+        tell(f"qspec: {failure}")
         return failure.exit_code
+    except KeyboardInterrupt:
+        tell("qspec: interrupted")
+        return _INTERRUPTED
+
+
+def _dispatched(arguments: list[str]) -> int:
+    """The command's exit code, of a usage message too."""
+    try:
+        return _dispatch(arguments)
+    except SystemExit as stop:  # argparse: --help, or a usage message
+        return stop.code if isinstance(stop.code, int) else UsageError.exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
+        say(_overview())
         return 0 if arguments else UsageError.exit_code
     command, *rest = arguments
     if command in ("-V", "--version"):
-        print(f"qspec {qspec.__version__}")
+        say(f"qspec {qspec.__version__}")
         return 0
     if command not in COMMANDS:
         raise _unknown(command)
     gc.disable()  # modules being loaded make no garbage; looking for it costs `check` a tenth of its time
     module = import_module(f"qspec.cli.{command}")
     gc.enable()
-    parser = argparse.ArgumentParser(prog=f"qspec {command}", description=_sentence(COMMANDS[command]))
+    parser = Parser(prog=f"qspec {command}", description=_sentence(COMMANDS[command]))
     module.add_arguments(parser)
     code: int = module.run(parser.parse_args(rest))
     return code
@@ -116,8 +123,8 @@ def _sentence(text: str) -> str:
 
 
 def _print_recipe_error(error: RecipeError) -> None:
-    print(render_text(error.diagnostics, error.sources, color=wants_color(sys.stderr)), file=sys.stderr)
-    print(f"\n{summary(error.diagnostics)}", file=sys.stderr)
+    warn(render_text(error.diagnostics, error.sources, color=wants_color(sys.stderr)))
+    tell(f"\n\n{summary(error.diagnostics)}")
 
 
 def wants_color(stream: TextIO) -> bool:

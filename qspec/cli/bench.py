@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from qspec.cli.output import say
 from qspec.errors import UsageError
 
 FORMATS = ("w4a16_g128", "w3a16_g128", "w4a4", "w4a8", "w8a8", "w8a8_fp8")
@@ -156,8 +157,8 @@ def _show(name: str, folder: Path, text: str, document: str | None) -> int:
 
     if document:
         fill(Path(document), name, text)
-    print(text)
-    print(f"{name}: {folder / f'{name}.md'}")
+    say(text)
+    say(f"{name}: {folder / f'{name}.md'}")
     return 0
 
 

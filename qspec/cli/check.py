@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from qspec import passes
 from qspec.cli import wants_color
 from qspec.cli.options import add_settings, settings_of
+from qspec.cli.output import read_standard, say, tell, write
 from qspec.diagnostics import (
     Diagnostic,
     Source,
@@ -20,7 +21,7 @@ from qspec.diagnostics import (
 )
 from qspec.errors import InputError
 from qspec.language import find_problems
-from qspec.language.parser import decode, read
+from qspec.language.parser import MAX_BYTES, decode, read
 from qspec.models.registry import FAMILIES
 
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             problems, texts = _check(path, settings)
         except InputError as error:
-            print(f"qspec: {error}", file=sys.stderr)
+            tell(f"qspec: {error}")
             unreadable += 1
             continue
         found |= dict.fromkeys(problems)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(path: str, settings: dict[str, str]) -> tuple[tuple[Diagnostic, ...], Mapping[str, Source]]:
     try:
-        source, problems = decode(sys.stdin.buffer.read(), "<stdin>") if path == "-" else read(path)
+        source, problems = decode(read_standard(MAX_BYTES + 1), "<stdin>") if path == "-" else read(path)
     except OSError as error:
         what = f"the recipe cannot be read: {error.strerror or error}"
         raise InputError(what, where=path, hint="check the path; a recipe is a `.qs` file") from None
@@ -61,12 +62,12 @@ def _check(path: str, settings: dict[str, str]) -> tuple[tuple[Diagnostic, ...],
 
 def _print(found: list[Diagnostic], sources: dict[str, Source], style: str, files: int) -> None:
     if style == "json":
-        print(to_json(found, sources))
+        say(to_json(found, sources))
     elif style == "github":
         if found:
-            print(to_github(found, sources))
+            say(to_github(found, sources))
     else:
         if found:
-            print(render_text(found, sources, color=wants_color(sys.stdout)), end="\n\n")
+            write(render_text(found, sources, color=wants_color(sys.stdout)) + "\n\n")
         if files:
-            print(f"{summary(found)} in {files} recipe{'' if files == 1 else 's'}")
+            say(f"{summary(found)} in {files} recipe{'' if files == 1 else 's'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qspec.cli.options import add_settings, settings_of
+from qspec.cli.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         if artifact.report is not None:
             from qspec.report.text import summary
 
-            print(summary(artifact.report), end="\n\n")
-        print(f"artifact: {artifact.path}")
+            say(summary(artifact.report), end="\n\n")
+        say(f"artifact: {artifact.path}")
         if artifact.report is not None:
-            print(f"report:   {artifact.path / 'report/report.html'}")
+            say(f"report:   {artifact.path / 'report/report.html'}")
     return 0

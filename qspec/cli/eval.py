@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from qspec.cli.output import flush, say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="ARTIFACT", help="a compiled model")
@@ -35,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         progress.note(f"{folder} cannot be written: the results are printed, and the report there stays as it is")
     data = measure_report(folder, args.model, args.device, Path(args.files), progress, limit=args.limit)
-    print(json.dumps(report_json(data)) if args.json else summary(data), flush=True)  # before what may fail
+    say(json.dumps(report_json(data)) if args.json else summary(data))
+    flush()  # before what may fail
     replace_report(folder, data)
     if not args.json:
-        print(f"\nreport: {folder / 'report/report.html'}")
+        say(f"\nreport: {folder / 'report/report.html'}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from qspec.cli.output import say
 from qspec.diagnostics import closest
 from qspec.errors import UsageError
 from qspec.language.explanations import explanations
@@ -17,12 +18,12 @@ def run(args: argparse.Namespace) -> int:
     known = explanations()
     if args.code is None:
         for code, explanation in known.items():
-            print(f"{code}  {explanation.title}")
+            say(f"{code}  {explanation.title}")
         return 0
     code = args.code.upper()
     if code not in known:
         guess = closest(code, known)
         hint = f"did you mean {guess}?" if guess else "qspec explain lists all codes"
         raise UsageError(f"there is no diagnostic {args.code!r}", hint=hint)
-    print(known[code].render())
+    say(known[code].render())
     return 0

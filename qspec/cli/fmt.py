@@ -6,14 +6,14 @@ import argparse
 import difflib
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
+from qspec.cli.output import read_standard, say
 from qspec.diagnostics import RecipeError
 from qspec.errors import InputError
 from qspec.language.formatter import format_source
-from qspec.language.parser import decode, read
+from qspec.language.parser import MAX_BYTES, decode, read_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,25 +29,25 @@ def run(args: argparse.Namespace) -> int:
         differs = text != after
         changed += differs
         if args.diff:
-            sys.stdout.writelines(_diff(path, text, after))
+            say("".join(_diff(path, text, after)), end="")
         if path == "-":
             if not (args.check or args.diff):
-                sys.stdout.write(after)
+                say(after, end="")
         elif differs and not (args.check or args.diff):
             _write(Path(path), after)
-            print(f"formatted {path}")
+            say(f"formatted {path}")
         elif differs and args.check:
-            print(f"would format {path}")
+            say(f"would format {path}")
     return int(args.check and changed > 0)
 
 
 def _formatted(path: str) -> tuple[str, str]:
     """The text as it is (bytes that are no recipe raise RecipeError) and in canonical format."""
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        source, problems = decode(data, "<stdin>") if path == "-" else read(path)
+        data = read_standard(MAX_BYTES + 1) if path == "-" else read_bytes(path)
     except OSError as error:
         raise InputError(f"the recipe cannot be read: {error.strerror or error}", where=path) from None
+    source, problems = decode(data, "<stdin>" if path == "-" else path)
     if problems:
         raise RecipeError(problems, {source.path: source})
     return data.decode("utf-8"), format_source(source.text, source.path)

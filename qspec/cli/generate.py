@@ -6,6 +6,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from qspec.cli.output import write
+from qspec.errors import visible
+
 if TYPE_CHECKING:
     from qspec.models.sampler import Denoiser, Settings, Tokenizer
 
@@ -41,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = _settings(args)  # refuses what does not fit before a model is loaded
     model, tokenizer = load(args.artifact, device=args.device)
-    print(_shown(_generate(model, tokenizer, args.prompt, settings)))
+    write(_shown(_generate(model, tokenizer, args.prompt, settings)) + "\n")
     return 0
 
 
@@ -74,4 +77,4 @@ def _shown(text: str) -> str:
     """Text as it may go to a terminal, which would obey a model's control characters; pipes get all of it."""
     if not sys.stdout.isatty():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    return visible(text)

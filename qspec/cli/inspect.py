@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qspec.errors import UsageError
+from qspec.cli.output import say
+from qspec.errors import UsageError, visible
 
 if TYPE_CHECKING:
     from qspec.inspect import Inspection
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     )
     write_inspection(folder, data)
     if args.json:
-        print(json.dumps(data.as_json()))
+        say(json.dumps(data.as_json()))
     else:
         _print(data, folder)
     return 0
@@ -93,13 +94,13 @@ def _print(data: Inspection, folder: Path) -> None:
     """Headline, table and where the rest is; the table in colour on a terminal, plain elsewhere."""
     from qspec.inspect.summary import LEGEND, aligned, details, headline, table
 
-    print("\n".join([headline(data), *details(data)]), end="\n\n")
+    say("\n".join([headline(data), *details(data)]), end="\n\n")
     rows = table(data)
     if sys.stdout.isatty():
         _print_rich(rows)
     else:
-        print("\n".join(aligned(rows)))
-    print(f"\n{LEGEND}\n\ninspection: {folder / 'inspect.html'}")
+        say("\n".join(aligned(rows)))
+    say(f"\n{LEGEND}\n\ninspection: {folder / 'inspect.html'}")
 
 
 def _print_rich(rows: list[tuple[str, ...]]) -> None:
@@ -116,7 +117,7 @@ def _print_rich(rows: list[tuple[str, ...]]) -> None:
     for index, name in enumerate(head):
         table.add_column(name, justify="left" if index in LEFT else "right", no_wrap=True)
     for cells in body:
-        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in cells))
+        table.add_row(*(Text(visible(cell), style=styles.get(cell, "")) for cell in cells))
     console = Console(highlight=False)
     console.width = max(console.width, TABLE_WIDTH)  # a narrow terminal wraps lines; nothing is cut off
     console.print(table)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qspec.artifact import MANIFEST, Manifest
 from qspec.cli.options import add_settings, settings_of
+from qspec.cli.output import say
 from qspec.cli.planned import planned
 from qspec.diagnostics import closest
 from qspec.errors import InputError, MachineError, UsageError
@@ -33,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     kernels, targets = _of_source(args)
     if args.name is not None:
-        print(render(_named(kernels, args.name)), end="")
+        say(render(_named(kernels, args.name)), end="")
         return 0
     if args.check or args.target:
         _check(kernels, tuple(args.target or targets))
         return 0
     for kernel in kernels.values():
-        print(f"{kernel.name}  {file_name(kernel)}")
+        say(f"{kernel.name}  {file_name(kernel)}")
     return 0
 
 
@@ -83,7 +84,7 @@ def _check(kernels: dict[str, Kernel], targets: tuple[str, ...]) -> None:
     for kernel in kernels.values():
         for target in targets:
             report = compile_ahead(kernel, target)
-            print(_line(report, width), flush=True)
+            say(_line(report, width))
             failed += bool(report.problems)
     if failed:
         raise MachineError(f"{failed} compiled kernels are not as they must be", hint="see the lines above")

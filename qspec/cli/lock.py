@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
+from qspec.cli.output import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
         args.recipe, args.model, args.device, settings=settings_of(args), download=args.download, standin=False
     )
     inputs.lock.write(path)
-    print(path, file=sys.stdout)
+    say(path)
     return 0

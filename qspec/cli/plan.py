@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
+from qspec.cli.output import say
 from qspec.cli.planned import planned
 from qspec.language.spec import Weighting
 from qspec.plan import Plan, bits_text
@@ -26,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     plan, notice = planned(Path(args.recipe), args.model, settings_of(args))
     if args.json:
-        print(json.dumps(plan.as_json(), indent=1))
+        say(json.dumps(plan.as_json(), indent=1))
         return 0
-    print(render(plan, notice))
+    say(render(plan, notice))
     return 0
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qspec.cli.output import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="ARTIFACT", help="a compiled model with a report")
@@ -31,5 +33,5 @@ def run(args: argparse.Namespace) -> int:
     Manifest.read(folder)
     data = ReportData.read(verify_report_data(folder))
     replace_report(folder, compare(data, args.results) if args.results else data)
-    print(folder / "report" / "report.html")
+    say(folder / "report" / "report.html")
     return 0

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from qspec.cli.options import add_settings, settings_of
+from qspec.cli.output import say
 from qspec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     )
     write_report(outcome)
     if not args.quiet:
-        print(render(outcome))
-        print(f"\nreport: {outcome.folder / 'search.html'}")
+        say(render(outcome))
+        say(f"\nreport: {outcome.folder / 'search.html'}")
     return 0
 
 

@@ -9,6 +9,7 @@ import sys
 from qspec import passes
 from qspec.cli import wants_color
 from qspec.cli.options import add_settings, settings_of
+from qspec.cli.output import say, warn
 from qspec.diagnostics import render_text
 from qspec.errors import UsageError
 from qspec.language import load_recipe
@@ -29,17 +30,17 @@ def run(args: argparse.Namespace) -> int:
     if args.schema:
         from qspec.language.schema import json_schema
 
-        print(json.dumps(json_schema(passes.available()), indent=2))
+        say(json.dumps(json_schema(passes.available()), indent=2))
         return 0
     if args.recipe is None:
         raise UsageError("show needs a RECIPE", hint="or --schema")
     loaded = load_recipe(args.recipe, passes.available(), settings_of(args), FAMILIES)
     if loaded.warnings:
-        print(render_text(loaded.warnings, loaded.sources, color=wants_color(sys.stderr)), file=sys.stderr)
+        warn(render_text(loaded.warnings, loaded.sources, color=wants_color(sys.stderr)) + "\n")
     if args.json:
-        print(json.dumps(spec_data(loaded.spec), indent=2, ensure_ascii=False))
+        say(json.dumps(spec_data(loaded.spec), indent=2))
     elif args.resolved:
-        sys.stdout.write(loaded.spec.text)
+        say(loaded.spec.text, end="")
     else:
-        sys.stdout.write(format_source(loaded.sources[loaded.spec.source].text, loaded.spec.source))
+        say(format_source(loaded.sources[loaded.spec.source].text, loaded.spec.source), end="")
     return 0

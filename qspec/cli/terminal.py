@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from qspec.errors import visible
 from qspec.progress import Quiet
 
 T = TypeVar("T")
@@ -26,10 +27,10 @@ class Terminal(Quiet):
         self._step = ""
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(visible(text), markup=False)
 
     def step(self, text: str) -> None:
-        self._step = text
+        self._step = visible(text)
 
     @contextmanager
     def phase(self, title: str) -> Iterator[None]:

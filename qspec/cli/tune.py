@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from qspec.cli.bench import FORMATS, add_products, shapes_of, tokens_of
+from qspec.cli.output import say
 from qspec.errors import UsageError
 
 TOKENS = "8,16,64,256,1024,4096,8192"  # the last is the bucket of `full_sequence`, for budgets
@@ -39,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
     gpu = torch.cuda.get_device_name()
     path = Path(args.out) if args.out else tuned.own_file(gpu)
     tuned.write(path, gpu, entries)
-    print(f"{len(entries)} products measured on {gpu}: {path}")
+    say(f"{len(entries)} products measured on {gpu}: {path}")
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
+from qspec.cli.output import say
 from qspec.cli.planned import planned
 from qspec.diagnostics import Span
 from qspec.errors import InputError
@@ -37,24 +38,24 @@ def run(args: argparse.Namespace) -> int:
             hint=f"did you mean {close[0]}?" if close else "qspec plan lists every role",
         )
     if notice:
-        print(notice)
-    print(f"{args.role} is {module.entry.module} [{module.entry.out_features}, {module.entry.in_features}]")
+        say(notice)
+    say(f"{args.role} is {module.entry.module} [{module.entry.out_features}, {module.entry.in_features}]")
     matching = plan.rules_for(module)
     for rule in matching:
         decided = "decides" if rule is module.rule else "overruled"
-        print(f"  {decided:<10} {_place(rule.span)}  {rule.text}")
+        say(f"  {decided:<10} {_place(rule.span)}  {rule.text}")
     if not matching:
-        print("  no rule matches it: it is kept in 16 bits")
+        say("  no rule matches it: it is kept in 16 bits")
     for use in module.passes:
-        print(f"  {'pass':<10} {_place(use.span)}  {use.text}")
+        say(f"  {'pass':<10} {_place(use.span)}  {use.text}")
     scheme = module.scheme
     if scheme:
-        print(f"  weights     {scheme.weights}")
-        print(f"  activations {scheme.activations or '16 bits'}")
+        say(f"  weights     {scheme.weights}")
+        say(f"  activations {scheme.activations or '16 bits'}")
     if module.rotations:
         steps = ", permuted, ".join(f"in blocks of {size}" for size in module.rotations)
-        print(f"  input       rotated online {steps}")
-    print(f"  {module.bits:.3f} bits per weight, runs {module.kernel}")
+        say(f"  input       rotated online {steps}")
+    say(f"  {module.bits:.3f} bits per weight, runs {module.kernel}")
     return 0
 
 

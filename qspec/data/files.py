@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qspec.errors import InputError
+from qspec.files import open_input
 
+MAX_BYTES = 1 << 30  # of a file
+MAX_LINE_BYTES = 1 << 20  # a tokenizer takes seconds and a quarter of a gigabyte for a mebibyte
 Row = Mapping[str, Any]
 
 
@@ -52,14 +57,24 @@ def _parsed(line: str, path: Path, number: int) -> Row:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number, line with its end) of a UTF-8 file."""
     try:
-        with path.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
+        with open_input(path) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_BYTES:
+                raise OSError(errno.EOVERFLOW, f"it has more than {MAX_BYTES} bytes", str(path))
+            number = 0
+            while raw := stream.readline(MAX_LINE_BYTES + 1):
+                number += 1
                 yield number, _decoded(raw, path, number)
     except OSError as error:
         raise InputError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
 
 
 def _decoded(raw: bytes, path: Path, number: int) -> str:
+    if len(raw) > MAX_LINE_BYTES:
+        raise InputError(
+            f"the line has more than {MAX_LINE_BYTES} bytes",
+            where=f"{path}:{number}",
+            hint="cut it into several lines, or several documents",
+        )
     if b"\0" in raw:
         raise InputError("binary data where text was expected", where=f"{path}:{number}")
     try:

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from qspec import resources
 from qspec.catalog import INTEGER, AttentionKernel, GemmKernel, RowKernel, planes
 from qspec.errors import InputError, MachineError
-from qspec.files import machine_errors, write_whole
+from qspec.files import machine_errors, read_input, write_whole
 
 Kernel = RowKernel | GemmKernel | AttentionKernel
 
@@ -79,7 +79,7 @@ def load(path: Path, kernel: Kernel) -> ModuleType:
     """
     source = render(kernel)
     try:
-        found = path.read_text(encoding="utf-8")
+        found = read_input(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"the kernel {kernel.name} is missing or unreadable",

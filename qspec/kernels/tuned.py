@@ -27,7 +27,7 @@ import torch
 from qspec import resources
 from qspec.catalog import HOPPER_BLOCK, GemmKernel
 from qspec.errors import InputError
-from qspec.files import require_file, write_whole
+from qspec.files import read_input, require_file, write_whole
 from qspec.kernels.generate import cache_folder
 
 SMALLEST, LARGEST = 8, 8192  # buckets of M: powers of two between these
@@ -143,7 +143,7 @@ def _table(gpu: str) -> dict[str, dict[str, dict[str, Any]]]:
 def read(path: Path) -> dict[str, Any]:
     """The entries of a file. Raises InputError where it is none."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
+        entries = json.loads(read_input(path))["entries"]
         return {
             name: {"options": dict(entry["options"]), "microseconds": float(entry["microseconds"])}
             for name, entry in entries.items()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qspec.diagnostics import Diagnostic, Edit, Source, Span, closest, listed, quote
+from qspec.errors import CONTROL
+from qspec.files import open_input
 from qspec.language import grammar
 from qspec.language.build import Builder
 from qspec.language.lalr import Mismatch, Token, Tree, run
@@ -18,8 +20,6 @@ MAX_BYTES = 1 << 20
 MAX_STATEMENTS = 4096
 MAX_STATEMENT = 16384  # characters
 MAX_PROBLEMS = 50
-# characters that make a text look unlike what it says: bidirectional controls
-_DECEITFUL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def decode(data: bytes, path: str) -> tuple[Source, list[Diagnostic]]:
@@ -38,19 +38,22 @@ def decode(data: bytes, path: str) -> tuple[Source, list[Diagnostic]]:
         at = len(data[: error.start].decode("utf-8-sig"))
         shown = Source(path, data.decode("utf-8-sig", errors="replace"))
         return shown, [Diagnostic("QS001", message, Span(at, at + 1, path), "save it as UTF-8; a recipe is plain text")]
-    for offset, char in enumerate(text):
-        if (char < " " and char not in "\n\t") or char == "\x7f" or char in _DECEITFUL:
-            message = f"the file holds the control character U+{ord(char):04X}"
-            span = Span(offset, offset + 1, path)
-            return Source(path, text), [Diagnostic("QS001", message, span, "remove it; a recipe is plain text")]
+    if control := CONTROL.search(text):
+        message = f"the file holds the control character U+{ord(control[0]):04X}"
+        span = Span(control.start(), control.end(), path)
+        return Source(path, text), [Diagnostic("QS001", message, span, "remove it; a recipe is plain text")]
     return Source(path, text), []
 
 
 def read(path: str | Path) -> tuple[Source, list[Diagnostic]]:
     """Reads a recipe; raises OSError where the file cannot be read."""
-    with Path(path).open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    return decode(data, str(path))
+    return decode(read_bytes(path), str(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """A recipe's bytes, so many that `decode` sees whether they are too many. Raises OSError as `read`."""
+    with open_input(Path(path)) as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def parse(source: Source) -> tuple[File, tuple[Diagnostic, ...]]:

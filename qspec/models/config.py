@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qspec.errors import InputError
+from qspec.files import read_input
 from qspec.models.family import DecoderShape, Family
 from qspec.models.registry import family_of
 
@@ -31,15 +32,12 @@ def read_config(folder: Path | str) -> tuple[Family, DecoderShape, dict[str, Any
 def read_json(path: Path, limit: int) -> dict[str, Any]:
     """The JSON object in a file of at most `limit` bytes. Errors: InputError naming the file."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
+        raw = read_input(path, limit)
     except FileNotFoundError as error:
         hint = "give the folder of a checkpoint: config.json beside *.safetensors"
         raise InputError(f"{path.name} is missing", where=str(path), hint=hint) from error
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
-    if len(raw) > limit:
-        raise InputError(f"{path.name} is larger than {limit} bytes", where=str(path))
     return parse_json(raw, path, path.name)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qspec.errors import InputError
+from qspec.files import open_input
 from qspec.models.config import parse_json, read_json
 
 INDEX = "model.safetensors.index.json"
@@ -110,7 +111,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{path.name} is missing", where=str(path), hint="copy or download the file again")
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_input(path) as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length < 2 or length > MAX_HEADER_BYTES or 8 + length > size:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qspec.errors import InputError
+from qspec.files import read_input
 from qspec.models.config import MAX_CONFIG_BYTES, read_json
 
 FILE = "tokenizer.json"
@@ -53,7 +54,7 @@ def tokenizer_contents(folder: Path) -> dict[str, bytes]:
     tokenizer_config.json then names a class that reads it; what leads to code that does not come along is left out.
     Raises InputError where no tokenizer.json can be made.
     """
-    contents = {name: (folder / name).read_bytes() for name in tokenizer_files(folder)}
+    contents = {name: _content(folder / name) for name in tokenizer_files(folder)}
     config = _config(folder)
     if FILE in contents and "auto_map" not in config:
         return contents
@@ -62,6 +63,13 @@ def tokenizer_contents(folder: Path) -> dict[str, bytes]:
     named = {key: value for key, value in config.items() if key != "auto_map"} | {"tokenizer_class": FAST_CLASS}
     contents[CONFIG] = _text(named).encode()
     return contents
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_input(path, MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read: {error.strerror}", where=str(path)) from error
 
 
 @contextmanager
@@ -148,13 +156,11 @@ def _merges(path: Path, words: Mapping[str, int]) -> list[list[str]]:
     """The pairs of merges.txt in their order, without its first line (#version) and blank ones."""
     pairs = []
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_input(path, MAX_BYTES).decode("utf-8")
+    except OSError as error:
+        raise InputError(f"merges.txt cannot be read: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
         raise InputError(f"merges.txt cannot be read: {error}", where=str(path)) from error
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"merges.txt is larger than {MAX_BYTES} bytes", where=str(path))
     for number, line in enumerate(text.split("\n"), 1):
         pair = line.strip().split()
         if not pair or (number == 1 and line.startswith("#version")):

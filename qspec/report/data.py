@@ -16,6 +16,7 @@ from qspec.artifact import Manifest, ModuleRecord
 from qspec.errors import InputError
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample
+from qspec.files import read_input
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class ReportData:
     def content(path: Path) -> dict[str, Any]:
         """A JSON file's object, of any shape. Errors: InputError where it cannot be read or is none."""
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(read_input(path))
         except OSError as error:
             raise InputError(
                 f"the report's data cannot be read: {error.strerror}",

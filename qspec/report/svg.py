@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+from qspec.errors import visible
+
+_NOT_XML = re.compile("[\ufffe\uffff]")  # and what `visible` escapes
 
 
 @dataclass
@@ -78,8 +80,8 @@ def number(value: float) -> str:
 
 
 def clean(text: str) -> str:
-    """Without characters that XML cannot hold."""
-    return _NOT_XML.sub("\ufffd", text)
+    """Without characters that XML cannot hold, and with those that nobody sees or that turn a line around escaped."""
+    return _NOT_XML.sub("\ufffd", visible(text.replace("\r\n", "\n")))
 
 
 def _tip(text: str) -> Markup:

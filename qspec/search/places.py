@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qspec.artifact import require_outside_artifacts
 from qspec.errors import InputError
-from qspec.files import require_file, require_folder
+from qspec.files import read_input, require_file, require_folder
 
 FOUND = "Found by `qspec search` from"  # begins the comments of a found recipe
 EVIDENCE = {"recipe", "layout", "trials"}  # keys that the evidence beside it has
@@ -34,7 +34,7 @@ def require_places(recipes: Iterable[Path], folder: Path) -> None:
 
 def _is_evidence(path: Path) -> bool:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_input(path))
     except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and set(content) >= EVIDENCE

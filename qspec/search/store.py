@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from qspec.errors import InputError
-from qspec.files import write_whole
+from qspec.files import read_input, write_whole
 from qspec.search.jobs import Result
 
 
@@ -20,7 +20,7 @@ class Store:
         """The result, or None where it was not computed yet. Raises InputError where its file is corrupt."""
         path = self.folder / f"{key}.json"
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(read_input(path))
         except FileNotFoundError:
             return None
         except ValueError:

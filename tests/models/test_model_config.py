@@ -197,7 +197,7 @@ def test_a_folder_with_only_a_config_is_enough(tmp_path: Path) -> None:
         (b'{"d_model": 1, "d_model": 2}', "key 'd_model' stands twice"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"n_layers": ' + b"9" * 5000 + b"}", "config.json is not valid JSON"),
-        (b" " * (1 << 20) + b"{}", "config.json is larger than 1048576 bytes"),
+        (b" " * (1 << 20) + b"{}", "config.json cannot be read: it has more than 1048576 bytes"),
     ],
 )
 def test_an_unreadable_config_is_named(tmp_path: Path, content: bytes | None, problem: str) -> None:
