@@ -174,3 +174,17 @@ def test_python_example_parses_and_names_the_api() -> None:
     compile(code[1], "README.md", "exec")
     used = set(re.findall(r"qspec\.(\w+)\(", code[1]))
     assert used <= set(qspec.__all__)
+
+
+def test_the_first_screen_says_what_was_never_run() -> None:
+    first = README[: README.index("```sh")]
+    assert "no real checkpoint of LLaDA-8B or Dream-7B was ever compiled" in first
+    assert "outliers we injected at sizes that we chose" in first
+    assert "random weights" in first
+
+
+def test_the_peers_that_are_named_are_those_that_were_measured() -> None:
+    (named,) = re.findall(r"with its peers \((.*?)\), W4A4", README)
+    measured = {name for cells in measured_products().values() for cell in cells for name in cell["others"]}
+    assert {name.split()[0] for name in measured} == {"cuBLAS", "humming", "gemlite"}
+    assert all(word in named for name in measured for word in name.split() if word != "rows")
