@@ -1,4 +1,4 @@
-"""Whether a recipe's sizes fit a model's: calibration rows its length, scale groups its layers' inputs. No torch."""
+"""Whether a recipe's sizes fit a model's: calibration rows its length, groups and rotations its layers' inputs. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qspec.catalog import PACK_BLOCKS
 from qspec.diagnostics import listed
 from qspec.errors import InputError
 from qspec.formats import Scheme, TensorFormat
-from qspec.language.spec import Calibration, Rollouts
+from qspec.language.spec import Calibration, PassUse, Rollouts
 from qspec.models.family import ModuleEntry
 
 SMALLEST_GROUP = 8  # that is worth proposing: a smaller one costs two bits a weight for its scales
@@ -51,6 +51,30 @@ def require_groups(pairs: Iterable[tuple[ModuleEntry, Scheme]], where: str) -> N
         for operand, fmt in (("weights", scheme.weights), ("activations", scheme.activations)):
             if fmt is not None and fmt.granularity.kind == "group":
                 _require_group(scheme, operand, fmt, inputs, where)
+
+
+def require_rotations(use: PassUse, pairs: Iterable[tuple[ModuleEntry, Scheme]]) -> None:
+    """Raises InputError where a pass rotates blocks of input channels at run time that do not divide a layer's.
+
+    pairs: every linear that it selects, with its scheme. The message names every kind of layer that fails, with its
+    input channels, and parameters of the pass that fit all of them.
+    """
+    rotated = [(entry, use.params.rotations(entry, scheme)) for entry, scheme in pairs]
+    inputs = {_kind(entry): entry.in_features for entry, blocks in rotated if blocks}
+    wrong = {
+        _kind(entry): entry.in_features
+        for entry, blocks in rotated
+        if any(entry.in_features % block for block in blocks)
+    }
+    if wrong:
+        blocks = ", then ".join(dict.fromkeys(str(block) for _, sizes in rotated for block in sizes))
+        instead = use.params.fitting(gcd(*inputs.values()))
+        others = f"leave {listed(list(wrong), 'and')} out of it"
+        raise InputError(
+            f"`{use.name}` rotates blocks of {blocks}, which do not fit {_with_sizes(wrong)}",
+            where=use.text,
+            hint=f"write `{instead}`, which fits all its layers, or {others}" if instead else others,
+        )
 
 
 def _require_group(scheme: Scheme, operand: str, fmt: TensorFormat, inputs: dict[str, int], where: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from qspec.catalog import GATE, INTEGER, GemmKernel, LayerKernels, RowKernel, kernels_for
 from qspec.diagnostics import Diagnostic
 from qspec.errors import InputError
-from qspec.fitting import fitted, require_groups
+from qspec.fitting import fitted, require_groups, require_rotations
 from qspec.formats import Scheme
 from qspec.language.layers import verify
 from qspec.language.layout import Layout, RuleCount, matches
@@ -352,6 +352,8 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool 
     for use, touched in zip(spec.passes, places, strict=True):
         for m in touched:
             uses[m].append(use)
+        decided = ((layout.modules[m], layout.decided[m]) for m in touched)
+        require_rotations(use, ((entry, rule.scheme) for entry, rule in decided if rule and rule.scheme))
     modules = gated(map(partial(_planned, spec), layout.modules, layout.decided, uses))
     return Plan(spec, calibrate, family.name, shape, modules, layout.counts, layout.warnings)
 

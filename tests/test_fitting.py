@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from qspec import cli
+from qspec.diagnostics import Source
 from qspec.errors import InputError
+from qspec.language import load_source
 from qspec.models.llada import LLADA
+from qspec.models.registry import FAMILIES
+from qspec.passes import available
 from qspec.plan import Plan, make_plan
 from tests.language.fakes import load, recipe
 from tests.models.layout import LLADA_8B, TINY, random_weights, write_checkpoint
@@ -86,3 +90,35 @@ def test_plan_and_compile_refuse_a_calibration_longer_than_the_model_alike(
     assert said[0] == said[1]
     assert cli.main(["plan", "recipes/llada_w8a8.qs", "--model", "tiny-llada", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["calibration"]["length"] == 256
+
+
+def rotated(apply: str, **sizes: int) -> Plan:
+    text = recipe(
+        SCHEME.format(
+            weights="int4 per channel symmetric", activations="int4 per token symmetric", layers="blocks[*].*"
+        ),
+        apply=f"\napply {apply} on blocks[*].*\napply rtn() on blocks[*].*\n",
+    )
+    spec = load_source(Source("r.qs", text), available(), {}, FAMILIES).spec
+    return make_plan(spec, LLADA, replace(LLADA.shape(LLADA_8B), **sizes))
+
+
+def test_a_rotation_that_does_not_fit_names_all_layers_and_what_does() -> None:
+    """128 divides neither 9632 = 2^5 301 nor, of 31 heads of 96, 2976 = 2^5 93."""
+    with pytest.raises(InputError) as caught:
+        rotated("rotate_duquant()", ffn=9632, heads=31, kv_heads=31, head_width=96)
+    kinds = "`blocks[*].attention.o` (2976 input channels), `blocks[*].mlp.down` (9632 input channels)"
+    assert caught.value.what == f"`rotate_duquant` rotates blocks of 128, which do not fit {kinds}"
+    assert caught.value.hint == (
+        "write `rotate_duquant(block = 32)`, which fits all its layers, "
+        "or leave `blocks[*].attention.o` and `blocks[*].mlp.down` out of it"
+    )
+    rotated("rotate_duquant(block = 32)", ffn=9632)
+
+
+@pytest.mark.parametrize("ffn", [11008, 1184, 13824, 14336])
+def test_quarot_fits_every_width_that_kernels_take(ffn: int) -> None:
+    plan = rotated("quarot(heads = across)", ffn=ffn)
+    down = plan.module("blocks[3].mlp.down")
+    assert down is not None
+    assert all(ffn % block == 0 for block in down.rotations)

@@ -69,6 +69,11 @@ class Pass:
         """
         return ()
 
+    def fitting(self, channels: int) -> str | None:
+        """As a recipe writes it with rotations that fit every input whose channels are a multiple of these; None where
+        there are none."""
+        return None
+
     def rewrite(self, block: Any, uses: Any) -> None:
         """Rewrites the selected linears of one block; see `qspec.passes.block.Block`."""
         raise TypeError(f"{type(self).__name__} defines no rewrite")

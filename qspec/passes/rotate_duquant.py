@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge, Le
 
+from qspec.catalog import ROTATION_BLOCKS
 from qspec.language.spec import Fact, Pass
 from qspec.lazy import LazyModule
 
@@ -50,6 +51,11 @@ class RotateDuquant(Pass):
     def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
         """R1 and R2, on every input."""
         return (self.block, self.block)
+
+    def fitting(self, channels: int) -> str | None:
+        """The largest block that row kernels take and that divides all inputs."""
+        sizes = [size for size in ROTATION_BLOCKS if channels % size == 0]
+        return f"rotate_duquant(block = {max(sizes)})" if sizes else None
 
     def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
         """Finds one transform for each input that selected linears read; their weights absorb its inverse."""

@@ -74,7 +74,7 @@ class Rotate(Pass):
 @dataclass(frozen=True)
 class Quarot(Pass):
     residual: bool = True
-    heads: bool = True
+    heads: Literal["within", "across", "none"] = "within"
     online: bool = True
     requires: ClassVar[frozenset[Fact]] = _PLAIN
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
