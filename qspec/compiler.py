@@ -77,7 +77,8 @@ def compile(  # the public name: qspec.compile
     """
     progress = progress or Quiet()
     lock = Lock.read(lock_path(Path(recipe))) if locked else None
-    place = Path(out) if out else Path("build") / _spec(recipe, settings).name
+    spec = _spec(recipe, settings)  # its mistakes first: they cost nothing to find
+    place = Path(out) if out else Path("build") / spec.name
     require_place(place)
     inputs = gather(
         recipe,
