@@ -40,7 +40,7 @@ With transformers 5:
 
 ```python
 import qspec.hf  # needed: transformers alone cannot read this format
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM  # or AutoModel, AutoModelForCausalLM
 
 model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")
 ```

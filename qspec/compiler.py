@@ -240,12 +240,7 @@ def _lock(spec: Spec, origin: Origin, tokens: CalibrationTokens, device: torch.d
 def _write_beside(workspace: Workspace, inputs: Inputs) -> None:
     """Config, tokenizer, recipe, lock and model card."""
     checkpoint = inputs.checkpoint
-    config = {
-        "torch_dtype": "bfloat16",  # of what is kept; transformers would guess it from the first tensor
-        **checkpoint.config,
-        "quantization_config": {"quant_method": "qspec", "manifest": "qspec.json"},
-    }
-    workspace.write("config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    workspace.write("config.json", json.dumps(artifact_config(checkpoint.config), indent=2, sort_keys=True) + "\n")
     for name, content in tokenizer_contents(checkpoint.folder).items():
         workspace.write(name, content)
     if (checkpoint.folder / GENERATION).is_file():
@@ -253,6 +248,16 @@ def _write_beside(workspace: Workspace, inputs: Inputs) -> None:
     workspace.write("recipe.qs", inputs.spec.text)
     workspace.write("recipe.lock", inputs.lock.text())
     workspace.write("README.md", model_card(inputs.spec, inputs.plan, inputs.origin, __version__))
+
+
+def artifact_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's config.json as the artifact has it: true of what lies beside it.
+
+    `auto_map` names code that does not come along, and what is kept is stored in bfloat16 whatever it was before;
+    transformers 5 calls that `dtype`, and would guess it from the first tensor.
+    """
+    kept = {key: value for key, value in config.items() if key not in ("auto_map", "torch_dtype", "dtype")}
+    return kept | {"dtype": "bfloat16", "quantization_config": {"quant_method": "qspec", "manifest": "qspec.json"}}
 
 
 def _calibration_record(inputs: Inputs) -> CalibrationRecord:

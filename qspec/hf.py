@@ -1,5 +1,6 @@
-"""Lets transformers load an artifact: `import qspec.hf`, then `AutoModel.from_pretrained(folder)` or
-`AutoModelForMaskedLM`. The logits are those of `qspec.load`, and a changed file is refused as there.
+"""Lets transformers load an artifact: `import qspec.hf`, then `AutoModel.from_pretrained(folder)`,
+`AutoModelForMaskedLM` or `AutoModelForCausalLM`. The logits are those of `qspec.load`, and a changed file is refused
+as there.
 
 transformers' own loader places the tensors, by name: before it starts, every quantized linear is an empty holder
 of the tensors that the artifact stores for it; afterwards `runtime.place` makes the holders QuantLinears.

@@ -217,26 +217,31 @@ class Decoder(nn.Module):
         return cast(Tensor, head(x))
 
     def context(
-        self, ids_or_shape: Tensor | Sequence[int], attention_mask: Tensor | None = None, tokens: slice = ALL
+        self,
+        ids_or_shape: Tensor | Sequence[int],
+        attention_mask: Tensor | None = None,
+        tokens: slice = ALL,
+        positions: Tensor | None = None,
     ) -> AttentionContext:
         """Rotary tables and padding mask for ids [b, t], or for a shape (b, t) on the model's device.
 
-        attention_mask: [b, t], nonzero = real. Positions count real tokens only, so that a padded row
-        computes what the row alone would, wherever its padding stands. tokens: those that the pass computes.
-        Errors: InputError for a mask of another shape or a row without tokens.
+        attention_mask: [b, t], nonzero = real. positions [1 or b, t]: of the tokens; None counts real tokens only, so
+        that a padded row computes what the row alone would, wherever its padding stands. tokens: those that the pass
+        computes. Errors: InputError for a mask of another shape or a row without tokens.
         """
         if isinstance(ids_or_shape, Tensor):
             (batch, length), device = ids_or_shape.shape, ids_or_shape.device
         else:
             (batch, length), device = ids_or_shape, self.device
-        positions = torch.arange(length, device=device).unsqueeze(0)
+        counted = torch.arange(length, device=device).unsqueeze(0)
         mask = None
         if attention_mask is not None:
             real = _padding(attention_mask, batch, length).to(device)
             if real.is_meta or not bool(real.all()):
-                positions = (real.cumsum(-1) - 1).clamp(min=0)
+                counted = (real.cumsum(-1) - 1).clamp(min=0)
                 mask = real[:, None, None, :]
-        return AttentionContext(*self._rotary(positions[:, tokens]), mask, tokens)
+        places = counted if positions is None else positions.to(device)
+        return AttentionContext(*self._rotary(places[:, tokens]), mask, tokens)
 
     def window(self, batch: int, length: int) -> Window:
         """All tokens of a canvas [b, t], with room to keep their keys and values."""

@@ -1,5 +1,5 @@
 """Lets transformers load a checkpoint of a known layout into our decoder: `import qspec.models.hf`, then
-`AutoModel.from_pretrained(folder)` or `AutoModelForMaskedLM`. No remote code runs.
+`AutoModel.from_pretrained(folder)`, `AutoModelForMaskedLM` or `AutoModelForCausalLM`. No remote code runs.
 
 The transformers model has the decoder's own submodules as its children, so both see one set of weights under
 the checkpoint's names.
@@ -7,22 +7,56 @@ the checkpoint's names.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import MaskedLMOutput
 
 from qspec.errors import InputError
+from qspec.models import dream, llada
 from qspec.models.decoder import Decoder
+from qspec.models.fields import spelled
 from qspec.models.registry import family_of
+from qspec.models.shift import predictors
+
+IGNORED = -100  # a label that asks for nothing, as everywhere in transformers
 
 
-class LLaDAConfig(PreTrainedConfig):  # type: ignore[misc]
-    """A LLaDA config.json, its keys kept as they are."""
+class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
+    """A config.json of a known family, its keys kept as they are."""
+
+    spellings: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self, **keys: Any) -> None:
+        """transformers 5 calls `rope_scaling`, also where it is null, a deprecated spelling of `rope_parameters`.
+
+        Raises InputError for one thing given in two spellings that differ, of which transformers would take the last.
+        """
+        spelled(keys, self.spellings)
+        rotary = spelled(keys, {"rope_parameters": "rope_scaling"})["rope_parameters"]
+        keys.pop("rope_scaling", None)
+        if rotary is not None:
+            keys["rope_parameters"] = rotary
+        super().__post_init__(**keys)
+
+
+class LLaDAConfig(DecoderConfig):
+    """LLaDA's keys, which can also be read by the names that transformers uses."""
 
     model_type = "llada"
+    spellings = llada.SPELLINGS
     attribute_map = {  # noqa: RUF012 (transformers reads a plain class attribute)
         "hidden_size": "d_model",
         "intermediate_size": "mlp_hidden_size",
@@ -33,14 +67,11 @@ class LLaDAConfig(PreTrainedConfig):  # type: ignore[misc]
     }
 
 
-class DreamConfig(PreTrainedConfig):  # type: ignore[misc]
-    """A Dream config.json, whose keys are those that transformers itself uses."""
+class DreamConfig(DecoderConfig):
+    """Dream's keys are those that transformers itself uses."""
 
     model_type = "Dream"
-
-    def __init__(self, rope_scaling: Any = None, **keys: Any) -> None:
-        """Published configs say `rope_scaling: null`, which transformers 5 takes for a deprecated setting."""
-        super().__init__(**keys if rope_scaling is None else keys | {"rope_scaling": rope_scaling})
+    spellings = dream.SPELLINGS
 
 
 class DecoderModel(PreTrainedModel):  # type: ignore[misc]
@@ -87,8 +118,137 @@ class DecoderModel(PreTrainedModel):  # type: ignore[misc]
                 )
         return (model, info) if output_loading_info else model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_unused: Any) -> MaskedLMOutput:
-        return MaskedLMOutput(logits=self.decoder(input_ids, attention_mask).logits)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | str | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache_position: None = None,
+        num_logits_to_keep: int = 0,
+        *,
+        attention_bias: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> MaskedLMOutput | tuple[Tensor, ...]:
+        """Logits [b, t, vocab] of ids [b, t] or of inputs_embeds [b, t, d], and what else is asked for.
+
+        attention_mask: [b, t], nonzero = real; Dream's own "full" (all are real) and [b, 1, t, t], True where a query
+        sees a key; or added to the scores, as LLaDA's attention_bias [b or 1, heads or 1, t, t] is. position_ids
+        [b or 1, t]: None counts the real tokens. labels [b, t], -100 where nothing is asked: loss is the mean of
+        -log p of the labelled tokens, each predicted as the samplers do (from the position before it in a shifted
+        model). hidden_states: the embedding's output and every block's, the last one after the final norm.
+        num_logits_to_keep: logits of so many last positions alone; 0, of all.
+
+        Raises ValueError for what is not computed (a cache, attention weights) and for what does not fit together.
+        """
+        self._check_computed(past_key_values, use_cache, output_attentions, cache_position, token_type_ids)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        decoder = self.decoder
+        x = decoder.embed(cast(Tensor, input_ids)) if inputs_embeds is None else inputs_embeds
+        batch, length, _ = x.shape
+        padding, masks = _masks(attention_mask, attention_bias)
+        positions = None if position_ids is None else _positions(position_ids, batch, length)
+        context = decoder.context((batch, length), padding, positions=positions)
+        context = replace(context, mask=_one_mask([context.mask, *masks], x))
+        states = [x]
+        for block in decoder.blocks:
+            states.append(block(states[-1], context))
+        hidden = states[-1]
+        loss = None
+        if labels is not None:
+            loss = self._loss(predictors(hidden, decoder.shape, padding), labels)
+        if num_logits_to_keep:
+            hidden = hidden[:, -num_logits_to_keep:]
+        shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = MaskedLMOutput(
+            loss=loss,
+            logits=decoder.finish(hidden),
+            hidden_states=(*states[:-1], decoder.final_norm(states[-1])) if shown else None,
+        )
+        whole = self.config.return_dict if return_dict is None else return_dict
+        return output if whole else output.to_tuple()
+
+    def _check_computed(
+        self, kept: object, use_cache: bool | None, attentions: bool | None, places: object, types: Tensor | None
+    ) -> None:
+        """Raises ValueError for what other models of transformers do and these do not."""
+        if kept is not None or use_cache or places is not None:
+            raise ValueError(
+                "past_key_values, use_cache and cache_position are not supported: every token sees every other, so "
+                "that keys and values of an earlier pass do not hold; qspec.generate(..., cache=...) approximates"
+            )
+        if self.config.output_attentions if attentions is None else attentions:
+            raise ValueError("output_attentions is not supported: attention weights are never formed")
+        if types is not None and bool(types.any()):
+            raise ValueError("token_type_ids is not supported: these models have one kind of token")
+
+    def _loss(self, predicting: Tensor, labels: Tensor) -> Tensor:
+        """The mean of -log p in float32, of labels [b, t] under what predicts each [b, t, d]."""
+        if labels.shape != predicting.shape[:2]:
+            raise ValueError(f"labels have shape {list(labels.shape)}, the tokens {list(predicting.shape[:2])}")
+        asked = labels != IGNORED
+        return functional.cross_entropy(self.decoder.finish(predicting[asked]).float(), labels[asked])
+
+
+def _masks(attention_mask: Tensor | str | None, bias: Tensor | None) -> tuple[Tensor | None, list[Tensor]]:
+    """The padding mask [b, t], if there is one, and the masks [b or 1, heads or 1, t, t], bool or to be added."""
+    masks = []
+    if isinstance(attention_mask, str):
+        if attention_mask != "full":
+            raise ValueError(f'attention_mask is {attention_mask!r}; give a tensor, "full" or None')
+        attention_mask = None
+    padding = attention_mask
+    if attention_mask is not None and attention_mask.ndim == 4:
+        padding = None
+        masks.append(attention_mask)
+    if bias is not None:
+        masks.append(bias)
+    for mask in masks:
+        if mask.ndim != 4 or not (mask.dtype == torch.bool or mask.is_floating_point()):
+            raise ValueError(
+                f"a mask of shape {list(mask.shape)} and {mask.dtype} is not supported: give [b, t], or "
+                "[b, 1, t, t] as bool (True where a query sees a key) or as numbers to be added to the scores"
+            )
+    return padding, masks
+
+
+def _one_mask(masks: list[Tensor | None], like: Tensor) -> Tensor | None:
+    """All of them as one, bool or in the dtype of `like` to be added to the scores."""
+    whole: Tensor | None = None
+    for mask in masks:
+        if mask is None:
+            continue
+        own = mask.to(like.device, mask.dtype if mask.dtype == torch.bool else like.dtype)
+        if whole is None:
+            whole = own
+        elif own.dtype == torch.bool and whole.dtype == torch.bool:
+            whole = whole & own
+        else:
+            whole = _added(whole, like.dtype) + _added(own, like.dtype)
+    return whole
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as numbers: 0 where a query sees a key, -inf where it does not."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+
+
+def _positions(position_ids: Tensor, batch: int, length: int) -> Tensor:
+    if position_ids.is_floating_point() or tuple(position_ids.shape) not in ((batch, length), (1, length)):
+        raise ValueError(
+            f"position_ids have shape {list(position_ids.shape)} and {position_ids.dtype}; "
+            f"give whole numbers [{batch}, {length}] or [1, {length}]"
+        )
+    return position_ids
 
 
 class LLaDAModelLM(DecoderModel):
@@ -110,6 +270,7 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForMaskedLM.register(config, model, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)
 
 
 register()

@@ -78,6 +78,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Mini:
     standin = resources.standin("llada")
     config = json.loads((standin / "config.json").read_text())
     config |= {"d_model": 64, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 192, "n_layers": 2}
+    config |= {"torch_dtype": "float32", "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"}}
     config |= {"max_sequence_length": 64}
     (model / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 import qspec
 import qspec.hf
@@ -22,6 +22,7 @@ from qspec.compiler import Artifact, gather
 from qspec.errors import InputError
 from qspec.models.hf import LLaDAModelLM
 from tests.end_to_end.conftest import Mini, quantized_linears
+from tests.end_to_end.test_every_recipe import BOTH, EXPECTED, short, write_model
 
 IDS = torch.arange(1, 25).reshape(2, 12)
 MASK = torch.tensor([[1] * 12, [1] * 7 + [0] * 5])
@@ -39,7 +40,7 @@ def copy(compiled: Artifact, tmp_path: Path) -> Path:
     return Path(shutil.copytree(compiled.path, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logits_are_those_of_load(compiled: Artifact, auto: type[AutoModel], dtype: torch.dtype) -> None:
     model, info = auto.from_pretrained(compiled.path, dtype=dtype, output_loading_info=True)
@@ -50,6 +51,64 @@ def test_logits_are_those_of_load(compiled: Artifact, auto: type[AutoModel], dty
     assert logits.shape == (2, 12, 640)
     assert logits.dtype == dtype
     assert not any(info.values())
+
+
+LOADS = """
+import sys
+import qspec.hf, torch, transformers
+
+ids = torch.arange(1, 25).reshape(2, 12)
+for folder in sys.argv[1:]:
+    ours, _ = qspec.load(folder, device="cpu", dtype=torch.bfloat16)
+    assert transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)("a").input_ids
+    for name in ("AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM"):
+        model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
+        kept = {t.dtype for part, t in model.state_dict().items() if t.is_floating_point() and t.ndim == 2
+                and part.endswith(".weight")}
+        assert model.config.dtype == torch.bfloat16, (folder, name, model.config.dtype)
+        assert kept == {torch.bfloat16}, (folder, name, kept)
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, ours(ids).logits), (folder, name)
+    print("loaded", folder)
+"""
+
+
+def load_elsewhere(artifacts: list[Path]) -> list[str]:
+    """What a process of its own prints, in which only `qspec.hf` was imported, of artifacts that were moved."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LOADS, *map(str, artifacts)], capture_output=True, text=True, timeout=550
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def check_shipped(recipes: list[tuple[str, str]], home: Path) -> None:
+    """Each (recipe, family), from a checkpoint that says float32 and names code, neither true of the artifact."""
+    targets, untrue = [], {"torch_dtype": "float32", "auto_map": {"AutoModel": "modeling.Model"}}
+    for name, family in recipes:
+        blocks = 2 if name in BOTH else 4
+        model = home / f"{family}{blocks}"
+        if not model.exists():
+            write_model(model, family, blocks)
+            edit(model / "config.json", lambda keys: keys.update(untrue))
+        folder = home / f"{family}_{name.replace('/', '_')}"
+        folder.mkdir()
+        made = qspec.compile(short(name, folder), str(model), folder / "out", "cpu", evaluate=False)
+        stored = json.loads((made.path / "config.json").read_text())
+        assert stored["dtype"] == "bfloat16"
+        assert not {"auto_map", "torch_dtype"} & set(stored)
+        targets.append(Path(shutil.copytree(made.path, folder / "elsewhere")))
+        shutil.rmtree(made.path)
+    assert load_elsewhere(targets) == [f"loaded {target}" for target in targets]
+
+
+def test_artifacts_of_shipped_recipes_load_by_every_class_after_a_copy(tmp_path: Path) -> None:
+    check_shipped([("llada_rtn_w4a4", "llada"), ("paper/rtn_w4a16", "dream")], tmp_path)
+
+
+@pytest.mark.slow
+def test_artifacts_of_every_shipped_recipe_load_by_every_class_after_a_copy(tmp_path: Path) -> None:
+    check_shipped([*((name, "llada") for name in EXPECTED), *((name, "dream") for name in BOTH)], tmp_path)
 
 
 def test_the_model_holds_what_the_artifact_holds(compiled: Artifact) -> None:
