@@ -15,7 +15,7 @@ from qspec.evaluate.forward import Tokenizer
 from qspec.evaluate.likelihood import measure_choices
 from qspec.evaluate.nelbo import measure_nelbo
 from qspec.evaluate.outliers import OutlierReport
-from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample
+from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample, task_label
 from qspec.evaluate.tasks import measure_task
 from qspec.language.spec import Calibration, Evaluation, FileText, MaskDistribution, NelboRequest, TextSource
 from qspec.models.decoder import Decoder
@@ -100,9 +100,8 @@ class _Run:
     timings: dict[str, float] = field(default_factory=dict)
 
     def nelbo(self, request: NelboRequest, sources: DataSources) -> None:
-        name = text_name(request.text)
-        with self._part(f"nelbo on {name}") as parts:
-            text = sources.heldout(request.text)
+        name, text = text_name(request.text), sources.heldout(request.text)
+        with self._part(f"nelbo on {task_label(name, text.source)}") as parts:
             found = measure_nelbo(
                 self.baseline, self.quantized, self.tokenizer, text, name, request.samples, self.seed, parts
             )
@@ -111,12 +110,13 @@ class _Run:
 
     def task(self, task: TaskData) -> None:
         models = (self.baseline, self.quantized, self.tokenizer, task)
+        name = task_label(task.name, task.source)
         for scoring in task.scorings:
             if scoring == "choices":
-                with self._part(f"{task.name}, choices") as parts:
+                with self._part(f"{name}, choices") as parts:
                     self.metrics.append(measure_choices(*models, self.seed, parts))
                 continue
-            with self._part(task.name) as parts:
+            with self._part(name) as parts:
                 found = measure_task(*models, scoring, self.seed, parts)
             self.metrics.append(found.metric)
             self.flips.append(found.flips)

@@ -72,8 +72,13 @@ def test_everything_that_was_asked_for(standin: Path) -> None:
     assert found.not_measured == ("not measured: humaneval: tiny-llada has no task of its own in its place",)
     assert len(found.replacements) == 3
     assert found.seed == 3
-    assert list(found.timings) == ["nelbo on wikitext2", "mmlu", "mmlu, choices", "gsm8k"]
-    assert "gsm8k: 4 of 4" in progress.steps
+    assert list(found.timings) == [
+        "nelbo on stand-in text (for wikitext2)",
+        "stand-in recall (for mmlu)",
+        "stand-in recall (for mmlu), choices",
+        "stand-in arithmetic (for gsm8k)",
+    ]
+    assert "stand-in arithmetic (for gsm8k): 4 of 4" in progress.steps
 
 
 def test_the_result_is_plain_json(standin: Path) -> None:
