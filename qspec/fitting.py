@@ -1,4 +1,4 @@
-"""Whether a recipe's sizes fit a model's: calibration rows its length, groups and rotations its layers' inputs. No torch."""
+"""Whether a recipe's sizes fit a model's: calibration rows its length, groups and rotations its inputs. No torch."""
 
 from __future__ import annotations
 
