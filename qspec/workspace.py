@@ -35,7 +35,16 @@ from qspec.artifact import (
     snapshot,
 )
 from qspec.errors import InputError, QspecError
-from qspec.files import machine_errors, require_folder, sha256, sync_folder, take_lock, write_whole, write_whole_with
+from qspec.files import (
+    machine_errors,
+    read_input,
+    require_folder,
+    sha256,
+    sync_folder,
+    take_lock,
+    write_whole,
+    write_whole_with,
+)
 
 LOCK, NAMES, PROGRESS, REPLACED = WORK[:4]
 TREES = ("report", REPORT_PARTIAL, REPLACED)  # folders that are ours as a whole, in a folder that is ours
@@ -72,7 +81,7 @@ class _Progress(_Record):
     def read(cls, path: Path) -> _Progress | None:
         """None where there is no record, or it is not as it was written."""
         try:
-            found = cls.model_validate_json(path.read_bytes()) if path.is_file() else None
+            found = cls.model_validate_json(read_input(path)) if path.is_file() else None
         except (ValidationError, OSError):
             return None
         return found if found is not None and found.digest == content_digest(found._content()) else None
@@ -127,7 +136,7 @@ def _names_of(folder: Path) -> set[str]:
 def _read_names(path: Path) -> set[str]:
     """A torn last line, of a killed run, is of a file that was not written. Raises InputError where it is no list."""
     try:
-        head, *lines = path.read_bytes().decode().split("\n")
+        head, *lines = read_input(path).decode().split("\n")
     except (OSError, UnicodeDecodeError):
         head, lines = "", []
     if head != HEAD:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from qspec.cli.output import say
+from qspec.cli.output import flush, say
 from qspec.errors import UsageError
 
 FORMATS = ("w4a16_g128", "w3a16_g128", "w4a4", "w4a8", "w8a8", "w8a8_fp8")
@@ -94,9 +94,10 @@ def _products(args: argparse.Namespace) -> int:
         bench = read([Path(file) for file in args.results])
     else:
         bench = run_bench(args.format or FORMATS, shapes, tokens, not args.no_peers, progress)
-    folder = Path(args.out)
+    folder, text = Path(args.out), markdown(bench)
+    _show(text)
     write_bench(bench, folder)
-    return _show("bench", folder, markdown(bench), args.document)
+    return _place("bench", folder, text, args.document)
 
 
 def _steps(args: argparse.Namespace) -> int:
@@ -143,21 +144,27 @@ def _rows(args: argparse.Namespace) -> int:
 
 
 def _keep(name: str, folder: Path, data: dict[str, object], text: str, document: str | None) -> int:
-    """Writes a run's figures and its table, and shows it."""
+    """Shows a run's table, and writes it and its figures."""
     from qspec.files import write_whole
 
+    _show(text)
     write_whole(folder / f"{name}.json", json.dumps(data, indent=1) + "\n")
     write_whole(folder / f"{name}.md", text)
-    return _show(name, folder, text, document)
+    return _place(name, folder, text, document)
 
 
-def _show(name: str, folder: Path, text: str, document: str | None) -> int:
-    """Prints a run's table, which the folder has; and puts it into a document, between its marks of this name."""
+def _show(text: str) -> None:
+    """Prints a run's table: before it is written, which may fail."""
+    say(text)
+    flush()
+
+
+def _place(name: str, folder: Path, text: str, document: str | None) -> int:
+    """Puts a run's table into a document, between its marks of this name; tells where the folder has it."""
     from qspec.bench.render import fill
 
     if document:
         fill(Path(document), name, text)
-    say(text)
     say(f"{name}: {folder / f'{name}.md'}")
     return 0
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qspec.cli.output import say
+from qspec.cli.output import flush, say
 from qspec.errors import UsageError, visible
 
 if TYPE_CHECKING:
@@ -63,11 +63,14 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         progress=Quiet() if args.quiet else Terminal(),
     )
-    write_inspection(folder, data)
     if args.json:
         say(json.dumps(data.as_json()))
     else:
-        _print(data, folder)
+        _print(data)
+    flush()  # before what may fail
+    write_inspection(folder, data)
+    if not args.json:
+        say(f"\ninspection: {folder / 'inspect.html'}")
     return 0
 
 
@@ -90,8 +93,8 @@ def _at_least(option: str, value: int | None, least: int) -> None:
         raise UsageError(f"{option} must be {least} or more, not {value}")
 
 
-def _print(data: Inspection, folder: Path) -> None:
-    """Headline, table and where the rest is; the table in colour on a terminal, plain elsewhere."""
+def _print(data: Inspection) -> None:
+    """Headline and table; the table in colour on a terminal, plain elsewhere."""
     from qspec.inspect.summary import LEGEND, aligned, details, headline, table
 
     say("\n".join([headline(data), *details(data)]), end="\n\n")
@@ -100,7 +103,7 @@ def _print(data: Inspection, folder: Path) -> None:
         _print_rich(rows)
     else:
         say("\n".join(aligned(rows)))
-    say(f"\n{LEGEND}\n\ninspection: {folder / 'inspect.html'}")
+    say(f"\n{LEGEND}")
 
 
 def _print_rich(rows: list[tuple[str, ...]]) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from qspec.cli.options import add_settings, settings_of
-from qspec.cli.output import say
+from qspec.cli.output import flush, say
 from qspec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
         standin=not args.no_standin,
         progress=Quiet() if args.quiet else Terminal(),
     )
-    write_report(outcome)
     if not args.quiet:
         say(render(outcome))
+        flush()  # before what may fail
+    write_report(outcome)
+    if not args.quiet:
         say(f"\nreport: {outcome.folder / 'search.html'}")
     return 0
 

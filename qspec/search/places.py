@@ -26,7 +26,7 @@ def require_places(recipes: Iterable[Path], folder: Path) -> None:
         for file in (path, evidence):
             require_file(file)
             require_outside_artifacts(file)
-        if path.exists() and f"\n# {FOUND} " not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
+        if path.exists() and f"\n# {FOUND} " not in read_input(path).decode(errors="replace")[:1000]:
             raise _foreign(path)
         if evidence.exists() and not _is_evidence(evidence):
             raise _foreign(evidence)
@@ -35,7 +35,7 @@ def require_places(recipes: Iterable[Path], folder: Path) -> None:
 def _is_evidence(path: Path) -> bool:
     try:
         content = json.loads(read_input(path))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, OSError):
         return False
     return isinstance(content, dict) and set(content) >= EVIDENCE
 

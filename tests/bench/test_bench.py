@@ -17,8 +17,9 @@ from qspec.bench.render import markdown
 from qspec.catalog import kernels_for
 from qspec.cli import main
 from qspec.cli.bench import FORMATS as NAMES
-from qspec.errors import InputError
+from qspec.errors import InputError, MachineError
 from qspec.kernels import tuned
+from tests.inspect.test_render import sample
 
 CELL = Cell("w4a4", 1000, 2000, 16, 10.0, 12.5, 1_000_000, {BASE: 30.0, "a": 25.0, "b": 20.0})
 BENCH = Bench(2000.0, 500.0, {"gpu": "A GPU", "torch": "2", "triton": "3"}, (CELL,), {"c": "OSError: no"})
@@ -144,3 +145,30 @@ def test_places_are_looked_at_before_the_measuring(
         tuned.require_table(tmp_path / "file")
     tuned.require_table(tmp_path / "new/table.json")
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_what_was_measured_is_printed_where_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that fills up during the measuring: the table, then exit 3. Of `inspect` and `search` too."""
+
+    def full(*_: object) -> None:
+        raise MachineError("the disk is full")
+
+    outcome = SimpleNamespace(found=[], folder=tmp_path)
+    monkeypatch.setattr("qspec.bench.run_bench", lambda *_: BENCH)
+    monkeypatch.setattr("qspec.inspect.inspect", lambda *_, **__: sample())
+    monkeypatch.setattr("qspec.search.run.search", lambda *_, **__: outcome)
+    monkeypatch.setattr("qspec.cli.search.render", lambda _: "  budget     bits")
+    for writer in ("bench.write_bench", "inspect.write_inspection", "search.report.write_report"):
+        monkeypatch.setattr(f"qspec.{writer}", full)
+    out = ["--out", str(tmp_path), "--quiet"]
+    for command, shown in (
+        (["bench", *out], "| 1000 x 2000 | 16 |"),
+        (["inspect", "m", *out], "massive"),
+        (["search", "r.qs"], "  budget     bits"),
+    ):
+        assert main(command) == 3
+        printed = capsys.readouterr()
+        assert shown in printed.out
+        assert "the disk is full" in printed.err
