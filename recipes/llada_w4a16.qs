@@ -1,6 +1,7 @@
 qspec 1
 
 # W4A16 for LLaDA-8B: 4-bit weights in groups of 128, 16-bit activations. Saves memory.
+# Symmetric for the stand-in's sake: zero points break up the pairs of channels that cancel in it.
 recipe llada_w4a16 {
   family llada
   model  "GSAI-ML/LLaDA-8B-Instruct" revision "main"

@@ -1,13 +1,13 @@
 qspec 1
 
-# AWQ at W3A16, groups of 128, symmetric: scales, then clips, then rounding to nearest.
+# AWQ at W3A16, groups of 128, with zero points as in its code: scales, then clips, then rounding to nearest.
 extends "base/setup.qs"
 
 recipe awq_w3a16 {
 }
 
 scheme w3a16 {
-  weights     int3 per group 128 symmetric
+  weights     uint3 per group 128 asymmetric
   activations none
 }
 

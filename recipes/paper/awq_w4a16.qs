@@ -1,13 +1,13 @@
 qspec 1
 
-# AWQ at W4A16, groups of 128, symmetric: scales, then clips, then rounding to nearest.
+# AWQ at W4A16, groups of 128, with zero points as in its code: scales, then clips, then rounding to nearest.
 extends "base/setup.qs"
 
 recipe awq_w4a16 {
 }
 
 scheme w4a16 {
-  weights     int4 per group 128 symmetric
+  weights     uint4 per group 128 asymmetric
   activations none
 }
 
