@@ -92,7 +92,8 @@ class Gather:
         chosen = torch.randperm(x.shape[0], generator=self.generator)[: self.each]
         self.drawn.append(x[chosen.to(x.device)])
         pool = x if self.largest is None else torch.cat([self.largest, x])
-        self.largest = pool[pool.abs().amax(1).topk(min(self.top, pool.shape[0])).indices]
+        order = pool.abs().amax(1).argsort(descending=True, stable=True)  # of equals the first, on every device
+        self.largest = pool[order[: self.top]]
 
     def statistics(self) -> Statistics:
         assert self.largest is not None

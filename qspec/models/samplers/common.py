@@ -118,11 +118,11 @@ def not_finite(model: Denoiser, dtype: torch.dtype) -> NumericsError:
 
 
 def _all_finite(model: Denoiser) -> bool:
-    """Whether every weight and scale that the model holds is a finite number."""
+    """Whether every weight and scale that the model holds is a finite number; numbers of one byte are codes."""
     while isinstance(model, Around):
         model = model.model
     tensors = model.state_dict().values() if isinstance(model, nn.Module) else ()
-    return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
+    return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point() and t.itemsize > 1)
 
 
 def most_confident(confidence: Tensor, count: int) -> Tensor:
