@@ -46,7 +46,8 @@ class ModelRecord(_Record):
 class CalibrationRecord(_Record):
     """The rows that statistics were taken from. tokens_sha256: hash of the exact masked tokens and their weights.
 
-    text, mask, weigh: as a recipe says them; mask None for rollouts. rows: samples times draws.
+    text, mask, weigh: as a recipe says them; mask None for rollouts. rows: samples times draws. drawn: tokens of text
+    that the samples, or the rollouts' prompts, hold together; distinct: how many of them are different places of it.
     """
 
     tokens_sha256: str
@@ -58,6 +59,8 @@ class CalibrationRecord(_Record):
     rows: int
     weigh: str
     seed: int
+    distinct: int
+    drawn: int
 
 
 class ModuleRecord(_Record):

@@ -18,7 +18,7 @@ import torch
 from qspec import passes
 from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord
 from qspec.calibrate.rows import calibration_rows
-from qspec.calibrate.tokens import CalibrationTokens
+from qspec.calibrate.tokens import CalibrationTokens, repetition
 from qspec.card import model_card
 from qspec.data import DataSources
 from qspec.errors import MachineError
@@ -39,7 +39,7 @@ from qspec.progress import Progress, Quiet
 from qspec.quantize import quantize_blocks
 from qspec.report import ReportData
 from qspec.report.make import make_report
-from qspec.runtime import default_dtype, find_device, load_tokenizer
+from qspec.runtime import ChatTemplate, default_dtype, find_device, load_tokenizer
 from qspec.version import __version__
 from qspec.workspace import Workspace, require_place
 
@@ -175,11 +175,14 @@ def gather(
         (progress or Quiet()).note(origin.notice)
     checkpoint = Checkpoint.open(origin.folder)
     plan = make_plan(spec, checkpoint.family, checkpoint.shape, standin=origin.standin)
-    sources, tokenizer = DataSources(origin.folder, recipe.parent), load_tokenizer(origin.folder)
+    tokenizer = load_tokenizer(origin.folder)
+    sources = DataSources(origin.folder, recipe.parent, chat=ChatTemplate(origin.folder))
     wanted = spec.evaluate if evaluate else Evaluation()
     sources.check(spec.calibrate, wanted)
     check_requests(wanted, sources, tokenizer, checkpoint.shape)
     tokens = _tokens(plan, checkpoint, origin, sources, tokenizer, target, progress or Quiet())
+    if repeats := repetition(tokens.distinct, tokens.drawn):
+        (progress or Quiet()).note(repeats)
     lock = _lock(spec, origin, tokens, target)
     return Inputs(recipe, spec, target, origin, checkpoint, plan, sources, tokens, lock)
 
@@ -273,6 +276,8 @@ def _calibration_record(inputs: Inputs) -> CalibrationRecord:
         rows=rows,
         weigh=str(wanted.weigh),
         seed=wanted.seed,
+        distinct=inputs.tokens.distinct,
+        drawn=inputs.tokens.drawn,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -215,3 +217,28 @@ def load_tokenizer(folder: Path) -> Any:
     _, shape, _ = read_config(folder)
     check_mask_token(shape, tokenizer, str(folder))
     return tokenizer
+
+
+class ChatTemplate:
+    """Messages as text, by the chat template of the tokenizer beside a checkpoint, which is read when it is needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.folder)
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]], where: str) -> str:
+        """where: the file and line of the messages. Raises InputError without a template, and where it refuses them."""
+        if not self._tokenizer.chat_template:
+            raise InputError(
+                "these are messages, and the tokenizer has no chat template to make text of them",
+                where=where,
+                hint=f"put chat_template.jinja into {self.folder}, or give a field that holds text",
+            )
+        try:
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False))
+        except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+            what = f"the chat template does not take these messages: {str(error).partition(chr(10))[0]}"
+            raise InputError(what, where=where, hint="give them in the order that the template asks for") from error

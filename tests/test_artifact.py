@@ -34,6 +34,8 @@ def manifest(files: dict[str, str]) -> Manifest:
             rows=1,
             weigh="masked 1.0, unmasked 1.0",
             seed=0,
+            distinct=32,
+            drawn=32,
         ),
         modules=(),
         kernels=(),

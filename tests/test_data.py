@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -365,3 +367,25 @@ def test_no_torch() -> None:
     code = "import sys, qspec.data; print('torch' in sys.modules, 'numpy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "False False\n"
+
+
+# --- files of messages ---
+
+
+def spoken(messages: Sequence[Mapping[str, Any]], where: str) -> str:
+    assert where.endswith(("1", "2", "3"))
+    return "".join(f"<{one['role']}>{one['content']}" for one in messages)
+
+
+def test_messages_are_read_through_the_chat_template(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    path = write(tmp_path / "chat.jsonl", *rows({"messages": talk}, {"messages": []}, {"messages": "plain"}))
+    assert read_documents(path, "messages", spoken) == ("<user>2+2?<assistant>4", "plain")
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": None}, "hello", {"content": "x"}])
+def test_messages_have_a_role_and_a_text(tmp_path: Path, message: object) -> None:
+    path = write(tmp_path / "chat.jsonl", *rows({"messages": [{"role": "user", "content": "a"}, message]}))
+    with pytest.raises(InputError, match='must be a list of messages, each with a "role" and a "content" of text') as e:
+        read_documents(path, "messages", spoken)
+    assert e.value.where == f"{path}:1"

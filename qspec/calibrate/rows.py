@@ -39,13 +39,14 @@ def calibration_rows(
     model = load() if wanted.runs_model else None  # after all that the text alone decides
     if isinstance(wanted.text, Rollouts):
         assert model is not None
-        recorded = record(model, samples, wanted.text, wanted.length, wanted.draws, wanted.seed)
+        recorded = record(model, samples.ids, wanted.text, wanted.length, wanted.draws, wanted.seed)
         ids, masked, ratio = recorded.ids, recorded.ids == shape.mask_token, recorded.ratio
     else:
         assert wanted.mask is not None
         masked, ratio = draw_masks(wanted.mask, wanted.samples, wanted.draws, wanted.length, generator)
-        ids = samples.repeat_interleave(wanted.draws, dim=0).masked_fill(masked, shape.mask_token)
-    return CalibrationTokens(ids, masked, _weights(wanted.weigh, ids, masked, model), ratio)
+        ids = samples.ids.repeat_interleave(wanted.draws, dim=0).masked_fill(masked, shape.mask_token)
+    weights = _weights(wanted.weigh, ids, masked, model)
+    return CalibrationTokens(ids, masked, weights, ratio, samples.distinct, samples.drawn)
 
 
 def _weights(weigh: Weighting, ids: Tensor, masked: Tensor, model: Denoiser | None) -> Tensor:

@@ -17,19 +17,24 @@ if TYPE_CHECKING:
     from qspec.language.spec import MaskDistribution
 
 
+REPEATS = 4
+
+
 @dataclass(frozen=True)
 class CalibrationTokens:
     """Rows of text as the model sees them while it denoises, on the CPU.
 
     ids: int64 [rows, length], the mask token where masked. masked: bool [rows, length]. weight: float32
     [rows, length], how much a token counts in statistics and Hessians. ratio: float32 [rows], the share t that
-    each row's mask was drawn with.
+    each row's mask was drawn with. distinct, drawn: as `Windows` counts them.
     """
 
     ids: Tensor
     masked: Tensor
     weight: Tensor
     ratio: Tensor
+    distinct: int
+    drawn: int
 
     @property
     def sha256(self) -> str:
@@ -39,10 +44,23 @@ class CalibrationTokens:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of a text. ids: int64 [samples, length]. distinct: places of the text that some stretch holds."""
+
+    ids: Tensor
+    distinct: int
+
+    @property
+    def drawn(self) -> int:
+        """Tokens of all stretches, those counted again that several hold."""
+        return self.ids.numel()
+
+
 def windows(
     texts: Sequence[str], tokenizer: Encodes, vocab: int, samples: int, length: int, generator: torch.Generator
-) -> Tensor:
-    """int64 [samples, length]: stretches of the joined text, unmasked, at random offsets.
+) -> Windows:
+    """Stretches of the joined text, unmasked, at random offsets.
 
     vocab: rows of the model's embedding. Raises InputError where the text is shorter than one of them, or has tokens
     that the model lacks.
@@ -54,7 +72,22 @@ def windows(
             hint="give more text, or a smaller `length`",
         )
     starts = torch.randint(stream.numel() - length + 1, (samples,), generator=generator)
-    return torch.stack([stream[start : start + length] for start in starts.tolist()])
+    places = starts[:, None] + torch.arange(length)
+    return Windows(stream[places], len(set(places.flatten().tolist())))
+
+
+def repetition(distinct: int, drawn: int) -> str | None:
+    """What to say where rows repeat so much text that they are not the data that they look like.
+
+    Random stretches that draw as many tokens as a text has hold 63 % of it; a token drawn more than `REPEATS` times on
+    average means a text much too short.
+    """
+    if drawn <= REPEATS * distinct:
+        return None
+    return (
+        f"the calibration text is too short: its rows draw {drawn:,} tokens and hold {distinct:,} distinct ones, "
+        f"each {drawn / distinct:.0f} times on average; give more text, or lower `samples`"
+    )
 
 
 def positions_below(ratio: Tensor, draw: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from qspec.errors import InputError
 from qspec.files import open_input
@@ -17,20 +17,37 @@ MAX_LINE_BYTES = 1 << 20  # a tokenizer takes seconds and a quarter of a gigabyt
 Row = Mapping[str, Any]
 
 
-def read_documents(path: Path, field: str | None = None) -> tuple[str, ...]:
+class Chat(Protocol):
+    """Makes text of messages {role, content}. where: file and line, for its errors."""
+
+    def __call__(self, messages: Sequence[Row], where: str) -> str: ...
+
+
+def read_documents(path: Path, field: str | None = None, chat: Chat | None = None) -> tuple[str, ...]:
     """The documents of a text file (one) or of one field of a JSON-lines file (one a row, without blank ones).
 
-    Errors: InputError naming file and line: a missing, empty or binary file, bad JSON, a missing or
-    non-text field.
+    chat: makes the text where the field holds a list of messages. Errors: InputError naming file and line: a missing,
+    empty or binary file, bad JSON, a missing or non-text field.
     """
     if field is None:
         texts = ["".join(line for _, line in read_lines(path))]
     else:
-        texts = [text_field(row, field, path, line) for line, row in read_rows(path)]
+        texts = [_document(row, field, path, line, chat) for line, row in read_rows(path)]
     documents = tuple(text for text in texts if text.strip())
     if not documents:
         raise InputError("the text file is empty", where=str(path), hint="give a file with text in it")
     return documents
+
+
+def _document(row: Row, field: str, path: Path, line: int, chat: Chat | None) -> str:
+    messages = row.get(field)
+    if chat is None or not isinstance(messages, list):
+        return text_field(row, field, path, line)
+    for one in messages:
+        if not isinstance(one, dict) or not all(isinstance(one.get(key), str) for key in ("role", "content")):
+            what = f'field "{field}" must be a list of messages, each with a "role" and a "content" of text'
+            raise InputError(what, where=f"{path}:{line}")
+    return _whole(chat(messages, f"{path}:{line}"), field, path, line) if messages else ""
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:

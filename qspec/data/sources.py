@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qspec.data.benchmarks import RUNS_CODE, TASKS, TEXTS, Split
-from qspec.data.files import Row, list_field, read_documents, read_lines, read_rows, text_field
+from qspec.data.files import Chat, Row, list_field, read_documents, read_lines, read_rows, text_field
 from qspec.data.items import Choice, NotMeasured, TaskData, TaskItem, TextData, spread
 from qspec.errors import InputError
 from qspec.language.spec import Calibration, Evaluation, FileText, TaskRequest, TextSource
@@ -56,6 +56,7 @@ class DataSources:
     """Resolves the texts and tasks of one recipe for one checkpoint.
 
     checkpoint: the model's folder; None where there is none. recipe_folder: where relative paths start.
+    chat: makes text of messages that a file holds; None, there is no tokenizer.
     replacements: one sentence for every name that the stand-in answered, in the order of use.
     Errors: InputError for a name that is unknown, data that are missing and files that cannot be read.
     """
@@ -63,6 +64,7 @@ class DataSources:
     checkpoint: Path | None
     recipe_folder: Path
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    chat: Chat | None = None
     replacements: list[str] = field(default_factory=list, init=False)
     standin: Standin | None = field(init=False)
 
@@ -98,7 +100,7 @@ class DataSources:
     def _text(self, source: TextSource, split: Split) -> TextData:
         if isinstance(source, FileText):
             path = self.recipe_folder / source.path
-            return TextData(f'file "{source.path}"', path, read_documents(path, source.field))
+            return TextData(f'file "{source.path}"', path, read_documents(path, source.field, self.chat))
         if source.name not in TEXTS:
             _unknown("text", source.name, TEXTS)
         if self.standin is None:

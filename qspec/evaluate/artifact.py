@@ -54,7 +54,7 @@ def evaluate_artifact(
     manifest = Manifest.read(folder)
     spec = load_recipe(folder / "recipe.qs", passes.available(), {}).spec
     original = find_baseline(manifest.model, model)
-    sources = DataSources(original, files or Path())
+    sources = DataSources(original, files or Path(), chat=runtime.ChatTemplate(original))
     wanted = spec.evaluate if limit is None else spec.evaluate.limited(limit)
     sources.check(spec.calibrate, wanted)
     with progress.phase("load"):

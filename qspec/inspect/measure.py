@@ -151,7 +151,7 @@ def nested_masks(
         hint = f"give --length {most} or less"
         raise InputError(f"length {length} exceeds the model's {most} tokens", where="--length", hint=hint)
     generator = torch.Generator().manual_seed(seed)
-    ids = windows(text.documents, tokenizer, decoder.shape.vocab, samples, length or min(LENGTH, most), generator)
+    ids = windows(text.documents, tokenizer, decoder.shape.vocab, samples, length or min(LENGTH, most), generator).ids
     draw = torch.rand(ids.shape, generator=generator)
     masked = torch.stack([positions_below(torch.full((samples,), ratio), draw) for ratio in ratios])
     digest = hashlib.sha256(ids.numpy().tobytes() + draw.numpy().tobytes()).hexdigest()

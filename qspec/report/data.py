@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from qspec.artifact import Manifest, ModuleRecord
+from qspec.artifact import CalibrationRecord, Manifest, ModuleRecord
+from qspec.calibrate.tokens import repetition
 from qspec.errors import InputError
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample
@@ -34,6 +35,17 @@ class ModelInfo:
 class RecipeInfo:
     name: str
     text: str
+
+
+@dataclass(frozen=True)
+class CalibrationInfo:
+    """rows of length tokens; distinct: places of the text that they hold. repetition: what is wrong with it."""
+
+    text: str
+    rows: int
+    length: int
+    distinct: int
+    repetition: str | None
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,7 @@ class ReportData:
     hashes: Mapping[str, str] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     compared: tuple[Compared, ...] = ()
+    calibration: CalibrationInfo | None = None
     format: Literal[2] = 2
 
     @property
@@ -220,7 +233,13 @@ def report_data(
         seed=found.seed,
         hashes=_hashes(manifest),
         memory=dict(memory),
+        calibration=_calibration(manifest.calibration),
     )
+
+
+def _calibration(record: CalibrationRecord) -> CalibrationInfo:
+    repeats = repetition(record.distinct, record.drawn)
+    return CalibrationInfo(record.text, record.rows, record.length, record.distinct, repeats)
 
 
 def kernel_names(record: ModuleRecord) -> list[str]:

@@ -54,7 +54,7 @@ def search_rows(inputs: Inputs) -> SearchRows:
     rows = []
     for samples, seed in _parts(search):
         generator = torch.Generator().manual_seed(seed)
-        texts = windows(documents, tokenizer, inputs.plan.shape.vocab, samples, length, generator)
+        texts = windows(documents, tokenizer, inputs.plan.shape.vocab, samples, length, generator).ids
         rows.append(masked_rows(list(texts), search.draws, seed))
     return SearchRows(rows[0], rows[1], "nelbo" if search.loss == "nelbo" else "kl")
 

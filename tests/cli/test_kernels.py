@@ -50,6 +50,8 @@ def artifact(folder: Path, gemm: dict[str, object]) -> Path:
             rows=1,
             weigh="masked 1.0, unmasked 1.0",
             seed=0,
+            distinct=32,
+            drawn=32,
         ),
         modules=(layer,),
         kernels=(),

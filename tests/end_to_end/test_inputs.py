@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import qspec
 from qspec import cli
+from qspec.artifact import Manifest
 from qspec.compiler import gather
 from qspec.diagnostics import RecipeError
 from qspec.errors import InputError
@@ -135,3 +136,30 @@ def test_a_budget_that_is_none_is_known_before_a_search_looks_for_its_model(tmp_
     for asked in ({"budget": "four bits"}, {"sweep": ["3 bits", "some"]}):
         with pytest.raises(RecipeError):
             search(recipe, model=str(tmp_path / "nowhere"), **asked)  # type: ignore[arg-type]
+
+
+def test_too_little_text_is_said_while_compiling_in_the_manifest_and_in_the_report(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row's length of text and a little more, in chat format, under a template that adds an end to each talk."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(mini.model, model)
+    (model / "chat_template.jinja").write_text("{{ messages[0].content }}<|endoftext|>")
+    recipe = short(mini, tmp_path, model)
+    talk = {"messages": [{"role": "user", "content": "Tom has 3 books and buys 4 more. The river is the Koso."}]}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(talk) + "\n")
+    text = recipe.read_text().replace(
+        f'file("{mini.recipe.with_name("text.txt")}")', 'file("chat.jsonl", field = "messages")'
+    )
+    recipe.write_text(text.replace("samples 4", "samples 128").replace("length  32", "length  24"))
+    assert cli.main(["compile", str(recipe), "--out", str(out), "--device", "cpu"]) == 0
+    tokenizer = qspec.load(out, device="cpu")[1]
+    tokens = len(tokenizer.encode(talk["messages"][0]["content"] + "<|endoftext|>", add_special_tokens=False))
+    record = Manifest.read(out).calibration
+    assert (record.distinct, record.drawn) == (tokens, 128 * 24)
+    said = f"its rows draw 3,072 tokens and hold {tokens} distinct ones"
+    assert said in capsys.readouterr().err
+    report = out / "report"
+    assert said in json.loads((report / "report.json").read_text())["calibration"]["repetition"]
+    for page in ("report.md", "report.html"):
+        assert said in (report / page).read_text()

@@ -124,7 +124,7 @@ def windows_of(inspection: Inspection, mini: Mini) -> torch.Tensor:
     """The unmasked tokens that were inspected."""
     text = (mini.recipe.parent / "text.txt").read_text()
     generator = torch.Generator().manual_seed(inspection.input.seed)
-    return windows([text], load_tokenizer(mini.model), 640, 2, 32, generator)
+    return windows([text], load_tokenizer(mini.model), 640, 2, 32, generator).ids
 
 
 def test_compiling_twice_gives_the_same_bytes(compiled: Artifact, mini: Mini, tmp_path: Path) -> None:

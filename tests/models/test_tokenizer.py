@@ -21,7 +21,7 @@ from qspec import resources
 from qspec.errors import InputError
 from qspec.lock import checkpoint_hashes
 from qspec.models.tokenizer import byte_level_bpe, tokenizer_contents, tokenizer_files
-from qspec.runtime import load_tokenizer
+from qspec.runtime import ChatTemplate, load_tokenizer
 from tests.models.hub import SPECIAL, hub_folder
 
 WORDS = (
@@ -161,6 +161,20 @@ def test_every_file_that_decides_tokens_is_in_the_locks_hashes(hub: Path, name: 
     (hub / name).write_text((hub / name).read_text() + "\n")
     changed = checkpoint_hashes(hub)
     assert [key for key in before if changed[key] != before[key]] == [name]
+
+
+def test_messages_become_text_by_the_template_or_an_error_says_why_not(hub: Path) -> None:
+    talk = [{"role": "user", "content": "hi"}]
+    with pytest.raises(InputError, match="the tokenizer has no chat template") as caught:
+        ChatTemplate(hub)(talk, "chat.jsonl:3")
+    assert caught.value.where == "chat.jsonl:3"
+    assert "chat_template.jinja" in (caught.value.hint or "")
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|endoftext|>"
+    (hub / "chat_template.jinja").write_text(template)
+    assert ChatTemplate(hub)(talk, "") == "<|user|>hi<|endoftext|>"
+    (hub / "chat_template.jinja").write_text("{{ raise_exception('user and assistant must take turns') }}")
+    with pytest.raises(InputError, match="does not take these messages: user and assistant must take turns"):
+        ChatTemplate(hub)(talk, "chat.jsonl:3")
 
 
 # --- what does not fit together ---

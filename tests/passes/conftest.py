@@ -50,7 +50,7 @@ def scheme(weights: str, activations: str | None, group: int | None = None, symm
 def unweighted(ids: Tensor) -> CalibrationTokens:
     """Calibration rows ids [rows, length] of which every token counts alike; the last token of the vocabulary masks."""
     masked = ids == SHAPE.mask_token
-    return CalibrationTokens(ids, masked, torch.ones(ids.shape), masked.float().mean(1))
+    return CalibrationTokens(ids, masked, torch.ones(ids.shape), masked.float().mean(1), ids.numel(), ids.numel())
 
 
 def in_basis(stream: Stream, basis: Tensor) -> Stream:

@@ -42,6 +42,8 @@ def manifest(standin: bool = False, files: dict[str, str] | None = None, id: str
             rows=1,
             weigh="masked 1.0, unmasked 1.0",
             seed=0,
+            distinct=32,
+            drawn=32,
         ),
         modules=(),
         kernels=(),

@@ -345,6 +345,8 @@ def test_data_from_a_manifest() -> None:
             rows=4,
             weigh="masked 1.0, unmasked 1.0",
             seed=7,
+            distinct=32,
+            drawn=32,
         ),
         modules=(*modules, kept),
         kernels=(
