@@ -7,10 +7,10 @@ is compiled twice from the same tokens, on the CPU and on the GPU; the GPU's art
 kernels in bfloat16 and through the reference in float32, the CPU's on the CPU. Losses are NELBOs above the unquantized
 model's on the same device, over the same masked rows.
 
-What counts as noise. Of one artifact on two devices: the standard error of the paired differences, and ARITHMETIC, what
-bfloat16 moved a stand-in's NELBO by. Two artifacts are two roundings of one model: a bfloat16 stream moves a tenth of
-the codes, which moved the loss by up to SPREAD of itself where a GPU's compile was emulated on a CPU, as the slow tests
-here do. Three times either, and FLOOR, is allowed; docs/measurements.md has the figures.
+What counts as noise: the standard error of the paired differences; FLOOR; and, of the loss, ARITHMETIC where one
+artifact runs on two devices, in bfloat16 on one, and SPREAD where two were compiled. Those are two roundings of one
+model: a bfloat16 stream moves a tenth of the codes, which moved the loss by 15 % of itself where a GPU's compile was
+emulated on a CPU, as the slow tests here do (docs/measurements.md). Three times all of it is allowed.
 """
 
 from __future__ import annotations
@@ -25,20 +25,16 @@ from torch import Tensor
 from tests.gpu.paper import CELLS, MODELS, compiled, losses
 from tests.tf32 import EmulatedTf32
 
-ARITHMETIC, SPREAD, FLOOR = 0.005, 0.2, 0.005
+ARITHMETIC, SPREAD, FLOOR = 0.02, 0.2, 0.005
 NEEDS_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-def paired(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """The mean difference, and its standard error."""
+def check(one: Tensor, other: Tensor, share: float, otherwise: str) -> None:
+    """The mean losses of the same samples differ by no more than three times the noise."""
     difference = other - one
-    return float(difference.mean()), float(difference.std()) / len(difference) ** 0.5
-
-
-def check_compiles(here: Tensor, there: Tensor) -> None:
-    difference, error = paired(here, there)
-    noise = (error**2 + (SPREAD * float(here.mean())) ** 2 + FLOOR**2) ** 0.5
-    assert abs(difference) < 3 * noise, "the compiles differ"
+    paired = float(difference.std()) / len(difference) ** 0.5
+    noise = (paired**2 + (share * float(one.mean())) ** 2 + FLOOR**2) ** 0.5
+    assert abs(float(difference.mean())) < 3 * noise, f"{otherwise}: {difference.mean():.4f}, noise {noise:.4f}"
 
 
 @pytest.mark.gpu
@@ -48,12 +44,10 @@ def check_compiles(here: Tensor, there: Tensor) -> None:
 def test_a_cell_loses_on_a_gpu_what_it_loses_on_a_cpu(cell: str, model: str, tmp_path: Path) -> None:
     here, there = (compiled(cell, model, tmp_path, device) for device in ("cpu", "cuda"))
     on_cpu, reference, on_gpu = losses(here, model, "cpu"), losses(there, model, "cpu"), losses(there, model, "cuda")
-    print(
-        f"{cell} on {model}: loses {on_cpu.mean():.4f} by the CPU, {reference.mean():.4f} and {on_gpu.mean():.4f} by the GPU"
-    )
-    difference, error = paired(reference, on_gpu)
-    assert abs(difference) < 3 * (error**2 + ARITHMETIC**2) ** 0.5, "the kernels differ from the reference"
-    check_compiles(on_cpu, reference)
+    means = f"{on_cpu.mean():.4f} by the CPU, {reference.mean():.4f} and {on_gpu.mean():.4f} by the GPU"
+    print(f"{cell} on {model}: loses {means}")
+    check(reference, on_gpu, ARITHMETIC, "the kernels differ from the reference")
+    check(on_cpu, reference, SPREAD, "the compiles differ")
 
 
 @pytest.mark.slow
@@ -63,8 +57,8 @@ def test_a_gpus_compile_loses_what_a_cpus_does(cell: str, model: str, tmp_path: 
     """Emulated: the stream in bfloat16, forward passes in TF32."""
     (tmp_path / "emulated").mkdir()
     here = losses(compiled(cell, model, tmp_path, "cpu"), model, "cpu")
-    with patch("qspec.quantize.default_dtype", lambda device: torch.bfloat16), EmulatedTf32():
+    with patch("qspec.quantize.default_dtype", lambda _: torch.bfloat16), EmulatedTf32():
         made = compiled(cell, model, tmp_path / "emulated", "cpu")
     there = losses(made, model, "cpu")
     print(f"{cell} on {model}: loses {here.mean():.4f}, as on a GPU {there.mean():.4f}")
-    check_compiles(here, there)
+    check(here, there, SPREAD, "the compiles differ")
