@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -26,8 +27,10 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from qspec.errors import InputError
 from qspec.models import dream, llada
+from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
 from qspec.models.fields import spelled
+from qspec.models.forms import BUFFERS
 from qspec.models.registry import family_of
 from qspec.models.shift import predictors
 
@@ -81,6 +84,7 @@ class DecoderModel(PreTrainedModel):  # type: ignore[misc]
     main_input_name = "input_ids"
     _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
     _supports_sdpa = True
+    _keys_to_ignore_on_load_unexpected = [BUFFERS.pattern]  # noqa: RUF012
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -107,8 +111,15 @@ class DecoderModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As transformers has it, except that a tensor too few or too many is an InputError and not a warning."""
+        """As transformers has it, except that a tensor too few or too many is an InputError and not a warning.
+
+        Rotary tables and an equal head beside a tied embedding are none too many (`Checkpoint.open`).
+        """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        head, folder = f"{model.decoder.family.globals['head']}.weight", Path(str(model.config.name_or_path))
+        if model.decoder.shape.tied and head in info["unexpected_keys"] and folder.is_dir():
+            Checkpoint.open(folder)
+            info["unexpected_keys"] = {name for name in info["unexpected_keys"] if name != head}
         for kind in ("missing", "unexpected"):
             if names := sorted(info[f"{kind}_keys"]):
                 raise InputError(

@@ -75,3 +75,20 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
         load_decoder(tmp_path)
     write_safetensors(tmp_path / "model.safetensors", random_weights(TINY))
     load_decoder(tmp_path)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_stored_rotary_tables_and_a_tied_models_own_head_are_none_too_many(tmp_path: Path, equal: bool) -> None:
+    config = TINY | {"weight_tying": True}
+    weights = random_weights(config)
+    head = weights["model.transformer.wte.weight"] + (0 if equal else np.float32(1))
+    table = {"model.transformer.blocks.0.rotary_emb.inv_freq": np.ones(3, np.float32)}
+    write_checkpoint(tmp_path, config, weights | table | {"model.transformer.ff_out.weight": head})
+    if not equal:
+        with pytest.raises(InputError, match="differ: other values"):
+            AutoModel.from_pretrained(tmp_path, dtype=torch.float32)
+        return
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        logits = AutoModel.from_pretrained(tmp_path, dtype=torch.float32)(ids).logits
+    assert torch.equal(logits, load_decoder(tmp_path)(ids).logits)
