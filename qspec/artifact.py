@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePath
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
 from qspec.files import read_errors, read_input, sha256, take_lock, unfinished, write_whole
+from qspec.values import LARGEST_SEED
 
 FORMAT: Final = 6  # 5: bits of the model; 6: activations of up to 5 bits and in mxfp4 have other scales
 MANIFEST = "qspec.json"
@@ -28,8 +30,30 @@ REPORT_PARTIAL = ".report.partial"
 WORK = (".lock", ".names", ".progress.json", ".replaced", REPORT_LOCK, REPORT_PARTIAL)  # what a kill may leave behind
 
 
+_ROLE = re.compile(r"[a-z_]+|blocks\[(0|[1-9][0-9]{0,3})\](\.[a-z_]+(\[(0|[1-9][0-9]{0,3})\])?)+")
+Count = Annotated[int, Field(ge=1, le=1 << 40)]
+Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
+Bits = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _plain(name: str) -> str:
+    """A file's name below the artifact's folder, in its one spelling."""
+    if (
+        not name
+        or "\\" in name
+        or "\0" in name
+        or name.startswith("/")
+        or any(part in ("", ".", "..") for part in name.split("/"))
+    ):
+        raise ValueError("a file name leaves the artifact's folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain)]
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelRecord(_Record):
@@ -52,15 +76,15 @@ class CalibrationRecord(_Record):
 
     tokens_sha256: str
     text: str
-    samples: int
-    length: int
+    samples: Count
+    length: Count
     mask: str | None
-    draws: int
-    rows: int
+    draws: Count
+    rows: Count
     weigh: str
-    seed: int
-    distinct: int
-    drawn: int
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+    distinct: Annotated[int, Field(ge=0)]
+    drawn: Annotated[int, Field(ge=0)]
 
 
 class ModuleRecord(_Record):
@@ -74,9 +98,9 @@ class ModuleRecord(_Record):
     module: str
     scheme: str | None
     label: str
-    bits: float
-    in_features: int
-    out_features: int
+    bits: Bits
+    in_features: Count
+    out_features: Count
     bias: bool
     rule: str | None
     passes: tuple[str, ...]
@@ -95,10 +119,49 @@ class ModuleRecord(_Record):
         row = RowKernel(**self.row | {"rotations": tuple(self.row["rotations"])}) if self.row else None
         return LayerKernels(row, GemmKernel(**self.gemm))
 
+    @property
+    def input(self) -> tuple[Any, ...]:
+        """What modules of one input have in common, where one's tensors hold its transform."""
+        return self.row, self.in_features, self.transform
+
+    @property
+    def product(self) -> tuple[Any, ...]:
+        """What the modules of one product have in common."""
+        return *self.input, self.gemm, self.bias
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        """A role, and kernels of the catalogue that take so many channels."""
+        if not _ROLE.fullmatch(self.role):
+            raise ValueError(f"{self.role[:80]!r} is no role")
+        try:
+            kernels = self.kernels
+        except (TypeError, KeyError, InputError) as error:
+            raise ValueError(f"not a kernel of the catalogue: {error}") from None
+        if kernels is None and (self.row, self.transform, self.merged) != (None, None, None):
+            raise ValueError("a module that is kept has neither kernels nor a transform")
+        if kernels is not None:
+            try:
+                kernels.check(self.in_features)
+            except InputError as error:
+                raise ValueError(error.what) from None
+        return self
+
+
+def _alike(record: ModuleRecord, other: ModuleRecord | None, what: Literal["input", "product"]) -> bool:
+    """Whether a module can share its input, or a product, with another one of its block."""
+    block = record.role.partition(".")[0]
+    return other is not None and block == other.role.partition(".")[0] and getattr(record, what) == getattr(other, what)
+
+
+def _gates(records: list[ModuleRecord]) -> bool:
+    """Whether the modules of a product are gate and up."""
+    return [record.role.partition(".")[2] for record in records] == ["mlp.gate", "mlp.up"]
+
 
 class KernelRecord(_Record):
     name: str
-    file: str
+    file: FileName
     sha256: str
 
 
@@ -117,12 +180,41 @@ class Manifest(_Record):
     calibration: CalibrationRecord
     modules: tuple[ModuleRecord, ...]
     kernels: tuple[KernelRecord, ...]
-    bits_per_weight: float
-    bits_per_weight_model: float
-    bytes_before: int
-    bytes_after: int
-    files: dict[str, str]
+    bits_per_weight: Bits
+    bits_per_weight_model: Bits
+    bytes_before: Bytes
+    bytes_after: Bytes
+    files: dict[FileName, str]
     digest: str = ""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        """Modules and kernels stand once; what one names of another is there, and fits it."""
+        modules = {record.module: record for record in self.modules}
+        for what, names in (
+            ("role", [record.role for record in self.modules]),
+            ("module", [record.module for record in self.modules]),
+            ("kernel", [record.name for record in self.kernels]),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"a {what} stands twice")
+        products: dict[str, list[ModuleRecord]] = {}
+        for record in self.modules:
+            if record.transform is not None and not _alike(record, modules.get(record.transform), "input"):
+                raise ValueError(f"{record.role} has the transform of a module with another input")
+            if record.merged is not None:
+                products.setdefault(record.merged, []).append(record)
+        for first, records in products.items():
+            if not all(_alike(record, modules.get(first), "product") for record in records):
+                raise ValueError(f"{records[0].role} is part of a product with modules of other kernels")
+            rotated = records[0].row is not None and records[0].row["rotations"]
+            if rotated and records[0].transform is None:
+                raise ValueError(f"{records[0].role} is part of a product, and has a transform of its own")
+        gated = {id(record) for one in products.values() if _gates(one) for record in one}
+        for record in self.modules:
+            if record.gemm and record.gemm.get("gated") and id(record) not in gated:
+                raise ValueError(f"{record.role} is gated, and no product of gate and up")
+        return self
 
     def sealed(self) -> Manifest:
         """The manifest with the hash of its own content."""

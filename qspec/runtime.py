@@ -101,15 +101,37 @@ def place(
 ) -> None:
     """Puts an artifact's tensors (full names) into a decoder, its quantized linears as QuantLinears."""
     start = decoder.family.blocks
-    blocks: dict[int, list[ModuleRecord]] = {}
-    for record in manifest.modules:
-        if record.role.startswith("blocks["):
-            blocks.setdefault(int(record.role[7 : record.role.index("]")]), []).append(record)
+    blocks = _blocks(manifest, decoder)
     for index, block in enumerate(decoder.blocks):
         own = {name: t for name, t in tensors.items() if name.startswith(f"{start}.{index}.")}
         install_block(block, blocks[index], own, device, dtype, kernels)
     outer = {name: t for name, t in tensors.items() if not name.startswith(f"{start}.")}
     place_outer(decoder, outer, device, dtype)
+
+
+def _blocks(manifest: Manifest, decoder: Decoder) -> list[list[ModuleRecord]]:
+    """The records of each block. Raises InputError where they are not of the linears that the decoder has."""
+    records = {record.role: record for record in manifest.modules if record.role.startswith("blocks[")}
+    blocks: list[list[ModuleRecord]] = [[] for _ in decoder.blocks]
+    for entry in decoder.family.modules(decoder.shape):
+        if entry.role.block is None:
+            continue
+        record = records.pop(str(entry.role), None)
+        has = None if record is None else (record.module, record.out_features, record.in_features, record.bias)
+        if record is None or has != (entry.module, entry.out_features, entry.in_features, entry.bias):
+            raise _other_model(str(entry.role))
+        blocks[entry.role.block].append(record)
+    for role in records:
+        raise _other_model(role)
+    return blocks
+
+
+def _other_model(role: str) -> InputError:
+    return InputError(
+        "qspec.json and config.json are of different models",
+        where=role,
+        hint="the artifact is damaged or of another version; compile the recipe again",
+    )
 
 
 def place_outer(decoder: Decoder, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:

@@ -13,6 +13,7 @@ from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, ver
 from qspec.errors import InputError
 from qspec.files import sha256
 from qspec.workspace import Workspace
+from tests.end_to_end.hostile import seal
 
 KEY = {"recipe": "1"}
 
@@ -117,9 +118,8 @@ def test_a_file_name_stays_inside_however_the_folder_is_named(tmp_path: Path, mo
             with pytest.raises(InputError, match="leaves the artifact's folder"):
                 artifact.inside(folder, name)
     (tmp_path / "outside.safetensors").write_text("theirs")
-    (out / "qspec.json").write_text(
-        manifest({"../outside.safetensors": sha256(tmp_path / "outside.safetensors")}).text()
-    )
+    files = {"../outside.safetensors": sha256(tmp_path / "outside.safetensors")}
+    seal(out, json.loads(manifest({}).text()) | {"files": files})
     with pytest.raises(InputError, match="leaves the artifact's folder"):
         verify(Path())
 

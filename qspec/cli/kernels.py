@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qspec.artifact import MANIFEST, Manifest
+from qspec.artifact import Manifest
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.output import say
 from qspec.cli.planned import planned
@@ -59,11 +59,7 @@ def _of_artifact(folder: Path) -> dict[str, Kernel]:
     """The kernels of an artifact's layers, as its manifest has them."""
     kernels: dict[str, Kernel] = {}
     for record in Manifest.read(folder).modules:
-        try:
-            layer = record.kernels
-        except TypeError as error:
-            where = f"{folder / MANIFEST}, {record.role}"
-            raise InputError("not a kernel of the catalogue", where=where) from error
+        layer = record.kernels
         if layer is not None:
             kernels.update({k.name: k for k in (layer.row, layer.gemm) if k is not None})
     return dict(sorted(kernels.items()))

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from qspec import artifact, cli, compiler, numerics, passes, resources, workspac
 from qspec.artifact import Manifest, verify
 from qspec.calibrate.tokens import windows
 from qspec.compiler import Artifact, gather
-from qspec.errors import InputError, MachineError, NumericsError
+from qspec.errors import InputError, MachineError, NumericsError, QspecError
 from qspec.evaluate import evaluate
 from qspec.inspect import Inspection, inspect
 from qspec.kernels.linear import QuantLinear
@@ -36,6 +38,7 @@ from qspec.passes.smooth import Smooth
 from qspec.progress import Quiet
 from qspec.runtime import load_tokenizer
 from tests.end_to_end.conftest import Mini, quantized_linears
+from tests.end_to_end.hostile import mutated, seal
 
 
 @pytest.fixture(scope="module")
@@ -465,3 +468,54 @@ def test_bad_devices(mini: Mini) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(MachineError, match="no CUDA GPU"):
             qspec.compile(mini.recipe, device="cuda")
+
+
+@pytest.mark.slow
+def test_every_changed_manifest_is_refused_or_loads(compiled: Artifact, tmp_path: Path) -> None:
+    outcomes = resealed(compiled.path, tmp_path / "copy", every=1)
+    assert outcomes["refused"] > 2000
+
+
+def test_a_changed_manifest_is_refused_or_loads(compiled: Artifact, tmp_path: Path) -> None:
+    """Every 32nd change: what is sealed anew must still be a manifest, and of this model."""
+    outcomes = resealed(compiled.path, tmp_path / "copy", every=32)
+    assert outcomes["refused"] > 60
+    assert outcomes["loaded"] > 2  # a name or a hash of something else: it decides nothing
+
+
+def resealed(artifact: Path, copy: Path, every: int) -> Counter[str]:
+    """Loads the artifact under changed manifests with digests that fit; raises whatever is not qspec's own error."""
+    shutil.copytree(artifact, copy)
+    outcomes: Counter[str] = Counter()
+    for _, content in islice(mutated(json.loads((copy / "qspec.json").read_text())), 0, None, every):
+        seal(copy, content)
+        try:
+            qspec.load(copy, device="cpu")
+            outcomes["loaded"] += 1
+        except QspecError:
+            outcomes["refused"] += 1
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    ("module", "change", "message"),
+    [
+        ("mlp.down", {"role": "blocks[0].mlp"}, "of different models"),
+        ("mlp.down", {"role": "../x"}, "is no role"),
+        ("mlp.down", {"gemm": {"weight_bits": 4}}, "not a kernel of the catalogue"),
+        ("attention.k", {"out_features": 128}, "of different models"),
+        ("attention.k", {"in_features": 1000}, "not a multiple of 32"),
+        ("attention.k", {"merged": "nothing"}, "modules of other kernels"),
+        ("attention.k", {"transform": "nothing"}, "another input"),
+    ],
+)
+def test_what_is_wrong_with_a_changed_manifest(
+    compiled: Artifact, tmp_path: Path, module: str, change: dict[str, object], message: str
+) -> None:
+    shutil.copytree(compiled.path, tmp_path / "copy")
+    content = json.loads((tmp_path / "copy" / "qspec.json").read_text())
+    (record,) = [record for record in content["modules"] if record["role"] == f"blocks[0].{module}"]
+    record |= change
+    seal(tmp_path / "copy", content)
+    with pytest.raises(InputError, match=message):
+        qspec.load(tmp_path / "copy", device="cpu")
