@@ -2,7 +2,8 @@
 
 On a GPU TF32 keeps ten bits of a factor's mantissa (2^-11 of its size is lost), on some CPUs products may even be cut
 to bfloat16. Who calls us may have asked for either; what a compile decides must not depend on it. So full precision is
-the rule, set where a compile, a search or an evaluation starts and once more where outputs are compared or inverted:
+the rule, set where a compile, a job of a search, an evaluation or an inspection starts, and once more where outputs are
+compared and products are inverted:
 
     in full      function checks, signal to noise, Hessians and cross products (their inverses magnify what is lost),
                  rotations, GPTQ's updates

@@ -40,6 +40,7 @@ from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.locate import checkpoint_locate
 from qspec.models.samplers.common import check_seed
+from qspec.precision import exact_products
 from qspec.progress import Progress, Quiet
 from qspec.report import environment
 from qspec.runtime import default_dtype, find_device, load_artifact, load_tokenizer
@@ -51,6 +52,7 @@ BATCH_TOKENS = 4096  # in one forward pass
 TOKENS_KEPT = 8  # of those that an outlier spans, for each row
 
 
+@exact_products()
 def inspect(
     checkpoint: str,
     *,
