@@ -85,7 +85,7 @@ def repetition(distinct: int, drawn: int) -> str | None:
     if drawn <= REPEATS * distinct:
         return None
     return (
-        f"the calibration text is too short: its rows draw {drawn:,} tokens and hold {distinct:,} distinct ones, "
+        f"the text is too short: its rows draw {drawn:,} tokens and hold {distinct:,} distinct ones, "
         f"each {drawn / distinct:.0f} times on average; give more text, or lower `samples`"
     )
 

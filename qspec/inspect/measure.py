@@ -28,7 +28,7 @@ from qspec.calibrate.outliers import (
     watching,
 )
 from qspec.calibrate.stream import Batch, Stream
-from qspec.calibrate.tokens import positions_below, windows
+from qspec.calibrate.tokens import positions_below, repetition, windows
 from qspec.data import DataSources, TextData
 from qspec.data.sources import STANDIN_FILE
 from qspec.errors import InputError, MachineError, NumericsError
@@ -80,6 +80,8 @@ def inspect(
         tokenizer = load_tokenizer(folder)
         content = _text(folder, text)
         masks = nested_masks(content, tokenizer, model.decoder, samples, length, ratios, seed)
+        if masks.repetition:
+            progress.note(masks.repetition)
         found = _Found(tokenizer, masks, model.stage)
         with progress.phase("inspect"):
             for index in progress.blocks(range(model.decoder.shape.layers)):
@@ -129,13 +131,17 @@ def open_model(folder: Path, device: torch.device) -> Model:
 
 @dataclass(frozen=True)
 class Masks:
-    """ids: int64 [samples, length], unmasked. masked: bool [ratios, samples, length], nested where ratios grow."""
+    """ids: int64 [samples, length], unmasked. masked: bool [ratios, samples, length], nested where ratios grow.
+
+    repetition: what is wrong with the text, if it is too short.
+    """
 
     ids: Tensor
     masked: Tensor
     ratios: tuple[float, ...]
     mask_token: int
     sha256: str
+    repetition: str | None
 
 
 def nested_masks(
@@ -153,11 +159,12 @@ def nested_masks(
         hint = f"give --length {most} or less"
         raise InputError(f"length {length} exceeds the model's {most} tokens", where="--length", hint=hint)
     generator = torch.Generator().manual_seed(seed)
-    ids = windows(text.documents, tokenizer, decoder.shape.vocab, samples, length or min(LENGTH, most), generator).ids
+    found = windows(text.documents, tokenizer, decoder.shape.vocab, samples, length or min(LENGTH, most), generator)
+    ids = found.ids
     draw = torch.rand(ids.shape, generator=generator)
     masked = torch.stack([positions_below(torch.full((samples,), ratio), draw) for ratio in ratios])
     digest = hashlib.sha256(ids.numpy().tobytes() + draw.numpy().tobytes()).hexdigest()
-    return Masks(ids, masked, tuple(ratios), decoder.shape.mask_token, digest)
+    return Masks(ids, masked, tuple(ratios), decoder.shape.mask_token, digest, repetition(found.distinct, found.drawn))
 
 
 @dataclass

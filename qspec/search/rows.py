@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec.calibrate.tokens import windows
+from qspec.calibrate.tokens import repetition, windows
 from qspec.compiler import Inputs
 from qspec.data import NotMeasured
 from qspec.errors import InputError
@@ -30,12 +30,13 @@ THREADS = 1  # of a job on a CPU: its sums are the same however many jobs run si
 @dataclass(frozen=True)
 class SearchRows:
     """What the losses are measured on. A layout's loss is a figure of one compile, so it is worth more rows, and they
-    are others than those that the solver chose by: `TRIAL_ROWS` times as many.
+    are others than those that the solver chose by: `TRIAL_ROWS` times as many. repetition: what is wrong with the text.
     """
 
     probes: list[MaskedRow]
     trials: list[MaskedRow]
     measure: Measure
+    repetition: str | None = None
 
 
 def search_rows(inputs: Inputs) -> SearchRows:
@@ -51,12 +52,13 @@ def search_rows(inputs: Inputs) -> SearchRows:
         return SearchRows(rows[0], rows[1], "nelbo")
     documents = inputs.sources.calibration(search.text or inputs.spec.calibrate.source).documents
     length = min(search.length, inputs.plan.shape.max_length)
-    rows = []
+    rows, said = [], None
     for samples, seed in _parts(search):
         generator = torch.Generator().manual_seed(seed)
-        texts = windows(documents, tokenizer, inputs.plan.shape.vocab, samples, length, generator).ids
-        rows.append(masked_rows(list(texts), search.draws, seed))
-    return SearchRows(rows[0], rows[1], "nelbo" if search.loss == "nelbo" else "kl")
+        texts = windows(documents, tokenizer, inputs.plan.shape.vocab, samples, length, generator)
+        rows.append(masked_rows(list(texts.ids), search.draws, seed))
+        said = repetition(texts.distinct, texts.drawn) or said
+    return SearchRows(rows[0], rows[1], "nelbo" if search.loss == "nelbo" else "kl", said)
 
 
 def _parts(search: Search) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -137,7 +137,10 @@ def search(
                 progress.note(f"{limit.budget}: {basis(limit.products)}")
     store = Store(folder / "results")
     remove_unfinished(folder)
-    known = facts(inputs, search_rows(inputs))
+    rows = search_rows(inputs)
+    if rows.repetition:
+        progress.note(rows.repetition)
+    known = facts(inputs, rows)
     run = _Run(store, known, scheme_texts(inputs), find_workers(setup, inputs, workers, ray), progress, resume)
     try:
         with progress.phase("probe"):

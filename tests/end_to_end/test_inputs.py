@@ -159,6 +159,10 @@ def test_too_little_text_is_said_while_compiling_in_the_manifest_and_in_the_repo
     assert (record.distinct, record.drawn) == (tokens, 128 * 24)
     said = f"its rows draw 3,072 tokens and hold {tokens} distinct ones"
     assert said in capsys.readouterr().err
+    arguments = ("--text", tmp_path / "short.txt", "--length", 16, "--samples", 9, "--out", tmp_path / "seen")
+    (tmp_path / "short.txt").write_text("Tom has 3 books and buys 4 more.")
+    assert cli.main(["inspect", str(model), *map(str, arguments), "--ratios", "0", "--device", "cpu"]) == 0
+    assert "the text is too short: its rows draw 144 tokens" in capsys.readouterr().err
     report = out / "report"
     assert said in json.loads((report / "report.json").read_text())["calibration"]["repetition"]
     for page in ("report.md", "report.html"):

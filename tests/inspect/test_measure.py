@@ -86,7 +86,7 @@ def test_a_ratio_draws_the_same_masks_beside_whichever_others(plain: Path, text:
 
 def test_masked_and_unmasked_positions_by_hand(plain: Path) -> None:
     masked = torch.tensor([[True, False, True], [False, False, True]])
-    masks = Masks(torch.tensor([[30, 31, 32], [33, 34, 35]]), masked[None], (0.5,), 2, "")
+    masks = Masks(torch.tensor([[30, 31, 32], [33, 34, 35]]), masked[None], (0.5,), 2, "", None)
     found = _Found(load_tokenizer(plain), masks, "before")
     x = torch.ones(6, 5)
     x[0, 4], x[2, 4], x[5, 4] = 400.0, 40.0, 4.0  # masked positions: sample 0 at 0 and 2, sample 1 at 2
