@@ -231,6 +231,7 @@ class Manifest(_Record):
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Raises InputError where qspec.json is absent, is not a manifest or was changed."""
+        refuse_file(folder)
         path = folder / MANIFEST
         try:
             with read_errors(path):
@@ -250,6 +251,17 @@ class Manifest(_Record):
         if manifest.digest != manifest._own_digest() or raw != manifest.text().encode():
             raise _changed(path)
         return manifest
+
+
+def refuse_file(path: Path) -> None:
+    """Raises InputError where there is a file in place of an artifact: a recipe, or one of the artifact's own."""
+    if path.is_file():
+        recipe = path.suffix == ".qs"
+        raise InputError(
+            "this is a file; a compiled model is a folder",
+            where=str(path),
+            hint=f"compile it first: qspec compile {path}" if recipe else "give the folder that holds qspec.json",
+        )
 
 
 def verify(folder: Path) -> Manifest:

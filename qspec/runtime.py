@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qspec.artifact import MANIFEST, Manifest, ModuleRecord, verify
+from qspec.artifact import MANIFEST, Manifest, ModuleRecord, refuse_file, verify
 from qspec.errors import InputError, MachineError
 from qspec.kernels import attention
 from qspec.kernels.linear import QuantLinear
@@ -21,7 +21,7 @@ from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
-from qspec.models.tokenizer import FILE, readable
+from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
 from qspec.models.tokens import check_mask_token, know_tokens
 
 # Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
@@ -51,6 +51,7 @@ def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = Non
 def checkpoint_folder(path: str | Path) -> Path:
     """The folder of an artifact or a checkpoint. Errors: InputError where there is none."""
     folder = Path(path)
+    refuse_file(folder)
     if not folder.is_dir():
         raise InputError("no such folder", where=str(folder), hint="give an artifact or a checkpoint folder")
     return folder
@@ -231,14 +232,30 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     with readable(folder) as source:
+        _require_sizes(source)
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(source), local_files_only=True)
-        except (ValueError, OSError, TypeError, KeyError) as error:
-            raise InputError(f"the tokenizer cannot be read: {error}", where=str(folder / FILE)) from error
+        except (
+            Exception
+        ) as error:  # what the library raises at a file it does not understand: bare Exceptions among them
+            raise InputError(
+                f"the tokenizer cannot be read: {str(error)[:300]}",
+                where=str(folder / FILE),
+                hint="copy it from the original model",
+            ) from error
+    if not tokenizer.vocab_size:
+        raise InputError("the tokenizer has no words", where=str(folder / FILE), hint="copy it from the original model")
     tokenizer.model_max_length = UNLIMITED
     _, shape, _ = read_config(folder)
     check_mask_token(shape, tokenizer, str(folder))
     return tokenizer
+
+
+def _require_sizes(folder: Path) -> None:
+    """Raises InputError where a file of the tokenizer is larger than any is."""
+    for name in tokenizer_files(folder):
+        if (folder / name).stat().st_size > MAX_BYTES:
+            raise InputError(f"{name} has more than {MAX_BYTES} bytes", where=str(folder / name))
 
 
 class ChatTemplate:

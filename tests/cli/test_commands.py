@@ -177,3 +177,16 @@ def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     assert set(schema["passes"]) >= {"rtn", "smooth", "rotate_duquant", "gptq"}
     assert schema["passes"]["smooth"]["properties"]["alpha"]["anyOf"][0]["maximum"] == 1
+
+
+@pytest.mark.parametrize("command", [["eval"], ["report"], ["generate", "--prompt", "x"]])
+@pytest.mark.parametrize("name", ["r.qs", "qspec.json"])
+def test_a_file_in_place_of_an_artifact(
+    command: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(recipe())
+    assert main([command[0], str(path), *command[1:]]) == 3
+    hint = f"compile it first: qspec compile {path}" if name == "r.qs" else "give the folder that holds qspec.json"
+    expected = f"qspec: this is a file; a compiled model is a folder\n  where: {path}\n  next:  {hint}\n"
+    assert capsys.readouterr().err == expected
