@@ -33,9 +33,18 @@ class NumberFormat:
 FINER = 5  # integers of at most so many bits reach half a step beyond qmax
 
 
+BELOW = 1 - 2.0**-10  # what remains of that half step's end: more than rounding a scale to float16 takes away
+
+
+def half_a_step_more(qmax: float) -> float:
+    """qmax + 1/2, and so little less that both ends of a range round to qmax (`qspec.numerics`)."""
+    return (qmax + 0.5) * BELOW
+
+
 def _int(bits: int) -> NumberFormat:
     largest = 2 ** (bits - 1) - 1
-    return NumberFormat(f"int{bits}", "int", bits, -largest - 1, largest, largest + 0.5 if bits <= FINER else largest)
+    reach = half_a_step_more(largest) if bits <= FINER else largest
+    return NumberFormat(f"int{bits}", "int", bits, -largest - 1, largest, reach)
 
 
 def _uint(bits: int) -> NumberFormat:

@@ -11,11 +11,13 @@ min and max include 0, so that zero is always exact. Scales are rounded to the d
 any code is computed from them, and a slice of zeros gets scale 1. Divisions are IEEE float32 divisions, as in the
 kernels.
 
-Reach is qmax + 1/2 for integers of 2 to 5 bits: the range's end is half a step off, as much as any value between two
-codes may be, all steps are finer, and the lowest code is used, as in GPTQ's own code and in compressed-tensors. At 8
-bits it is qmax: there the peak's own error, s^2 / 4 in place of 0, outweighs steps that are 0.4 % finer. 5 to 7 bits
-lie between: half a step wins from about 30 values of a group on at 5 bits, 60 at 6, 130 at 7; examples/grids measures
-it.
+Reach is (qmax + 1/2) (1 - 2^-10) for integers of 2 to 5 bits. The range's end is half a step off, as much as any value
+between two codes may be, and all steps are finer, as in GPTQ's own code and in compressed-tensors, which take qmax +
+1/2 itself. That would put both ends at a tie, where +max and -max get codes of unequal size, qmax and qmin, or not, as
+the last bit of s has it: opposite weights that cancel would no longer, and devices would differ. The thousandth is more
+than float16 rounds of s; values beyond the ends (a clip, GPTQ's updates) still use the lowest code. At 8 bits reach is
+qmax: there the peak's own error, s^2 / 4 in place of 0, outweighs steps that are 0.4 % finer. 5 to 7 bits lie between:
+half a step wins from about 30 values of a group on at 5 bits, 60 at 6, 130 at 7; examples/grids measures it.
 
 A scale is stored in float16 (groups of a weight), float32, or a byte. It has to fit there: 2^-19, of which float16
 holds six bits, to 65504; 2^-100 to 2^127 for float32 and for powers of two. A weight whose scales do not all fit is an

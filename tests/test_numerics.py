@@ -24,25 +24,42 @@ def fmt(name: str = "int4", group: int | None = None, symmetric: bool = True, cl
 
 
 def test_symmetric_by_hand() -> None:
-    # s = 7.5 / 7.5 = 1; halves go to even, 0.5 -> 0, 1.5 -> 2, -2.5 -> -2, and 7.5 would go to 8: the highest code is 7
-    w = torch.tensor([[7.5, 0.5, 1.5, -2.5], [-7.5, 7.0, 7.4, 0.0]])
+    # s = 7.4927 / (7.5 - 7.5 / 1024) = 1; halves go to even: 0.5 -> 0, 1.5 -> 2, -2.5 -> -2
+    w = torch.tensor([[7.5 * 1023 / 1024, 0.5, 1.5, -2.5], [-7.5 * 1023 / 1024, 7.0, 7.4, 0.0]])
     q = numerics.quantize_weight(w, fmt())
     assert q.scale.tolist() == [[1.0], [1.0]]
-    assert q.codes.tolist() == [[7, 0, 2, -2], [-8, 7, 7, 0]]
+    assert q.codes.tolist() == [[7, 0, 2, -2], [-7, 7, 7, 0]]
 
 
 @pytest.mark.parametrize(("bits", "reach"), [(2, 1.5), (3, 3.5), (4, 7.5), (5, 15.5), (6, 31), (7, 63), (8, 127)])
-def test_low_bits_use_the_lowest_code(bits: int, reach: float) -> None:
-    """Up to 5 bits a symmetric range ends half a step beyond the highest code; GPTQ's code: 2 max / (2^bits - 1)."""
+def test_low_bits_reach_half_a_step_further(bits: int, reach: float) -> None:
+    """Up to 5 bits a range ends a thousandth before half a step more than qmax; GPTQ's code: 2 max / (2^bits - 1)."""
+    reach = reach * 1023 / 1024 if bits <= 5 else reach
     x = torch.tensor([[-reach, reach, 1.0, 0.0]])
     for q in (numerics.quantize_weight(x, fmt(f"int{bits}")), numerics.quantize_activations(x, fmt(f"int{bits}"))):
         assert q.scale.tolist() == [[1.0]]
         highest = 2 ** (bits - 1) - 1
-        assert q.codes.tolist() == [[-highest - 1 if bits <= 5 else -highest, highest, 1, 0]]
+        assert q.codes.tolist() == [[-highest, highest, 1, 0]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.sampled_from(INTEGERS), group=st.sampled_from([None, 8]), seed=st.integers(0, 10**6))
+def test_opposite_values_have_opposite_codes(name: str, group: int | None, seed: int) -> None:
+    """The ends of a range too, whatever rounding to float16 does to the scale: what cancels still does."""
+    w = torch.randn(8, 16, generator=torch.Generator().manual_seed(seed))
+    one, other = (numerics.quantize_weight(x, fmt(name, group)) for x in (w, -w))
+    assert torch.equal(one.codes, -other.codes)
+    assert torch.equal(one.scale, other.scale)
+
+
+def test_clipped_values_use_the_lowest_code() -> None:
+    # s = 0.5 * 15 / 7.4927: -15 / s is -14.99, cut to -8
+    q = numerics.quantize_weight(torch.tensor([[15.0, -15.0]]), fmt(clip=Clip("ratio", 0.5)))
+    assert q.codes.tolist() == [[7, -8]]
 
 
 def test_clip_ratio_by_hand() -> None:
-    # s = 0.5 * 15 / 7.5 = 1: 15 is cut to 7, -15 to -8
+    # s = 0.5 * 15 / 7.4927 = 1.001: 15 is cut to 7, -15 to -8
     q = numerics.quantize_weight(torch.tensor([[15.0, -15.0, 3.0, 0.0]]), fmt(clip=Clip("ratio", 0.5)))
     assert q.codes.tolist() == [[7, -8, 3, 0]]
 
@@ -61,11 +78,11 @@ def test_asymmetric_range_always_holds_zero() -> None:
 
 
 def test_group_scales_round_before_codes() -> None:
-    # the float16 scale of 1000.3 / 7.5 = 133.37 is 133.375; the code is computed from that: half of it is 66.6875
-    w = torch.tensor([[1000.3, 66.687, 66.6876, 0]])
+    # the float16 scale of 1000.3 / 7.4927 = 133.504 is 133.5; the code is computed from that: half of it is 66.75
+    w = torch.tensor([[1000.3, 66.749, 66.751, 0]])
     q = numerics.quantize_weight(w, fmt(group=4))
     assert q.scale.dtype == torch.float16
-    assert q.scale.item() == float(np.float16(np.float32(1000.3) / np.float32(7.5)))
+    assert q.scale.item() == float(np.float16(np.float32(1000.3) / np.float32(7.5 * 1023 / 1024)))
     assert q.codes.tolist() == [[7, 0, 1, 0]]
 
 
@@ -332,7 +349,7 @@ def test_the_smallest_activations_have_the_smallest_scale(name: str) -> None:
 
 def test_the_exponent_that_fits_by_hand() -> None:
     grouped, channels = fmt(group=4), fmt()
-    ones = 7.5 * torch.ones(1, 4)  # a scale of 1
+    ones = 7.5 * 1023 / 1024 * torch.ones(1, 4)  # a scale of 1
     assert numerics.fitting_exponent([(ones, grouped)]) == 0
     assert numerics.fitting_exponent([(ones * 2.0**-14, grouped)]) == 0
     assert numerics.fitting_exponent([(ones * 2.0**-15, grouped)]) == 15  # float16 holds six bits of 2^-19, 2^4 away

@@ -34,7 +34,15 @@ from qspec.calibrate.tokens import CalibrationTokens
 from qspec.data import DataSources
 from qspec.evaluate.nelbo import NelboResult, measure_nelbo
 from qspec.files import write_whole
-from qspec.formats import NUMBER_FORMATS, Clip, Granularity, NumberFormat, Scheme, TensorFormat
+from qspec.formats import (
+    NUMBER_FORMATS,
+    Clip,
+    Granularity,
+    NumberFormat,
+    Scheme,
+    TensorFormat,
+    half_a_step_more,
+)
 from qspec.language import load_recipe
 from qspec.language.spec import Calibration, NamedText
 from qspec.models.checkpoint import Checkpoint
@@ -80,7 +88,7 @@ def on_grid(number: NumberFormat, grid: str) -> NumberFormat:
         return replace(number, reach=8 if grid == "qmax" else 7)
     if number.kind != "int":
         return number
-    return replace(number, reach=number.qmax + (0.5 if grid == "half" else 0))
+    return replace(number, reach=half_a_step_more(number.qmax) if grid == "half" else number.qmax)
 
 
 def scheme(cell: Cell, grid: str) -> Scheme:

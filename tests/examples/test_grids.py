@@ -59,7 +59,7 @@ def test_the_old_table_of_formats_is_qmax(grids: SimpleNamespace) -> None:
     for bits in range(2, 9):
         number = NUMBER_FORMATS[f"int{bits}"]
         assert tools.on_grid(number, "qmax").reach == number.qmax
-        assert tools.on_grid(number, "half").reach == number.qmax + 0.5
+        assert tools.on_grid(number, "half").reach == (number.qmax + 0.5) * 1023 / 1024
     assert tools.on_grid(NUMBER_FORMATS["mxfp4"], "qmax").reach == 8
     assert tools.on_grid(NUMBER_FORMATS["uint4"], "half") == NUMBER_FORMATS["uint4"]
 

@@ -19,15 +19,14 @@ HEADS, KV_HEADS, WIDTH = SHAPE.heads, SHAPE.kv_heads, SHAPE.head_width
 def rounded(w: Tensor, fmt: TensorFormat, clip: Tensor | float = 1.0) -> Tensor:
     """W [out, in] rounded to nearest in groups of its columns, whose ranges are cut by `clip` [out, groups].
 
-    Symmetric ranges of up to 5 bits end half a step beyond the highest code. Quotients are float32, as everywhere: the
-    largest one lies at a tie.
+    Symmetric ranges of up to 5 bits end a thousandth before half a step beyond the highest code.
     """
     bits = fmt.number.bits
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     groups = w.double().reshape(w.shape[0], -1, fmt.group(w.shape[1]))
     clip = torch.as_tensor(clip, dtype=torch.float64)[..., None]
     if fmt.symmetric:
-        scale, zero = stored(groups.abs().amax(-1, keepdim=True) * clip / (high + half(bits)), fmt), 0.0
+        scale, zero = stored(groups.abs().amax(-1, keepdim=True) * clip / reach(bits), fmt), 0.0
     else:
         least = groups.amin(-1, keepdim=True).clamp(max=0) * clip
         most = groups.amax(-1, keepdim=True).clamp(min=0) * clip
@@ -37,8 +36,8 @@ def rounded(w: Tensor, fmt: TensorFormat, clip: Tensor | float = 1.0) -> Tensor:
     return (((quotient.round() + zero).clamp(low, high) - zero) * scale).reshape(w.shape)
 
 
-def half(bits: int) -> float:
-    return 0.5 if bits <= 5 else 0.0
+def reach(bits: int) -> float:
+    return (2 ** (bits - 1) - 0.5) * 1023 / 1024 if bits <= 5 else 2 ** (bits - 1) - 1
 
 
 def stored(scale: Tensor, fmt: TensorFormat) -> Tensor:
@@ -52,7 +51,7 @@ def rounded_tokens(x: Tensor, fmt: TensorFormat | None) -> Tensor:
         return x
     high = 2 ** (fmt.number.bits - 1) - 1
     x = x.float()
-    scale = x.abs().amax(1, keepdim=True) / (high + half(fmt.number.bits))
+    scale = x.abs().amax(1, keepdim=True) / reach(fmt.number.bits)
     return ((x / scale).round().clamp(-high - 1, high) * scale).double()
 
 

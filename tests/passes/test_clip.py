@@ -80,12 +80,12 @@ def test_grid_and_shrink(make_block: Callable[..., Block]) -> None:
 
 @pytest.mark.parametrize("quantizer", [Rtn(), Gptq()])
 def test_the_ratio_found_is_the_quantizers(make_block: Callable[..., Block], quantizer: Rtn | Gptq) -> None:
-    """int2 reaches 3/2 in scale: s = ratio * max|w| / 1.5 of the group, in place of the scheme's own clip."""
+    """int2 reaches 1.4985 in scale: s = ratio * max|w| / 1.4985 of the group, in place of the scheme's own clip."""
     block = make_block(FORMATS["w2_group"])
     linear = block.linears["mlp.up"]
     Clip().rewrite(block, (linear,))
     assert linear.clip is not None
-    expected = (linear.weight.reshape(SHAPE.ffn, 2, 32).abs().amax(-1) * linear.clip / 1.5).half()
+    expected = (linear.weight.reshape(SHAPE.ffn, 2, 32).abs().amax(-1) * linear.clip / (1.5 * 1023 / 1024)).half()
     quantizer.rewrite(block, (linear,))
     assert linear.quantized is not None
     assert torch.equal(linear.quantized.scale, expected)
