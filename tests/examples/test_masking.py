@@ -23,9 +23,11 @@ def write_report(
     tools: SimpleNamespace, folder: Path, nelbo: float, accuracies: tuple[float, ...], limit: int | None = None
 ) -> None:
     """A cell that masking.py finished with this limit: its report, and the mark beside it."""
-    metrics = [{"task": "text", "metric": "nelbo", "quantized": nelbo}]
-    metrics += [{"task": f"t{i}", "metric": "exact_match", "quantized": a} for i, a in enumerate(accuracies)]
-    metrics.append({"task": "t0", "metric": "choice_accuracy", "quantized": 0.0})  # not the task's first
+    metrics = [{"task": "text", "metric": "nelbo", "quantized": nelbo, "source": ""}]
+    metrics += [
+        {"task": f"t{i}", "metric": "exact_match", "quantized": a, "source": ""} for i, a in enumerate(accuracies)
+    ]
+    metrics.append({"task": "t0", "metric": "choice_accuracy", "quantized": 0.0, "source": ""})  # not the task's first
     path = folder / "report" / "report.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"metrics": metrics}))
