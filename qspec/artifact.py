@@ -121,13 +121,14 @@ class ModuleRecord(_Record):
 
     @property
     def input(self) -> tuple[Any, ...]:
-        """What modules of one input have in common, where one's tensors hold its transform."""
-        return self.row, self.in_features, self.transform
+        """What modules of one input have in common, where one's tensors hold its transform: they may be quantized to
+        other bits behind it."""
+        return None if self.row is None else self.row["rotations"], self.in_features, self.transform
 
     @property
     def product(self) -> tuple[Any, ...]:
         """What the modules of one product have in common."""
-        return *self.input, self.gemm, self.bias
+        return *self.input, self.row, self.gemm, self.bias
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
