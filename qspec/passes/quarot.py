@@ -47,9 +47,9 @@ class Quarot(Pass):
     within.
 
     Where we differ: the embedding is not centred, which would change the function of a model with RMSNorm; o's input is
-    rotated within heads unless `across` is asked for, which is a second rotation at run time, and on our stand-ins lost
-    more (docs/measurements.md). R3, on queries and keys after their rotary positions, helps a quantized KV cache
-    alone, which no recipe can ask for.
+    rotated within heads unless `across` is asked for, which is a second rotation at run time: which is better differs
+    between models (docs/measurements.md). R3, on queries and keys after their rotary positions, helps a quantized KV
+    cache alone, which no recipe can ask for.
 
     Parameters: residual, online, whether to do each; heads, which rotation the heads' values get.
     """
