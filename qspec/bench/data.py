@@ -15,6 +15,9 @@ from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 LLADA = ((12288, 4096), (4096, 4096), (24576, 4096), (4096, 12288))  # N x K: q/k/v, o, gate/up, down, merged
 DREAM = ((4608, 3584), (3584, 3584), (37888, 3584), (3584, 18944))
 BASE = "cuBLAS bf16"  # what ratios are over
+# Peers whose times count the quantization of their input: a call takes bfloat16 and gives the product. cuBLAS fp8 gets
+# its operands in 8 bits.
+WITH_INPUT = frozenset(("humming W4A8", "humming W8A8", "gemlite W8A8"))
 
 
 FP8 = NUMBER_FORMATS["fp8_e4m3"]
@@ -74,14 +77,14 @@ class Cell:
         return 2 * self.tokens * self.channels * self.columns / self.microseconds / 1e6
 
     def over(self, name: str) -> float:
-        """How many times faster than another; above 1 we are ahead."""
-        return self.others[name] / self.microseconds
+        """How many times faster than another; above 1 we are ahead. Both with the input's quantization, or neither."""
+        return self.others[name] / (self.whole if name in WITH_INPUT else self.microseconds)
 
     @property
     def best_peer(self) -> str | None:
-        """The fastest of the others but the base."""
+        """Of the others but the base the one that we are least ahead of."""
         names = [name for name in self.others if name != BASE]
-        return min(names, key=lambda name: self.others[name]) if names else None
+        return min(names, key=self.over) if names else None
 
 
 @dataclass(frozen=True)

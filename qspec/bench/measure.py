@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from qspec.bench.peers import Calls, peers_of
 from qspec.catalog import GemmKernel, RowKernel, kernels_for
 from qspec.errors import MachineError
 from qspec.kernels import launch, tuned
+from qspec.kernels.ahead import compilers
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput
@@ -209,7 +208,7 @@ def _distinct(options: Iterable[tuned.Options]) -> list[tuned.Options]:
 
 def _compile_all(jobs: list[tuple[GemmKernel, tuned.Options]], workers: int) -> None:
     """Fills Triton's cache from several processes; a job that fails here fails again where it is measured."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with compilers(workers) as pool:
         for future in [pool.submit(_compile_one, job) for job in jobs]:
             future.exception()
 

@@ -1,7 +1,7 @@
 """Other implementations on the same shapes: cuBLAS through torch, and packages where they are installed.
 
-Each gives calls on its own random weights, one for each copy, so that a CUDA graph can rotate through them. What a peer
-computes beside the product is its own matter: humming quantizes its input, as our figures `with input` do.
+Each gives calls on its own random weights, one for each copy, so that a CUDA graph can rotate through them. Some
+quantize their input in every call, as our figures `with input` do (`data.WITH_INPUT`); the others get it in 8 bits.
 """
 
 from __future__ import annotations

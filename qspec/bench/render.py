@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from qspec.bench.data import BASE, Bench, Cell
+from qspec.bench.data import BASE, WITH_INPUT, Bench, Cell
 from qspec.errors import InputError
 from qspec.files import write_whole
 from qspec.report.page import asset
@@ -51,11 +51,13 @@ def markdown(bench: Bench) -> str:
     lines = [
         f"{bench.environment['gpu']}, " + ", ".join(f"{k} {bench.environment[k]}" for k in ("torch", "triton")),
         f"copy {bench.copy:.0f} GB/s, cuBLAS bf16 {bench.arithmetic:.0f} TFLOP/s at 8192 x 8192 x 8192. Microseconds, "
-        "medians of CUDA graphs that rotate through cold weights; `with input` has the row kernel before it too.",
+        "medians of CUDA graphs that rotate through cold weights; `with input` has the row kernel before it too, and "
+        "the peers that say so quantize their input too. `over best peer` is the least ratio, over these with input.",
     ]
     for fmt, cells in _by_format(bench.cells):
         names = list(dict.fromkeys(name for cell in cells for name in cell.others))
-        head = ["N x K", "M", "us", "with input", "GB/s", "TFLOP/s", "of limit", "over bf16", "over best peer", *names]
+        peers = [f"{name}, with input" if name in WITH_INPUT else name for name in names]
+        head = ["N x K", "M", "us", "with input", "GB/s", "TFLOP/s", "of limit", "over bf16", "over best peer", *peers]
         lines += ["", f"**{fmt}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         lines += [f"| {' | '.join(_row(bench, cell, names))} |" for cell in cells]
     lines += [f"\n{name} did not run: {why}" for name, why in bench.failed.items()]

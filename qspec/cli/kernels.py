@@ -11,7 +11,7 @@ from qspec.cli.output import say
 from qspec.cli.planned import planned
 from qspec.diagnostics import closest
 from qspec.errors import InputError, MachineError, UsageError
-from qspec.kernels.ahead import TARGETS, AheadReport, compile_ahead
+from qspec.kernels.ahead import TARGETS, AheadReport, compile_all
 from qspec.kernels.generate import Kernel, file_name, render
 
 DEFAULT_TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -77,11 +77,9 @@ def _check(kernels: dict[str, Kernel], targets: tuple[str, ...]) -> None:
     """One line for each kernel and target; raises MachineError if any is not as it must be."""
     width = max((len(name) for name in kernels), default=0)
     failed = 0
-    for kernel in kernels.values():
-        for target in targets:
-            report = compile_ahead(kernel, target)
-            say(_line(report, width))
-            failed += bool(report.problems)
+    for report in compile_all([(kernel, target) for kernel in kernels.values() for target in targets]):
+        say(_line(report, width))
+        failed += bool(report.problems)
     if failed:
         raise MachineError(f"{failed} compiled kernels are not as they must be", hint="see the lines above")
 

@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes, or with --ray actors (default: 1)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes, or with --ray actors (default: on a CPU one a core, as far as memory holds them; else 1)",
     )
     parser.add_argument("--ray", metavar="ADDRESS", help='a Ray cluster\'s address, or "local"')
     parser.add_argument("--resume", action="store_true", help="refuse to start from nothing")
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.workers < 1:
+    if args.workers is not None and args.workers < 1:
         raise UsageError(f"--workers is {args.workers}; it must be at least 1")
     if args.out and not args.out.endswith(".qs"):
         raise UsageError(f"--out names {args.out}", hint="a recipe is a .qs file")

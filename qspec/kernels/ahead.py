@@ -7,13 +7,20 @@ shared memory within the target's limit.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import math
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,6 +143,31 @@ def compile_ahead(
     if isinstance(kernel, RowKernel) and kernel.hopper and TARGETS[target].capability == HOPPER:
         problems += misplaced(compiled.asm["ttgir"], shared)
     return AheadReport(kernel.name, target, found, registers, stack, shared, problems)
+
+
+def compile_all(jobs: Sequence[tuple[Kernel, str]]) -> Iterator[AheadReport]:
+    """`compile_ahead` of kernels for targets, in their order. Raises MachineError where a process was killed."""
+    if not jobs:
+        return
+    with compilers(min(len(jobs), os.cpu_count() or 1)) as pool:
+        try:
+            yield from pool.map(compile_ahead, *zip(*jobs, strict=True))
+        except BrokenProcessPool:
+            raise MachineError("a process that compiled a kernel was killed", hint="free memory") from None
+
+
+def compilers(count: int) -> ProcessPoolExecutor:
+    """Processes that may compile kernels and end without a word.
+
+    Triton's bindings hold types of their own until the interpreter is gone, and say so in thirty lines as a process
+    ends that has compiled a Gluon kernel; what these processes give has reached us by then.
+    """
+    return ProcessPoolExecutor(count, get_context("spawn"), _begin)
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process hears it, and ends the others
+    atexit.register(os._exit, 0)
 
 
 def _problems(kernel: Kernel, target: Target, found: tuple[str, ...], stack: int, shared: int) -> tuple[str, ...]:

@@ -119,7 +119,14 @@ class DecoderBlock(nn.Module):
         _attach(self, self.paths[name], module)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        x = self.attend(self._normed("attention.norm", x), context, x)
+        return self.fed(self.attended(x, context))
+
+    def attended(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """x [b, t, d] -> [b, t, d] behind the attention, with the residual: the first half of the block."""
+        return self.attend(self._normed("attention.norm", x), context, x)
+
+    def fed(self, x: Tensor) -> Tensor:
+        """x [..., d] behind the attention -> [..., d], with the residual: the second half, token by token."""
         return self.feed_forward(self._normed("mlp.norm", x), x)
 
     def attend(self, h: LayerInput, context: AttentionContext, residual: Tensor | None = None) -> Tensor:

@@ -9,7 +9,11 @@ tolerance is tightened by as much and solved again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from math import gcd
 
@@ -68,18 +72,39 @@ def _milp(losses: Losses, limits: Sequence[Limit], most: Sequence[int], gap: flo
         if room < 0:
             return None
         constraints.append(LinearConstraint(np.array([[e // step for e in extra]], dtype=np.float64), -np.inf, room))
-    result = milp(
-        objective * (SCALE / (largest or 1.0)),
-        integrality=np.ones(starts[-1]),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": gap},
-    )
+    with _unheard():
+        result = milp(
+            objective * (SCALE / (largest or 1.0)),
+            integrality=np.ones(starts[-1]),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": gap},
+        )
     if result.x is None:
         if result.status == 2:  # infeasible
             return None
         raise NumericsError(f"the integer program was not solved: {result.message}")
     return tuple(int(np.argmax(result.x[a:b])) for a, b in pairwise(starts))
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """While it lasts, standard output goes nowhere: HiGHS prints some lines whatever its options say."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed by the caller: there is nothing to keep clean
+        yield
+        return
+    sys.stdout.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C has buffered would be printed later
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _why(limits: Sequence[Limit]) -> str:

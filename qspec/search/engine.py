@@ -27,12 +27,12 @@ from qspec.runtime import default_dtype, fill_block, load_tokenizer
 from qspec.search.direction import Directed
 from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial
 from qspec.search.losses import Loss, LossRows
-from qspec.search.rows import THREADS, search_rows, seed_of
+from qspec.search.rows import THREADS, calibration, search_rows, seed_of
 from qspec.search.space import Choice, Space, Target, assigned, find_space
 
 NOISE = 0.05  # relative size of a noise probe: ||noise|| / ||W||
 SCORES = 4  # backward passes of a Fisher probe
-PATH_BYTES = 1 << 30  # of a trial's states that are kept for the next one
+STEP_BYTES = 1 << 30  # of trials' states that are kept for later ones
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Engine:
         self.trial_rows = LossRows(self.model, rows.trials, rows.measure, BATCH_TOKENS)
         self._state = self._start(self.rows)
         self._drawn: list[list[Tensor]] | None = None
-        self._path: list[_Step] = []  # of the last trial
+        self._steps = _Steps()
 
     @exact_products()
     def run(self, job: Job) -> Result:
@@ -82,7 +82,7 @@ class Engine:
     # --- states ---
 
     def _start(self, rows: LossRows) -> _State:
-        tokens = self.inputs.tokens
+        tokens = calibration(self.inputs)
         size = max(1, BATCH_TOKENS // tokens.ids.shape[1])
         exact = any(use.params.follows_exact for use in self.inputs.plan.spec.passes)
         return _State(0, rows.embedded(), Stream.start(self.model, tokens, size, self.device, exact=exact))
@@ -108,10 +108,10 @@ class Engine:
 
     def _loss_from(self, block: DecoderBlock, index: int, states: Sequence[Tensor]) -> Loss:
         """With `block` in the place of block `index`, whose inputs are `states`."""
-        states = self._through(block, self.rows, states)
-        for later in self.model.blocks[index + 1 :]:
-            states = self._through(later, self.rows, states)
-        return self.rows.loss(states)
+        *before, last = [block, *self.model.blocks[index + 1 :]]
+        for each in before:
+            states = self._through(each, self.rows, states)
+        return self.rows.loss(last, states)
 
     # --- blocks ---
 
@@ -219,28 +219,25 @@ class Engine:
         """The loss, also of every row, of the layout compiled as the compiler does it, each block calibrated on the
         rounded ones before it.
 
-        Blocks that the trial before had alike, from the first one on, are not computed again.
+        Blocks that an earlier trial had alike, from the first one on, are not computed again.
         """
         plan = assigned(self.space.plan, choices)
-        own = [tuple(m.scheme for m in plan.block(index)) for index in range(len(self.model.blocks))]
-        alike = 0
-        while alike < len(self._path) and self._path[alike].choices == own[alike]:
-            alike += 1
-        del self._path[alike:]
+        own = tuple(tuple(m.scheme for m in plan.block(index)) for index in range(len(self.model.blocks)))
         state = self._start(self.trial_rows)
-        if self._path:
-            state.rows = self._path[-1].rows
-            for batch, (x, exact) in zip(state.stream.batches, self._path[-1].stream, strict=True):
+        alike, step = self._steps.longest(own[:-1])
+        if step is not None:
+            state.rows = step.rows
+            for batch, (x, exact) in zip(state.stream.batches, step.stream, strict=True):
                 batch.x, batch.exact = x, exact
-        for index in range(alike, len(own)):
+        for index in range(alike, len(own) - 1):
             exact_states = state.stream.exact_outputs(self.model.blocks[index])
             block = self._rewritten(plan, index, state.stream).module
             state.stream.advance(block, exact_states)
             state.rows = self._through(block, self.trial_rows, state.rows)
-            step = _Step(own[index], state.rows, [(batch.x, batch.exact) for batch in state.stream.batches])
-            if step.bytes * len(own) <= PATH_BYTES:
-                self._path.append(step)
-        each = self.trial_rows.each(state.rows)
+            kept = [(batch.x, batch.exact) for batch in state.stream.batches]
+            self._steps.keep(own[: index + 1], _Step(state.rows, kept))
+        last = self._rewritten(plan, len(own) - 1, state.stream).module
+        each = self.trial_rows.each(last, state.rows)
         return {**asdict(self.trial_rows.summary(each)), "rows": each}
 
 
@@ -248,7 +245,6 @@ class Engine:
 class _Step:
     """A trial behind one of its blocks: the rows, and each calibration batch's states."""
 
-    choices: tuple[Choice, ...]
     rows: list[Tensor]
     stream: list[tuple[Tensor, Tensor | None]]
 
@@ -256,6 +252,28 @@ class _Step:
     def bytes(self) -> int:
         tensors = [*self.rows, *(t for pair in self.stream for t in pair if t is not None)]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+
+Blocks = tuple[tuple[Choice, ...], ...]  # of a layout's first blocks, the schemes of their linears
+
+
+class _Steps:
+    """Steps of trials by the blocks before them, as many as `STEP_BYTES` hold: the furthest, which fewest share, go."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Blocks, _Step] = {}
+
+    def longest(self, blocks: Blocks) -> tuple[int, _Step | None]:
+        """How many of these blocks, from the first one on, are behind some step, and that step."""
+        for count in range(len(blocks), 0, -1):
+            if blocks[:count] in self._kept:
+                return count, self._kept[blocks[:count]]
+        return 0, None
+
+    def keep(self, blocks: Blocks, step: _Step) -> None:
+        self._kept[blocks] = step
+        while sum(kept.bytes for kept in self._kept.values()) > STEP_BYTES:
+            del self._kept[max(self._kept, key=len)]
 
 
 class _Noisy:

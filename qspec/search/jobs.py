@@ -6,8 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, TypeAlias
 
+from qspec.search.losses import BUCKETS
 from qspec.search.space import Target
 
 
@@ -55,6 +57,34 @@ class Trial:
 
 Job: TypeAlias = Probe | Fisher | Errors | Noise | Trial
 Result: TypeAlias = dict[str, Any]  # plain JSON values
+
+
+def fits(job: Job, result: Any, rows: int) -> bool:
+    """Whether these JSON values are a result of the job, with finite numbers. rows: those of a trial."""
+    match job:
+        case Trial():
+            each = result.get("rows") if isinstance(result, dict) else None
+            return _loss(result, "rows") and isinstance(each, list) and len(each) == rows and all(map(_number, each))
+        case Errors():
+            checked = _number
+        case _:
+            checked = _loss
+    named = {str(target) for target in job.targets}
+    return isinstance(result, dict) and set(result) == named and all(map(checked, result.values()))
+
+
+def _loss(value: Any, *more: str) -> bool:
+    """Whether it is a `losses.Loss`, with `more` beside it."""
+    if not isinstance(value, dict) or set(value) != {"mean", "buckets", *more} or not _number(value["mean"]):
+        return False
+    buckets = value["buckets"]
+    if not isinstance(buckets, list | tuple) or len(buckets) != BUCKETS:
+        return False
+    return all(bucket is None or _number(bucket) for bucket in buckets)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, float) and isfinite(value)
 
 
 def key_of(job: Job, facts: Mapping[str, Any], schemes: Mapping[str, str]) -> str:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from qspec.evaluate.forward import Batch, MaskedRow, batches, log_probabilities, slices
-from qspec.models.decoder import AttentionContext, Decoder
+from qspec.models.decoder import AttentionContext, Decoder, DecoderBlock
 from qspec.models.shift import predictors
+from qspec.precision import fast_products
 
 BUCKETS = 5
 Measure = Literal["kl", "nelbo"]
@@ -60,29 +61,38 @@ class LossRows:
             for batch in batches(rows, model.shape, model.device, tokens):
                 context = model.context(batch.ids, batch.real)
                 x = model.embed(batch.ids)
-                for block in model.blocks:
+                for block in model.blocks[:-1]:
                     x = block(x, context)
-                self.references.append(Reference(batch, context, self.at_masks(x, batch)))
+                self.references.append(Reference(batch, context, self.hidden(model.blocks[-1], x, batch, context)))
+
+    def hidden(self, last: DecoderBlock, x: Tensor, batch: Batch, context: AttentionContext) -> Tensor:
+        """Of the last block's output for x [b, t, d], what predicts the masked positions, [positions, d].
+
+        Behind the attention no token reads another, so that the rest is computed at these positions alone.
+        """
+        return last.fed(self.at_masks(last.attended(x, context), batch))
 
     def at_masks(self, x: Tensor, batch: Batch) -> Tensor:
-        """Of x [b, t, d] after the last block, what predicts the masked positions, [positions, d]."""
+        """Of x [b, t, d], the tokens that predict the masked positions, [positions, d]."""
         return predictors(x, self.model.shape, batch.real)[batch.masked]
 
     def embedded(self) -> list[Tensor]:
         """Every batch at the first block's input."""
         return [self.model.embed(reference.batch.ids) for reference in self.references]
 
-    def loss(self, states: Sequence[Tensor]) -> Loss:
-        """Of the layout whose last block gave these states [b, t, d], one for each batch."""
-        return self.summary(self.each(states))
+    def loss(self, last: DecoderBlock, states: Sequence[Tensor]) -> Loss:
+        """Of the layout with this last block, at whose input are these states [b, t, d], one for each batch."""
+        return self.summary(self.each(last, states))
 
     @torch.no_grad()
-    def each(self, states: Sequence[Tensor]) -> list[float]:
+    def each(self, last: DecoderBlock, states: Sequence[Tensor]) -> list[float]:
         """The same of every row, in their order."""
         rows = torch.zeros(len(self.ratios), dtype=torch.float64)
         for reference, x in zip(self.references, states, strict=True):
             index = torch.tensor(reference.batch.rows)
-            rows[index] = self._row_means(reference, self.at_masks(x, reference.batch))
+            with fast_products():
+                hidden = self.hidden(last, x, reference.batch, reference.context)
+            rows[index] = self._row_means(reference, hidden)
         found: list[float] = rows.tolist()
         return found
 

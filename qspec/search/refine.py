@@ -1,7 +1,8 @@
 """From the solver's layout to a better one: neighbours of the best so far, measured as whole layouts.
 
 A neighbour differs in one unit, or in two (one gets more, the other less), and holds every budget. Those of the least
-predicted loss are measured first, `BATCH` at a time; the best of all becomes the next centre.
+predicted loss are measured first, `BATCH` at a time; the best of all becomes the next centre, until `BATCH` neighbours
+of a centre bring nothing better.
 
 Layouts are measured on some rows of text, and the least of many measured losses is partly luck. So a layout takes the
 solver's place only where it loses less by more than `SURE` standard errors of that difference, row by row.
@@ -43,17 +44,23 @@ class Measured:
 def refine(
     starts: Mapping[str, Layout], losses: Losses, limits: Sequence[Limit], measure: Measure, trials: int
 ) -> list[Measured]:
-    """Everything that was measured, in order: `trials` layouts at most, the starts first. starts: by their origin."""
+    """Everything that was measured, in order: `trials` layouts at most, the starts first. starts: by their origin.
+
+    It ends earlier where neighbours of the best were measured and it stayed the best.
+    """
     done: dict[Layout, Measured] = {}
     origins: dict[Layout, str] = {}
     for name, layout in starts.items():
         origins.setdefault(layout, name)
     batch = list(origins)[:trials]
+    centre: Measured | None = None
     while batch:
         for layout, rows in zip(batch, measure(batch), strict=True):
             origin = origins.get(layout, "neighbour")
             done[layout] = Measured(layout, origin, predicted(losses, layout), tuple(rows))
-        centre = best(list(done.values()))
+        before, centre = centre, best(list(done.values()))
+        if before is centre:
+            break
         room = min(BATCH, trials - len(done))
         batch = neighbours(centre.layout, losses, limits, done, room)
     return list(done.values())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qspec.calibrate.tokens import repetition, windows
+from qspec.calibrate.tokens import CalibrationTokens, repetition, windows
 from qspec.compiler import Inputs
 from qspec.data import NotMeasured
 from qspec.errors import InputError
@@ -24,6 +24,7 @@ from qspec.runtime import load_tokenizer
 from qspec.search.losses import Measure
 
 TRIAL_ROWS = 4  # rows that whole layouts are measured on, for each one of a probe
+CHANNEL_TOKENS = 8  # calibration tokens that a search takes for each channel of the widest input
 THREADS = 1  # of a job on a CPU: its sums are the same however many jobs run side by side
 
 
@@ -59,6 +60,26 @@ def search_rows(inputs: Inputs) -> SearchRows:
         rows.append(masked_rows(list(texts.ids), search.draws, seed))
         said = repetition(texts.distinct, texts.drawn) or said
     return SearchRows(rows[0], rows[1], "nelbo" if search.loss == "nelbo" else "kl", said)
+
+
+def calibration(inputs: Inputs) -> CalibrationTokens:
+    """What a search rewrites its blocks on: rows of the recipe's calibration, spread evenly over it.
+
+    A Hessian of d channels is known well enough to choose between schemes from `CHANNEL_TOKENS` d tokens; what is found
+    is compiled on all of them.
+    """
+    tokens = inputs.tokens
+    rows, length = tokens.ids.shape
+    widest = max(m.entry.in_features for m in inputs.plan.modules if m.entry.role.block is not None)
+    wanted = min(rows, -(-CHANNEL_TOKENS * widest // length))
+    chosen = torch.arange(wanted) * rows // wanted
+    return replace(
+        tokens,
+        ids=tokens.ids[chosen],
+        masked=tokens.masked[chosen],
+        weight=tokens.weight[chosen],
+        ratio=tokens.ratio[chosen],
+    )
 
 
 def _parts(search: Search) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -111,6 +132,7 @@ def facts(inputs: Inputs, rows: SearchRows) -> dict[str, Any]:
     return {
         "model": content["model"]["files"],
         "calibration": content["calibration"],
+        "calibrated": calibration(inputs).sha256,
         "packages": content["packages"],
         "machine": machine_kind(inputs.device, THREADS),
         "passes": [(use.text) for use in inputs.spec.passes],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qspec.compiler import gather
-from qspec.errors import InputError, UsageError
+from qspec.errors import InputError, NumericsError, UsageError
 from qspec.files import remove_unfinished, write_whole
 from qspec.language.budgets import parse_budgets
 from qspec.language.spec import Budget, Search
@@ -21,7 +21,7 @@ from qspec.latency import basis, timed_gpu
 from qspec.plan import bits_text
 from qspec.progress import Progress, Quiet
 from qspec.search.allocate import allocate
-from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial, key_of
+from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial, fits, key_of
 from qspec.search.limits import Limit, find_limits
 from qspec.search.losses import Loss
 from qspec.search.places import FOUND, require_places
@@ -99,7 +99,7 @@ def search(
     *,
     settings: Mapping[str, str] | None = None,
     sweep: Sequence[str] = (),
-    workers: int = 1,
+    workers: int | None = 1,
     ray: str | None = None,
     resume: bool = False,
     standin: bool = True,
@@ -110,7 +110,7 @@ def search(
     budget: in place of the recipe's, such as "4.25 bits". out: the file of the found recipe, by default
     build/search/NAME/NAME_found.qs. sweep: further budgets, from the same probes, to recipes in the folder `sweep`.
     workers: processes, or with `ray` (a cluster's address, or "local") actors; one is this process, in which torch then
-    has one thread on a CPU. resume: there must be an earlier run.
+    has one thread on a CPU; None, `workers.fitting`. resume: there must be an earlier run.
     Raises RecipeError, InputError (`Infeasible` where no layout holds the budget), MachineError, NumericsError.
     """
     progress = progress or Quiet()
@@ -141,7 +141,8 @@ def search(
     if rows.repetition:
         progress.note(rows.repetition)
     known = facts(inputs, rows)
-    run = _Run(store, known, scheme_texts(inputs), find_workers(setup, inputs, workers, ray), progress, resume)
+    found_workers = find_workers(setup, inputs, workers, ray)
+    run = _Run(store, known, scheme_texts(inputs), len(rows.trials), found_workers, progress, resume)
     try:
         with progress.phase("probe"):
             sensitivities = probe(space, wanted.probe, run.results)
@@ -164,12 +165,13 @@ def search(
 class _Run:
     """Jobs by way of the store: what is there is not computed again.
 
-    resume: of the first jobs, some must be there.
+    rows: those of a trial. resume: of the first jobs, some must be there.
     """
 
     store: Store
     facts: Mapping[str, Any]
     schemes: Mapping[str, str]
+    rows: int
     workers: Workers
     progress: Progress
     resume: bool
@@ -177,7 +179,15 @@ class _Run:
     def results(self, jobs: Sequence[Job]) -> list[Result]:
         """In the order of the jobs."""
         keys = [key_of(job, self.facts, self.schemes) for job in jobs]
-        found = {key: result for key in keys if (result := self.store.get(key)) is not None}
+        found: dict[str, Result] = {}
+        for key, job in zip(keys, jobs, strict=True):
+            kept = self.store.get(key)
+            if kept is None:
+                continue
+            if fits(job, kept, self.rows):
+                found[key] = kept
+            else:
+                self.progress.note(f"{self.store.path(key)} is damaged: measured again")
         if self.resume and not found:
             raise InputError(
                 "there is no earlier search to resume",
@@ -188,6 +198,10 @@ class _Run:
         missing = [job for key, job in zip(keys, jobs, strict=True) if key not in found]
         places = [key for key in keys if key not in found]
         for done, (place, result) in enumerate(self.workers.run(missing), 1):
+            if not fits(missing[place], result, self.rows):
+                job = missing[place]
+                where = "a whole layout" if isinstance(job, Trial) else f"block {job.block}"
+                raise NumericsError("a measured loss is NaN or Inf", where=where)
             found[places[place]] = self.store.put(places[place], result)
             self.progress.step(f"{done} of {len(missing)}")
         return [found[key] for key in keys]

@@ -1,4 +1,7 @@
-"""Results of jobs on disk, each whole or absent, under the content hash of everything that it depends on."""
+"""Results of jobs on disk, each whole or absent, under the content hash of everything that it depends on.
+
+What is read is checked by the caller (`jobs.fits`): files may have been damaged since.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,28 @@ class Store:
         self.folder = folder
 
     def get(self, key: str) -> Result | None:
-        """The result, or None where it was not computed yet. Raises InputError where its file is corrupt."""
-        path = self.folder / f"{key}.json"
+        """The result, or None where it was not computed yet; empty where its file holds no JSON object.
+
+        Raises InputError where the file cannot be read at all.
+        """
+        path = self.path(key)
         try:
             content = json.loads(read_input(path))
         except FileNotFoundError:
             return None
-        except ValueError:
+        except OSError as error:
+            hint = "remove it; it is computed again"
+            raise InputError(f"a kept result cannot be read: {error.strerror}", where=str(path), hint=hint) from error
+        except (ValueError, RecursionError):
             content = None
-        if not isinstance(content, dict):
-            raise InputError(
-                "a kept result cannot be read", where=str(path), hint="remove the file; it is computed again"
-            )
-        return content
+        return content if isinstance(content, dict) else {}
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
 
     def put(self, key: str, result: Result) -> Result:
         """Keeps it, and returns it as a later run will read it."""
         text = json.dumps(result, sort_keys=True, allow_nan=False, indent=1) + "\n"
-        write_whole(self.folder / f"{key}.json", text)
+        write_whole(self.path(key), text)
         kept: Result = json.loads(text)
         return kept

@@ -52,11 +52,23 @@ class Workers(Protocol):
     def close(self) -> None: ...
 
 
-def find_workers(setup: Setup, inputs: Inputs, count: int, ray: str | None) -> Workers:
+def find_workers(setup: Setup, inputs: Inputs, count: int | None, ray: str | None) -> Workers:
     """`count` workers, of Ray where its address is given. inputs: what this process has gathered by `setup`."""
     if ray is not None:
-        return RayWorkers(setup, count, ray)
+        return RayWorkers(setup, count or 1, ray)
+    count = count or fitting(inputs)
     return LocalWorkers(setup, count) if count > 1 else OneWorker(inputs)
+
+
+def fitting(inputs: Inputs) -> int:
+    """On a CPU one for each thread that torch would take, as far as half of the memory holds them; on a GPU one."""
+    import torch
+
+    if inputs.device.type != "cpu":
+        return 1
+    each = 2 * inputs.plan.bytes_before + inputs.plan.compile_memory()  # the model in float32, and a block's work
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return max(1, min(torch.get_num_threads(), half // each))
 
 
 class OneWorker:

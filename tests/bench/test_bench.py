@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar, cast
@@ -11,8 +13,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from qspec.bench import FORMATS, Bench, Cell, measure, write_bench
-from qspec.bench.data import BASE, read
+from qspec.bench import FORMATS, Bench, Cell, measure, peers, write_bench
+from qspec.bench.data import BASE, WITH_INPUT, read
 from qspec.bench.render import markdown
 from qspec.catalog import kernels_for
 from qspec.cli import main
@@ -31,6 +33,31 @@ def test_rates_are_bytes_and_operations_by_the_time() -> None:
     assert CELL.tera_per_second == pytest.approx(2 * 16 * 1000 * 2000 / 10e-6 / 1e12)
     assert CELL.over(BASE) == 3.0
     assert CELL.best_peer == "b"
+
+
+def test_a_peer_that_quantizes_its_input_is_compared_with_both_kernels() -> None:
+    """humming's 25 us have its input's quantization: ours with it are 12.5; cuBLAS fp8 gets codes: ours are 10."""
+    cell = replace(CELL, others={BASE: 30.0, "cuBLAS fp8": 22.0, "humming W4A8": 25.0})
+    assert cell.over("humming W4A8") == 25.0 / 12.5
+    assert cell.over("cuBLAS fp8") == 22.0 / 10.0
+    assert cell.best_peer == "humming W4A8"  # the least ratio, not the least time
+    page = markdown(replace(BENCH, cells=(cell,)))
+    assert "| over bf16 | over best peer | cuBLAS bf16 | cuBLAS fp8 | humming W4A8, with input |" in page
+    assert "| 3.00 | 2.00 | 30.0 | 22.0 | 25.0 |" in page
+
+
+def test_every_peer_that_quantizes_activations_by_itself_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages take bfloat16 in every call; torch's fp8 products take codes."""
+    monkeypatch.setattr(peers, "find_spec", lambda _name: object())
+    found = {fmt: [name for name in peers.peers_of(fmt) if name in WITH_INPUT] for fmt in FORMATS}
+    assert found == {
+        "w4a16_g128": [],
+        "w3a16_g128": [],
+        "w4a4": ["humming W4A8"],
+        "w4a8": ["humming W4A8"],
+        "w8a8": ["humming W8A8", "humming W4A8", "gemlite W8A8"],
+        "w8a8_fp8": [],
+    }
 
 
 def test_the_limit_is_the_nearer_one() -> None:
@@ -172,3 +199,34 @@ def test_what_was_measured_is_printed_where_it_cannot_be_written(
         printed = capsys.readouterr()
         assert shown in printed.out
         assert "the disk is full" in printed.err
+
+
+SHAPES = ((12288, 4096), (4096, 12288), (24576, 4096))
+TARGET = re.compile(r"\| (W4A4|W4A16 g128|W8A8), M (\d+) \| ([\d.]+) \|(.+)\|(.+)\| ([\d.]+) (.+?) \|(.+)\|(.+)\|")
+PEERS = {
+    "humming W4A16": ("humming W4A16",),
+    "humming W4A8": ("humming W4A8",),
+    "best of humming W4A8, fp8": ("humming W4A8", "cuBLAS fp8"),
+}
+
+
+def shown(ratios: list[float], wanted: float) -> str:
+    """Bold where it is reached on every shape."""
+    text = " ".join(f"{ratio:.2f}" for ratio in ratios)
+    return f"**{text}**" if min(ratios) >= wanted else text
+
+
+def test_the_documents_targets_are_judged_by_the_stored_runs() -> None:
+    """Ours with input over the peers that quantize theirs: every figure and every bold mark of the table."""
+    kernels = Path(__file__).parents[2] / "docs/kernels"
+    runs = [read([kernels / name]) for name in ("bench.json", "bench_h200.json")]
+    rows = [match.groups() for match in TARGET.finditer(kernels.with_suffix(".md").read_text())]
+    assert len(rows) == 10
+    for name, tokens, over_bf16, *bf16, over_peer, peer, first, second in rows:
+        fmt = name.lower().replace(" ", "_")
+        for run, base, against in zip(runs, bf16, (first, second), strict=True):
+            cells = [c for s in SHAPES for c in run.cells if (c.format, c.channels, c.columns) == (fmt, *s)]
+            cells = [cell for cell in cells if cell.tokens == int(tokens)]
+            assert base.strip() == shown([cell.over(BASE) for cell in cells], float(over_bf16))
+            least = [min(cell.over(one) for one in PEERS[peer]) for cell in cells]
+            assert against.strip() == shown(least, float(over_peer))

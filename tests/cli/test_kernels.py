@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -107,17 +111,29 @@ def test_check_compiles_for_the_targets_asked(tmp_path: Path, capsys: pytest.Cap
 def test_check_fails_where_a_kernel_is_not_as_it_must_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spilled(kernel: Kernel, target: str) -> AheadReport:
-        problems = ("48 bytes of stack",) if target == "sm_90" else ()
-        return AheadReport(kernel.name, target, ("mma.sync",), 255, 48, 0, problems)
+    def spilled(jobs: Sequence[tuple[Kernel, str]]) -> Iterator[AheadReport]:
+        for kernel, target in jobs:
+            problems = ("48 bytes of stack",) if target == "sm_90" else ()
+            yield AheadReport(kernel.name, target, ("mma.sync",), 255, 48, 0, problems)
 
-    monkeypatch.setattr(command, "compile_ahead", spilled)
+    monkeypatch.setattr(command, "compile_all", spilled)
     folder = artifact(tmp_path / "out", asdict(KERNEL))
     assert main(["kernels", str(folder), "--check"]) == 3
     shown = capsys.readouterr()
     assert [line.split("  ")[1] for line in shown.out.splitlines()] == ["sm_80", "sm_90", "sm_100"]
     assert "48 bytes of stack" in shown.out
     assert "1 compiled kernels are not as they must be" in shown.err
+
+
+@pytest.mark.slow
+def test_check_ends_without_a_word_of_the_compilers_bindings(tmp_path: Path) -> None:
+    """A Gluon kernel compiled anew left thirty lines of "nanobind: leaked ..." behind the verdict."""
+    folder = artifact(tmp_path / "out", asdict(GemmKernel(8, None, True, 8, None, True)))
+    command = [sys.executable, "-m", "qspec", "kernels", str(folder), "--check", "--target", "sm_90"]
+    fresh = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=fresh, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("\n"), done.stdout.split()[2]) == (0, 1, "ok")
+    assert "leaked" not in done.stderr
 
 
 @pytest.mark.parametrize("gemm", [{"bits": 4}, {**asdict(KERNEL), "weight_bits": 9}])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import product
 from math import sqrt
+from typing import Any
 
 import pytest
+import scipy.optimize
 
 from qspec.language.budgets import parse_budgets
 from qspec.language.spec import Budget
 from qspec.search.allocate import Infeasible, allocate
 from qspec.search.limits import Limit, find_limits
-from qspec.search.refine import Measured, best, most_lost, neighbours, predicted, refine
+from qspec.search.refine import BATCH, Measured, best, most_lost, neighbours, predicted, refine
 from qspec.search.space import Layout
 from tests.search.spaces import space_of
 
@@ -96,6 +101,20 @@ def test_refinement_finds_what_the_prediction_misses() -> None:
     assert [m.origin for m in measured[:3]] == ["solver", "uniform", "neighbour"]
 
 
+def test_refinement_ends_where_neighbours_bring_nothing_better() -> None:
+    """Of 12 inputs with two choices one batch is measured beside the starts, not the 60 layouts that were allowed."""
+    losses = [[0.5, 0.1]] * 12
+    one = limit([[2, 4]] * 12, 40)
+    solved = allocate(losses, [one])
+
+    def measure(layouts: Sequence[Layout]) -> list[Sequence[float]]:
+        return [[predicted(losses, layout) + 0.01 * row for row in range(4)] for layout in layouts]
+
+    measured = refine({"solver": solved, "uniform": (0,) * 12}, losses, [one], measure, 60)
+    assert [m.origin for m in measured] == ["solver", "uniform", *["neighbour"] * BATCH]
+    assert best(measured).layout == solved
+
+
 def test_luck_does_not_take_the_solvers_place() -> None:
     """Differences of 4 rows by hand: means of -1, with standard errors of 1.29 and of 0.41."""
     solver = Measured((0,), "solver", 0.0, (5.0, 5.0, 5.0, 5.0))
@@ -118,3 +137,32 @@ def test_one_offer_pins_and_fused_linears_share() -> None:
     chosen = {role: scheme.name for role, scheme in space.choices(layout).items() if scheme}
     assert {chosen[f"blocks[1].attention.{part}"] for part in "qkv"} == {"w3"}
     assert {name for role, name in chosen.items() if role.startswith("blocks[0]")} == {"w8"}
+
+
+def test_what_the_solver_prints_is_not_heard(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HiGHS prints some lines by C's stdio whatever its options say; what is printed before and after stays."""
+    space = space_of("offer w3, w8 on blocks[*].*", ["w3", "w8"])
+    limits, losses = find_limits(space, parse_budgets("6 bits")), [[1.0, 0.0]] * len(space.units)
+    quiet = allocate(losses, limits)
+    milp = scipy.optimize.milp
+
+    def loud(*args: Any, **kwargs: Any) -> Any:
+        ctypes.CDLL(None).puts(b"degeneracy? not possible to find a constraint")
+        return milp(*args, **kwargs)
+
+    monkeypatch.setattr(scipy.optimize, "milp", loud)
+    print("before")
+    assert allocate(losses, limits) == quiet
+    print("after")
+    assert capfd.readouterr() == ("before\nafter\n", "")
+
+
+def test_the_solver_runs_with_standard_output_closed() -> None:
+    """As behind `>&-`."""
+    code = (
+        "import os, scipy.optimize\nos.close(1)\nfrom qspec.search.allocate import _unheard\n"
+        "with _unheard():\n    assert scipy.optimize.milp([1.0]).status == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

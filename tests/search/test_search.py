@@ -78,7 +78,7 @@ def test_the_evidence(outcome: Outcome) -> None:
     assert [t["origin"] for t in trials[:3]] == ["solver", "uniform", "first and last"]
     assert evidence["measured"] in [t["measured"] for t in trials]
     assert evidence["measured"] <= trials[0]["measured"]
-    assert len(trials) == 12
+    assert len(trials) in (11, 12)  # as many as it may, or one batch without anything better
     assert len(evidence["sensitivities"]) == 2 * 4 * 3  # blocks, inputs, schemes that round
     assert [p["bits"] for p in evidence["curve"]] == sorted(p["bits"] for p in evidence["curve"])
     losses = [p["predicted"] for p in evidence["curve"]]
