@@ -21,6 +21,7 @@ from qspec.models.family import DecoderShape, Family, ModuleEntry
 FLOAT_BITS = 16  # a module that is kept; and every module before compilation
 BLOCK_SCALED = ("sm_100", "sm_120")  # targets whose tensor cores take 4-bit floats with their scales
 RUN_ON = "sm_90"  # the target of the GPUs that every kernel was tested on
+BATCH_TOKENS = 4096  # calibration tokens in one forward pass
 NORM_BITS = 32  # norm gains stay in float32: smoothing folds scales into them
 
 
@@ -161,14 +162,19 @@ class Plan:
 
         One block in float32 three times over (original, rewritten, rounded), the widest Hessian with its factors in
         float64, the calibration stream (and the unquantized model's, at a block's input and output, where a pass
-        compares with it), the embedding and the head. Before that, where rollouts or certainties want it, the whole
-        model in float32, as a CPU computes; a GPU takes half of that.
+        compares with it), one batch of it inside a block (six tensors of the width and two of the MLP's at once), the
+        embedding and the head. Before that, where rollouts or certainties want it, the whole model in float32, as a
+        CPU computes; a GPU takes half of that. Between models of different sizes, the measured peak of GPTQ on a CPU
+        grows as the estimate does within a factor of 1.25 (`tests/end_to_end/test_memory.py`). Memory that is freed and
+        that the allocator keeps is not counted.
         """
         block = self.block_weights // self.shape.layers * 4 * 3
         hessian = max(m.entry.in_features for m in self._blocks()) ** 2 * 8 * 4
         copies = 3 if any(use.params.follows_exact for use in self.spec.passes) else 1
         stream = self.calibration_tokens * self.shape.width * 4 * copies
-        quantizing = block + hessian + stream + 2 * self.shape.vocab * self.shape.width * 4
+        tokens = min(self.calibration_tokens, max(BATCH_TOKENS, self.calibrate.length))
+        batch = tokens * (6 * self.shape.width + 2 * self.shape.ffn) * 4
+        quantizing = block + hessian + stream + batch + 2 * self.shape.vocab * self.shape.width * 4
         model = self.bytes_before * 32 // FLOAT_BITS if self.calibrate.runs_model else 0
         return max(quantizing, model)
 

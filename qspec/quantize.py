@@ -22,14 +22,13 @@ from qspec.numerics import as_stored, sqnr_db
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
 from qspec.passes.outer import Outer
-from qspec.plan import ModulePlan, Plan
+from qspec.plan import BATCH_TOKENS, ModulePlan, Plan
 from qspec.precision import exact_products
 from qspec.progress import Progress
 from qspec.runtime import default_dtype, fill_block, install_block, place_outer
 from qspec.workspace import Workspace
 
 PRESERVED = 1e-4  # largest change of what attention or MLP adds, relative to it, that a preserving pass may make
-BATCH_TOKENS = 4096  # calibration tokens in one forward pass
 
 
 def shard_names(layers: int) -> list[str]:

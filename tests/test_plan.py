@@ -191,3 +191,13 @@ def test_bits_of_the_blocks_and_of_the_whole_model_by_hand() -> None:
     assert plan.bits_per_weight_model == pytest.approx(5.64364, abs=1e-5)
     assert "\n  bits per weight  4.106 in the blocks, 5.644 in the whole model\n" in render(plan, None)
     assert plan.as_json()["bits_per_weight_model"] == plan.bits_per_weight_model
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [("samples 2", 2 * 256), ("samples 16", 4096), ("samples 160", 4096)])
+def test_memory_counts_a_batch_inside_a_block(rows: str, tokens: int) -> None:
+    """tiny-llada: 256 wide, MLPs of 768, 640 words, 6 blocks of 4 x 256^2 + 3 x 256 x 768 weights; float32."""
+    plan = planned(rows)
+    block = 3 * (4 * 256**2 + 3 * 256 * 768) * 4
+    stream = plan.calibration_tokens * 256 * 4
+    expected = block + 768**2 * 8 * 4 + stream + tokens * (6 * 256 + 2 * 768) * 4 + 2 * 640 * 256 * 4
+    assert plan.compile_memory() == expected
