@@ -89,23 +89,6 @@ def test_the_ratios_of_products_are_what_was_measured() -> None:
     assert f"W4A4 products take {min(ratios):.2f} to {max(ratios):.2f} times less than bf16" in README
 
 
-@pytest.mark.parametrize(("gpu", "file"), [(0, "bench.json"), (1, "bench_h200.json")])
-def test_the_table_of_targets_is_what_was_measured(gpu: int, file: str) -> None:
-    page = (ROOT / "docs" / "kernels.md").read_text()
-    rows = re.findall(r"^\| (W\dA\d+)( g128)?, M (\d+) \|(.*)\|$", page, flags=re.MULTILINE)
-    assert len(rows) == 10
-    for name, group, tokens, columns in rows:
-        shown = [re.sub(r"\([^)]*\)|\*", "", column).split() for column in columns.split("|")]
-        found = measured_products(file)[name.lower() + group.replace(" ", "_"), int(tokens)]
-        peer = f"humming {name.replace('W4A4', 'W4A8')}" if int(tokens) < 256 else None  # else the best of all
-        bf16, best = [], []
-        for cell in found:
-            others = {key: time / cell["microseconds"] for key, time in cell["others"].items()}
-            bf16.append(f"{others.pop('cuBLAS bf16'):.2f}")
-            best.append(f"{others[peer] if peer else min(others.values()):.2f}")
-        assert (shown[1 + gpu], shown[4 + gpu]) == (bf16, best), (name, tokens)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_search_writes_a_recipe_within_its_budget(folder: Path) -> None:

@@ -19,10 +19,10 @@ from qspec.compiler import Inputs
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.tokens import know_tokens
 from qspec.passes.block import Block
-from qspec.plan import Plan
+from qspec.plan import BATCH_TOKENS, Plan
 from qspec.precision import exact_products, fast_products
 from qspec.progress import Quiet
-from qspec.quantize import BATCH_TOKENS, rewrite_block
+from qspec.quantize import rewrite_block
 from qspec.runtime import default_dtype, fill_block, load_tokenizer
 from qspec.search.direction import Directed
 from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial
