@@ -2,13 +2,9 @@
 
 Large models have *normal* outliers, large in a channel over all tokens (inputs of q, o, gate), and *massive* ones, few
 and huge, at the input of the down-projection (arXiv 2508.14896, section 3). They are put in as twins: two channels of
-a linear's input that always hold opposite values h and -h, however large, and that the linear reads with equal columns,
+a linear's input that always hold the same value h, however large, and that the linear reads with opposite columns,
 
     W x = ... + u h - u h.
-
-Equal columns have equal codes on any grid of the weights, with zero points or without, so that rounded weights keep the
-sum at nothing, as weight-only quantization spares the outliers of large models. (Opposite columns would not: a range
-with one more code below zero than above, or with a zero point, rounds u and -u apart, and h multiplies what is left.)
 
 One channel times k with its column divided by k would not do in the inputs of o and down: smoothing at any strength p
 finds s_j = (k a)^p / (w / k)^(1 - p) = k a^p / w^(1 - p) and takes the factor k out again, all of it. In large models
@@ -87,8 +83,8 @@ def inputs(model: Decoder, ids: Tensor) -> list[Seen]:
 def make_room(model: Decoder, ids: Tensor) -> Room:
     """Takes the least useful channels out; this does change the function, slightly.
 
-    The spare residual channels keep one constant for every token, as large as the embedding's rms, and its opposite: no
-    block writes to them or reads them, but the norms see them. Every other spare channel is silent.
+    The spare residual channels keep one constant for every token, as large as the embedding's rms: no block writes to
+    them or reads them, but the norms see them. Every other spare channel is silent.
     """
     seen = inputs(model, ids)
     residual = _least_two(
@@ -108,8 +104,7 @@ def make_room(model: Decoder, ids: Tensor) -> Room:
         for writer in ("attention.o", "mlp.down"):
             _weight(block, writer)[residual, :] = 0
     embedding = model.embedding.weight.data
-    size = _exact(embedding.square().mean().sqrt())
-    embedding[:, residual[0]], embedding[:, residual[1]] = size, -size
+    embedding[:, residual] = _exact(embedding.square().mean().sqrt())
     model.head.weight.data[:, residual] = 0
     return Room(residual, tuple(values), tuple(neurons))
 
@@ -141,37 +136,35 @@ def _normal_twins(
     gain = _exact((sizes.normal * rms / constant).median())
     _weight(block, norm)[list(pair)] = gain
     for reader in NORMS[norm]:
-        _equal_columns(_weight(block, reader), pair, sizes.normal_column / float(gain), generator)
+        _opposite_columns(_weight(block, reader), pair, sizes.normal_column / float(gain), generator)
 
 
 def _mixed_twins(block: DecoderBlock, own: Seen, pair: Pair, sizes: Sizes, generator: torch.Generator) -> None:
-    """Two value channels of one head that are nearly constant, and opposite, and remain so under any attention weights.
+    """Two value channels of one head that are nearly constant, and remain so under any attention weights.
 
     Every query head that reads them puts them into the input of o once more.
     """
     rms = own["attention.o"].square().mean().sqrt()
     v = _weight(block, "attention.v")
-    row = _exact(sizes.mixed * rms * constant_direction(own["attention.q"]))
-    v[pair[0]], v[pair[1]] = row, -row
+    v[list(pair)] = _exact(sizes.mixed * rms * constant_direction(own["attention.q"]))
     _, bias = weight_and_bias(block.part("attention.v"))
     if bias is not None:
         bias[list(pair)] = 0
     for slots in _slots(block, pair):
-        _equal_columns(_weight(block, "attention.o"), slots, sizes.mixed_column, generator)
+        _opposite_columns(_weight(block, "attention.o"), slots, sizes.mixed_column, generator)
 
 
 def _massive_twins(
     block: DecoderBlock, own: Seen, pair: Pair, residual: Pair, sizes: Sizes, generator: torch.Generator
 ) -> None:
-    """Two neurons with the nearly constant value silu(4) * up, and its opposite."""
+    """Two neurons with the nearly constant value silu(4) * up."""
     h = own["mlp.gate"].clone()
     h[:, list(residual)] = 0  # they must not lean on the other twins
     direction = constant_direction(h)
     value = sizes.massive * own["mlp.down"].square().mean().sqrt()
     _weight(block, "mlp.gate")[list(pair)] = _exact(4 * direction)
-    up = _exact(value / 3.93 * direction)  # silu(4) = 3.93
-    _weight(block, "mlp.up")[pair[0]], _weight(block, "mlp.up")[pair[1]] = up, -up
-    _equal_columns(_weight(block, "mlp.down"), pair, sizes.massive_column, generator)
+    _weight(block, "mlp.up")[list(pair)] = _exact(value / 3.93 * direction)  # silu(4) = 3.93
+    _opposite_columns(_weight(block, "mlp.down"), pair, sizes.massive_column, generator)
 
 
 def constant_direction(x: Tensor) -> Tensor:
@@ -182,11 +175,11 @@ def constant_direction(x: Tensor) -> Tensor:
     return direction / (x @ direction).mean()
 
 
-def _equal_columns(w: Tensor, pair: Pair, size: float, generator: torch.Generator) -> None:
-    """Two columns u, |u_i| = size times the rms of row i, with random signs."""
+def _opposite_columns(w: Tensor, pair: Pair, size: float, generator: torch.Generator) -> None:
+    """Columns +u and -u, |u_i| = size times the rms of row i, with random signs."""
     signs = torch.randint(2, (len(w),), generator=generator) * 2 - 1
     column = _exact(size * signs * w.square().mean(1).sqrt())
-    w[:, pair[0]], w[:, pair[1]] = column, column
+    w[:, pair[0]], w[:, pair[1]] = column, -column
 
 
 def _use(block: DecoderBlock, own: Seen, norm: str) -> Tensor:

@@ -27,7 +27,7 @@ def test_tiny_llada_has_the_outliers_that_were_put_in(tmp_path: Path, capsys: py
     data = TypeAdapter(Inspection).validate_json((tmp_path / "inspect.json").read_text())
     assert (data.subject.id, data.subject.standin, data.subject.stage) == ("tiny-llada", True, "before")
     assert data.input.text == "tiny-llada's own calibration text"
-    for row in data.at():  # the twins: two channels hold opposite values
+    for row in data.at():  # the twins: two channels hold the same value
         first, second = row.found.top[:2]
         if row.input != "mlp.gated" or row.block >= 2:
             assert first.peak == pytest.approx(second.peak, rel=1e-3)
