@@ -261,14 +261,27 @@ def _compile(
         pack = kernel.pack_block(columns) if isinstance(kernel, GemmKernel) else PACK_BLOCKS[0]
         fixed = {"K": columns, "PACK": pack, "PDL": target.capability >= HOPPER, **options}
         fixed |= {"HEADS": LAUNCHED["heads"], "SHARED": 1}
-    if not residual:
-        fixed["residual"] = None
+    fixed |= _absent(kernel, residual)
     return _assemble(function, kernel, target, types, fixed, options)
+
+
+def _absent(kernel: Kernel, residual: bool) -> dict[str, None]:
+    """Parameters that get None: operands that the kernel's format does not have."""
+    if not isinstance(kernel, GemmKernel):
+        return {}
+    there = {
+        "residual": residual,
+        "activation_zero": not kernel.activation_symmetric,
+        "weight_zero": not kernel.weight_symmetric,
+        "activation_unit": bool(kernel.format.unit_bits),
+        "weight_unit": bool(kernel.format.unit_bits),
+    }
+    return {name: None for name, present in there.items() if not present}
 
 
 def _compile_dense(module: ModuleType, kernel: GemmKernel, target: Target, columns: int) -> Any:
     """The kernel that writes weights down for cuBLAS, in bfloat16."""
-    fixed = {"K": columns, "PACK": kernel.pack_block(columns), **module.DENSE}
+    fixed = {"K": columns, "PACK": kernel.pack_block(columns), **module.DENSE, **_absent(kernel, False)}
     types = TYPES | ({"weights": "*i16"} if kernel.weight_bits == 4 and kernel.interleaved else {})
     return _assemble(getattr(module, f"{kernel.name}_dense"), kernel, target, types, fixed, dict(module.DENSE))
 

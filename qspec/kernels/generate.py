@@ -22,12 +22,14 @@ from qspec import resources
 from qspec.catalog import INTEGER, AttentionKernel, GemmKernel, RowKernel, planes
 from qspec.errors import InputError, MachineError
 from qspec.files import machine_errors, read_input, write_whole
+from qspec.kernels.emit import with_device_functions
 
 Kernel = RowKernel | GemmKernel | AttentionKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
 PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
 ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
+NEVER = 1 << 31  # tokens
 SMALLEST_PRODUCT = 16  # channels of a product on the tensor cores
 
 
@@ -43,7 +45,8 @@ def render(kernel: Kernel) -> str:
         template = "gemm_weight_only" if kernel.activation_bits == 16 else quantized
         values = _gemm_values(kernel)
     text = _environment().get_template(f"triton/{template}.py.jinja").render(name=kernel.name, **values)
-    return text.strip("\n") + "\n"
+    text = text.strip("\n") + "\n"
+    return with_device_functions(text) if isinstance(kernel, GemmKernel) else text
 
 
 def digest(source: str) -> str:
@@ -185,10 +188,19 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
         "a_asym": not kernel.activation_symmetric,
         "step": step,
         "tile": tile,
-        "parts": None if step is None else -(-step // tile),
+        "parts": None if step is None else -(-step // tile),  # of a step
         "span": span,
-        "spans": None if step is None else -(-step // span),
+        "cublas_from": _cublas_from(kernel, nibbles),
     }
+
+
+def _cublas_from(kernel: GemmKernel, nibbles: bool) -> tuple[int, int]:
+    """Tokens from which cuBLAS is faster than the portable kernel, and than that of 9.0: measured, or by analogy."""
+    cut = planes(kernel.weight_bits)
+    portable = 512 if nibbles or not cut else 256 if len(cut) == 1 else 128
+    if kernel.gated:
+        return portable, NEVER
+    return portable, 4096 if nibbles else 2048
 
 
 def _product_tile(step: int | None, *, floating: bool) -> int:

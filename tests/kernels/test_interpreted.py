@@ -1,4 +1,4 @@
-"""Runs `interpreted.py` in a process that imports Triton as an interpreter."""
+"""Runs `interpreted.py` and `interpreted_devices.py` in processes that import Triton as an interpreter."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-CASES = Path(__file__).with_name("interpreted.py")
+import pytest
+
+FOLDER = Path(__file__).parent
 
 
-def test_every_interpreted_case_passes() -> None:
-    tests = len(re.findall(r"^def test_", CASES.read_text(), re.MULTILINE))
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_devices.py"])
+def test_every_interpreted_case_passes(name: str) -> None:
+    cases = FOLDER / name
+    tests = len(re.findall(r"^def test_", cases.read_text(), re.MULTILINE))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(CASES)],
-        cwd=CASES.parents[2],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(cases)],
+        cwd=FOLDER.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

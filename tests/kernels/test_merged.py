@@ -95,7 +95,8 @@ def test_a_gated_product_is_one_operator() -> None:
     gated, plain = random_gates(Format(), 24, 128, 4)
     linear, x = QuantLinear(gated), random_input(5, 128, 0)
     compiled = torch.compile(linear.multiply, backend="aot_eager", fullgraph=True)
-    gate, up = QuantLinear(plain)(x).chunk(2, dim=1)
+    # torch's exponential of strided memory may differ from that of a whole row by a last bit
+    gate, up = (part.contiguous() for part in QuantLinear(plain)(x).chunk(2, dim=1))
     assert torch.equal(compiled(linear.prepare(x)), Gated(gate, up).value())
 
 

@@ -131,27 +131,27 @@ def test_cublas_is_an_entry_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("kernel", "second", "first"),
+    ("kernel", "takes", "first"),
     [
-        (W4A16, (True,), 4096),
-        (W4A16, (False,), 512),  # a float16 x, say
-        (W3A16, (True,), 2048),
-        (W3A16, (False,), 128),
-        (GemmKernel(8, None, True, 16, None, True), (), 512),
-        (GemmKernel(2, 64, True, 16, None, True), (), 256),
-        (GemmKernel(5, 64, True, 16, None, True), (), 128),
+        (W4A16, True, 4096),
+        (W4A16, False, 512),  # a float16 x, say
+        (W3A16, True, 2048),
+        (W3A16, False, 128),
+        (GemmKernel(8, None, True, 16, None, True), False, 512),
+        (GemmKernel(2, 64, True, 16, None, True), False, 256),
+        (GemmKernel(5, 64, True, 16, None, True), False, 128),
     ],
 )
 def test_without_an_entry_cublas_has_many_tokens_where_it_was_measured(
-    kernel: GemmKernel, second: tuple[bool, ...], first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: GemmKernel, takes: bool, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    wins = KernelLibrary().module(kernel).cublas_wins
+    file = KernelLibrary().module(kernel)
     there = [SimpleNamespace(is_cuda=True, device="cuda", shape=(tokens, 64)) for tokens in (first - 1, first)]
     for capability, expected in (((8, 0), [False, False]), ((9, 0), [False, True]), ((10, 0), [False, False])):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
-        assert [wins(x, *second) for x in there] == expected
+        assert [file.cublas_wins(x, file.CUBLAS_FROM[takes]) for x in there] == expected
 
 
 @pytest.mark.parametrize("kernel", [W4A4, W8A8, W4A16, W3A16], ids=lambda k: k.name)
