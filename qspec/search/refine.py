@@ -53,14 +53,16 @@ def refine(
     for name, layout in starts.items():
         origins.setdefault(layout, name)
     batch = list(origins)[:trials]
-    centre: Measured | None = None
+    searched = next(iter(origins))  # whose neighbours are measured: the solver's beside the starts, so that none waits
+    batch += neighbours(searched, losses, limits, batch, min(BATCH, trials - len(batch)))
     while batch:
         for layout, rows in zip(batch, measure(batch), strict=True):
             origin = origins.get(layout, "neighbour")
             done[layout] = Measured(layout, origin, predicted(losses, layout), tuple(rows))
-        before, centre = centre, best(list(done.values()))
-        if before is centre:
+        centre = best(list(done.values()))
+        if centre.layout == searched:
             break
+        searched = centre.layout
         room = min(BATCH, trials - len(done))
         batch = neighbours(centre.layout, losses, limits, done, room)
     return list(done.values())

@@ -23,7 +23,7 @@ from qspec.models.tokens import encode
 from qspec.runtime import load_tokenizer
 from qspec.search.losses import Measure
 
-TRIAL_ROWS = 4  # rows that whole layouts are measured on, for each one of a probe
+TRIAL_ROWS = 2  # rows that whole layouts are measured on, for each one of a probe
 CHANNEL_TOKENS = 8  # calibration tokens that a search takes for each channel of the widest input
 THREADS = 1  # of a job on a CPU: its sums are the same however many jobs run side by side
 

@@ -80,7 +80,7 @@ def test_a_trial_is_the_loss_of_the_whole_layout(rounding: Engine) -> None:
     found = rounding.run(Trial(tuple(schemes.items())))
     rows = search_rows(rounding.inputs).trials
     assert found["mean"] == pytest.approx(kl(rounding, rounded_model(rounding, schemes), rows), rel=1e-3)
-    assert len(found["rows"]) == len(rows) == 4 * len(search_rows(rounding.inputs).probes)
+    assert len(found["rows"]) == len(rows) == 2 * len(search_rows(rounding.inputs).probes)
     assert sum(found["rows"]) / len(rows) == pytest.approx(found["mean"])
 
 
