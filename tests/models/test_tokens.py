@@ -122,7 +122,7 @@ def test_probabilities_are_of_the_tokens_that_there_are(family: str) -> None:
     assert not set(states.flatten().tolist()) & set(ABSENT)
     rows = [MaskedRow(torch.tensor([5, 6, 7, 8]), torch.tensor([False, True, True, False]))]
     losses = LossRows(model, rows, "kl", 64)
-    assert losses.loss([torch.zeros(1, 4, 24)]).mean < 20  # finite
+    assert losses.loss(model.blocks[-1], [torch.zeros(1, 4, 24)]).mean < 20  # finite
 
 
 def test_a_tokenizer_that_has_every_id_changes_nothing() -> None:
