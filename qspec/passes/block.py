@@ -273,17 +273,17 @@ class Block:
     def fit_scales(self, uses: Collection[Linear]) -> None:
         """x, W --> x / 2^e, W 2^e where scales of the selected linears do not fit their stored dtype, and others would.
 
-        Powers of two change no bit of the function and no code. Where the inputs' producer is quantized already, a clip
-        was searched, or no e serves every reader, nothing is done: the quantizer says which layer does not fit.
+        A kept linear has no scales, and moves with the others that read its input. Powers of two change no bit of the
+        function and no code. Where the inputs' producer is quantized already, a clip was searched, or no e serves every
+        reader, nothing is done: the quantizer says which layer does not fit.
         """
         for site in reversed(self.sites(uses)):
             producer = self.linears.get(PRODUCERS[site.name])
             concerned = site.linears if producer is None else (*site.linears, producer)
             if any(linear.quantized is not None or linear.clip is not None for linear in concerned):
                 continue
-            exponent = numerics.fitting_exponent(
-                (linear.weight, linear.formats.weights) for linear in site.linears if linear in uses
-            )
+            readers = [linear for linear in site.linears if linear in uses and linear.scheme is not None]
+            exponent = numerics.fitting_exponent((linear.weight, linear.formats.weights) for linear in readers)
             if exponent:
                 self.rescale_input(site.name, torch.full_like(site.linears[0].weight[0], 2.0**exponent))
 

@@ -48,7 +48,7 @@ class Format:
 
 
 W4A4, W8A8 = Format("w4a4", 4, 4), Format("w8a8", 8, 8)
-W4A16, W3A16 = Format("w4a16", 4, 16, 128, False), Format("w3a16", 3, 16, 128, False)
+W4A16, W3A16 = Format("w4a16", 4, 16, 128), Format("w3a16", 3, 16, 128)
 KEPT = None
 
 # recipe -> (pattern of BLOCK.PART, format); the first pattern that fits says it. Models of four blocks, 0 to 3.
@@ -64,8 +64,10 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
     "llada_rtn_w4a4": (("*", W4A4),),
     "llada_w4a16": (("*", W4A16),),
     "llada_w8a8": (("*", W8A8),),
-    **{f"paper/{method}_w4a16": (("*", W4A16),) for method in ("rtn", "gptq", "awq")},
-    **{f"paper/{method}_w3a16": (("*", W3A16),) for method in ("rtn", "gptq", "awq")},
+    **{f"paper/{method}_w4a16": (("*", W4A16),) for method in ("rtn", "gptq")},
+    **{f"paper/{method}_w3a16": (("*", W3A16),) for method in ("rtn", "gptq")},
+    "paper/awq_w4a16": (("*", Format("w4a16", 4, 16, 128, zeros=True)),),
+    "paper/awq_w3a16": (("*", Format("w3a16", 3, 16, 128, zeros=True)),),
     **{f"paper/{method}_w8a8": (("*", W8A8),) for method in ("rtn", "smoothquant", "quarot", "duquant")},
     **{f"paper/{method}_w4a4": (("*", W4A4),) for method in ("rtn", "smoothquant", "quarot", "duquant")},
     "llada_search": (("*", Format("w4", 4, 16, 128, False)),),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import qspec
-from qspec import artifact, quantize
+from qspec import quantize, workspace
 from qspec.errors import MachineError
 from tests.end_to_end.conftest import Mini, quantized_linears
 from tests.end_to_end.test_mini import files
@@ -44,7 +44,7 @@ def test_compiles_and_goes_on_in_the_same_bytes(
     model, _ = qspec.load(whole.path, device="cpu")
     assert len(quantized_linears(model)) == 14
 
-    writes, save = iter(range(100)), artifact.save_file
+    writes, save = iter(range(100)), workspace.save_file
 
     def fail_at_the_second_block(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         if next(writes) == 2:
@@ -58,7 +58,7 @@ def test_compiles_and_goes_on_in_the_same_bytes(
         compiled.append(index)
         return compile_block(plan, index, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(artifact, "save_file", fail_at_the_second_block)
+    monkeypatch.setattr(workspace, "save_file", fail_at_the_second_block)
     monkeypatch.setattr(quantize, "compile_block", counted)
     with pytest.raises(MachineError, match="the disk is full"):
         qspec.compile(recipe, out=tmp_path / "again", device="cpu", evaluate=False)

@@ -123,7 +123,7 @@ def test_a_size_without_a_rotation_is_an_error_of_the_plan(
     config = json.loads((mini.model / "config.json").read_text())
     for name, change in (
         ("ffn", {"mlp_hidden_size": 1000}),
-        ("width", {"d_model": 92, "n_kv_heads": 2, "n_heads": 2}),
+        ("width", {"d_model": 1888, "n_kv_heads": 59, "n_heads": 59}),
     ):
         folder = tmp_path / name
         folder.mkdir()
@@ -140,4 +140,4 @@ def test_a_size_without_a_rotation_is_an_error_of_the_plan(
             assert message.count("QS043") == 1
         else:
             assert code == 3
-            assert "no Hadamard matrix of order 92" in message
+            assert "no Hadamard matrix of order 1888" in message

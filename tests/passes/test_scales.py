@@ -93,6 +93,19 @@ def test_weights_that_fit_are_left_alone(make_block: Callable[..., Block]) -> No
         assert torch.equal(linear.weight, other.linears[part].weight)
 
 
+def test_a_kept_linear_moves_with_those_that_read_its_input(make_block: Callable[..., Block]) -> None:
+    """A pass may be given kept linears, as QuaRot is: k's scales are moved, q's would not fit but it has none."""
+    block = divided(make_block(GROUPED), "attention.input", 2.0**20)
+    block.linears["attention.q"].scheme = None
+    block.linears["attention.q"].weight *= 2.0**-40
+    before, weight = output(block), block.linears["attention.q"].weight
+    block.fit_scales(tuple(block.linears.values()))
+    moved = block.linears["attention.q"].weight / weight
+    assert bool((moved == moved[0, 0]).all())
+    assert float(moved[0, 0]) >= 2.0**16
+    assert torch.equal(output(block), before)
+
+
 def test_what_a_quantized_layer_produces_is_not_moved(make_block: Callable[..., Block]) -> None:
     """v is codes already, so that o cannot give it a power of two: an error that names o."""
     block = divided(make_block(GROUPED), "attention.mixed", 2.0**30)
