@@ -23,6 +23,7 @@ FLOATS = tuple(name for name, number in NUMBER_FORMATS.items() if number.kind ==
 PLANES = (4, 2, 1)  # bits of the pieces that a packed code is cut into, the highest first
 ROTATION_BLOCKS = (16, 32, 64, 128)  # of a first rotation: its matrix is held in shared memory
 SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 32, 18944 = 128 x 148, 768 = 64 x 12
+SMALLEST_PRODUCT = 16  # channels of a product on the tensor cores
 HEAD_WIDTHS = (64, 128)
 FEW = 64  # queries that the attention kernel takes
 PAIR = 2  # channels of a byte of 4-bit floats
@@ -295,6 +296,16 @@ def pack_block(in_features: int, where: str | None = None) -> int:
         if in_features > 0 and in_features % block == 0:
             return block
     raise NoKernel(f"{in_features} input channels are not a multiple of {PACK_BLOCKS[-1]}", where=where)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is not below `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+def rotated_width(order: int) -> int:
+    """Columns in which a row kernel holds the blocks of its last rotation, of this order."""
+    return max(power_of_two(order), SMALLEST_PRODUCT)
 
 
 def planes(bits: int) -> tuple[int, ...]:

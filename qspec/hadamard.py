@@ -18,7 +18,7 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
 
-from qspec.catalog import ROTATION_BLOCKS, SECOND_BLOCKS, NoKernel
+from qspec.catalog import ROTATION_BLOCKS, SECOND_BLOCKS, NoKernel, rotated_width
 from qspec.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -40,8 +40,11 @@ def factors(channels: int, where: str) -> tuple[int, ...]:
     largest block-diagonal rotation of `channels` channels.
 
     One block where an order or a product of two reaches that far: 12288 = 128 x 96, 18944 = 128 x 148, 768 = 64 x 12.
-    Else several: 11008 = 43 blocks of 128 x 2, 1184 = 37 of 32. Of equal blocks the one with fewer rotations, then
-    with the larger first order. Raises NoKernel, naming `where`, where no multiple of 16 divides the channels.
+    Else several: 11008 = 43 blocks of 16 x 16, 1184 = 37 of 32. Of equal blocks the one with fewer rotations, then
+    with the least padding of a second order, which kernels hold as a power of two, 16 or more (11008 in blocks of
+    128 x 2 would take 88064 places, more than fit), then with the larger first order.
+
+    Raises NoKernel, naming `where`, where no multiple of 16 divides the channels.
     """
     low, high = SECOND_BLOCKS
     seconds = [order for order in range(low, high + 1) if exists(order)]
@@ -50,7 +53,12 @@ def factors(channels: int, where: str) -> tuple[int, ...]:
     if channels < 1 or not fitting:
         reason = f"no Hadamard rotation of {channels} input channels has a kernel: no multiple of {ROTATION_BLOCKS[0]}"
         raise NoKernel(reason, where=where)
-    return max(fitting, key=lambda orders: (math.prod(orders), -len(orders), orders[0]))
+    return max(fitting, key=lambda orders: (math.prod(orders), -len(orders), -_padding(orders), orders[0]))
+
+
+def _padding(orders: tuple[int, ...]) -> float:
+    """Places that a row takes before its second rotation, over its channels: 16 / 12 for 64 x 12, 8 for 128 x 2."""
+    return rotated_width(orders[-1]) / orders[-1]
 
 
 def matrix(order: int) -> Tensor:

@@ -132,15 +132,16 @@ def compile_ahead(
     if target not in TARGETS:
         raise UsageError(f"unknown target {target!r}", hint=f"one of {', '.join(TARGETS)}")
     module = library(None).module(kernel)
-    compiled = _compile(module, kernel, TARGETS[target], tokens, columns or _columns(kernel), residual)
+    columns = columns or _columns(kernel)
+    compiled = _compile(module, kernel, TARGETS[target], tokens, columns, residual)
     registers, stack = _resources(compiled.asm["cubin"])
     found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
     shared = int(compiled.metadata.shared)
     problems = (*_problems(kernel, TARGETS[target], found, stack, shared), *misreduced(compiled.asm["ttgir"]))
     if isinstance(kernel, GemmKernel) and kernel.dense:
-        dense = _compile_dense(module, kernel, TARGETS[target], columns or _columns(kernel))
+        dense = _compile_dense(module, kernel, TARGETS[target], columns)
         problems += _excesses(TARGETS[target], _resources(dense.asm["cubin"])[1], int(dense.metadata.shared))
-    if isinstance(kernel, RowKernel) and kernel.hopper and TARGETS[target].capability == HOPPER:
+    if isinstance(kernel, RowKernel) and _second(module, kernel, TARGETS[target], columns):
         problems += misplaced(compiled.asm["ttgir"], shared)
     return AheadReport(kernel.name, target, found, registers, stack, shared, problems)
 
@@ -239,7 +240,7 @@ def _compile(
 ) -> Any:
     import triton
 
-    second = target.capability == HOPPER and not isinstance(kernel, AttentionKernel) and kernel.hopper
+    second = _second(module, kernel, target, columns)
     function = getattr(module, f"{kernel.name}_hopper" if second else kernel.name)
     if not isinstance(function, triton.runtime.JITFunction):
         raise MachineError("kernels are interpreted here, not compiled", hint="unset TRITON_INTERPRET")
@@ -263,6 +264,13 @@ def _compile(
         fixed |= {"HEADS": LAUNCHED["heads"], "SHARED": 1}
     fixed |= _absent(kernel, residual)
     return _assemble(function, kernel, target, types, fixed, options)
+
+
+def _second(module: ModuleType, kernel: Kernel, target: Target, columns: int) -> bool:
+    """Whether the file's second kernel is launched for K `columns`: rows that it cannot hold take the first one."""
+    if isinstance(kernel, AttentionKernel) or target.capability != HOPPER or not kernel.hopper:
+        return False
+    return isinstance(kernel, GemmKernel) or bool(module.hopper_fits(columns))
 
 
 def _absent(kernel: Kernel, residual: bool) -> dict[str, None]:

@@ -19,7 +19,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qspec import resources
-from qspec.catalog import INTEGER, AttentionKernel, GemmKernel, RowKernel, planes
+from qspec.catalog import (
+    INTEGER,
+    SMALLEST_PRODUCT,
+    AttentionKernel,
+    GemmKernel,
+    RowKernel,
+    planes,
+    power_of_two,
+    rotated_width,
+)
 from qspec.errors import InputError, MachineError
 from qspec.files import machine_errors, read_input, write_whole
 from qspec.kernels.emit import with_device_functions
@@ -30,7 +39,6 @@ DIGEST_LENGTH = 16  # hex digits in a file name
 PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
 ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
 NEVER = 1 << 31  # tokens
-SMALLEST_PRODUCT = 16  # channels of a product on the tensor cores
 
 
 @lru_cache(maxsize=256)
@@ -209,16 +217,16 @@ def _product_tile(step: int | None, *, floating: bool) -> int:
     if step is None:
         return largest
     divides = min(step & -step, largest)
-    return divides if divides >= smallest else min(max(_power_of_two(step), smallest), largest)
+    return divides if divides >= smallest else min(max(power_of_two(step), smallest), largest)
 
 
 def _row_values(kernel: RowKernel) -> dict[str, Any]:
     number = kernel.format if kernel.bits != 16 else None
     group = kernel.group or 1
-    part = _power_of_two(group)
+    part = power_of_two(group)
     if kernel.rotations:
         unit = kernel.rotations[-1]
-        wide = max(_power_of_two(unit), SMALLEST_PRODUCT)
+        wide = rotated_width(unit)
     else:
         unit, wide = group, part
     cut = unit != wide  # rotated rows lie in blocks with gaps between them
@@ -255,8 +263,3 @@ def spans(size: int) -> list[list[int]]:
         found.append([start, width])
         start += width
     return found
-
-
-def _power_of_two(size: int) -> int:
-    """The smallest power of two that is not below `size`."""
-    return 1 << (size - 1).bit_length()

@@ -12,6 +12,7 @@ from qspec import resources
 from qspec.catalog import AttentionKernel, GemmKernel, RowKernel
 from qspec.cli.planned import planned
 from qspec.errors import UsageError
+from qspec.hadamard import factors
 from qspec.kernels.ahead import TARGETS, _problems, compile_ahead, misplaced, misreduced
 from qspec.kernels.generate import Kernel
 
@@ -228,6 +229,32 @@ SPILLS = pytest.mark.xfail(reason="the portable kernel spills: a rotation of 148
 def test_rows_of_the_models_widths_fit(rotations: tuple[int, ...], columns: int, target: str) -> None:
     kernel = RowKernel(rotations, 4, None, True, 0.9)
     assert compile_ahead(kernel, target, columns=columns).problems == ()
+
+
+@pytest.mark.parametrize("source", ["plain", "silu_mul"])
+@pytest.mark.parametrize("columns", [256, 512, 1024, 11008])
+def test_blocks_of_online_rotations_fit(columns: int, source: str) -> None:
+    """Of 256 x 43 = 11008 channels, 128 x 2 would be held as 128 x 16: eight times as many places."""
+    kernel = RowKernel(factors(columns, "x"), 4, None, True, 1.0, source)
+    report = compile_ahead(kernel, "sm_90", columns=columns)
+    assert report.problems == ()
+    assert report.stack == 0
+
+
+@pytest.mark.parametrize(("second", "columns"), [(12, 1536), (36, 4608), (144, 18432)])
+def test_second_kernels_hold_pieces_of_16_columns(second: int, columns: int) -> None:
+    """Such a piece of a second rotation is 16 x 16 in float16: half a kilobyte, in which shared memory is counted."""
+    report = compile_ahead(RowKernel((128, second), 4, None, True, 1.0), "sm_90", columns=columns)
+    assert report.problems == ()
+    assert report.stack == 0
+
+
+def test_rows_that_a_second_kernel_cannot_hold_take_the_first() -> None:
+    """As launched: a last rotation of 8 fits up to 256 blocks, 2048 channels."""
+    row = RowKernel((128, 8), 4, None, True, 1.0)
+    held, wider = (compile_ahead(row, "sm_90", columns=columns) for columns in (2048, 3072))
+    assert held.problems == wider.problems == ()
+    assert {name.split(".")[0] for name in held.instructions} == {"wgmma"}
 
 
 @pytest.mark.parametrize(
