@@ -175,7 +175,7 @@ class Decoder(nn.Module):
         for entry in family.modules(shape):
             rows, columns = entry.out_features, entry.in_features
             if entry.role.part == "embedding":
-                module: nn.Module = nn.Embedding(rows, columns, device=device, dtype=dtype)
+                module: nn.Module = _embedding(rows, columns, device, dtype)
             else:
                 module = nn.Linear(columns, rows, bias=entry.bias, device=device, dtype=dtype)
             _attach(self, entry.module, module)
@@ -369,6 +369,14 @@ def _padding(attention_mask: Tensor, batch: int, length: int) -> Tensor:
     if not real.is_meta and not bool(real.any(-1).all()):
         raise InputError("attention_mask marks every token of a row as padding", hint="drop the empty row")
     return real
+
+
+def _embedding(rows: int, columns: int, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Embedding:
+    """torch's own and its initialisation, which on the meta device would import torch._dynamo, 1.4 s of a process."""
+    weight = torch.empty(rows, columns, device=device, dtype=dtype)
+    if not weight.is_meta:
+        nn.init.normal_(weight)
+    return nn.Embedding(rows, columns, _weight=weight)
 
 
 def _attach(root: nn.Module, path: str, module: nn.Module) -> None:

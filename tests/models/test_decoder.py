@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -174,6 +176,25 @@ def test_parts_and_replacement_keep_the_checkpoints_names() -> None:
     assert list(decoder.state_dict()) == names
     decoder.replace(Role("head"), nn.Linear(24, 50, bias=False, dtype=torch.float64))
     assert list(decoder.state_dict()) == names
+
+
+def test_a_model_without_weights_is_made_without_a_compiler() -> None:
+    """torch._dynamo takes longer to import than a small model to compile, and nothing traces here."""
+    code = (
+        "import sys; from qspec.models.decoder import Decoder; from qspec.models.llada import LLADA\n"
+        f"Decoder(LLADA, LLADA.shape({TINY!r}), device='meta')\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_embedding_starts_as_torchs_own() -> None:
+    torch.manual_seed(3)
+    ours = Decoder(LLADA, LLADA.shape(TINY))
+    torch.manual_seed(3)
+    wanted = nn.Embedding(*ours.embedding.weight.shape)
+    assert torch.equal(ours.embedding.weight, wanted.weight)
+    assert ours.embedding.weight.requires_grad
 
 
 def test_meta_device_gives_shapes() -> None:
