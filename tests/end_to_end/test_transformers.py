@@ -75,8 +75,8 @@ for folder in sys.argv[1:]:
 
 
 def load_elsewhere(artifacts: list[Path]) -> list[str]:
-    """What a process of its own prints, in which only `qspec.hf` was imported and every warning is an error, of artifacts
-    that were moved; nothing is said of strange tensors."""
+    """What a process of its own prints of artifacts that were moved, in which only `qspec.hf` was imported and every
+    warning is an error; nothing is said of strange tensors."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", LOADS, *map(str, artifacts)], capture_output=True, text=True, timeout=550
     )
