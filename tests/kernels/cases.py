@@ -124,10 +124,14 @@ def random_linear(
     transform: InputTransform | None = None,
     device: str = "cpu",
 ) -> PackedLinear:
-    """Weights with outliers and an offset, so that clamping, zero points and both signs occur."""
+    """Weights with outliers and an offset, so that clamping, zero points and both signs occur.
+
+    None is below 2^-9: alone in its group, in 8 bits, its scale would be too small for float16.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator, device=device) + 0.3
     weight[:, :: max(1, columns // 7)] *= 5
+    weight[weight.abs() < 2**-9] = 2**-9
     quantized = numerics.quantize_weight(weight, fmt.scheme().weights)
     b = torch.randn(rows, generator=generator, device=device) if bias else None
     return PackedLinear.from_quantized(quantized, b, transform, fmt.scheme())

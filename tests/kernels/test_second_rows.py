@@ -73,6 +73,8 @@ CASES = (
     (RowKernel((128,), 4, None, True, 1.0, "rmsnorm"), 4096, 3, MANY),
     (RowKernel((128, 128), 4, None, True, 0.9, "rmsnorm"), 4096, 5, MANY),
     (RowKernel((128, 28), 8, None, True, 1.0), 3584, 2, 1),
+    (RowKernel((128, 12), 4, None, True, 1.0), 1536, 2, 1),  # a second rotation of 16 x 16 halves: half a kilobyte
+    pytest.param(RowKernel((128, 36), 8, None, True, 1.0), 4608, 2, 1, marks=pytest.mark.slow),
     (RowKernel((128, 96), 4, None, True, 1.0, "silu_mul"), 12288, 2, MANY),
     pytest.param(RowKernel((128, 148), 8, None, True, 1.0, "silu_mul"), 18944, 2, MANY, marks=pytest.mark.slow),
 )
