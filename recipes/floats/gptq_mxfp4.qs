@@ -7,7 +7,7 @@ recipe gptq_mxfp4 {
 }
 
 scheme mxfp4 {
-  weights     mxfp4 per group 32 clip mse
+  weights     mxfp4 per group 32
   activations none
 }
 

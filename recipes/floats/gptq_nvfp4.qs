@@ -7,7 +7,7 @@ recipe gptq_nvfp4 {
 }
 
 scheme nvfp4 {
-  weights     nvfp4 per group 16 clip mse
+  weights     nvfp4 per group 16
   activations nvfp4 per group 16
 }
 
