@@ -115,6 +115,8 @@ def test_a_terminal_that_knows_ascii_only_gets_all_of_it(tmp_path: Path) -> None
 INTERRUPT = """
 import os, runpy, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in a shell's background has it ignored
+
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == {name!r}:
