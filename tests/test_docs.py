@@ -86,7 +86,9 @@ def measured_products(file: str = "bench.json") -> dict[tuple[str, int], list[di
 def test_the_ratios_of_products_are_what_was_measured() -> None:
     cells = [c for (fmt, tokens), found in measured_products().items() for c in found if fmt == "w4a4" and tokens >= 16]
     ratios = [cell["others"]["cuBLAS bf16"] / cell["microseconds"] for cell in cells]
+    whole = [cell["others"]["cuBLAS bf16"] / cell["whole"] for cell in cells]
     assert f"W4A4 products take {min(ratios):.2f} to {max(ratios):.2f} times less than bf16" in README
+    assert f"{min(whole):.2f} to {max(whole):.2f} times less with the quantization of their input" in README
 
 
 @pytest.mark.slow
