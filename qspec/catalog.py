@@ -190,6 +190,11 @@ class GemmKernel:
         """Of the codes of its weights."""
         return _number_format(self.number, self.weight_bits)
 
+    def takes(self, weights: TensorFormat) -> bool:
+        """Whether codes and scales of this format are its weights."""
+        own = (self.number, self.weight_bits, self.weight_group, self.weight_symmetric)
+        return own == (_number(weights), weights.number.bits, _group_size(weights), weights.symmetric)
+
     @property
     def pairs(self) -> bool:
         """Whether two neighbouring channels share a byte, as the tensor cores take 4-bit floats."""
@@ -238,6 +243,11 @@ class LayerKernels:
     row: RowKernel | None
     gemm: GemmKernel
 
+    @property
+    def rotations(self) -> tuple[int, ...]:
+        """Block sizes of the rotations of the input, as the row kernel has them."""
+        return self.row.rotations if self.row else ()
+
     def gated(self) -> LayerKernels:
         """Of gate and up as one product that gives silu(gate) up."""
         return replace(self, gemm=replace(self.gemm, gated=True))
@@ -257,7 +267,7 @@ class LayerKernels:
             "weight group": self.gemm.weight_group,
             "activation group": self.gemm.activation_group,
         }
-        for number, block in enumerate(self.row.rotations if self.row else (), 1):
+        for number, block in enumerate(self.rotations, 1):
             sizes[f"block of rotation {number}"] = block
         for what, size in sizes.items():
             if size and in_features % size:
@@ -271,7 +281,7 @@ def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = (), source: str = "
     source: of what the input is computed, for the row kernel to do (`SOURCES`).
     """
     weights, activations = scheme.weights, scheme.activations
-    number = weights.number.name if weights.number.kind == "float" else INTEGER
+    number = _number(weights)
     weight_group = _format(weights, WEIGHT_BITS, "weights", "channel")
     if activations is None:
         computes = rotations or source != "plain"
@@ -313,6 +323,16 @@ def planes(bits: int) -> tuple[int, ...]:
     return tuple(plane for plane in PLANES if bits & plane)
 
 
+def _number(fmt: TensorFormat) -> str:
+    """Of `RowKernel` and `GemmKernel`: a float format's name, or `INTEGER`."""
+    return fmt.number.name if fmt.number.kind == "float" else INTEGER
+
+
+def _group_size(fmt: TensorFormat) -> int | None:
+    """Input channels that share a scale; None is one scale a row."""
+    return fmt.granularity.size if fmt.granularity.kind == "group" else None
+
+
 def _format(fmt: TensorFormat, widths: tuple[int, ...], operand: str, whole: Literal["channel", "token"]) -> int | None:
     """Checks number format and granularity of one operand; returns its group, None for one scale a row."""
     if fmt.number.kind == "float":
@@ -324,7 +344,7 @@ def _format(fmt: TensorFormat, widths: tuple[int, ...], operand: str, whole: Lit
     _check_bits(fmt.number.bits, widths, operand)
     kind = fmt.granularity.kind
     _require(kind in (whole, "group"), f"{operand} {fmt.granularity} have no kernel")
-    group = fmt.granularity.size if kind == "group" else None
+    group = _group_size(fmt)
     _check_group(group, operand)
     return group
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from qspec.catalog import GATE, INTEGER, GemmKernel, LayerKernels, RowKernel, ke
 from qspec.diagnostics import Diagnostic
 from qspec.errors import InputError
 from qspec.fitting import fitted, require_groups, require_rotations
-from qspec.formats import Scheme
+from qspec.formats import Scheme, TensorFormat
 from qspec.language.layers import verify
 from qspec.language.layout import Layout, RuleCount, matches
 from qspec.language.spec import REGIMES, Calibration, PassUse, Rollouts, Rule, Spec
@@ -51,7 +51,16 @@ class ModulePlan:
     @property
     def rotations(self) -> tuple[int, ...]:
         """Block sizes of the rotations of its input that are computed online."""
-        return self.kernels.row.rotations if self.kernels and self.kernels.row else ()
+        return self.kernels.rotations if self.kernels else ()
+
+    def expected(self, done: Collection[PassUse]) -> tuple[tuple[int, ...], TensorFormat | None]:
+        """Of a linear after those of its passes that are among `done`: block sizes of the rotations of its input, and
+        the format of its codes, None while it has none."""
+        uses = [use for use in self.passes if use in done]
+        if self.scheme is None:
+            return (), None
+        quantized = any(use.params.quantizes for use in uses)
+        return _rotations(uses, self.entry, self.scheme), self.scheme.weights if quantized else None
 
     @property
     def kernel(self) -> str:
@@ -389,7 +398,12 @@ def _planned(spec: Spec, entry: ModuleEntry, rule: Rule | None, uses: Sequence[P
             where=rule.text if rule else spec.source,
             hint=f"add `layers {entry.role} keep`",
         )
-    online = [found for use in uses if (found := use.params.rotations(entry, scheme))]
-    kernels = kernels_for(scheme, online[-1] if online else (), entry.source)
+    kernels = kernels_for(scheme, _rotations(uses, entry, scheme), entry.source)
     kernels.check(entry.in_features, str(entry.role))
     return ModulePlan(entry, rule, scheme, tuple(uses), kernels)
+
+
+def _rotations(uses: Iterable[PassUse], entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
+    """Block sizes of the rotations that these passes leave online on a linear's input: the last one's that has any."""
+    online = [sizes for use in uses if (sizes := use.params.rotations(entry, scheme))]
+    return online[-1] if online else ()

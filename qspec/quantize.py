@@ -14,7 +14,8 @@ from torch import Tensor
 from qspec.artifact import ModuleRecord, kernel_fields
 from qspec.calibrate.stream import Stream
 from qspec.calibrate.tokens import CalibrationTokens
-from qspec.errors import NumericsError
+from qspec.errors import NumericsError, QspecError
+from qspec.formats import TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
@@ -117,8 +118,7 @@ def compile_block(
     plan: Plan, index: int, module: DecoderBlock, stream: Stream, progress: Progress
 ) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
     """Runs the recipe's passes over one float block. Returns packed linears by part, and the records."""
-    block = rewrite_block(plan, index, module, stream, progress)
-    return _packed(block, {m.entry.role.part: record_of(plan, m) for m in plan.block(index)})
+    return _packed(plan, rewrite_block(plan, index, module, stream, progress))
 
 
 @exact_products()
@@ -126,12 +126,12 @@ def rewrite_block(plan: Plan, index: int, module: DecoderBlock, stream: Stream, 
     """Runs the recipe's passes over one float block, in place: its linears become `qspec.passes.linear.Linear`s.
 
     After every pass that must preserve the function, the block's output is compared; a pass that changed it stops the
-    compile with a NumericsError.
+    compile with a NumericsError, and one that leaves a linear otherwise than the plan has it with a QspecError.
     """
     plans = {m.entry.role.part: m for m in plan.block(index)}
     schemes = {part: (m.entry, m.scheme) for part, m in plans.items()}
     block = Block(index, plan.shape, module, schemes, stream, plan.spec.calibrate.seed)
-    for use in plan.spec.passes:
+    for number, use in enumerate(plan.spec.passes, 1):
         uses = tuple(linear for part, linear in block.linears.items() if use in plans[part].passes)
         if not uses:
             continue
@@ -143,7 +143,25 @@ def rewrite_block(plan: Plan, index: int, module: DecoderBlock, stream: Stream, 
         else:
             with _preserved(block, use.name):
                 use.params.rewrite(block, uses)
+        _require_planned(use.name, block, {part: m.expected(plan.spec.passes[:number]) for part, m in plans.items()})
     return block
+
+
+def _require_planned(
+    name: str, block: Block, expected: Mapping[str, tuple[tuple[int, ...], TensorFormat | None]]
+) -> None:
+    """Checks what a pass made of each linear's input and weights: kernels were chosen for what it says it makes."""
+    for part, (rotations, weights) in expected.items():
+        linear = block.linears[part]
+        made = linear.transform.blocks if linear.transform else ()
+        codes = linear.quantized.format if linear.quantized else None
+        if made != rotations:
+            what = f"rotates its input in blocks of {made or 'none'}, where the plan has {rotations or 'none'}"
+        elif codes != weights:
+            what = f"leaves its weights in {codes or 'floats'}, where the plan has {weights or 'floats'}"
+        else:
+            continue
+        raise QspecError(f"{name} {what}", where=str(linear.entry.role), hint="this is a fault in the pass")
 
 
 @contextmanager
@@ -163,18 +181,18 @@ def _preserved(block: Block, name: str) -> Iterator[None]:
             )
 
 
-def _packed(block: Block, planned: Mapping[str, ModuleRecord]) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
-    """Packed linears by part, and the records as planned with what is known now."""
+def _packed(plan: Plan, block: Block) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
+    """Linears packed for the plan's kernels, by part, and the records as planned with what is known now."""
     quality = _quality(block)
     owners: dict[int, str] = {}
     packed: dict[str, PackedLinear] = {}
     records = []
-    for part, linear in block.linears.items():
-        record = planned[part]
-        if linear.quantized is not None:
-            packed[part] = PackedLinear.from_quantized(
-                linear.quantized, linear.bias, linear.transform, linear.formats, linear.entry.source
-            )
+    for planned in plan.block(block.index):
+        part, record = planned.entry.role.part, record_of(plan, planned)
+        linear = block.linears[part]
+        if planned.kernels is not None:
+            assert linear.quantized is not None  # a recipe that quantizes it in no pass is refused
+            packed[part] = PackedLinear.from_quantized(linear.quantized, planned.kernels, linear.bias, linear.transform)
             sqnr, weight_sqnr = quality[part]
             update: dict[str, object] = {"sqnr_db": sqnr, "weight_sqnr_db": weight_sqnr}
             if linear.transform is not None:

@@ -188,7 +188,7 @@ def _copies(fmt: str, channels: int, columns: int) -> list[PackedLinear]:
     """A random linear, as often as it takes to pass the cache by."""
     scheme = FORMATS[fmt]
     weight = torch.randn(channels, columns, device="cuda")
-    first = PackedLinear.from_quantized(numerics.quantize_weight(weight, scheme.weights), None, None, scheme)
+    first = PackedLinear.from_quantized(numerics.quantize_weight(weight, scheme.weights), kernels_for(scheme))
     more = range(cold_copies(first.stored_bits() // 8) - 1)
     return [first, *(replace(first, codes=first.codes.clone(), scale=first.scale.clone()) for _ in more)]
 
@@ -218,7 +218,7 @@ def _compile_one(job: tuple[GemmKernel, tuned.Options]) -> None:
     scheme = next(s for s in FORMATS.values() if kernels_for(s).gemm == gemm)
     columns = 128 * 8 * 4  # no fewer blocks than any candidate's programs
     weight = torch.ones(2 * options["BLOCK_N"], columns, device="cuda")
-    packed = PackedLinear.from_quantized(numerics.quantize_weight(weight, scheme.weights), None, None, scheme)
+    packed = PackedLinear.from_quantized(numerics.quantize_weight(weight, scheme.weights), kernels_for(scheme))
     library = KernelLibrary()
     x = torch.ones(options["BLOCK_M"], columns, device="cuda", dtype=torch.bfloat16)
     launch.multiply(library, packed, launch.prepare(library, packed.kernels.row, None, x), options)

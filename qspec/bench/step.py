@@ -22,7 +22,7 @@ from qspec import numerics, passes
 from qspec.artifact import ModuleRecord
 from qspec.bench.measure import captured, need_gpu, replay_time
 from qspec.bench.step_data import MODELS, Measured, Step, Steps, parts_of
-from qspec.catalog import INTEGER
+from qspec.catalog import INTEGER, kernels_for
 from qspec.errors import MachineError
 from qspec.kernels import attention
 from qspec.kernels.packing import PackedLinear, layout
@@ -110,7 +110,7 @@ def _random_linear(module: ModulePlan, device: torch.device) -> dict[str, Tensor
     if module.scheme is not None and module.kernels.gemm.number != INTEGER:  # not every pattern is a number
         weight = WEIGHT * torch.randn(entry.out_features, entry.in_features, device=device)
         quantized = numerics.quantize_weight(weight, module.scheme.weights)
-        rounded = PackedLinear.from_quantized(quantized, None, None, module.scheme).tensors()
+        rounded = PackedLinear.from_quantized(quantized, kernels_for(module.scheme)).tensors()
     drawn = {suffix: kind for suffix, kind in wanted.items() if suffix not in rounded}
     return rounded | {suffix: _random(suffix, dtype, shape, step, device) for suffix, (dtype, shape) in drawn.items()}
 

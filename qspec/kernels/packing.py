@@ -70,9 +70,9 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import GATE, GemmKernel, LayerKernels, kernels_for, planes
+from qspec.catalog import GATE, GemmKernel, LayerKernels, NoKernel, planes
 from qspec.errors import InputError
-from qspec.formats import Scheme, zero_bits
+from qspec.formats import zero_bits
 from qspec.numerics import Quantized
 from qspec.transforms import InputTransform
 
@@ -193,16 +193,19 @@ class PackedLinear:
     def from_quantized(
         cls,
         quantized: Quantized,
-        bias: Tensor | None,
-        transform: InputTransform | None,
-        scheme: Scheme,
-        source: str = "plain",
+        kernels: LayerKernels,
+        bias: Tensor | None = None,
+        transform: InputTransform | None = None,
     ) -> PackedLinear:
-        """Packs the codes of W [N, K]; source: what its row kernel computes first.
+        """Packs the codes of W [N, K] for the kernels that were chosen for them.
 
-        Raises NoKernel where nothing can run this scheme at this K.
+        Raises NoKernel where these cannot run at this K, or take neither such weights nor such a transform.
         """
-        kernels = kernels_for(scheme, () if transform is None else transform.blocks, source)
+        if not kernels.gemm.takes(quantized.format):
+            raise NoKernel(f"{kernels.gemm.name} does not take weights in {quantized.format}")
+        blocks = () if transform is None else transform.blocks
+        if blocks != kernels.rotations:
+            raise NoKernel(f"the kernels rotate in blocks of {kernels.rotations}, the transform in {blocks}")
         quantized = quantized.signed()
         rows, columns = quantized.codes.shape
         kernels.check(columns)
@@ -358,10 +361,9 @@ def layout(
         expected["zero"] = (torch.uint8 if nibbles else torch.int8, (groups, width))
     if bias:
         expected["bias"] = (torch.float32, (out_features,))
-    rotations = kernels.row.rotations if kernels.row else ()
-    for index, block in enumerate(rotations):
+    for index, block in enumerate(kernels.rotations):
         expected[f"transform.rotation{index}"] = (torch.float16, (block, block))
-    if len(rotations) > 1:
+    if len(kernels.rotations) > 1:
         expected["transform.permutation"] = (torch.int32, (in_features,))
     return expected
 
@@ -392,7 +394,7 @@ def _check_tensor(name: str, tensor: Tensor | None, dtype: torch.dtype, shape: t
 
 def _transform(kernels: LayerKernels, tensors: Mapping[str, Tensor], where: str) -> InputTransform | None:
     """The input transform among the tensors; its permutation must name every channel once."""
-    if kernels.row is None or not kernels.row.rotations:
+    if not kernels.rotations:
         return None
     permutation = tensors.get("transform.permutation")
     if permutation is None:

@@ -34,6 +34,8 @@ from qspec.language.spec import Pass
 from qspec.lock import machine_kind
 from qspec.models.inputs import value_of
 from qspec.origin import find_checkpoint
+from qspec.passes.gptq import Gptq
+from qspec.passes.rotate_duquant import RotateDuquant
 from qspec.passes.smooth import Smooth
 from qspec.progress import Quiet
 from qspec.runtime import load_tokenizer
@@ -330,6 +332,23 @@ def test_a_pass_that_changes_the_function_stops_the_compile(
     monkeypatch.setattr(Smooth, "rewrite", wrong)
     with pytest.raises(NumericsError, match="smooth changed the function of block 0"):
         qspec.compile(mini.recipe, out=tmp_path / "wrong", device="cpu", evaluate=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (RotateDuquant, "rotate_duquant rotates its input in blocks of none, where the plan has (32, 32)"),
+        (Gptq, "gptq leaves its weights in floats, where the plan has int4 per channel symmetric clip mse"),
+    ],
+)
+def test_a_pass_that_does_not_do_what_the_plan_has_stops_the_compile(
+    wrong: type[Pass], message: str, mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = wrong.rewrite
+    monkeypatch.setattr(wrong, "rewrite", lambda own, block, uses: honest(own, block, uses[1:]))
+    with pytest.raises(QspecError, match=re.escape(message)) as caught:
+        qspec.compile(mini.recipe, out=tmp_path / "wrong", device="cpu", evaluate=False)
+    assert caught.value.where == "blocks[0].attention.q"
 
 
 def test_nan_scales_stop_the_compile(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import GemmKernel, RowKernel
+from qspec.catalog import GemmKernel, RowKernel, kernels_for
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, NumberFormat, Scheme, TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput
@@ -134,7 +134,8 @@ def random_linear(
     weight[weight.abs() < 2**-9] = 2**-9
     quantized = numerics.quantize_weight(weight, fmt.scheme().weights)
     b = torch.randn(rows, generator=generator, device=device) if bias else None
-    return PackedLinear.from_quantized(quantized, b, transform, fmt.scheme())
+    kernels = kernels_for(fmt.scheme(), () if transform is None else transform.blocks)
+    return PackedLinear.from_quantized(quantized, kernels, b, transform)
 
 
 def random_gates(

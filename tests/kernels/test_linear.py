@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qspec import numerics
-from qspec.catalog import GemmKernel, RowKernel
+from qspec.catalog import GemmKernel, RowKernel, kernels_for
 from qspec.errors import InputError, MachineError
 from qspec.kernels import launch, reference
 from qspec.kernels.generate import library
@@ -40,7 +40,8 @@ def test_approximates_the_float_linear(fmt: Format, limit: float, rotations: tup
     transform = random_transform(rotations, 192, seed=4)
     stored = weight if transform is None else transform.absorb(weight)
     quantized = numerics.quantize_weight(stored, fmt.scheme().weights)
-    linear = QuantLinear(PackedLinear.from_quantized(quantized, bias, transform, fmt.scheme()))
+    kernels = kernels_for(fmt.scheme(), rotations)
+    linear = QuantLinear(PackedLinear.from_quantized(quantized, kernels, bias, transform))
     y = linear(x)
     assert y.shape == (3, 11, 48)
     assert relative_error(y, x.double() @ weight.double().T + bias) < limit

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import NoKernel
+from qspec.catalog import NoKernel, kernels_for
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 from qspec.kernels.packing import PackedLinear, deinterleave, interleave, pack, pack_zeros, unpack, unpack_zeros
@@ -175,7 +175,7 @@ def test_unsigned_codes_keep_their_values(name: str, granularity: Granularity) -
     bits = scheme.weights.number.bits
     assert int(quantized.codes.min()) == 0
     assert int(quantized.codes.max()) == 2**bits - 1
-    packed = PackedLinear.from_quantized(quantized, None, None, scheme)
+    packed = PackedLinear.from_quantized(quantized, kernels_for(scheme))
     assert packed.kernels.gemm.weight_bits == bits
     zeros = packed.unpacked_zeros()
     assert zeros is not None
@@ -191,7 +191,8 @@ def test_tensors_and_back(fmt: Format) -> None:
     weight = torch.randn(33, columns)
     quantized = numerics.quantize_weight(weight, fmt.scheme().weights)
     transform = random_transform((64, 64), columns, seed=2)
-    packed = PackedLinear.from_quantized(quantized, torch.randn(33), transform, fmt.scheme())
+    kernels = kernels_for(fmt.scheme(), (64, 64))
+    packed = PackedLinear.from_quantized(quantized, kernels, torch.randn(33), transform)
     found = PackedLinear.from_tensors(packed.kernels, 33, columns, packed.tensors(), where="q", bias=True)
     assert torch.equal(found.unpacked_codes(), quantized.codes)
     assert torch.equal(found.scale.T, quantized.scale)
@@ -263,7 +264,7 @@ def test_a_width_without_a_pack_block_is_refused() -> None:
     fmt = Format()
     quantized = numerics.quantize_weight(torch.randn(4, 48), fmt.scheme().weights)
     with pytest.raises(NoKernel, match="not a multiple of 32"):
-        PackedLinear.from_quantized(quantized, None, None, fmt.scheme())
+        PackedLinear.from_quantized(quantized, kernels_for(fmt.scheme()))
 
 
 def test_with_transform_shares_the_object() -> None:
@@ -272,3 +273,14 @@ def test_with_transform_shares_the_object() -> None:
     assert transform is not None
     other = replace(transform)
     assert packed.with_transform(other).transform is other
+
+
+def test_kernels_for_other_weights_or_another_transform_are_refused() -> None:
+    fmt, transform = Format(w_group=64), random_transform((32,), 64, seed=0)
+    quantized = numerics.quantize_weight(torch.randn(4, 64), fmt.scheme().weights)
+    for other in (Format(), Format(w_bits=8, w_group=64), Format(w_group=64, w_symmetric=False)):
+        with pytest.raises(NoKernel, match="does not take weights in int4 per group 64 symmetric"):
+            PackedLinear.from_quantized(quantized, kernels_for(other.scheme()))
+    for rotations, given in (((64,), transform), ((), transform), ((32,), None)):
+        with pytest.raises(NoKernel, match="the transform"):
+            PackedLinear.from_quantized(quantized, kernels_for(fmt.scheme(), rotations), transform=given)

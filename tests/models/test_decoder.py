@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qspec.catalog import kernels_for
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 from qspec.kernels.linear import QuantLinear
@@ -235,7 +236,7 @@ def test_project_prepares_a_shared_input_once() -> None:
 
 def packed(linear: nn.Linear, scheme: Scheme) -> nn.Module:
     quantized = quantize_weight(linear.weight.float(), scheme.weights)
-    return QuantLinear(PackedLinear.from_quantized(quantized, None, None, scheme))
+    return QuantLinear(PackedLinear.from_quantized(quantized, kernels_for(scheme)))
 
 
 def compiling(linear: nn.Linear, scheme: Scheme) -> Linear:
@@ -283,7 +284,8 @@ def test_quantized_linears_of_one_input_share_its_preparation(monkeypatch: pytes
         for part in ("attention.q", "attention.k", "attention.v"):
             transform = one if sharing else InputTransform((orthogonal.clone(),))
             w = transform.absorb(decoder.blocks[0].part(part).weight)
-            packed = PackedLinear.from_quantized(quantize_weight(w, scheme.weights), None, transform, scheme)
+            codes, kernels = quantize_weight(w, scheme.weights), kernels_for(scheme, transform.blocks)
+            packed = PackedLinear.from_quantized(codes, kernels, transform=transform)
             decoder.blocks[0].replace(part, QuantLinear(packed).to("cpu"))
         return decoder
 
