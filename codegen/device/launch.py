@@ -28,6 +28,11 @@ def capability_of(x):
     return 10 * major + minor
 
 
+def multiprocessors_of(x):
+    """Of the GPU where x is; 8 under the interpreter."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
+
+
 def dense_grid(N, K, step, span):
     """Programs of the kernel that writes weights down: of a step's channels, or of all K where there is none."""
     spans = K // step * triton.cdiv(step, span) if step else triton.cdiv(K, span)

@@ -91,15 +91,12 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
 
 ATTENTION_TYPES = {  # of the parameters of an attention kernel; the others are sizes and strides
     **dict.fromkeys(("q", "k", "v", "out"), "*bf16"),
-    **dict.fromkeys(("parts", "peaks", "totals"), "*fp32"),
+    **dict.fromkeys(("sums", "denominators", "maxima"), "*fp32"),
     "mask": "*u8",
     "arrived": "*i32",
     "factor": "fp32",
 }
-LAUNCHED = {
-    "heads": 32,
-    "multiprocessors": 132,
-}  # what an attention kernel's tiles follow from, besides its queries and keys
+ATTENTION_HEADS, MULTIPROCESSORS = 32, 132  # what an attention kernel's tiles follow from, besides queries and keys
 
 
 @dataclass(frozen=True)
@@ -255,15 +252,22 @@ def _compile(
         del options["PROGRAMS"]
         fixed = {"K": columns, **options}
     else:
-        queries = min(tokens, FEW) if isinstance(kernel, AttentionKernel) else tokens
-        known = {"tokens": queries, "columns": columns, "capability": target.capability, **LAUNCHED}
-        wanted = inspect.signature(module.tiles).parameters
-        options = module.tiles(**{name: known[name] for name in wanted})
+        options = _tiles(module, kernel, target, tokens, columns)
         pack = kernel.pack_block(columns) if isinstance(kernel, GemmKernel) else PACK_BLOCKS[0]
         fixed = {"K": columns, "PACK": pack, "PDL": target.capability >= HOPPER, **options}
-        fixed |= {"HEADS": LAUNCHED["heads"], "SHARED": 1}
+        fixed |= {"HEADS": ATTENTION_HEADS, "SHARED": 1}
     fixed |= _absent(kernel, residual)
     return _assemble(function, kernel, target, types, fixed, options)
+
+
+def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int) -> dict[str, Any]:
+    """Tiles and launch options of the first kernel of a file."""
+    if isinstance(kernel, AttentionKernel):
+        tiles = module.attention_tiles(min(tokens, FEW), ATTENTION_HEADS, columns, MULTIPROCESSORS)
+    else:
+        known = {"tokens": tokens, "columns": columns, "capability": target.capability}
+        tiles = module.tiles(**{name: known[name] for name in inspect.signature(module.tiles).parameters})
+    return dict(tiles)
 
 
 def _second(module: ModuleType, kernel: Kernel, target: Target, columns: int) -> bool:

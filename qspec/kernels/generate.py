@@ -54,7 +54,7 @@ def render(kernel: Kernel) -> str:
         values = _gemm_values(kernel)
     text = _environment().get_template(f"triton/{template}.py.jinja").render(name=kernel.name, **values)
     text = text.strip("\n") + "\n"
-    return with_device_functions(text) if isinstance(kernel, GemmKernel) else text
+    return text if isinstance(kernel, RowKernel) else with_device_functions(text)
 
 
 def digest(source: str) -> str:

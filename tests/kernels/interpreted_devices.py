@@ -19,6 +19,10 @@ interleaved_channel = device_module("unpack").interleaved_channel
 interleaved_place = device_module("unpack").interleaved_place
 silu_mul = device_module("epilogue").silu_mul
 
+no_tokens = device_module("attention").no_tokens
+add_tokens = device_module("attention").add_tokens
+merge = device_module("attention").merge
+
 ROWS, CHANNELS = 16, 128
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]  # OCP MX 1.0, table 5
 
@@ -66,6 +70,23 @@ def gate_values(gate, up, out):
 def step_rows(out, STEP: tl.constexpr, GROUP: tl.constexpr):
     for step in range(8):
         tl.store(out + step, group_row(step, STEP, GROUP, 100))
+
+
+@triton.jit
+def attend_in_parts(scores, values, out, T: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """Softmax of scores [16, T] over blocks, the even ones and the odd ones by themselves, then both, times values."""
+    row, channel = tl.arange(0, 16)[:, None], tl.arange(0, WIDTH)[None, :]
+    even, odd = no_tokens(16, WIDTH), no_tokens(16, WIDTH)
+    for block in tl.static_range(T // BLOCK):
+        token = block * BLOCK + tl.arange(0, BLOCK)
+        s = tl.load(scores + row * T + token[None, :])
+        v = tl.load(values + token[:, None] * WIDTH + channel)
+        if block % 2:
+            odd = add_tokens(odd, s, v)
+        else:
+            even = add_tokens(even, s, v)
+    whole = merge(merge(even, no_tokens(16, WIDTH)), odd)
+    tl.store(out + row * WIDTH + channel, whole.sums / whole.denominator[:, None])
 
 
 def packed_by_definition(codes: np.ndarray, bits: int, block: int) -> np.ndarray:
@@ -153,3 +174,15 @@ def test_steps_share_the_scales_of_their_group() -> None:
     assert out.tolist() == [100 * step for step in range(8)]
     step_rows[(1,)](out, 32, 96)
     assert out.tolist() == [0, 0, 0, 100, 100, 100, 200, 200]
+
+
+def test_softmax_over_parts_of_the_tokens_is_that_over_all() -> None:
+    generator = np.random.default_rng(4)
+    scores, values = generator.normal(0, 20, (16, 128)), generator.normal(0, 1, (128, 16)).astype(np.float16)
+    scores[:, :32] = -np.inf  # a block in which no token counts
+    scores = scores.astype(np.float32)
+    out = torch.full((16, 16), torch.nan)
+    attend_in_parts[(1,)](torch.from_numpy(scores), torch.from_numpy(values), out, 128, 32, 16)
+    weights = np.exp2(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    expected = weights @ values.astype(np.float64) / weights.sum(axis=1, keepdims=True)
+    assert np.abs(out.numpy() - expected).max() < 2e-3  # weights are rounded to float16
