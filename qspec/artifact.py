@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from qspec.catalog import GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
 from qspec.files import read_errors, read_input, sha256, take_lock, unfinished, write_whole
-from qspec.values import LARGEST_SEED
+from qspec.seeds import LARGEST_SEED
 
 FORMAT: Final = 6  # 5: bits of the model; 6: activations of up to 5 bits and in mxfp4 have other scales
 MANIFEST = "qspec.json"

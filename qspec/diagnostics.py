@@ -11,17 +11,16 @@ import json
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from qspec.errors import QspecError, visible
-from qspec.values import value
 
 SHOWN_WIDTH = 160  # columns of a source line that a rendering shows; longer lines are cut around the span
 
 
-@value
+@dataclass(frozen=True)
 class Span:
     """Half-open range of characters [start, end) in the source at `path`."""
 
@@ -34,7 +33,7 @@ class Span:
         return Span(min(self.start, other.start), max(self.end, other.end), self.path)
 
 
-@value
+@dataclass(frozen=True)
 class Position:
     """One-based line and column of a character."""
 
@@ -42,7 +41,7 @@ class Position:
     column: int
 
 
-@value
+@dataclass(frozen=True)
 class Source:
     """The text at `path`, with line ends already made `\\n`."""
 
@@ -70,7 +69,7 @@ class Source:
         return self._starts[number - 1] if number <= len(self._starts) else len(self.text)
 
 
-@value
+@dataclass(frozen=True)
 class Edit:
     """Replace the span's text by `replacement`; an empty span inserts."""
 
@@ -78,7 +77,7 @@ class Edit:
     replacement: str
 
 
-@value
+@dataclass(frozen=True)
 class Note:
     """A second place that belongs to a diagnostic, with what it has to do with it."""
 
@@ -86,7 +85,7 @@ class Note:
     text: str
 
 
-@value
+@dataclass(frozen=True)
 class Diagnostic:
     """One finding: `message` is one sentence without its period, `hint` the one next step, `edits` the sure
     fix."""

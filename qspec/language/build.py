@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lark import Token, Tree
+
 from qspec.diagnostics import Diagnostic, Span, quote
 from qspec.language import syntax as s
-from qspec.language.lalr import Token, Tree
 
 MAX_INDEX = 4096
 MAX_TERMS = 256  # in one selector: terms, names in braces, indices
@@ -31,7 +32,8 @@ class Builder:
     # --- helpers ---
 
     def _span(self, part: Tree | Token) -> Span:
-        return Span(self.offset + part.start, self.offset + part.end, self.path)
+        place: Any = part if isinstance(part, Token) else part.meta
+        return Span(self.offset + place.start_pos, self.offset + place.end_pos, self.path)
 
     def _report(self, code: str, message: str, part: Tree | Token, hint: str) -> None:
         self.problems.append(Diagnostic(code, message, self._span(part), hint))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qspec.diagnostics import Diagnostic
 from qspec.language.selectors import Selector
 from qspec.language.spec import Rule
-from qspec.values import value
 
 if TYPE_CHECKING:
     from qspec.models.family import ModuleEntry
 
 
-@value
+@dataclass(frozen=True)
 class RuleCount:
     """How many modules a rule matches, and how many of them it decides."""
 
@@ -24,7 +24,7 @@ class RuleCount:
     decides: int
 
 
-@value
+@dataclass(frozen=True)
 class Layout:
     """For each module the deciding rule (None: no rule matched, the module is kept), and the rules'
     counts."""

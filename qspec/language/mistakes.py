@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qspec.diagnostics import closest, listed, quote
-from qspec.language import grammar
-from qspec.language.lalr import END, Mismatch
+from qspec.language.grammar import END, Mismatch, literals
 
 SETTINGS = {  # block -> its keywords
     "recipe": ("family", "model"),
@@ -119,7 +118,7 @@ def _shown(terminal: str) -> str:
     """A terminal as an author would write it."""
     if terminal in _SHOWN:
         return _SHOWN[terminal]
-    return next(f"`{text}`" for text, name in grammar.tables().literals.items() if name == terminal)
+    return f"`{literals()[terminal]}`"
 
 
 def _choice(names: list[str]) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from qspec.diagnostics import Diagnostic, Edit, Source, Span, closest, listed, quote
 from qspec.errors import CONTROL
 from qspec.files import open_input
-from qspec.language import grammar
 from qspec.language.build import Builder
-from qspec.language.lalr import Mismatch, Token, Tree, run
+from qspec.language.grammar import Mismatch, tree
 from qspec.language.mistakes import SETTINGS, describe
 from qspec.language.pieces import BLOCK_KINDS, LINE_KINDS, TOP, Braces, Piece, as_comments, cut
 from qspec.language.syntax import Block, File, Item, Node, SelectorNode
@@ -64,15 +62,10 @@ def parse(source: Source) -> tuple[File, tuple[Diagnostic, ...]]:
 def parse_selector(text: str) -> SelectorNode:
     """A selector by itself, such as an argument of `qspec why`. Raises ValueError with one sentence."""
     try:
-        tree = run(grammar.tables(), text, "selector")
+        found = tree("selector", text)
     except Mismatch as error:
         raise ValueError(f"{quote(text)} is not a selector: {describe(error, text, 'selector').message}") from None
-    return Builder("", 0).selector(tree)
-
-
-@lru_cache(maxsize=4096)
-def _tree(start: str, code: str) -> Tree | Token:
-    return run(grammar.tables(), code, start)
+    return Builder("", 0).selector(found)
 
 
 class _Parser:
@@ -217,12 +210,12 @@ class _Parser:
             self._report("QS002", message, span, "write a selector that covers more, or several statements")
             return None
         try:
-            tree = _tree(start, code)
+            found = tree(start, code)
         except Mismatch as error:
             self._syntax_error(error, start, piece, block)
             return None
         builder = Builder(self.path, piece.start)
-        node = builder.build(tree)
+        node = builder.build(found)
         self.problems += builder.problems
         return None if builder.problems else node
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qspec.language.parser import parse_selector
 from qspec.language.patterns import compiled, problem
 from qspec.language.syntax import Indices, ModuleTerm, RoleTerm, Segment, SelectorNode, Term
-from qspec.values import value
 
 if TYPE_CHECKING:
     from qspec.models.family import ModuleEntry, Path
 
 
-@value
+@dataclass(frozen=True)
 class Selector:
     """What a rule or a pass is about; `text` is the canonical spelling. Two selectors are equal if they
     read equal.

@@ -1,8 +1,6 @@
 """The resolved recipe: what a `.qs` file means, as frozen values with the spans they came from.
 
-Plain dataclasses with `annotated_types` constraints, not pydantic models: importing pydantic alone costs
-more than the 0.2 s that `qspec check` may take. pydantic reads these same classes (`TypeAdapter`) where its
-import does not hurt: the JSON schema and the manifest.
+Dataclasses with `annotated_types` constraints; pydantic reads these same classes (`TypeAdapter`) for the JSON schema.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from annotated_types import Ge, Gt, Le
 from qspec.diagnostics import Span
 from qspec.formats import Scheme
 from qspec.language.selectors import Selector
-from qspec.values import LARGEST_SEED, value
+from qspec.seeds import LARGEST_SEED
 
 if TYPE_CHECKING:
     from qspec.models.family import DecoderShape, ModuleEntry
@@ -82,7 +80,7 @@ class Pass:
         """Rewrites what lies outside the blocks, before the first one: see `qspec.passes.outer.Outer`."""
 
 
-@value
+@dataclass(frozen=True)
 class ModelRef:
     id: str
     revision: str = "main"
@@ -97,7 +95,7 @@ TASKS = (
 )  # fmt: skip
 
 
-@value
+@dataclass(frozen=True)
 class NamedText:
     """A text data set by name, such as wikitext2."""
 
@@ -107,7 +105,7 @@ class NamedText:
         return f'"{self.name}"'
 
 
-@value
+@dataclass(frozen=True)
 class FileText:
     """A local text file, or the field of a JSON-lines file. Relative paths start at the recipe's folder."""
 
@@ -121,7 +119,7 @@ class FileText:
 TextSource = NamedText | FileText
 
 
-@value
+@dataclass(frozen=True)
 class Rollouts:
     """States that the unquantized model passes through while it generates, instead of masked text.
 
@@ -139,7 +137,7 @@ class Rollouts:
         return f"rollouts(prompts = {self.prompts}, {sizes})"
 
 
-@value
+@dataclass(frozen=True)
 class MaskDistribution:
     """Share of tokens masked, drawn per row.
 
@@ -161,7 +159,7 @@ class MaskDistribution:
         return f"{self.kind}({self.low!r}, {self.high!r})"
 
 
-@value
+@dataclass(frozen=True)
 class Weighting:
     """How much a token counts in statistics and Hessians, by whether the model sees it or a mask.
 
@@ -177,7 +175,7 @@ class Weighting:
         return f"{certainty}masked {self.masked!r}, unmasked {self.unmasked!r}"
 
 
-@value
+@dataclass(frozen=True)
 class Calibration:
     """Each sample of the text gives `draws` rows. mask: None with rollouts, which bring their own."""
 
@@ -204,7 +202,7 @@ class Calibration:
         return isinstance(self.text, Rollouts) or self.weigh.certainty
 
 
-@value
+@dataclass(frozen=True)
 class Rule:
     """`layers SELECTOR use SCHEME` or `layers SELECTOR keep` (scheme None)."""
 
@@ -217,7 +215,7 @@ class Rule:
         return hash(self.text)  # says it all, and is hashed once
 
 
-@value
+@dataclass(frozen=True)
 class PassUse:
     """`apply NAME(params) on SELECTOR`."""
 
@@ -231,7 +229,7 @@ class PassUse:
         return hash(self.text)
 
 
-@value
+@dataclass(frozen=True)
 class Offer:
     """`offer w4, w8, keep on SELECTOR`: the choices of every linear selected; None keeps it. One choice pins it."""
 
@@ -250,7 +248,7 @@ BUDGET_UNITS: Mapping[str, tuple[BudgetKind, int]] = {  # unit -> (of which budg
 }
 
 
-@value
+@dataclass(frozen=True)
 class Budget:
     """What a found layout may not exceed. amount: a decimal number as written, in `unit`.
 
@@ -268,7 +266,7 @@ class Budget:
         return f"{self.amount} {self.unit}{after}"
 
 
-@value
+@dataclass(frozen=True)
 class Search:
     """What `qspec search` looks for; a compile passes it by.
 
@@ -293,13 +291,13 @@ class Search:
     seed: Annotated[int, Ge(0), Le(LARGEST_SEED)] = 0
 
 
-@value
+@dataclass(frozen=True)
 class NelboRequest:
     text: TextSource = NamedText("wikitext2")
     samples: Annotated[int, Ge(1), Le(65536)] = 64
 
 
-@value
+@dataclass(frozen=True)
 class TaskRequest:
     """One task with the sampler settings of the paper; limit None means every item."""
 
@@ -311,7 +309,7 @@ class TaskRequest:
     limit: Annotated[int, Gt(0)] | None = None
 
 
-@value
+@dataclass(frozen=True)
 class Evaluation:
     nelbo: tuple[NelboRequest, ...] = ()
     tasks: tuple[TaskRequest, ...] = ()
@@ -331,13 +329,13 @@ REGIMES: Mapping[str, tuple[int, int]] = {  # name -> tokens a forward pass carr
 }
 
 
-@value
+@dataclass(frozen=True)
 class Emit:
     targets: tuple[str, ...] = ("sm_90",)
     regimes: tuple[str, ...] = ("full_sequence",)
 
 
-@value
+@dataclass(frozen=True)
 class Spec:
     """A whole recipe, resolved: parameters set, bases flattened, defaults filled in."""
 

@@ -6,15 +6,14 @@ formatting changed nothing but looks. A `File` does compare its comments' texts:
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
 
 from qspec.diagnostics import Span
-from qspec.values import value
 
 
-@value
+@dataclass(frozen=True)
 class Node:
     """Something written in a recipe, at `span`."""
 
@@ -24,7 +23,7 @@ class Node:
 # --- values ---
 
 
-@value
+@dataclass(frozen=True)
 class Number(Node):
     """`0.01`; `text` is its spelling."""
 
@@ -32,21 +31,21 @@ class Number(Node):
     text: str = field(compare=False)
 
 
-@value
+@dataclass(frozen=True)
 class Text(Node):
     """`"wikitext2"`, taken literally: a string has no escapes."""
 
     value: str
 
 
-@value
+@dataclass(frozen=True)
 class Word(Node):
     """`activation`, `true`, or the name of something."""
 
     name: str
 
 
-@value
+@dataclass(frozen=True)
 class Reference(Node):
     """`$bits`: the value of a param."""
 
@@ -60,7 +59,7 @@ Value: TypeAlias = Number | Text | Word | Reference
 # --- selectors ---
 
 
-@value
+@dataclass(frozen=True)
 class Indices(Node):
     """`*` (low and high None), `3` (low = high) or `4..7`, both ends included; negative numbers count from
     the end."""
@@ -74,7 +73,7 @@ class Indices(Node):
         return str(self.low) if self.low == self.high else f"{self.low}..{self.high}"
 
 
-@value
+@dataclass(frozen=True)
 class Segment(Node):
     """One step of a role: `blocks[0, 4..7]`, `q`, `{gate,up}`; no names at all is `*`."""
 
@@ -97,7 +96,7 @@ class Segment(Node):
         return self.names[0].name
 
 
-@value
+@dataclass(frozen=True)
 class RoleTerm(Node):
     """`blocks[*].mlp.{gate,up}`."""
 
@@ -107,7 +106,7 @@ class RoleTerm(Node):
         return ".".join(map(str, self.segments))
 
 
-@value
+@dataclass(frozen=True)
 class ModuleTerm(Node):
     """`module("regex")`: modules whose whole checkpoint name the pattern matches."""
 
@@ -120,7 +119,7 @@ class ModuleTerm(Node):
 Term: TypeAlias = RoleTerm | ModuleTerm
 
 
-@value
+@dataclass(frozen=True)
 class SelectorNode(Node):
     """Terms separated by commas: what any of them selects."""
 
@@ -133,21 +132,21 @@ class SelectorNode(Node):
 # --- statements on one line ---
 
 
-@value
+@dataclass(frozen=True)
 class Version(Node):
     """`qspec 1`."""
 
     number: Number
 
 
-@value
+@dataclass(frozen=True)
 class Extends(Node):
     """`extends "base.qs"`."""
 
     path: Text
 
 
-@value
+@dataclass(frozen=True)
 class Param(Node):
     """`param bits = 4 in 2..8`."""
 
@@ -157,7 +156,7 @@ class Param(Node):
     high: Number | None = None
 
 
-@value
+@dataclass(frozen=True)
 class Layers(Node):
     """`layers SELECTOR use SCHEME`, or `keep` (scheme None)."""
 
@@ -165,7 +164,7 @@ class Layers(Node):
     scheme: Word | None
 
 
-@value
+@dataclass(frozen=True)
 class Argument(Node):
     """`alpha = 0.6`."""
 
@@ -173,7 +172,7 @@ class Argument(Node):
     value: Value
 
 
-@value
+@dataclass(frozen=True)
 class Apply(Node):
     """`apply PASS(arguments) on SELECTOR`."""
 
@@ -185,7 +184,7 @@ class Apply(Node):
 # --- settings in blocks ---
 
 
-@value
+@dataclass(frozen=True)
 class Setting(Node):
     """A keyword and its one value: `samples 128`, `shots 4`."""
 
@@ -193,7 +192,7 @@ class Setting(Node):
     value: Value
 
 
-@value
+@dataclass(frozen=True)
 class Model(Node):
     """`model "id" revision "main"`."""
 
@@ -202,7 +201,7 @@ class Model(Node):
     revision: Text | Reference | None
 
 
-@value
+@dataclass(frozen=True)
 class FileSource(Node):
     """`file("x.jsonl", field = "text")`."""
 
@@ -213,7 +212,7 @@ class FileSource(Node):
 Words: TypeAlias = Text | Reference | FileSource
 
 
-@value
+@dataclass(frozen=True)
 class Rollouts(Node):
     """`rollouts(prompts = "wikitext2", steps = 64)`; prompts None where the default holds."""
 
@@ -221,7 +220,7 @@ class Rollouts(Node):
     arguments: tuple[Argument, ...]
 
 
-@value
+@dataclass(frozen=True)
 class TextSetting(Node):
     """`text "wikitext2"`."""
 
@@ -229,7 +228,7 @@ class TextSetting(Node):
     source: Words | Rollouts
 
 
-@value
+@dataclass(frozen=True)
 class Mask(Node):
     """`mask uniform(0.0, 1.0)`, `mask fixed(0.5)`, `mask none`."""
 
@@ -238,7 +237,7 @@ class Mask(Node):
     numbers: tuple[Number | Reference, ...]
 
 
-@value
+@dataclass(frozen=True)
 class Share(Node):
     """`masked 1.0`, `unmasked 0.5`, or `certainty`, which has no number."""
 
@@ -246,7 +245,7 @@ class Share(Node):
     number: Number | Reference | None
 
 
-@value
+@dataclass(frozen=True)
 class Weigh(Node):
     """`weigh masked 1.0, unmasked 0.5`."""
 
@@ -254,7 +253,7 @@ class Weigh(Node):
     shares: tuple[Share, ...]
 
 
-@value
+@dataclass(frozen=True)
 class FormatNode(Node):
     """`int4`, `int($bits)` or `$format`."""
 
@@ -262,7 +261,7 @@ class FormatNode(Node):
     bits: Number | Reference | None
 
 
-@value
+@dataclass(frozen=True)
 class Grain(Node):
     """`tensor`, `channel`, `token`, `group 128` (number) or `block 128x128` (rows, columns)."""
 
@@ -272,7 +271,7 @@ class Grain(Node):
     columns: int = 0
 
 
-@value
+@dataclass(frozen=True)
 class Operand(Node):
     """`weights int4 per channel symmetric clip mse`; `activations none` has no format."""
 
@@ -283,7 +282,7 @@ class Operand(Node):
     clip: Value | None
 
 
-@value
+@dataclass(frozen=True)
 class Offer(Node):
     """`offer w4, w8, keep on blocks[*].*`; `keep` is a choice too."""
 
@@ -291,7 +290,7 @@ class Offer(Node):
     selector: SelectorNode
 
 
-@value
+@dataclass(frozen=True)
 class Amount(Node):
     """`4.25 bits`, `5 GiB` (both "stored"), `6 GiB memory`, `12 ms for block_decode` (regime)."""
 
@@ -301,7 +300,7 @@ class Amount(Node):
     regime: Word | None = None
 
 
-@value
+@dataclass(frozen=True)
 class BudgetSetting(Node):
     """`budget 4.25 bits, 5 GiB`."""
 
@@ -309,7 +308,7 @@ class BudgetSetting(Node):
     amounts: tuple[Amount, ...]
 
 
-@value
+@dataclass(frozen=True)
 class LossSetting(Node):
     """`loss kl on "wikitext2"` (measure, source), or `loss task gsm8k` (task)."""
 
@@ -319,7 +318,7 @@ class LossSetting(Node):
     task: Word | None
 
 
-@value
+@dataclass(frozen=True)
 class Nelbo(Node):
     """`nelbo on "wikitext2" samples 64`."""
 
@@ -328,7 +327,7 @@ class Nelbo(Node):
     samples: Number | Reference | None
 
 
-@value
+@dataclass(frozen=True)
 class Names(Node):
     """`family llada, dream`, `regime block_decode, full_sequence`, or `kernels triton for sm_90, sm_80` (subject:
     the back end)."""
@@ -341,7 +340,7 @@ class Names(Node):
 # --- the file ---
 
 
-@value
+@dataclass(frozen=True)
 class Comments:
     """What a formatter must put back: lines before, at the end of the line, and whether a blank line came
     first."""
@@ -352,7 +351,7 @@ class Comments:
     gaps: tuple[bool, ...] = ()  # for each line of `before`: whether a blank line came first
 
 
-@value
+@dataclass(frozen=True)
 class Item:
     """A statement with its comments."""
 
@@ -360,7 +359,7 @@ class Item:
     comments: Comments = field(default=Comments(), compare=False)
 
 
-@value
+@dataclass(frozen=True)
 class Block(Node):
     """`KIND NAME { items }`; kind "task" stands inside `evaluate`, with or without braces."""
 
@@ -372,7 +371,7 @@ class Block(Node):
     closing: Comments = field(default=Comments(), compare=False)  # comments before `}`
 
 
-@value
+@dataclass(frozen=True)
 class File:
     """A whole recipe as written. comments: every comment's text, in order."""
 

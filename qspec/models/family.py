@@ -7,17 +7,15 @@ reads the `Family` value, so nothing dispatches on names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
-
-from qspec.values import value
 
 Path = tuple[tuple[str, int | None], ...]  # (("blocks", 3), ("mlp", None), ("down", None))
 SamplerKind = Literal["llada", "dream"]  # which family's way of denoising; see qspec/models/samplers
 
 
-@value
+@dataclass(frozen=True)
 class Role:
     """What a module is for: `blocks[3].attention.q`, `blocks[3].mlp.experts[5].down`, `head`, `embedding`.
 
@@ -39,7 +37,7 @@ class Role:
         return part if self.block is None else f"blocks[{self.block}].{part}"
 
 
-@value
+@dataclass(frozen=True)
 class DecoderShape:
     """Everything our decoder needs to know, read from a config.json.
 
@@ -77,7 +75,7 @@ class DecoderShape:
 SOURCES = {"attention.input": "rmsnorm", "mlp.input": "rmsnorm", "mlp.gated": "silu_mul"}  # of a block's inputs
 
 
-@value
+@dataclass(frozen=True)
 class ModuleEntry:
     """One quantizable module: a linear W [out, in], the embedding [vocab, width] or the head [vocab, width].
 
@@ -109,7 +107,7 @@ class ModuleEntry:
         return SOURCES.get(self.site.partition(".")[2], "plain")
 
 
-@value
+@dataclass(frozen=True)
 class Family:
     """A family: how to recognise its config, read its shape and name its tensors.
 

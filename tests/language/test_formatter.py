@@ -82,7 +82,7 @@ def test_layout_does_not_matter(path) -> None:  # type: ignore[no-untyped-def]
 def test_recipes_are_canonical_and_fit_the_whole_grammar(path) -> None:  # type: ignore[no-untyped-def]
     text = path.read_text(encoding="utf-8")
     assert format_source(text) == text
-    assert len(lark_parser(["file"]).parse(text).children) == len(parsed(text).items)
+    assert len(lark_parser("file").parse(text).children) == len(parsed(text).items)
 
 
 def test_whole_layout() -> None:

@@ -103,7 +103,7 @@ def error_of(source: Source) -> RecipeError | None:
 
 def test_what_parses_is_in_the_whole_grammar_and_can_be_formatted() -> None:
     rng = random.Random(7)
-    whole = lark_parser(["file"])
+    whole = lark_parser("file")
     text = seeds()[3]
     parsed = 0
     for _ in range(300):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qspec.errors import NumericsError, UsageError
 from qspec.models.family import DecoderShape
 from qspec.models.shift import predictors
-from qspec.values import LARGEST_SEED
+from qspec.seeds import LARGEST_SEED
 
 HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
 
