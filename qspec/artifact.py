@@ -14,12 +14,13 @@ from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qspec.catalog import GemmKernel, LayerKernels, RowKernel
+from qspec.catalog import PACKING, GemmKernel, LayerKernels, RowKernel
 from qspec.errors import InputError
 from qspec.files import read_errors, read_input, sha256, take_lock, unfinished, write_whole
 from qspec.seeds import LARGEST_SEED
+from qspec.version import __version__
 
-FORMAT: Final = 6  # 5: bits of the model; 6: activations of up to 5 bits and in mxfp4 have other scales
+FORMAT: Final = 7  # of the manifest; 5: bits of the model; 6: other scales; 7: packing has a number of its own
 MANIFEST = "qspec.json"
 MAX_MANIFEST_BYTES = 64 << 20  # a module takes half a kilobyte
 INDEX = "model.safetensors.index.json"
@@ -169,11 +170,13 @@ class KernelRecord(_Record):
 class Manifest(_Record):
     """qspec.json.
 
-    bits_per_weight: of the blocks; bits_per_weight_model: with embedding and head. files: sha256 of every file of the
-    artifact but this one and the report's own seal.
+    packing: the format of its packed weights (`catalog.PACKING`). bits_per_weight: of the blocks;
+    bits_per_weight_model: with embedding and head. files: sha256 of every file of the artifact but this one and the
+    report's own seal.
     """
 
-    format: Literal[6]
+    format: Literal[7]
+    packing: Count
     qspec: str
     name: str
     recipe: str
@@ -216,6 +219,15 @@ class Manifest(_Record):
             if record.gemm and record.gemm.get("gated") and id(record) not in gated:
                 raise ValueError(f"{record.role} is gated, and no product of gate and up")
         return self
+
+    def require_packing(self, folder: Path) -> None:
+        """Raises InputError where the weights are packed as this version does not read them."""
+        if self.packing != PACKING:
+            raise InputError(
+                f"the weights are packed in format {self.packing}, and qspec {__version__} reads format {PACKING}",
+                where=str(folder / MANIFEST),
+                hint=f"compile the recipe again, or load it with qspec {self.qspec}",
+            )
 
     def sealed(self) -> Manifest:
         """The manifest with the hash of its own content."""
@@ -266,13 +278,15 @@ def refuse_file(path: Path) -> None:
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest, after every file's hash was checked.
+    """The manifest, after every file's hash was checked, of weights that this version reads.
 
     Raises InputError naming the first file that is missing, was changed, or does not belong to the artifact. Hidden
     files at the top (a hub's .gitattributes) are nobody's: nothing reads them.
     """
     with read_errors(folder):
-        return _verified(folder, Manifest.read(folder))
+        manifest = Manifest.read(folder)
+        manifest.require_packing(folder)
+        return _verified(folder, manifest)
 
 
 def _verified(folder: Path, manifest: Manifest) -> Manifest:

@@ -28,6 +28,9 @@ HEAD_WIDTHS = (64, 128)
 FEW = 64  # queries that the attention kernel takes
 PAIR = 2  # channels of a byte of 4-bit floats
 GATE = 8  # channels of gate, and then of up, that follow one another in a gated product
+PACKING = (
+    1  # the format of packed weights (`kernels.packing`): the next number where other bytes stand for the same codes
+)
 PACK_BLOCKS = (128, 64, 32)  # input channels whose codes are packed together
 CLIP_RANGE = (0.01, 1.0)
 HOPPER_BITS = (2, 3, 4)  # of the weights that their weight-only kernels take

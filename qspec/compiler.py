@@ -20,6 +20,7 @@ from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, Mo
 from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.tokens import CalibrationTokens, repetition
 from qspec.card import model_card
+from qspec.catalog import PACKING
 from qspec.data import DataSources
 from qspec.errors import MachineError
 from qspec.evaluate.requests import check_requests
@@ -290,6 +291,7 @@ def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleR
     hashes = workspace.hashes()
     manifest = Manifest(
         format=FORMAT,
+        packing=PACKING,
         qspec=__version__,
         name=spec.name,
         recipe=spec.text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 
 from qspec import artifact
 from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, verify
+from qspec.catalog import PACKING
 from qspec.errors import InputError
 from qspec.files import sha256
+from qspec.version import __version__
 from qspec.workspace import Workspace
 from tests.end_to_end.hostile import seal
 
@@ -21,6 +24,7 @@ KEY = {"recipe": "1"}
 def manifest(files: dict[str, str]) -> Manifest:
     return Manifest(
         format=FORMAT,
+        packing=PACKING,
         qspec="0",
         name="r",
         recipe="",
@@ -94,7 +98,15 @@ def test_missing_and_added_files_are_named(tmp_path: Path) -> None:
         verify(out)
 
 
-def test_a_manifest_of_another_packing_is_refused(tmp_path: Path) -> None:
+def test_weights_of_another_packing_are_refused(tmp_path: Path) -> None:
+    seal(tmp_path, json.loads(manifest({}).text()) | {"packing": PACKING + 1})
+    assert Manifest.read(tmp_path).name == "r"
+    message = rf"packed in format {PACKING + 1}, and qspec {re.escape(__version__)} reads format {PACKING}"
+    with pytest.raises(InputError, match=message):
+        verify(tmp_path)
+
+
+def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     older = json.loads(manifest({}).sealed().text()) | {"format": FORMAT - 1}
     (tmp_path / "qspec.json").write_text(json.dumps(older, indent=1) + "\n")
     with pytest.raises(InputError, match=rf"not a manifest of format {FORMAT}: Input should be {FORMAT}"):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -89,20 +91,8 @@ def load(path: Path, kernel: Kernel) -> ModuleType:
     is missing or differs, MachineError without Triton.
     """
     source = render(kernel)
-    try:
-        found = read_input(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"the kernel {kernel.name} is missing or unreadable",
-            where=str(path),
-            hint="compile the recipe again, or load with freshly rendered kernels",
-        ) from error
-    if found != source:
-        raise InputError(
-            f"the file of kernel {kernel.name} is not what this version of qspec renders",
-            where=str(path),
-            hint="compile the recipe again with this version, or load with freshly rendered kernels",
-        )
+    if _read(path, kernel) != source:
+        raise _changed(path, kernel)
     # Triton reads a kernel's source back from its file, so the code object must carry the path. Executing
     # the text that was compared, not importing the file, leaves no gap between check and use, and no
     # bytecode behind.
@@ -115,6 +105,39 @@ def load(path: Path, kernel: Kernel) -> ModuleType:
     return module
 
 
+def _read(path: Path, kernel: Kernel) -> str:
+    try:
+        return read_input(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the kernel {kernel.name} is missing or unreadable", where=str(path), hint="compile the recipe again"
+        ) from error
+
+
+def _changed(path: Path, kernel: Kernel) -> InputError:
+    return InputError(
+        f"the file of kernel {kernel.name} was changed: its content does not have the digest of its name",
+        where=str(path),
+        hint="restore the file, or remove the artifact and compile the recipe again",
+    )
+
+
+def another_rendering(folder: Path, kernel: Kernel) -> Path | None:
+    """The kernel's file of another version of qspec, where the folder has that one and not this version's.
+
+    Raises InputError where that file does not have the content that its name stands for.
+    """
+    if (folder / file_name(kernel)).exists():
+        return None
+    named = re.compile(rf"{re.escape(kernel.name)}_([0-9a-f]{{{DIGEST_LENGTH}}})\.py")
+    for path in sorted(folder.glob(f"{kernel.name}_*.py")):
+        if found := named.fullmatch(path.name):
+            if digest(_read(path, kernel)) != found[1]:
+                raise _changed(path, kernel)
+            return path
+    return None
+
+
 def cache_folder() -> Path:
     """Where kernels are rendered that no artifact brings: $XDG_CACHE_HOME/qspec/kernels."""
     home = os.environ.get("XDG_CACHE_HOME")
@@ -124,7 +147,9 @@ def cache_folder() -> Path:
 class KernelLibrary:
     """The rendered kernels of one folder, each loaded once.
 
-    folder: an artifact's kernels/; None renders into the cache folder what is asked for.
+    folder: an artifact's kernels/; None renders into the cache folder what is asked for. So is, with a warning, a
+    kernel of which the folder has what another version rendered: kernels are loaded for what the manifest says that
+    they compute, and no other version's code is run.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -136,14 +161,22 @@ class KernelLibrary:
         return library, (self.folder,)
 
     def module(self, kernel: Kernel) -> ModuleType:
-        """The kernel's module. Raises InputError where the artifact lacks it."""
+        """The kernel's module. Raises InputError where the artifact lacks it, or its file was changed."""
         if kernel not in self._modules:
-            folder = self.folder
-            if folder is None:
-                folder = cache_folder()
-                write(folder, [kernel])
-            self._modules[kernel] = load(folder / file_name(kernel), kernel)
+            self._modules[kernel] = load(self._folder_of(kernel) / file_name(kernel), kernel)
         return self._modules[kernel]
+
+    def _folder_of(self, kernel: Kernel) -> Path:
+        if self.folder is not None:
+            if another_rendering(self.folder, kernel) is None:
+                return self.folder
+            warnings.warn(
+                f"another version of qspec rendered the kernels in {self.folder}; "
+                f"this version's run in their place, rendered into {cache_folder()}",
+                stacklevel=2,
+            )
+        write(cache_folder(), [kernel])
+        return cache_folder()
 
 
 @lru_cache(maxsize=64)

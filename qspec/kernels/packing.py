@@ -1,5 +1,7 @@
 """How quantized weights are laid out in memory and on disk: the layout that every kernel template reads.
 
+It has a number of its own, `catalog.PACKING`, in an artifact's manifest.
+
 Codes, W [N, K] (N output, K input channels):
 
     8 bits   int8 [N, K], as they are

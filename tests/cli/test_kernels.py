@@ -13,7 +13,7 @@ import pytest
 
 from qspec import resources
 from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, ModuleRecord
-from qspec.catalog import GemmKernel
+from qspec.catalog import PACKING, GemmKernel
 from qspec.cli import kernels as command
 from qspec.cli import main
 from qspec.kernels.ahead import AheadReport
@@ -40,6 +40,7 @@ def artifact(folder: Path, gemm: dict[str, object]) -> Path:
     )
     made = Manifest(
         format=FORMAT,
+        packing=PACKING,
         qspec="0",
         name="r",
         recipe="",

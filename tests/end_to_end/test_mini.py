@@ -27,7 +27,9 @@ from qspec.calibrate.tokens import windows
 from qspec.compiler import Artifact, gather
 from qspec.errors import InputError, MachineError, NumericsError, QspecError
 from qspec.evaluate import evaluate
+from qspec.files import sha256
 from qspec.inspect import Inspection, inspect
+from qspec.kernels.generate import digest, library
 from qspec.kernels.linear import QuantLinear
 from qspec.language import load_recipe
 from qspec.language.spec import Pass
@@ -318,6 +320,31 @@ def test_every_flipped_byte_is_exit_3_naming_the_file(
         assert "Traceback" not in message
         path.write_bytes(whole)
     verify(copy)
+
+
+def test_an_artifact_of_another_version_runs_kernels_rendered_anew(
+    compiled: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernel files are whole by the manifest, and other than this version renders them."""
+    older = tmp_path / "older"
+    shutil.copytree(compiled.path, older)
+    content = json.loads((older / "qspec.json").read_text())
+    for record in content["kernels"]:
+        path = older / record["file"]
+        source = f"raise SystemExit\n{path.read_text()}"
+        path.unlink()
+        del content["files"][record["file"]]
+        record["file"] = f"kernels/{record['name']}_{digest(source)}.py"
+        (older / record["file"]).write_text(source)
+        record["sha256"] = content["files"][record["file"]] = sha256(older / record["file"])
+    seal(older, content)
+    model, _ = qspec.load(older, device="cpu")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels = {kernel for linear in quantized_linears(model).values() for kernel in vars(linear.kernels).values()}
+    with pytest.warns(UserWarning, match="this version's run in their place"):
+        modules = {kernel.name: library(older / "kernels").module(kernel) for kernel in kernels if kernel}
+    assert set(modules) == {record["name"] for record in content["kernels"]}
+    assert all(Path(str(m.__file__)).is_relative_to(tmp_path / "cache") for m in modules.values())
 
 
 def test_a_pass_that_changes_the_function_stops_the_compile(

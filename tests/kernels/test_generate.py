@@ -162,9 +162,33 @@ def test_a_changed_file_is_not_run(tmp_path: Path) -> None:
     write(tmp_path, [kernel])
     path = tmp_path / file_name(kernel)
     path.write_text(f"open({str(marker)!r}, 'w')\n" + render(kernel))
-    with pytest.raises(InputError, match="not what this version of qspec renders"):
+    with pytest.raises(InputError, match="was changed"):
         load(path, kernel)
     assert not marker.exists()
+
+
+def test_another_versions_rendering_is_not_run_but_rendered_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was changed after that is neither; nor does a kernel's file stand for one of a longer name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel, folder, marker = SHOWN[0], tmp_path / "kernels", tmp_path / "ran"
+    source = f"open({str(marker)!r}, 'w')\n"
+    theirs = folder / f"{kernel.name}_{digest(source)}.py"
+    folder.mkdir()
+    theirs.write_text(source)
+    with pytest.warns(UserWarning, match="another version of qspec rendered the kernels"):
+        module = KernelLibrary(folder).module(kernel)
+    assert Path(str(module.__file__)) == tmp_path / "qspec" / "kernels" / file_name(kernel)
+    theirs.write_text(f"{source}\n")
+    with pytest.raises(InputError, match="was changed") as caught:
+        KernelLibrary(folder).module(kernel)
+    assert caught.value.where == str(theirs)
+    assert not marker.exists()
+    theirs.unlink()
+    write(folder, [replace(kernel, gated=True)])
+    with pytest.raises(InputError, match="missing"):
+        KernelLibrary(folder).module(kernel)
 
 
 def test_a_missing_file_is_an_error_not_a_fallback(tmp_path: Path) -> None:

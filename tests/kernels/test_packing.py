@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import NoKernel, kernels_for
+from qspec.catalog import PACK_BLOCKS, PACKING, NoKernel, kernels_for
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 from qspec.kernels.packing import PackedLinear, deinterleave, interleave, pack, pack_zeros, unpack, unpack_zeros
@@ -281,6 +282,20 @@ def test_kernels_for_other_weights_or_another_transform_are_refused() -> None:
     for other in (Format(), Format(w_bits=8, w_group=64), Format(w_group=64, w_symmetric=False)):
         with pytest.raises(NoKernel, match="does not take weights in int4 per group 64 symmetric"):
             PackedLinear.from_quantized(quantized, kernels_for(other.scheme()))
-    for rotations, given in (((64,), transform), ((), transform), ((32,), None)):
+    for rotations, found in (((64,), transform), ((), transform), ((32,), None)):
         with pytest.raises(NoKernel, match="the transform"):
-            PackedLinear.from_quantized(quantized, kernels_for(fmt.scheme(), rotations), transform=given)
+            PackedLinear.from_quantized(quantized, kernels_for(fmt.scheme(), rotations), transform=found)
+
+
+PACKED = {1: "66deebd5e9589b0c"}  # by the format's number: a change of this needs the next one
+
+
+def test_the_bytes_of_packed_weights_are_those_of_their_formats_number() -> None:
+    digest = hashlib.sha256()
+    for bits in range(2, 9):
+        codes = (torch.arange(3 * 128) * 37 % 2**bits - 2 ** (bits - 1)).to(torch.int8).reshape(3, 128)
+        for block in PACK_BLOCKS:
+            digest.update(pack(codes, bits, block).numpy().tobytes())
+        digest.update(interleave(codes).numpy().tobytes())
+        digest.update(pack_zeros(codes, bits).numpy().tobytes())
+    assert digest.hexdigest()[:16] == PACKED[PACKING]

@@ -15,6 +15,7 @@ import pytest
 
 import qspec.report
 from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, seal_report, verify
+from qspec.catalog import PACKING
 from qspec.cli import main
 from qspec.errors import InputError, MachineError
 from qspec.evaluate import Evaluated
@@ -28,6 +29,7 @@ from tests.report.sample import outlier_report, sample_report
 def manifest(standin: bool = False, files: dict[str, str] | None = None, id: str = "tiny-llada") -> Manifest:
     return Manifest(
         format=FORMAT,
+        packing=PACKING,
         qspec="0.1.0",
         name="llada_w4a4",
         recipe="qspec 1\n",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
-from qspec.catalog import GemmKernel, RowKernel
+from qspec.catalog import PACKING, GemmKernel, RowKernel
 from qspec.errors import InputError
 from qspec.evaluate.results import Measurements, accuracy
 from qspec.report import ReportData, report_data, report_json, write_report
@@ -324,6 +324,7 @@ def test_data_from_a_manifest() -> None:
     kept = ModuleRecord(role="head", module="head", scheme=None, label="bf16", bits=16.0, **common)
     manifest = Manifest(
         format=FORMAT,
+        packing=PACKING,
         qspec="0.1.0",
         name="r",
         recipe="qspec 1\n",
