@@ -6,7 +6,8 @@ import triton
 MAX_SPLIT = 8  # programs for the keys of a head: the last of them merges that many partial sums alone
 KEYS_AT_ONCE = 64  # keys and values of a loop step
 MANY_QUERIES = 64  # whose float32 sums take the registers of twice as many warps
-ARRIVED = {}  # of each device: how many programs of a head have written their sums; 0 after each launch
+# of each device: how many programs of a head have written their sums; 0 after each launch
+ARRIVED: dict[torch.device, torch.Tensor] = {}
 
 
 def attention_tiles(queries, heads, keys, multiprocessors):

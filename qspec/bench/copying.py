@@ -15,7 +15,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 BLOCK = 1024  # words of a program; 512 to 8192 were as fast within 3 % where a copy takes more than a launch
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _copy(source, target, words, PDL: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     word = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if PDL:

@@ -83,7 +83,7 @@ def read_library(folder: Path) -> Library:
                 raise ValueError(f"{defined} is defined twice in {folder}")
             first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
             text = "\n".join(lines[first - 1 : node.end_lineno])
-            spaced = not isinstance(node, ast.Assign)
+            spaced = not isinstance(node, ast.Assign | ast.AnnAssign)
             definitions[defined] = Definition(defined, text, _mentions(node), (number, first), spaced)
     return Library(definitions, imports)
 
@@ -91,9 +91,10 @@ def read_library(folder: Path) -> Library:
 def _defined(node: ast.stmt) -> str | None:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return node.name
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-        return node.targets[0].id
-    return None
+    if not isinstance(node, ast.Assign | ast.AnnAssign):
+        return None
+    target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+    return target.id if isinstance(target, ast.Name) else None
 
 
 def _mentions(node: ast.AST) -> frozenset[str]:
