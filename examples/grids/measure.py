@@ -14,7 +14,9 @@ import argparse
 import json
 import math
 import multiprocessing
+import re
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -73,13 +75,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Job:
-    """A cell of one grid, or a recipe (name and model) with one table of formats. clip: in place of `clip mse`."""
+    """A cell of one grid, or a recipe (name and model) with one table of formats.
+
+    clip, seed: of a recipe, in place of `clip mse` and of its own seed of the calibration.
+    """
 
     cell: Cell | tuple[str, str]
     grid: str
     device: str
     samples: int
     clip: str = "mse"
+    seed: int = 0
 
 
 def on_grid(number: NumberFormat, grid: str) -> NumberFormat:
@@ -189,15 +195,17 @@ def figures(found: NelboResult) -> dict[str, float]:
     return {"kl": kl, "nelbo": found.metric.quantized, "unquantized": found.metric.baseline}
 
 
-def of_recipe(name: str, model: str, grid: str, device: str, samples: int, clip: str) -> dict[str, float]:
+def of_recipe(name: str, model: str, job: Job) -> dict[str, float]:
     """The artifact's figures. The table of formats is this process's own: each recipe has a process to itself."""
+    device, samples = job.device, job.samples
     for one in list(NUMBER_FORMATS):
-        if grid == "qmax" or one == "mxfp4":
-            formats.NUMBER_FORMATS[one] = on_grid(NUMBER_FORMATS[one], grid)
+        if job.grid == "qmax" or one == "mxfp4":
+            formats.NUMBER_FORMATS[one] = on_grid(NUMBER_FORMATS[one], job.grid)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(shutil.copytree(resources.recipes(), Path(folder) / "recipes"))
         for path in home.rglob("*.qs"):
-            path.write_text(path.read_text().replace("clip mse", f"clip {clip}"))
+            text = path.read_text().replace("clip mse", f"clip {job.clip}")
+            path.write_text(re.sub(r"^((?: *|param )seed *=? +)0$", rf"\g<1>{job.seed}", text, flags=re.MULTILINE))
         artifact = qspec.compile(home / name, model, Path(folder) / "artifact", device, evaluate=False)
         quantized, tokenizer = runtime.load(artifact.path, device)
         standin = resources.standins() / model if model in MODELS else Path(model)
@@ -223,8 +231,8 @@ def run(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     if isinstance(job.cell, tuple):
         name, model = job.cell
-        where: dict[str, Any] = {"recipe": name, "model": model}
-        found = of_recipe(name, model, job.grid, job.device, job.samples, job.clip)
+        where: dict[str, Any] = {"recipe": name, "model": model, "seed": job.seed}
+        found = of_recipe(name, model, job)
     else:
         where = asdict(job.cell)
         if job.cell.model == RANDOM:
@@ -246,20 +254,20 @@ def everything(jobs: Sequence[Job], processes: int) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]], what: Sequence[str], shown: Sequence[str]) -> str:
-    """Markdown: a line for each cell, both grids' figures, and what the first is of the second."""
+    """Markdown: a line for each cell, both grids' figures, and what the first is of the second; seeds are averaged."""
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row[name] for name in what)
 
-    pairs: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    pairs: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        pairs.setdefault(key(row), {})[row["grid"]] = row
+        pairs.setdefault(key(row), {}).setdefault(row["grid"], []).append(row)
     headings = [*what, *(f"{name}, {text}" for name in shown for text in ("max / qmax", "half a step more", "ratio"))]
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for cell, both in pairs.items():
         values = []
         for name in shown:
-            old, new = (both[grid].get(name, math.nan) for grid in GRIDS)
+            old, new = (statistics.fmean(row.get(name, math.nan) for row in both[grid]) for grid in GRIDS)
             values += ["" if math.isnan(v) else f"{v:.4f}" for v in (old, new)]
             values.append("" if math.isnan(old) else f"{old / new:.3f}")
         lines.append("| " + " | ".join(["row" if v is None else str(v) for v in cell] + values) + " |")
@@ -279,7 +287,8 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
         help="windows of held-out text, and of calibration text for layers (default: 32)",
     )
     parser.add_argument("--bits", default=",".join(map(str, BITS)), help="of layers, separated by commas")
-    parser.add_argument("--only", default="", help="recipes whose name holds this")
+    parser.add_argument("--only", default="", help="recipes in whose name this regular expression is found")
+    parser.add_argument("--seeds", type=int, default=1, help="of recipes, each a compile of its own (default: 1)")
     parser.add_argument("--clip", default="mse", help="what recipes have in place of `clip mse`")
     parser.add_argument("--out", type=Path, default=Path("build/grids"))
     args = parser.parse_args(arguments)
@@ -289,9 +298,15 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
         chosen: Sequence[Cell | tuple[str, str]] = cells(models, [int(b) for b in args.bits.split(",")])
         columns, shown = ["model", "operand", "method", "bits", "group", "clip"], ["error", "kl"]
     else:
-        chosen = [(name, model) for name, model in recipes(models) if args.only in name]
+        chosen = [(name, model) for name, model in recipes(models) if re.search(args.only, name)]
         columns, shown = ["recipe", "model"], ["nelbo", "kl"]
-    jobs = [Job(cell, grid, args.device, args.samples, args.clip) for cell in chosen for grid in GRIDS]
+    seeds = range(args.seeds if args.what == "recipes" else 1)
+    jobs = [
+        Job(cell, grid, args.device, args.samples, args.clip, seed)
+        for cell in chosen
+        for grid in GRIDS
+        for seed in seeds
+    ]
     rows = everything(jobs, args.jobs)
     text = table(rows, columns, shown)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -70,3 +70,13 @@ def test_every_shipped_recipe_is_measured(grids: SimpleNamespace) -> None:
     assert ("llada_w4a4.qs", "tiny-dream") not in found
     assert ("paper/gptq_w3a16.qs", "tiny-dream") in found
     assert not any("setup" in name for name, _ in found)
+
+
+def test_seeds_are_averaged(grids: SimpleNamespace) -> None:
+    rows = [
+        {"recipe": "r", "model": "m", "seed": seed, "grid": grid, "kl": kl}
+        for grid, seed, kl in (("qmax", 0, 2.0), ("qmax", 1, 4.0), ("half", 0, 1.0), ("half", 1, 2.0))
+    ]
+    assert grids.measure.table(rows, ["recipe", "model"], ["kl"]).splitlines()[2:] == [
+        "| r | m | 3.0000 | 1.5000 | 2.000 |"
+    ]
