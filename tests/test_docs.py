@@ -52,7 +52,7 @@ def test_transcripts(command: str, shown: str, folder: Path) -> None:
 
 
 def test_the_table_of_times_is_what_was_measured() -> None:
-    steps = json.loads((ROOT / "docs" / "kernels" / "step.json").read_text())["steps"]
+    steps = json.loads((ROOT / "docs" / "performance" / "step.json").read_text())["steps"]
     measured = {(s["recipe"], s["tokens"]): s for s in steps if s["model"] == "llada" and s["compiled"]}
     rows = re.findall(r"^\| `paper/(\w+)`[^|]*((?:\| [0-9.]+ ){6})\|$", README, flags=re.MULTILINE)
     assert {recipe for recipe, _ in rows} == {recipe for recipe, _ in measured}
@@ -66,8 +66,8 @@ def test_the_table_of_times_is_what_was_measured() -> None:
 
 @pytest.mark.parametrize(("gpu", "file"), [(0, "step.json"), (1, "step_h200.json")])
 def test_the_ratios_of_steps_are_what_was_measured(gpu: int, file: str) -> None:
-    page = (ROOT / "docs" / "kernels.md").read_text()
-    steps = json.loads((ROOT / "docs" / "kernels" / file).read_text())["steps"]
+    page = (ROOT / "docs" / "performance.md").read_text()
+    steps = json.loads((ROOT / "docs" / "performance" / file).read_text())["steps"]
     ratios = {(s["recipe"], s["tokens"]): f"{s['ratio']:.2f}" for s in steps if s["model"] == "llada" and s["compiled"]}
     for tokens, first in ((1024, "rtn_w8a8"), (32, "gptq_w4a16")):
         (row,) = re.findall(rf"^\| {tokens} tokens[^|]*\|[^|]*\|(.*)\|$", page, flags=re.MULTILINE)
@@ -76,9 +76,9 @@ def test_the_ratios_of_steps_are_what_was_measured(gpu: int, file: str) -> None:
 
 
 def measured_products(file: str = "bench.json") -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """The cells of docs/kernels/FILE by format and tokens, in the order of their shapes."""
+    """The cells of docs/performance/FILE by format and tokens, in the order of their shapes."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for cell in json.loads((ROOT / "docs" / "kernels" / file).read_text())["cells"]:
+    for cell in json.loads((ROOT / "docs" / "performance" / file).read_text())["cells"]:
         found.setdefault((cell["format"], cell["tokens"]), []).append(cell)
     return found
 
@@ -149,6 +149,10 @@ def test_files_that_are_named_exist(name: str) -> None:
 
 def test_architecture_is_short() -> None:
     assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) < 150
+
+
+def test_the_design_of_kernels_is_short() -> None:
+    assert len((ROOT / "docs" / "kernels.md").read_text().split()) <= 1500
 
 
 def test_python_example_parses_and_names_the_api() -> None:

@@ -1,4 +1,4 @@
-"""What row kernels take: frozen values, their file and their table."""
+"""What activation quantization kernels take: frozen values, their file and their table."""
 
 from __future__ import annotations
 

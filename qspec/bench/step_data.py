@@ -14,15 +14,15 @@ from qspec.models.dream import DREAM
 from qspec.models.family import DecoderShape, Family
 from qspec.models.llada import LLADA
 
-KINDS = ("products", "row kernels", "attention", "rest")  # of GPU kernels, by what they do
+KINDS = ("GEMM", "activation quantization", "attention", "rest")  # of GPU kernels, by what they do
 OURS = (
-    ("gemm_", "products"),
-    ("row_", "row kernels"),
+    ("gemm_", "GEMM"),
+    ("row_", "activation quantization"),
     ("attention_", "attention"),
     ("triton_", "rest"),
 )  # how generated kernels' names begin
 ATTENTION = re.compile(r"flash|fmha|attention|sdpa", re.IGNORECASE)
-PRODUCT = re.compile(r"gemm|nvjet|cutlass|xmma|splitK", re.IGNORECASE)
+GEMM = re.compile(r"gemm|nvjet|cutlass|xmma|splitK", re.IGNORECASE)
 MODELS: Mapping[str, tuple[Family, DecoderShape]] = {  # LLaDA-8B, Dream-7B
     "llada": (
         LLADA,
@@ -50,7 +50,7 @@ def kind_of(kernel: str) -> str:
             return kind
     if ATTENTION.search(kernel):
         return "attention"
-    return "products" if PRODUCT.search(kernel) else "rest"
+    return "GEMM" if GEMM.search(kernel) else "rest"
 
 
 Span = tuple[str, float, float]  # a GPU kernel's name, and from when to when it runs
@@ -125,7 +125,9 @@ def read(paths: Sequence[Path]) -> Steps:
 
 
 def _steps(data: dict[str, Any]) -> Steps:
-    steps = (Step(**own(Step, s) | {name: Measured(**s[name]) for name in ("ours", "base")}) for s in data["steps"])
+    steps = [Step(**own(Step, s) | {name: Measured(**s[name]) for name in ("ours", "base")}) for s in data["steps"]]
+    if not {kind for step in steps for kind in (*step.ours.parts, *step.base.parts)} <= set(KINDS):
+        raise ValueError("a kind of GPU kernel that this version does not know")
     return Steps(data["environment"], tuple(steps))
 
 

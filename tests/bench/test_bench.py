@@ -218,9 +218,10 @@ def shown(ratios: list[float], wanted: float) -> str:
 
 def test_the_documents_targets_are_judged_by_the_stored_runs() -> None:
     """Ours with input over the peers that quantize theirs: every figure and every bold mark of the table."""
-    kernels = Path(__file__).parents[2] / "docs/kernels"
-    runs = [read([kernels / name]) for name in ("bench.json", "bench_h200.json")]
-    rows = [match.groups() for match in TARGET.finditer(kernels.with_suffix(".md").read_text())]
+    folder = Path(__file__).parents[2] / "docs/performance"
+    runs = [read([folder / name]) for name in ("bench.json", "bench_h200.json")]
+    page = folder.with_suffix(".md").read_text()
+    rows = [match.groups() for match in TARGET.finditer(page)]
     assert len(rows) == 10
     for name, tokens, over_bf16, *bf16, over_peer, peer, first, second in rows:
         fmt = name.lower().replace(" ", "_")
@@ -230,3 +231,7 @@ def test_the_documents_targets_are_judged_by_the_stored_runs() -> None:
             assert base.strip() == shown([cell.over(BASE) for cell in cells], float(over_bf16))
             least = [min(cell.over(one) for one in PEERS[peer]) for cell in cells]
             assert against.strip() == shown(least, float(over_peer))
+    for gpu, bf16, peer in (("H100", 3, 7), ("H200", 4, 8)):  # the summary counts what is bold
+        (counted,) = re.findall(rf"^\| {gpu}, .*$", page, flags=re.MULTILINE)
+        reached = [sum("**" in row[place] for row in rows) for place in (bf16, peer)]
+        assert [int(count) for count in re.findall(r"(\d+) of 10 reached", counted)] == reached
