@@ -147,8 +147,33 @@ def test_files_that_are_named_exist(name: str) -> None:
     assert not missing
 
 
+def headings(page: Path) -> set[str]:
+    """What links to a page's headings end in: lower case, words joined by hyphens."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+PAGES = [page for folder in ("", "docs", "docs/lab", "grammar", "examples/*") for page in ROOT.glob(f"{folder}/*.md".lstrip("/"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        assert not heading or heading in headings(other), f"{target}#{heading}"
+
+
 def test_architecture_is_short() -> None:
     assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) < 150
+
+
+def test_the_walk_names_each_file_once() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    walk = text[text.index("## A walk") : text.index("## Glossary")]
+    files = re.findall(r"`([\w.]+/[\w./]*)`", walk.split("each file at its first use")[1])
+    assert len(files) == len(set(files)) > 40
+    assert all((ROOT / name).exists() for name in files)
 
 
 def test_the_design_of_kernels_is_short() -> None:
