@@ -153,7 +153,7 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
-PAGES = [page for folder in ("", "docs", "docs/lab", "grammar", "examples/*") for page in ROOT.glob(f"{folder}/*.md".lstrip("/"))]
+PAGES = [page for glob in ("", "docs/", "docs/lab/", "grammar/", "examples/*/") for page in ROOT.glob(f"{glob}*.md")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -52,7 +52,7 @@ def markdown(bench: Bench) -> str:
         f"{bench.environment['gpu']}, " + ", ".join(f"{k} {bench.environment[k]}" for k in ("torch", "triton")),
         f"copy {bench.copy:.0f} GB/s, cuBLAS bf16 {bench.arithmetic:.0f} TFLOP/s at 8192 x 8192 x 8192. Microseconds, "
         "medians of CUDA graphs that rotate through cold weights. `with input`: activation quantization included, as "
-        "in the peers that say so. `over best peer`: the smallest ratio; over the peers with input, ours with input too.",
+        "in the peers that say so. `over best peer`: the smallest ratio, with input for us where the peer has it.",
     ]
     for fmt, cells in _by_format(bench.cells):
         names = list(dict.fromkeys(name for cell in cells for name in cell.others))
