@@ -243,9 +243,9 @@ def _compile(
         raise MachineError("kernels are interpreted here, not compiled", hint="unset TRITON_INTERPRET")
     types = dict(TYPES)
     if second and isinstance(kernel, GemmKernel):
-        options = module.hopper_tiles(tokens, COLUMNS, columns)
+        options = module.hopper_tiles(module.FORMAT, tokens, COLUMNS, columns)
         types |= _second_types(module, kernel, options)
-        fixed = dict(options)
+        fixed = {**options, **_second_absent(kernel, types)}
         options["maxnreg"] = module.registers(options)
     elif second:
         options = module.hopper_tiles(tokens, columns)
@@ -289,6 +289,14 @@ def _absent(kernel: Kernel, residual: bool) -> dict[str, None]:
         "weight_unit": bool(kernel.format.unit_bits),
     }
     return {name: None for name, present in there.items() if not present}
+
+
+def _second_absent(kernel: GemmKernel, types: dict[str, str]) -> dict[str, None]:
+    """Parameters of the second kernel that get None, beside those of the first; types: with those of its boxes."""
+    absent = [name for name in ("low_desc", "scale_desc") if name not in types]
+    if kernel.activation_bits == 16:
+        absent += ["activation_scale"] + ["weight_scale"] * (kernel.weight_group is not None)
+    return dict.fromkeys(absent)
 
 
 def _compile_dense(module: ModuleType, kernel: GemmKernel, target: Target, columns: int) -> Any:
@@ -340,8 +348,8 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
         "out_desc": ("bf16", 16),
     }
     floats = floating or kernel.number != INTEGER
-    types = {"parts": "*fp32" if floats else "*i32", "arrived": "*i32", "K": "i32", "units": "i32"}
-    for name, (swizzle, box) in module.boxes(options, 2).items():
+    types = {"partials": "*fp32" if floats else "*i32", "counters": "*i32", "K": "i32", "units": "i32"}
+    for name, (swizzle, box) in module.hopper_boxes(module.FORMAT, options, 2).items():
         value, bits = values[name]
         layout = NVMMASharedLayout(swizzle, bits, rank=len(box))
         types[name] = f"tensordesc<{value}[{', '.join(map(str, box))}],{layout!r}>"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from qspec import resources
 
+LONGEST_LINE = 120
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -129,4 +131,11 @@ def _import_lines(library: Library, mentioned: set[str]) -> str:
         else:
             whole.add(spelled)
     lines = [f"import {name}" for name in sorted(whole)]
-    return "\n".join([*lines, *(f"from {name} import {', '.join(sorted(single[name]))}" for name in sorted(single))])
+    return "\n".join([*lines, *(_import_from(name, sorted(single[name])) for name in sorted(single))])
+
+
+def _import_from(module: str, names: list[str]) -> str:
+    line = f"from {module} import {', '.join(names)}"
+    if len(line) <= LONGEST_LINE:
+        return line
+    return "\n".join([f"from {module} import (", *(f"    {name}," for name in names), ")"])

@@ -160,10 +160,10 @@ def test_a_files_own_tiles_load_ahead_and_fit(
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tiles = KernelLibrary().module(kernel).hopper_tiles
+    module = KernelLibrary().module(kernel)
     for channels, columns in (*LLADA, *DREAM, (512, 3584)):
         for tokens in (1, 8, 16, 17, 32, 33, 64, 65, 256, 257, 4096):
-            options = tiles(tokens, channels, columns)
+            options = module.hopper_tiles(module.FORMAT, tokens, channels, columns)
             assert options["STAGES"] >= tuned.LEAST_STAGES
             assert options["STAGES"] % options["TEAMS"] == 0
             taken = options["STAGES"] * tuned._stage(kernel, options) + tuned._sent(options) + 1024

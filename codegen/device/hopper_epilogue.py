@@ -1,0 +1,95 @@
+"""What the kernel for compute capability 9.0 does to the sums of a tile of Y^T [n, m] on their way to memory."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
+
+from .hopper_operands import WARPGROUP_ROWS, WARPGROUP_WARPS
+from .hopper_shared import partition_barrier, tma_store
+
+
+@gluon.jit
+def approximate_silu(x):
+    """x / (1 + 2^(-x log2 e)) of float32: the bits of Triton's own, without its steps for tiny operands.
+
+    So x below -87 gives 0.
+    """
+    return gl.inline_asm_elementwise(
+        """{ .reg .f32 e; mul.f32 e, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 e, e;
+        add.f32 e, e, 0f3F800000; rcp.approx.ftz.f32 e, e; mul.f32 $0, $1, e; }""",
+        "=f,f",
+        [x],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def gate_sums(y, dtype: gl.constexpr):
+    """silu(gate) up [n/2, m] of y [n, m], of whose rows 8 are of gate and 8 of up in turn, each rounded to `dtype`.
+
+    A thread has both of a channel: rows r and r + 8 of a warp's 16.
+    """
+    COLUMNS: gl.constexpr = y.shape[1]
+    y = y.to(dtype).reshape((WARPGROUP_ROWS // 16, 2, 8, COLUMNS))
+    gate, up = y.permute((0, 2, 3, 1)).split()
+    silu = approximate_silu(gate.to(gl.float32)).to(dtype)
+    return (silu.to(gl.float32) * up.to(gl.float32)).to(dtype).reshape((WARPGROUP_ROWS // 2, COLUMNS))
+
+
+@gluon.jit
+def load_residual(residual, m0, n0, M, N, COLUMNS: gl.constexpr):
+    """[COLUMNS, 64] of the residual, sixteen bytes a load."""
+    WIDTH: gl.constexpr = 128 // residual.dtype.element_ty.primitive_bitwidth
+    layout: gl.constexpr = gl.BlockedLayout(
+        [1, WIDTH], [WIDTH // 2, WARPGROUP_ROWS // WIDTH], [WARPGROUP_WARPS, 1], [1, 0]
+    )
+    m = m0 + gl.arange(0, COLUMNS, gl.SliceLayout(1, layout))
+    n = n0 + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(0, layout))
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    return gl.load(residual + m.to(gl.int64)[:, None] * N + n[None, :], mask=inside, other=0.0)
+
+
+@gluon.jit
+def epilogue(total, staging, g, m0, n0):
+    """Scales sums [64, m], adds bias, rounds, gates or adds the residual, and has TMA store them by way of `staging`.
+
+    y[m, n] = t[m, n] sA[m] sW[n] + b[n], of as many columns at once as the staging buffer has.
+    """
+    COLUMNS: gl.constexpr = total.shape[1]
+    if COLUMNS > staging.shape[0]:
+        left, right = total.reshape((WARPGROUP_ROWS, 2, COLUMNS // 2)).permute((0, 2, 1)).split()
+        middle = m0 + COLUMNS // 2
+        epilogue(left, staging, g, m0, n0)
+        epilogue(right, staging, g, middle, n0)
+    else:
+        if g.out.residual is not None:  # on its way while y is scaled
+            r = load_residual(g.out.residual, m0, n0, g.M, g.N, COLUMNS)
+        layout: gl.constexpr = gl.NVMMADistributedLayout(
+            [3, 0], [WARPGROUP_WARPS, 1], [16, COLUMNS, 256 // g.x.data.dtype.primitive_bitwidth]
+        )
+        y = gl.convert_layout(total, layout, assert_trivial=True).to(gl.float32)
+        n = n0 + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, layout))
+        m = m0 + gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
+        if g.x.scale is not None:
+            y = y * gl.load(g.x.scale + m, mask=m < g.M, other=0.0)[None, :]
+        if g.w.scale is not None:
+            sw = gl.load(g.w.scale + n, mask=n < g.N, other=0.0)
+            if g.w.LIFT > 1:
+                sw = sw * (1 / g.w.LIFT)
+            y = y * sw[:, None]
+        if g.out.bias is not None:
+            y = y + gl.load(g.out.bias + n, mask=n < g.N, other=0.0)[:, None]
+        if g.out.GATED:
+            y = gate_sums(y, staging.dtype)
+        tma.store_wait(0)  # what was sent before has left the buffer
+        partition_barrier()
+        staging.permute((1, 0)).store(y.to(staging.dtype))
+        if g.out.residual is not None:
+            partition_barrier()
+            y = staging.load(r.type.layout).to(gl.float32) + r.to(gl.float32)
+            staging.store(y.to(staging.dtype))
+        fence_async_shared()
+        partition_barrier()
+        tma_store(g.out.data, [m0, n0 // 2 if g.out.GATED else n0], staging)

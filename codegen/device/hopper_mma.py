@@ -1,0 +1,34 @@
+"""An MMA partition of the kernel for compute capability 9.0: a warpgroup multiplies what the load partition brings."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import tma
+
+from .hopper_epilogue import epilogue
+from .hopper_operands import WARPGROUP_ROWS
+from .hopper_schedule import tile_of
+from .hopper_split_k import add_partials, add_teams
+
+
+@gluon.jit
+def mma_partition(SUM_UNIT: gl.constexpr, WARPGROUP: gl.constexpr, g, shared):
+    """A warpgroup: its 64 channels of every tile of this program, and its team's share of the stages.
+
+    `SUM_UNIT(g, shared, n0, first, last, k, WARPGROUP)` gives its sums [64, BLOCK_M] of a unit, whose stages are first
+    .. last - 1; k: stages of the program's units before.
+    """
+    WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS  # of a team
+    k = 0
+    number = 0  # of units before
+    for unit in range(gl.program_id(0), g.units, gl.num_programs(0)):
+        tile, m0, n0, first, last = tile_of(unit, g)
+        n0 += WARPGROUP % WARPGROUPS * WARPGROUP_ROWS
+        total = SUM_UNIT(g, shared, n0, first, last, k, WARPGROUP)
+        k += last - first
+        total = add_teams(total, shared, number, g, WARPGROUP)
+        number += 1
+        if WARPGROUP < WARPGROUPS:  # of the first team
+            total, is_last = add_partials(total, g, unit, tile, WARPGROUP)
+            if is_last:
+                epilogue(total, shared.staging.index(WARPGROUP), g, m0, n0)
+    tma.store_wait(0)

@@ -1,0 +1,60 @@
+"""Sums of a tile whose channels several teams of warpgroups, or several units, share."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from .hopper_operands import WARPGROUP_ROWS
+from .hopper_shared import partition_barrier
+
+
+@gluon.jit
+def add_teams(total, shared, number, g, WARPGROUP: gl.constexpr):
+    """The sums of the teams [64, BLOCK_M], added by the first of them in their order.
+
+    number: of the program's units before.
+    """
+    WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS
+    TEAM: gl.constexpr = WARPGROUP // WARPGROUPS
+    for team in gl.static_range(1, g.TEAMS):
+        buffer = (team - 1) * WARPGROUPS + WARPGROUP % WARPGROUPS
+        sums = shared.team_sums.index(buffer)
+        if TEAM == team:
+            mbarrier.wait(shared.team_empty.index(buffer), (number & 1) ^ 1)
+            sums.store(total)
+            partition_barrier()
+            mbarrier.arrive(shared.team_full.index(buffer), count=1)
+        elif TEAM == 0:
+            mbarrier.wait(shared.team_full.index(buffer), number & 1)
+            total += sums.load(total.type.layout)
+            partition_barrier()
+            mbarrier.arrive(shared.team_empty.index(buffer), count=1)
+    return total
+
+
+@gluon.jit
+def add_partials(total, g, unit, tile, WARPGROUP: gl.constexpr):
+    """The sums [64, BLOCK_M] of the units of a tile, added in their order by the last to come; whether this one is it.
+
+    tile: its number. Each unit writes its sums down and counts itself.
+    """
+    is_last = True
+    if g.SPLIT > 1:
+        layout: gl.constexpr = total.type.layout
+        COLUMNS: gl.constexpr = total.shape[1]
+        WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS
+        counter = tile * WARPGROUPS + WARPGROUP
+        counters = g.units // g.SPLIT * WARPGROUPS
+        row = gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, layout))
+        cell = row[:, None] * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))[None, :]
+        place = g.split.partials + counter.to(gl.int64) * (WARPGROUP_ROWS * COLUMNS) + cell
+        step = counters.to(gl.int64) * (WARPGROUP_ROWS * COLUMNS)
+        gl.store(place + unit % g.SPLIT * step, total)
+        partition_barrier()
+        is_last = gl.atomic_add(g.split.counters + counter, 1, sem="acq_rel") == g.SPLIT - 1
+        if is_last:
+            gl.store(g.split.counters + counter, 0)
+            total = gl.load(place)
+            for share in gl.static_range(1, g.SPLIT):
+                total += gl.load(place + share * step)
+    return total, is_last
