@@ -57,6 +57,19 @@ class Artifact:
     report: ReportData | None
 
 
+@dataclass(frozen=True)
+class CompileOptions:
+    """locked: refuse other inputs than NAME.lock says. evaluate: measure the result, on data that must be there.
+    download: fetch a checkpoint that is not here. standin: where it is not here, take the bundled one of its family;
+    never if locked.
+    """
+
+    locked: bool = False
+    evaluate: bool = True
+    download: bool = False
+    standin: bool = True
+
+
 def compile(  # the public name: qspec.compile
     recipe: str | Path,
     model: str | None = None,
@@ -64,10 +77,7 @@ def compile(  # the public name: qspec.compile
     device: str = "auto",
     *,
     settings: Mapping[str, str] | None = None,
-    locked: bool = False,
-    evaluate: bool = True,
-    download: bool = False,
-    standin: bool = True,
+    options: CompileOptions = CompileOptions(),
     progress: Quiet | None = None,
 ) -> Artifact:
     """Compiles a recipe into an artifact with its report; what `qspec compile` does.
@@ -77,20 +87,11 @@ def compile(  # the public name: qspec.compile
     an input or the machine failed. Killed or failed, the same call goes on after the last finished block.
     """
     progress = progress or Quiet()
-    lock = Lock.read(lock_path(Path(recipe))) if locked else None
-    spec = _spec(recipe, settings)  # its mistakes first: they cost nothing to find
+    lock = Lock.read(lock_path(Path(recipe))) if options.locked else None
+    spec = read_recipe(recipe, settings)  # its mistakes first: they cost nothing to find
     place = Path(out) if out else Path("build") / spec.name
     require_place(place)
-    inputs = gather(
-        recipe,
-        model,
-        device,
-        settings=settings,
-        evaluate=evaluate,
-        download=download,
-        standin=standin and not locked,
-        progress=progress,
-    )
+    inputs = gather(spec, model, device, options=options, progress=progress)
     if lock:
         lock.require(inputs.lock, lock_path(inputs.recipe))
     workspace = Workspace(place, inputs.lock.content)
@@ -102,7 +103,7 @@ def compile(  # the public name: qspec.compile
         _write_beside(workspace, inputs)
         manifest = _write_manifest(workspace, inputs, records)
         report = None
-        if evaluate:
+        if options.evaluate:
             baseline = str(inputs.origin.folder)
             report = make_report(workspace.folder, baseline, inputs.device.type, inputs.recipe.parent, progress)
         return Artifact(workspace.publish(), manifest, inputs.plan, report)
@@ -141,7 +142,6 @@ def _kept(workspace: Workspace, progress: Progress) -> Iterator[None]:
 class Inputs:
     """Everything that a compile depends on, found and checked before any long work."""
 
-    recipe: Path
     spec: Spec
     device: torch.device
     origin: Origin
@@ -151,45 +151,44 @@ class Inputs:
     tokens: CalibrationTokens
     lock: Lock
 
+    @property
+    def recipe(self) -> Path:
+        """Its file."""
+        return Path(self.spec.source)
+
+
+def read_recipe(recipe: str | Path, settings: Mapping[str, str] | None = None) -> Spec:
+    """What a recipe means with these values of its parameters. Errors: RecipeError; InputError where it is absent."""
+    return load_recipe(recipe, passes.available(), settings or {}, FAMILIES).spec
+
 
 @exact_products()
 def gather(
-    recipe: str | Path,
+    spec: Spec,
     model: str | None = None,
     device: str = "auto",
     *,
-    settings: Mapping[str, str] | None = None,
-    evaluate: bool = True,
-    download: bool = False,
-    standin: bool = True,
+    options: CompileOptions = CompileOptions(),
     progress: Progress | None = None,
 ) -> Inputs:
-    """The recipe's meaning, the checkpoint, the plan and the calibration tokens; errors as `compile`.
-
-    evaluate: whether the data that the recipe is measured on must be there too.
-    """
-    recipe = Path(recipe)
-    spec = _spec(recipe, settings)
+    """The checkpoint, the plan and the calibration tokens of a recipe; errors as `compile`."""
     target = find_device(device)
-    origin = find_checkpoint(spec, model, download=download, standin=standin)
+    standin = options.standin and not options.locked
+    origin = find_checkpoint(spec, model, download=options.download, standin=standin)
     if origin.notice:
         (progress or Quiet()).note(origin.notice)
     checkpoint = Checkpoint.open(origin.folder)
     plan = make_plan(spec, checkpoint.family, checkpoint.shape, standin=origin.standin)
     tokenizer = load_tokenizer(origin.folder)
-    sources = DataSources(origin.folder, recipe.parent, chat=ChatTemplate(origin.folder))
-    wanted = spec.evaluate if evaluate else Evaluation()
+    sources = DataSources(origin.folder, Path(spec.source).parent, chat=ChatTemplate(origin.folder))
+    wanted = spec.evaluate if options.evaluate else Evaluation()
     sources.check(spec.calibrate, wanted)
     check_requests(wanted, sources, tokenizer, checkpoint.shape)
     tokens = _tokens(plan, checkpoint, origin, sources, tokenizer, target, progress or Quiet())
     if repeats := repetition(tokens.distinct, tokens.drawn):
         (progress or Quiet()).note(repeats)
     lock = _lock(spec, origin, tokens, target)
-    return Inputs(recipe, spec, target, origin, checkpoint, plan, sources, tokens, lock)
-
-
-def _spec(recipe: str | Path, settings: Mapping[str, str] | None) -> Spec:
-    return load_recipe(recipe, passes.available(), settings or {}, FAMILIES).spec
+    return Inputs(spec, target, origin, checkpoint, plan, sources, tokens, lock)
 
 
 def _tokens(

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from qspec.errors import QspecError, visible
 
@@ -222,10 +222,10 @@ def _render_one(d: Diagnostic, sources: Mapping[str, Source], paint: Mapping[str
     edge = _painted(" " * gutter + " |", "blue", paint)
     message = _painted(visible(d.message), "bold", paint)
     head = f"{_painted(f'{d.severity}[{d.code}]', d.severity, paint)}: {message}"
-    lines = [head, *_excerpt(d.span, source, gutter, "-->", "^", "", paint, d.severity)]
+    lines = [head, *_excerpt(d.span, source, gutter, _Mark("-->", "^", d.severity), paint)]
     for note in d.notes:
         other = sources.get(note.span.path) or Source(note.span.path, "")
-        lines += _excerpt(note.span, other, gutter, ":::", "-", note.text, paint, "blue")
+        lines += _excerpt(note.span, other, gutter, _Mark(":::", "-", "blue", note.text), paint)
     lines.append(edge.rstrip())
     pad = " " * gutter
     lines.append(f"{pad} {_painted('=', 'blue', paint)} next: {visible(d.hint)}")
@@ -241,16 +241,16 @@ def _line_of(span: Span, sources: Mapping[str, Source]) -> int:
     return source.position(span.start).line if source else 1
 
 
-def _excerpt(
-    span: Span,
-    source: Source,
-    gutter: int,
-    arrow: str,
-    mark: str,
-    label: str,
-    paint: Mapping[str, str],
-    style: str,
-) -> list[str]:
+class _Mark(NamedTuple):
+    """How an excerpt points: the arrow before its place, what underlines the span, in which style, and its label."""
+
+    arrow: str
+    underline: str
+    style: str
+    label: str = ""
+
+
+def _excerpt(span: Span, source: Source, gutter: int, mark: _Mark, paint: Mapping[str, str]) -> list[str]:
     """The place, the source line and the underlined span; a span over several lines is marked to its line's
     end."""
     at = source.position(span.start)
@@ -258,10 +258,11 @@ def _excerpt(
     start = at.column - 1
     end = max(start + 1, min(start + (span.end - span.start), len(line)))
     shown, left, width = _window(line, start, end)
-    under = " " * left + _painted(mark * width + (f" {visible(label)}" if label else ""), style, paint)
+    label = f" {visible(mark.label)}" if mark.label else ""
+    under = " " * left + _painted(mark.underline * width + label, mark.style, paint)
     bar = _painted("|", "blue", paint)
     return [
-        f"{' ' * gutter}{_painted(arrow, 'blue', paint)} {visible(source.path)}:{at.line}:{at.column}",
+        f"{' ' * gutter}{_painted(mark.arrow, 'blue', paint)} {visible(source.path)}:{at.line}:{at.column}",
         f"{' ' * gutter} {bar}",
         f"{_painted(str(at.line).rjust(gutter), 'blue', paint)} {bar} {shown}".rstrip(),
         f"{' ' * gutter} {bar} {under}",

@@ -56,7 +56,11 @@ def quantize_blocks(
     stream = start(plan, checkpoint, decoder, tokens, workspace, shards[-1], device)
     by_role: dict[str, ModuleRecord] = {}
     for index, module in enumerate(progress.blocks(decoder.blocks)):
-        records = _one_block(plan, checkpoint, index, module, stream, workspace, shards[index], device, progress)
+        exact = _exact_outputs(checkpoint, index, module, stream)
+        records = _finished_block(plan, checkpoint, index, module, stream, workspace, progress)
+        tensors = workspace.read_shard(shards[index])
+        install_block(module, records, tensors, device, default_dtype(device), None)
+        stream.advance(module, exact)
         by_role.update({record.role: record for record in records})
         module.to_empty(device="meta")
     workspace.write_index(shards)
@@ -85,33 +89,35 @@ def start(
     return Stream.start(decoder, tokens, rows, device, exact=exact, rotated=outer.rotated())
 
 
-def _one_block(
+def _exact_outputs(checkpoint: Checkpoint, index: int, module: DecoderBlock, stream: Stream) -> list[Tensor] | None:
+    """What the unquantized model computes behind the block, where the stream follows it: in the stream's dtype."""
+    if not stream.follows_exact:
+        return None
+    dtype = default_dtype(stream.device)
+    fill_block(module, {name: t.to(stream.device, dtype) for name, t in checkpoint.block(index).items()})
+    return stream.exact_outputs(module)
+
+
+def _finished_block(
     plan: Plan,
     checkpoint: Checkpoint,
     index: int,
     module: DecoderBlock,
     stream: Stream,
     workspace: Workspace,
-    shard: str,
-    device: torch.device,
     progress: Progress,
-) -> list[ModuleRecord]:
+) -> tuple[ModuleRecord, ...]:
+    """The records of a block whose shard is written: by an interrupted run, or now, from the weights as stored."""
+    shard = shard_names(plan.shape.layers)[index]
     done = workspace.finished(shard)
-    exact = None
-    if stream.follows_exact:  # the unquantized model runs in the stream's dtype; passes get the weights as stored
-        fill_block(module, {name: t.to(device, default_dtype(device)) for name, t in checkpoint.block(index).items()})
-        exact = stream.exact_outputs(module)
-    if done is None:
-        fill_block(module, {name: t.to(device) for name, t in checkpoint.block(index).items()})
-        packed, records = compile_block(plan, index, module, stream, progress)
-        tensors = artifact_tensors(module, f"{checkpoint.family.blocks}.{index}", packed, records)
-        workspace.write_shard(shard, tensors, records)
-    else:
-        records = list(done.modules)
+    if done is not None:
         progress.note(f"block {index}: taken from the interrupted run")
-    install_block(module, records, workspace.read_shard(shard), device, default_dtype(device), None)
-    stream.advance(module, exact)
-    return records
+        return done.modules
+    fill_block(module, {name: t.to(stream.device) for name, t in checkpoint.block(index).items()})
+    packed, records = compile_block(plan, index, module, stream, progress)
+    tensors = artifact_tensors(module, f"{checkpoint.family.blocks}.{index}", packed, records)
+    workspace.write_shard(shard, tensors, records)
+    return tuple(records)
 
 
 def compile_block(

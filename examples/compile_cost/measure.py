@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 import qspec
 from qspec import resources
+from qspec.compiler import CompileOptions
 from qspec.models.registry import FAMILIES
 from qspec.progress import Quiet
 
@@ -107,7 +108,7 @@ def measure(recipe: Path, model: Path, out: Path, device: str) -> dict[str, Any]
         torch.cuda.reset_peak_memory_stats()
     progress = Timed()
     start = time.perf_counter()
-    artifact = qspec.compile(recipe, str(model), out, device, evaluate=False, progress=progress)
+    artifact = qspec.compile(recipe, str(model), out, device, options=CompileOptions(evaluate=False), progress=progress)
     seconds = time.perf_counter() - start
     each = progress.each
     return {

@@ -33,6 +33,7 @@ from qspec import formats, numerics, passes, resources, runtime
 from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.stream import Stream
 from qspec.calibrate.tokens import CalibrationTokens
+from qspec.compiler import CompileOptions
 from qspec.data import DataSources
 from qspec.evaluate.nelbo import NelboResult, measure_nelbo
 from qspec.files import write_whole
@@ -46,7 +47,7 @@ from qspec.formats import (
     half_a_step_more,
 )
 from qspec.language import load_recipe
-from qspec.language.spec import Calibration, NamedText
+from qspec.language.spec import Calibration, NamedText, NelboRequest
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
@@ -173,9 +174,9 @@ def of_random_layer(cell: Cell, grid: str) -> dict[str, float]:
     if cell.method == "rtn":
         rounded = numerics.quantize_weight(w, chosen.weights).dequantize()
     else:
-        order, factor = prepare(2 * x.T @ x / len(x), "activation", 0.01, RANDOM)
+        elimination = prepare(2 * x.T @ x / len(x), "activation", 0.01, RANDOM)
         scale, zero = numerics.weight_scales(w, chosen.weights)
-        codes = round_columns(w, scale, zero, chosen.weights, order, factor, 128)
+        codes = round_columns(w, scale, zero, chosen.weights, elimination, 128)
         rounded = numerics.dequantize(codes, scale, zero, chosen.weights.number)
     rows = x if chosen.activations is None else numerics.quantize_activations(x, chosen.activations).dequantize()
     return {"error": relative(x @ w.T, rows @ rounded.T)}
@@ -186,7 +187,7 @@ def relative(exact: Tensor, rounded: Tensor) -> float:
 
 
 def measured(baseline: Decoder, model: Decoder, tokenizer: Any, sources: DataSources, samples: int) -> NelboResult:
-    return measure_nelbo(baseline, model, tokenizer, sources.heldout(TEXT), TEXT.name, samples, 0)
+    return measure_nelbo(baseline, model, tokenizer, sources.heldout(TEXT), NelboRequest(TEXT, samples), 0)
 
 
 def figures(found: NelboResult) -> dict[str, float]:
@@ -206,7 +207,9 @@ def of_recipe(name: str, model: str, job: Job) -> dict[str, float]:
         for path in home.rglob("*.qs"):
             text = path.read_text().replace("clip mse", f"clip {job.clip}")
             path.write_text(re.sub(r"^((?: *|param )seed *=? +)0$", rf"\g<1>{job.seed}", text, flags=re.MULTILINE))
-        artifact = qspec.compile(home / name, model, Path(folder) / "artifact", device, evaluate=False)
+        artifact = qspec.compile(
+            home / name, model, Path(folder) / "artifact", device, options=CompileOptions(evaluate=False)
+        )
         quantized, tokenizer = runtime.load(artifact.path, device)
         standin = resources.standins() / model if model in MODELS else Path(model)
         baseline, _ = runtime.load(standin, device)

@@ -18,7 +18,7 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from qspec import resources
-from qspec.compiler import gather
+from qspec.compiler import CompileOptions, gather, read_recipe
 from qspec.search.engine import Engine
 from qspec.search.jobs import Job, Result
 from qspec.search.refine import predicted
@@ -36,7 +36,9 @@ def main() -> None:
     args = parser.parse_args()
 
     recipe: Path = resources.recipes() / "search" / f"{args.recipe}.qs"
-    engine = Engine(gather(recipe, args.model, "cpu", settings={"seed": str(args.seed)}, evaluate=False))
+    engine = Engine(
+        gather(read_recipe(recipe, {"seed": str(args.seed)}), args.model, "cpu", options=CompileOptions(evaluate=False))
+    )
     engine.trial_rows = engine.rows
     units = engine.space.units
     draw = random.Random(args.seed)

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from qspec.compiler import CompileOptions, read_recipe
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "compile_cost"))
 from measure import write_checkpoint
 
@@ -90,7 +92,7 @@ def main() -> None:
     print(f"checkpoint written in {time.perf_counter() - start:.0f} s", flush=True)
     recipe = write_recipe(args.out, model, args.samples, args.length, args.rows)
     start = time.perf_counter()
-    engine = Engine(gather(recipe, device=args.device, evaluate=False))
+    engine = Engine(gather(read_recipe(recipe), device=args.device, options=CompileOptions(evaluate=False)))
     result: dict[str, Any] = {"layers": args.layers, "setup": round(time.perf_counter() - start, 1)}
     print(f"model hashed and loaded, rows measured unquantized in {result['setup']} s", flush=True)
     targets = engine.space.targets()

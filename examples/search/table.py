@@ -24,6 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qspec.compiler import CompileOptions, read_recipe
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "standins"))
 from corpus import documents
 
@@ -38,7 +40,7 @@ from qspec.search.engine import Engine
 from qspec.search.losses import LossRows
 from qspec.search.recipe import recipe_text
 from qspec.search.rivals import rivals
-from qspec.search.run import Outcome, search, trial
+from qspec.search.run import Outcome, SearchOptions, search, trial
 from qspec.search.space import Layout
 
 TEXT, MASKS = 5, 12345  # seeds of the held-out documents, which no other file of a stand-in has, and of their masks
@@ -69,11 +71,11 @@ def recipe_of(args: argparse.Namespace, budget: str, method: str) -> Path:
 def run(args: argparse.Namespace) -> None:
     recipe = resources.recipes() / "search" / f"{args.recipe}.qs"
     settings = {"seed": str(args.seed), "draws": str(args.draws)}
-    engine = Engine(gather(recipe, args.model, "cpu", settings=settings, evaluate=False))
+    engine = Engine(gather(read_recipe(recipe, settings), args.model, "cpu", options=CompileOptions(evaluate=False)))
     engine.trial_rows = heldout(engine, args.samples)
     for budget in args.budget:
         start = time.perf_counter()
-        outcome = search(recipe, args.model, budget, device="cpu", settings=settings)
+        outcome = search(recipe, args.model, device="cpu", settings=settings, options=SearchOptions(budget))
         seconds = time.perf_counter() - start
         (found,) = outcome.found
         layouts = {"found": found.layout, "solver": found.solved, **rivals(outcome.space, found.limits)}

@@ -91,6 +91,10 @@ class Stream:
             yield _times(batch.exact, forth), batch
 
     @property
+    def device(self) -> torch.device:
+        return self.batches[0].x.device
+
+    @property
     def follows_exact(self) -> bool:
         return self.batches[0].exact is not None
 

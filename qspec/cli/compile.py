@@ -27,20 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from qspec.cli.terminal import Terminal
+    from qspec.compiler import CompileOptions
     from qspec.compiler import compile as compile_recipe
     from qspec.progress import Quiet
 
     progress = Quiet() if args.quiet else Terminal()
+    options = CompileOptions(
+        locked=args.locked, evaluate=not args.no_eval, download=args.download, standin=not args.no_standin
+    )
     artifact = compile_recipe(
         args.recipe,
         args.model,
         args.out,
         args.device,
         settings=settings_of(args),
-        locked=args.locked,
-        evaluate=not args.no_eval,
-        download=args.download,
-        standin=not args.no_standin,
+        options=options,
         progress=progress,
     )
     if not args.quiet:

@@ -47,22 +47,14 @@ def run(args: argparse.Namespace) -> int:
     from qspec.artifact import require_outside_artifacts
     from qspec.cli.terminal import Terminal
     from qspec.files import require_folder
-    from qspec.inspect import inspect, write_inspection
+    from qspec.inspect import MaskedText, inspect, write_inspection
     from qspec.progress import Quiet
 
     folder = Path(args.out) if args.out else Path("build/inspect") / Path(args.checkpoint).resolve().name
     require_folder(folder)
     require_outside_artifacts(folder / "inspect.json")
-    data = inspect(
-        args.checkpoint,
-        text=args.text,
-        samples=args.samples,
-        length=args.length,
-        ratios=ratios,
-        device=args.device,
-        seed=args.seed,
-        progress=Quiet() if args.quiet else Terminal(),
-    )
+    wanted = MaskedText(args.text, args.samples, args.length, ratios, args.seed)
+    data = inspect(args.checkpoint, wanted, device=args.device, progress=Quiet() if args.quiet else Terminal())
     if args.json:
         say(json.dumps(data.as_json()))
     else:

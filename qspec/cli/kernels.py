@@ -51,7 +51,7 @@ def _of_source(args: argparse.Namespace) -> tuple[dict[str, Kernel], tuple[str, 
         return _of_artifact(path), DEFAULT_TARGETS
     if path.suffix != ".qs" and not path.is_file():
         raise InputError("no such artifact or recipe", where=args.source, hint="give a folder or a .qs file")
-    plan, _ = planned(path, args.model, settings_of(args))
+    plan = planned(path, args.model, settings_of(args)).plan
     return {kernel.name: kernel for kernel in plan.kernels()}, plan.spec.emit.targets
 
 

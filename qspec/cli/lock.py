@@ -22,15 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qspec.compiler import gather
+    from qspec.compiler import CompileOptions, gather, read_recipe
     from qspec.files import require_file
     from qspec.lock import lock_path
 
     path = lock_path(Path(args.recipe))
     require_file(path)
-    inputs = gather(
-        args.recipe, args.model, args.device, settings=settings_of(args), download=args.download, standin=False
-    )
+    spec = read_recipe(args.recipe, settings_of(args))
+    options = CompileOptions(download=args.download, standin=False)
+    inputs = gather(spec, args.model, args.device, options=options)
     inputs.lock.write(path)
     say(path)
     return 0

@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    plan, notice = planned(Path(args.recipe), args.model, settings_of(args))
+    found = planned(Path(args.recipe), args.model, settings_of(args))
     if args.json:
-        say(json.dumps(plan.as_json(), indent=1))
+        say(json.dumps(found.plan.as_json(), indent=1))
         return 0
-    say(render(plan, notice))
+    say(render(found.plan, found.notice))
     return 0
 
 

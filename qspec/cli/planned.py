@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from qspec import passes, resources
 from qspec.data.sources import STANDIN_FILE
+from qspec.diagnostics import Source
 from qspec.errors import InputError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
@@ -15,13 +18,23 @@ from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
 
 
-def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> tuple[Plan, str | None]:
-    """The plan, and a notice where the stand-in's config had to serve.
+@dataclass(frozen=True)
+class Planned:
+    """notice: said where the stand-in's config had to serve. sources: the texts that the recipe's spans point into."""
+
+    plan: Plan
+    notice: str | None
+    sources: Mapping[str, Source]
+
+
+def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> Planned:
+    """The plan of a recipe.
 
     The config comes from `model`, else from the recipe's model in the local cache, else from the stand-in of
     the recipe's first family.
     """
-    spec = load_recipe(recipe, passes.available(), settings, FAMILIES).spec
+    loaded = load_recipe(recipe, passes.available(), settings, FAMILIES)
+    spec = loaded.spec
     folder = checkpoint_locate(model or spec.model.id, None if model else spec.model.revision, weights=False)
     notice = None
     if folder is None:
@@ -31,4 +44,5 @@ def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> tuple[
         notice = f"{spec.model.id} is not on this machine: planning for the bundled stand-in {folder.name} instead"
     check_form(folder)
     family, shape, _ = read_config(folder)
-    return make_plan(spec, family, shape, standin=(folder / STANDIN_FILE).is_file()), notice
+    plan = make_plan(spec, family, shape, standin=(folder / STANDIN_FILE).is_file())
+    return Planned(plan, notice, loaded.sources)

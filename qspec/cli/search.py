@@ -52,20 +52,18 @@ def run(args: argparse.Namespace) -> int:
     from qspec.cli.terminal import Terminal
     from qspec.progress import Quiet
     from qspec.search.report import write_report
-    from qspec.search.run import search
+    from qspec.search.run import SearchOptions, search
 
+    options = SearchOptions(
+        args.budget, args.sweep, args.workers, args.ray, resume=args.resume, standin=not args.no_standin
+    )
     outcome = search(
         args.recipe,
         args.model,
-        args.budget,
         args.out,
         args.device,
         settings=settings_of(args),
-        sweep=args.sweep,
-        workers=args.workers,
-        ray=args.ray,
-        resume=args.resume,
-        standin=not args.no_standin,
+        options=options,
         progress=Quiet() if args.quiet else Terminal(),
     )
     if not args.quiet:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.output import say
 from qspec.cli.planned import planned
-from qspec.diagnostics import Span
+from qspec.diagnostics import Source, Span
 from qspec.errors import InputError
-from qspec.language.parser import read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import difflib
 
-    plan, notice = planned(Path(args.recipe), args.model, settings_of(args))
+    found = planned(Path(args.recipe), args.model, settings_of(args))
+    plan = found.plan
     module = plan.module(args.role)
     if module is None:
         roles = [str(m.entry.role) for m in plan.modules]
@@ -37,17 +38,17 @@ def run(args: argparse.Namespace) -> int:
             where=f"{plan.family}, {plan.shape.layers} blocks",
             hint=f"did you mean {close[0]}?" if close else "qspec plan lists every role",
         )
-    if notice:
-        say(notice)
+    if found.notice:
+        say(found.notice)
     say(f"{args.role} is {module.entry.module} [{module.entry.out_features}, {module.entry.in_features}]")
     matching = plan.rules_for(module)
     for rule in matching:
         decided = "decides" if rule is module.rule else "overruled"
-        say(f"  {decided:<10} {_place(rule.span)}  {rule.text}")
+        say(f"  {decided:<10} {_line_of(rule.span, found.sources)}  {rule.text}")
     if not matching:
         say("  no rule matches it: it is kept in 16 bits")
     for use in module.passes:
-        say(f"  {'pass':<10} {_place(use.span)}  {use.text}")
+        say(f"  {'pass':<10} {_line_of(use.span, found.sources)}  {use.text}")
     scheme = module.scheme
     if scheme:
         say(f"  weights     {scheme.weights}")
@@ -59,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _place(span: Span) -> str:
+def _line_of(span: Span, sources: Mapping[str, Source]) -> str:
     """file:line of a statement."""
-    source, _ = read(span.path)
-    return f"{span.path}:{source.position(span.start).line}"
+    return f"{span.path}:{sources[span.path].position(span.start).line}"

@@ -9,13 +9,14 @@ from pathlib import Path
 from qspec import passes, resources, runtime
 from qspec.artifact import Manifest, ModelRecord
 from qspec.data import DataSources
+from qspec.diagnostics import Source
 from qspec.errors import InputError
 from qspec.evaluate.measure import measure, measure_outliers
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.remembered import Remembered
 from qspec.evaluate.requests import check_requests
 from qspec.evaluate.results import Measurements
-from qspec.language import load_recipe
+from qspec.language import load_source
 from qspec.lock import checkpoint_hashes
 from qspec.models.locate import checkpoint_locate
 from qspec.precision import exact_products
@@ -52,7 +53,7 @@ def evaluate_artifact(
     """
     start, progress = time.perf_counter(), progress or Quiet()
     manifest = Manifest.read(folder)
-    spec = load_recipe(folder / "recipe.qs", passes.available(), {}).spec
+    spec = load_source(Source(str(folder / "recipe.qs"), manifest.recipe), passes.available()).spec
     original = find_baseline(manifest.model, model)
     sources = DataSources(original, files or Path(), chat=runtime.ChatTemplate(original))
     wanted = spec.evaluate if limit is None else spec.evaluate.limited(limit)

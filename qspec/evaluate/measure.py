@@ -13,11 +13,11 @@ from qspec.evaluate import outliers
 from qspec.evaluate.forward import Progress as Parts
 from qspec.evaluate.forward import Tokenizer
 from qspec.evaluate.likelihood import measure_choices
-from qspec.evaluate.nelbo import measure_nelbo
+from qspec.evaluate.nelbo import measure_nelbo, text_name
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample, task_label
 from qspec.evaluate.tasks import measure_task
-from qspec.language.spec import Calibration, Evaluation, FileText, MaskDistribution, NelboRequest, TextSource
+from qspec.language.spec import Calibration, Evaluation, MaskDistribution, NelboRequest
 from qspec.models.decoder import Decoder
 from qspec.models.sampler import Denoiser
 from qspec.progress import Progress, Quiet
@@ -102,9 +102,7 @@ class _Run:
     def nelbo(self, request: NelboRequest, sources: DataSources) -> None:
         name, text = text_name(request.text), sources.heldout(request.text)
         with self._part(f"nelbo on {task_label(name, text.source)}") as parts:
-            found = measure_nelbo(
-                self.baseline, self.quantized, self.tokenizer, text, name, request.samples, self.seed, parts
-            )
+            found = measure_nelbo(self.baseline, self.quantized, self.tokenizer, text, request, self.seed, parts)
         self.metrics.append(found.metric)
         self.kl.extend(found.kl)
 
@@ -128,8 +126,3 @@ class _Run:
         start = time.perf_counter()
         yield lambda done, total: self.progress.step(f"{name}: {done} of {total}")
         self.timings[name] = time.perf_counter() - start
-
-
-def text_name(source: TextSource) -> str:
-    """A text as metrics name it."""
-    return source.path if isinstance(source, FileText) else source.name

@@ -33,6 +33,7 @@ from qspec.evaluate.forward import (
     slices,
 )
 from qspec.evaluate.results import KlBucket, Metric, nelbo
+from qspec.language.spec import FileText, NelboRequest, TextSource
 from qspec.models.sampler import Denoiser
 from qspec.models.tokens import encode
 
@@ -93,22 +94,25 @@ def measure_nelbo(
     quantized: Denoiser,
     tokenizer: Tokenizer,
     text: TextData,
-    name: str,
-    samples: int,
+    request: NelboRequest,
     seed: int,
     progress: Progress = silent,
 ) -> NelboResult:
-    """NELBO of both models on the same masked rows, and KL(quantized || unquantized) by mask ratio.
-
-    name: the text's name in the recipe.
-    """
+    """NELBO of both models on the same masked rows of what was read for the request's text, and
+    KL(quantized || unquantized) by mask ratio."""
     shape = baseline.shape
-    passages = windows(text, tokenizer, shape.vocab, samples, min(WINDOW, shape.max_length))
+    passages = windows(text, tokenizer, shape.vocab, request.samples, min(WINDOW, shape.max_length))
     rows = masked_rows(passages, DRAWS, seed)
     sums = _score(baseline, quantized, rows, progress)
     samples_of = (_per_sample(sums.baseline, sums), _per_sample(sums.quantized, sums))
+    name = text_name(request.text)
     metric = nelbo(name, text.title, *samples_of, text.source)
     return NelboResult(metric, _buckets(name, rows, sums))
+
+
+def text_name(source: TextSource) -> str:
+    """A text as metrics name it."""
+    return source.path if isinstance(source, FileText) else source.name
 
 
 @torch.no_grad()

@@ -52,34 +52,40 @@ BATCH_TOKENS = 4096  # in one forward pass
 TOKENS_KEPT = 8  # of those that an outlier spans, for each row
 
 
+@dataclass(frozen=True)
+class MaskedText:
+    """text: a named text, or a file (of JSON lines, their field "text"). samples: windows of it. length: at most what
+    the model takes; None is 512 or that. ratios: shares of masked tokens, in [0, 1]; the same windows and the same
+    draws serve all, so that what is masked at one is masked at every larger one.
+    """
+
+    text: str = "wikitext2"
+    samples: int = SAMPLES
+    length: int | None = None
+    ratios: Sequence[float] = RATIOS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+
 @exact_products()
 def inspect(
-    checkpoint: str,
-    *,
-    text: str = "wikitext2",
-    samples: int = SAMPLES,
-    length: int | None = None,
-    ratios: Sequence[float] = RATIOS,
-    device: str = "auto",
-    seed: int = 0,
-    progress: Progress | None = None,
+    checkpoint: str, wanted: MaskedText = MaskedText(), *, device: str = "auto", progress: Progress | None = None
 ) -> Inspection:
     """The outliers at every linear's input of a checkpoint, by mask ratio and by masked and unmasked position.
 
     checkpoint: a folder, a hub id in the local cache, the name of a bundled stand-in, or an artifact, whose inputs are
-    seen as they are quantized. text: a named text, or a file (of JSON lines, their field "text"). length: at most what
-    the model takes; None is 512 or that. ratios: shares of masked tokens, in [0, 1]; the same windows and the same
-    draws serve all, so that what is masked at one is masked at every larger one. Errors: InputError for a checkpoint
-    or text that is missing or cannot be read, MachineError where memory runs out, NumericsError for NaN or Inf.
+    seen as they are quantized. wanted: the text that runs through it. Errors: InputError for a checkpoint or text that
+    is missing or cannot be read, MachineError where memory runs out, NumericsError for NaN or Inf.
     """
-    check_seed(seed)
     progress, target = progress or Quiet(), find_device(device)
     folder = _located(checkpoint)
     try:
         model = open_model(folder, target)
         tokenizer = load_tokenizer(folder)
-        content = _text(folder, text)
-        masks = nested_masks(content, tokenizer, model.decoder, samples, length, ratios, seed)
+        content = _text(folder, wanted.text)
+        masks = nested_masks(content, tokenizer, model.decoder, wanted)
         if masks.repetition:
             progress.note(masks.repetition)
         found = _Found(tokenizer, masks, model.stage)
@@ -91,7 +97,7 @@ def inspect(
         raise MachineError("out of memory", where=str(target), hint=hint) from error
     return Inspection(
         subject=_subject(checkpoint, folder, model),
-        input=Input(content.title, samples, masks.ids.shape[1], tuple(ratios), seed, masks.sha256),
+        input=Input(content.title, wanted.samples, masks.ids.shape[1], tuple(wanted.ratios), wanted.seed, masks.sha256),
         rows=tuple(found.rows),
         pictures=tuple(found.pictures[kind] for kind in ("normal", "massive") if kind in found.pictures),
         thresholds={"outlier_ratio": OUTLIER_RATIO, "massive_times_typical": MASSIVE_TIMES},
@@ -144,27 +150,20 @@ class Masks:
     repetition: str | None
 
 
-def nested_masks(
-    text: TextData,
-    tokenizer: Tokenizer,
-    decoder: Decoder,
-    samples: int,
-    length: int | None,
-    ratios: Sequence[float],
-    seed: int,
-) -> Masks:
+def nested_masks(text: TextData, tokenizer: Tokenizer, decoder: Decoder, wanted: MaskedText) -> Masks:
     """Windows of the text, and which of their tokens are masked at each ratio: u < ratio, with one u a token."""
+    samples, length, ratios = wanted.samples, wanted.length, tuple(wanted.ratios)
     most = decoder.shape.max_length
     if length is not None and length > most:
         hint = f"give --length {most} or less"
         raise InputError(f"length {length} exceeds the model's {most} tokens", where="--length", hint=hint)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(wanted.seed)
     found = windows(text.documents, tokenizer, decoder.shape.vocab, samples, length or min(LENGTH, most), generator)
     ids = found.ids
     draw = torch.rand(ids.shape, generator=generator)
     masked = torch.stack([positions_below(torch.full((samples,), ratio), draw) for ratio in ratios])
     digest = hashlib.sha256(ids.numpy().tobytes() + draw.numpy().tobytes()).hexdigest()
-    return Masks(ids, masked, tuple(ratios), decoder.shape.mask_token, digest, repetition(found.distinct, found.drawn))
+    return Masks(ids, masked, ratios, decoder.shape.mask_token, digest, repetition(found.distinct, found.drawn))
 
 
 @dataclass

@@ -101,35 +101,32 @@ class QuantLinear(nn.Module):
     def _prepare_operator(self, given: LayerInput) -> PreparedInput:
         """`prepare` as one node of a compiled graph."""
         x = given if isinstance(given, Tensor) else given.x
-        transform = self.transform if self._placed is None else self._placed
         results = ops.prepare(
             x,
             given.up if isinstance(given, Gated) else None,
             given.gain if isinstance(given, Normed) else None,
             given.eps if isinstance(given, Normed) else 0.0,
-            list(transform.rotations) if transform else [],
-            transform.permutation if transform else None,
+            self._transform_tensors(),
             self._row_text,
             self._folder_text,
         )
         assert self.kernels.row is not None
         return launch.prepared(self.kernels.row, results, x)
 
+    def _transform_tensors(self) -> list[Tensor]:
+        transform = self.transform if self._placed is None else self._placed
+        if transform is None:
+            return []
+        permutation = [] if transform.permutation is None else [transform.permutation]
+        return [*transform.rotations, *permutation]
+
     def _multiply_operator(self, prepared: PreparedInput, residual: Tensor | None) -> Tensor:
         """`multiply` as one node of a compiled graph."""
         y: Tensor = ops.multiply(
-            prepared.values,
-            prepared.scale,
-            prepared.unit,
-            prepared.zero,
-            self.codes,
-            self.scale,
-            self.unit,
-            self.zero,
-            self.bias,
+            [prepared.values, prepared.scale, prepared.zero, prepared.unit],
+            [self.codes, self.scale, self.zero, self.bias, self.unit],
             None if residual is None else residual.reshape(-1, self.out_features),
-            self.rows,
-            self.in_features,
+            [self.rows, self.in_features],
             prepared.dtype,
             self._gemm_text,
             self._folder_text,

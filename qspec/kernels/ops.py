@@ -46,25 +46,25 @@ def prepare(
     up: Tensor | None,
     gain: Tensor | None,
     eps: float,
-    rotations: list[Tensor],
-    permutation: Tensor | None,
+    transform: list[Tensor],
     kernel: str,
     folder: str | None,
 ) -> list[Tensor]:
     """Codes, scales and zero points, or transformed floats, of what x is with `up` or `gain` (`models.inputs`).
 
-    rotations, permutation: as `launch.PlacedTransform` has them on CUDA, as `InputTransform` on a CPU. kernel: of
-    `text_of`. Results that a symmetric kernel or one without codes does not have are not in the list.
+    transform: its rotations, and behind two of them the permutation, as `launch.PlacedTransform` has them on CUDA, as
+    `InputTransform` on a CPU. kernel: of `text_of`. Results that a symmetric kernel or one without codes does not have
+    are not in the list.
     """
     given: LayerInput = x if up is None else Gated(x, up)
     if gain is not None:
         given = Normed(x, gain, eps)
     row = _row(kernel)
+    rotations, permutation = tuple(transform[:2]), transform[2] if len(transform) > 2 else None
     if x.device.type == "cpu":
-        transform = InputTransform(tuple(rotations), permutation) if rotations else None
-        prepared = reference.prepare(row, transform, given)
+        prepared = reference.prepare(row, InputTransform(rotations, permutation) if rotations else None, given)
     else:
-        placed = launch.PlacedTransform(tuple(rotations), permutation) if rotations else None
+        placed = launch.PlacedTransform(rotations, permutation) if rotations else None
         with torch.cuda.device(x.device):
             prepared = launch.prepare(library(None if folder is None else Path(folder)), row, placed, given)
     parts = (prepared.values, prepared.scale, prepared.zero, prepared.unit)
@@ -73,34 +73,33 @@ def prepare(
 
 @prepare.register_fake
 def _prepared_shapes(x: Tensor, *others: Any) -> list[Tensor]:
-    return list(launch.outputs(_row(others[5]), x.reshape(-1, x.shape[-1])).values())
+    return list(launch.outputs(_row(others[4]), x.reshape(-1, x.shape[-1])).values())
 
 
 @torch.library.custom_op("qspec::multiply", mutates_args=())
 def multiply(
-    values: Tensor,
-    values_scale: Tensor | None,
-    values_unit: Tensor | None,
-    values_zero: Tensor | None,
-    codes: Tensor,
-    scale: Tensor,
-    unit: Tensor | None,
-    zero: Tensor | None,
-    bias: Tensor | None,
+    x: list[Tensor | None],
+    weight: list[Tensor | None],
     residual: Tensor | None,
-    rows: int,
-    columns: int,
+    shape: list[int],
     dtype: torch.dtype,
     kernel: str,
     folder: str | None,
 ) -> Tensor:
-    """Y [M, N] in `dtype`, of prepared values [M, K] and a packed weight, added to a residual if there is one.
+    """Y [M, N] in `dtype`, of a prepared input and a packed weight, added to a residual if there is one.
 
-    rows, columns: N, of a gated kernel twice that, and K. kernel: of `text_of`.
+    x: values [M, K], scale, zero and unit. weight: codes, scale, zero, bias and unit. shape: of the weight, N, of a
+    gated kernel twice that, and K. kernel: of `text_of`.
     """
+    values, values_scale, values_zero, values_unit = x
+    codes, scale, zero, bias, unit = weight
+    assert values is not None
+    assert codes is not None
+    assert scale is not None
+    rows, columns = shape
     packed = PackedLinear(_kernels(kernel), rows, columns, codes, scale, zero, bias, None, unit)
-    shape = torch.Size((values.shape[0], columns))
-    prepared = PreparedInput(values, values_scale, values_zero, shape, dtype, values_unit)
+    size = torch.Size((values.shape[0], columns))
+    prepared = PreparedInput(values, values_scale, values_zero, size, dtype, values_unit)
     if values.device.type == "cpu":
         return reference.multiply(ReferenceWeight.of(packed), prepared, residual)
     with torch.cuda.device(values.device):
@@ -109,6 +108,6 @@ def multiply(
 
 
 @multiply.register_fake
-def _product_shape(values: Tensor, *others: Any) -> Tensor:
-    rows, _, dtype, kernel = others[9:13]
-    return values.new_empty(values.shape[0], _kernels(kernel).gemm.channels(rows), dtype=dtype)
+def _product_shape(x: list[Tensor], *others: Any) -> Tensor:
+    shape, dtype, kernel = others[2:5]
+    return x[0].new_empty(x[0].shape[0], _kernels(kernel).gemm.channels(shape[0]), dtype=dtype)

@@ -8,7 +8,7 @@ the checkpoint's names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -35,6 +35,20 @@ from qspec.models.registry import family_of
 from qspec.models.shift import predictors
 
 IGNORED = -100  # a label that asks for nothing, as everywhere in transformers
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What transformers passes to a model by name alone, and LLaDA's own code; a name of nobody's is a TypeError."""
+
+    use_cache: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
+    return_dict: bool | None = None
+    cache_position: None = None
+    num_logits_to_keep: int = 0
+    attention_bias: Tensor | None = None
+    token_type_ids: Tensor | None = None
 
 
 class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -137,15 +151,7 @@ class DecoderModel(PreTrainedModel):  # type: ignore[misc]
         past_key_values: None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        cache_position: None = None,
-        num_logits_to_keep: int = 0,
-        *,
-        attention_bias: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        **others: Any,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
         """Logits [b, t, vocab] of ids [b, t] or of inputs_embeds [b, t, d], and what else is asked for.
 
@@ -154,17 +160,18 @@ class DecoderModel(PreTrainedModel):  # type: ignore[misc]
         [b or 1, t]: None counts the real tokens. labels [b, t], -100 where nothing is asked: loss is the mean of
         -log p of the labelled tokens, each predicted as the samplers do (from the position before it in a shifted
         model). hidden_states: the embedding's output and every block's, the last one after the final norm.
-        num_logits_to_keep: logits of so many last positions alone; 0, of all.
+        num_logits_to_keep: logits of so many last positions alone; 0, of all. others: fields of `_Asked`.
 
         Raises ValueError for what is not computed (a cache, attention weights) and for what does not fit together.
         """
-        self._check_computed(past_key_values, use_cache, output_attentions, cache_position, token_type_ids)
+        asked = _Asked(**others)
+        self._check_computed(past_key_values, asked)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         decoder = self.decoder
         x = decoder.embed(cast(Tensor, input_ids)) if inputs_embeds is None else inputs_embeds
         batch, length, _ = x.shape
-        padding, masks = _masks(attention_mask, attention_bias)
+        padding, masks = _masks(attention_mask, asked.attention_bias)
         positions = None if position_ids is None else _positions(position_ids, batch, length)
         context = decoder.context((batch, length), padding, positions=positions)
         context = replace(context, mask=_one_mask([context.mask, *masks], x))
@@ -175,29 +182,29 @@ class DecoderModel(PreTrainedModel):  # type: ignore[misc]
         loss = None
         if labels is not None:
             loss = self._loss(predictors(hidden, decoder.shape, padding), labels)
-        if num_logits_to_keep:
-            hidden = hidden[:, -num_logits_to_keep:]
-        shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if asked.num_logits_to_keep:
+            hidden = hidden[:, -asked.num_logits_to_keep :]
+        states_too = asked.output_hidden_states
+        shown = self.config.output_hidden_states if states_too is None else states_too
         output = MaskedLMOutput(
             loss=loss,
             logits=decoder.finish(hidden),
             hidden_states=(*states[:-1], decoder.final_norm(states[-1])) if shown else None,
         )
-        whole = self.config.return_dict if return_dict is None else return_dict
+        whole = self.config.return_dict if asked.return_dict is None else asked.return_dict
         return output if whole else output.to_tuple()
 
-    def _check_computed(
-        self, kept: object, use_cache: bool | None, attentions: bool | None, places: object, types: Tensor | None
-    ) -> None:
+    def _check_computed(self, kept: object, asked: _Asked) -> None:
         """Raises ValueError for what other models of transformers do and these do not."""
-        if kept is not None or use_cache or places is not None:
+        if kept is not None or asked.use_cache or asked.cache_position is not None:
             raise ValueError(
                 "past_key_values, use_cache and cache_position are not supported: every token sees every other, so "
                 "that keys and values of an earlier pass do not hold; qspec.generate(..., cache=...) approximates"
             )
-        if self.config.output_attentions if attentions is None else attentions:
+        weights_too = asked.output_attentions
+        if self.config.output_attentions if weights_too is None else weights_too:
             raise ValueError("output_attentions is not supported: attention weights are never formed")
-        if types is not None and bool(types.any()):
+        if asked.token_type_ids is not None and bool(asked.token_type_ids.any()):
             raise ValueError("token_type_ids is not supported: these models have one kind of token")
 
     def _loss(self, predicting: Tensor, labels: Tensor) -> Tensor:

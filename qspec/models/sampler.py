@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import takewhile
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -45,6 +45,24 @@ class Tokenizer(Encodes, Protocol):
     """What `generate` asks of a tokenizer; every transformers tokenizer has it."""
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+
+class Sampling(TypedDict, total=False):
+    """Settings by name; None and what is left out are the sampler's own.
+
+    cfg and remasking are of LLaDA's sampler; alg, alg_temp, top_p and top_k of Dream's. cache: what a block's steps do
+    not compute again (`samplers.cached`), which changes the text; None, everything is computed.
+    """
+
+    temperature: float
+    seed: int
+    cache: Cache | None
+    cfg: float | None
+    remasking: Remasking | None
+    alg: Alg | None
+    alg_temp: float | None
+    top_p: float | None
+    top_k: int | None
 
 
 def settings_for(
@@ -104,30 +122,18 @@ def generate(
     length: int = 128,
     steps: int | None = None,
     block: int | None = None,
-    temperature: float = 0.0,
-    cfg: float | None = None,
-    remasking: Remasking | None = None,
-    seed: int = 0,
-    on_step: Callable[[SampleStep], None] | None = None,
     *,
-    cache: Cache | None = None,
-    alg: Alg | None = None,
-    alg_temp: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
+    on_step: Callable[[SampleStep], None] | None = None,
+    **sampling: Unpack[Sampling],
 ) -> Prompt:
     """Continues a prompt, or several in one batch, and returns the new text up to the end-of-text token.
 
-    steps None: one token a step. block (None: one block of `length`), cfg and remasking are settings of LLaDA's
-    sampler; alg, alg_temp, top_p and top_k of Dream's, which takes a block only if it is all of `length`. cache: what a
-    block's steps do not compute again (`samplers.cached`), which changes the text; None, everything is computed.
-    Errors: UsageError for a setting of another family's sampler and for settings that do not divide, InputError for a
-    prompt that is no text or does not fit the model.
+    steps None: one token a step. block: tokens that LLaDA's sampler denoises together; None, all of `length`, which is
+    what Dream's does. sampling: settings of the model's own sampler. Errors: UsageError for one of another sampler and
+    for settings that do not divide, InputError for a prompt that is no text or does not fit the model.
     """
-    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "cache": cache, "cfg": cfg}
-    options |= {"remasking": remasking, "alg": alg, "alg_temp": alg_temp, "top_p": top_p, "top_k": top_k}
     check_block(model.shape, length, block)
-    settings = settings_for(model.shape, length, steps, block, **options)
+    settings = settings_for(model.shape, length, steps, block, **sampling)
     return continue_text(model, tokenizer, prompt, settings, on_step)
 
 

@@ -61,9 +61,9 @@ class Gptaq(Pass):
                 for activations in dict.fromkeys(linear.formats.activations for linear in group):
                     alike = [linear for linear in group if linear.formats.activations == activations]
                     hessian, cross = products(block, site.name, alike[0])
-                    order, factor = gptq.prepare(hessian, self.order, self.damp, site.name)
-                    pull = steer(cross, order, factor) * self.strength
-                    gptq.quantize_group(alike, order, factor, self.block, pull)
+                    symmetric = gptq.prepare(hessian, self.order, self.damp, site.name)
+                    asymmetry = self.strength * asymmetry_of(cross, symmetric)
+                    gptq.quantize_group(alike, symmetric._replace(asymmetry=asymmetry), self.block)
 
 
 def products(block: Block, site: str, linear: Linear) -> tuple[Tensor, Tensor]:
@@ -84,8 +84,8 @@ def products(block: Block, site: str, linear: Linear) -> tuple[Tensor, Tensor]:
     return hessian.mul_(2 / count), cross.mul_(2 / count)
 
 
-def steer(cross: Tensor, order: Tensor, factor: Tensor) -> Tensor:
-    """P [in, in] float32 in column order `order`, from D [in, in] in natural order and U [in, in] in that order."""
-    d = cross[order[:, None], order].double()
-    u = factor.double()
+def asymmetry_of(cross: Tensor, elimination: gptq.Elimination) -> Tensor:
+    """P [in, in] float32 in the elimination's order, from D [in, in] in natural order."""
+    d = cross[elimination.order[:, None], elimination.order].double()
+    u = elimination.factor.double()
     return ((d @ u.T).triu(1) @ u).float()

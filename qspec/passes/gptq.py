@@ -59,12 +59,25 @@ class Gptq(Pass):
         """Site by site in forward order, so that later inputs carry the rounding of earlier linears."""
         for site in block.sites(uses):
             for group in site.by_transform(uses):
-                order, factor = prepare(block.hessian(site.name, group[0].transform), self.order, self.damp, site.name)
-                quantize_group(group, order, factor, self.block)
+                hessian = block.hessian(site.name, group[0].transform)
+                quantize_group(group, prepare(hessian, self.order, self.damp, site.name), self.block)
 
 
-def prepare(hessian: Tensor, by: str, damp: float, where: str) -> tuple[Tensor, Tensor]:
-    """Column order [in] and U [in, in], float32, upper triangular in that order: H^-1 = U^T U of the damped H.
+class Elimination(NamedTuple):
+    """The order [in] in which columns are rounded, and how the error of each is spread over the later ones.
+
+    factor: U [in, in] float32 in that order, upper triangular, H^-1 = U^T U. asymmetry: P [in, in] of GPTAQ in the same
+    order, strictly upper triangular: with it each column j also moves the later ones by + W[:, j] P[j, :], W[:, j] as
+    it was when its turn came.
+    """
+
+    order: Tensor
+    factor: Tensor
+    asymmetry: Tensor | None = None
+
+
+def prepare(hessian: Tensor, by: str, damp: float, where: str) -> Elimination:
+    """The elimination of the damped H [in, in].
 
     by: "activation", largest diag H first, or "natural". With P the reversal of the order and P H P = L L^T, U is
     P L^-1 P: one factorisation and one triangular inverse, in float64, and H^-1 is never formed.
@@ -92,21 +105,18 @@ def prepare(hessian: Tensor, by: str, damp: float, where: str) -> tuple[Tensor, 
         )
     identity = torch.eye(lower.shape[0], dtype=lower.dtype, device=lower.device)
     inverse = torch.linalg.solve_triangular(lower, identity, upper=False, left=True)
-    return order, inverse.flip(0, 1).float()
+    return Elimination(order, inverse.flip(0, 1).float())
 
 
-def quantize_group(
-    group: Sequence[Linear], order: Tensor, factor: Tensor, block: int, pull: Tensor | None = None
-) -> None:
+def quantize_group(group: Sequence[Linear], elimination: Elimination, block: int) -> None:
     """Quantizes linears that read one prepared input; rows of equal formats go through the column loop together."""
     for fmt in dict.fromkeys(linear.formats.weights for linear in group):
         alike = [linear for linear in group if linear.formats.weights == fmt]
         grids = [numerics.weight_scales(linear.weight, fmt, linear.clip, str(linear.entry.role)) for linear in alike]
         scale = torch.cat([scale for scale, _ in grids])
         zero = None if fmt.symmetric else torch.cat([zero for _, zero in grids if zero is not None])
-        codes = round_columns(
-            torch.cat([linear.weight for linear in alike]), scale, zero, fmt, order, factor, block, pull
-        )
+        weight = torch.cat([linear.weight for linear in alike])
+        codes = round_columns(weight, scale, zero, fmt, elimination, block)
         first = 0
         for linear, (own, own_zero) in zip(alike, grids, strict=True):
             last = first + own.shape[0]
@@ -119,16 +129,11 @@ def round_columns(
     scale: Tensor,
     zero: Tensor | None,
     fmt: TensorFormat,
-    order: Tensor,
-    factor: Tensor,
+    elimination: Elimination,
     block: int,
-    pull: Tensor | None = None,
 ) -> Tensor:
-    """Codes int8 of W [out, in] on fixed scales [out, groups], with U [in, in] in column order `order`.
-
-    pull: P [in, in] of GPTAQ in the same order, strictly upper triangular: with it each column j also moves the later
-    ones by + W[:, j] P[j, :], W[:, j] as it was when its turn came. Updates beyond `block` columns are made together.
-    """
+    """Codes int8 of W [out, in] on fixed scales [out, groups]. Updates beyond `block` columns are made together."""
+    order, factor, asymmetry = elimination
     groups = order // fmt.group(weight.shape[1])
     w = weight[:, order]
     codes = torch.empty_like(w, dtype=torch.int8)
@@ -140,13 +145,13 @@ def round_columns(
             scale[:, groups[own]],
             None if zero is None else zero[:, groups[own]],
             factor[own, own],
-            None if pull is None else pull[own, own],
+            None if asymmetry is None else asymmetry[own, own],
         )
         walk = graphed(inputs, fmt.number) if w.device.type == "cuda" else partial(round_some, number=fmt.number)
         codes[:, own], errors, moved = walk(inputs)
         w[:, later] -= errors @ factor[own, later]
-        if pull is not None:
-            w[:, later] += moved @ pull[own, later]
+        if asymmetry is not None:
+            w[:, later] += moved @ asymmetry[own, later]
     restored = torch.empty_like(codes)
     restored[:, order] = codes
     return restored
@@ -159,7 +164,7 @@ class Columns(NamedTuple):
     scale: Tensor
     zero: Tensor | None
     factor: Tensor
-    pull: Tensor | None
+    asymmetry: Tensor | None
 
 
 def round_some(columns: Columns, number: NumberFormat) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,8 +178,8 @@ def round_some(columns: Columns, number: NumberFormat) -> tuple[Tensor, Tensor, 
         codes[:, own] = q
         errors[:, own] = (w[:, own] - numerics.dequantize(q, s, z, number)) / columns.factor[j, j]
         w[:, later] -= errors[:, own] * columns.factor[j, later]
-        if columns.pull is not None:
-            w[:, later] += w[:, own] * columns.pull[j, later]
+        if columns.asymmetry is not None:
+            w[:, later] += w[:, own] * columns.asymmetry[j, later]
     return codes, errors, w
 
 
@@ -191,11 +196,13 @@ def graphed(like: Columns, number: NumberFormat) -> Callable[[Columns], tuple[Te
 def _graph(
     key: tuple[tuple[torch.Size, torch.dtype, torch.device] | None, ...], number: NumberFormat
 ) -> Callable[[Columns], tuple[Tensor, Tensor, Tensor]]:
-    weight, scale, zero, factor, pull = (None if k is None else torch.ones(k[0], dtype=k[1], device=k[2]) for k in key)
+    weight, scale, zero, factor, asymmetry = (
+        None if k is None else torch.ones(k[0], dtype=k[1], device=k[2]) for k in key
+    )
     assert weight is not None
     assert scale is not None
     assert factor is not None
-    held = Columns(weight, scale, zero, factor, pull)
+    held = Columns(weight, scale, zero, factor, asymmetry)
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

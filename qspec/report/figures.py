@@ -43,20 +43,19 @@ def bits_map(layers: Sequence[LayerRow]) -> Figure:
         y = top + height * row
         svg.text(LABEL - 6, y + height / 2 + 4, _short(part), "t", "end")
         for block, (bits, tip) in columns.items():
-            _cell(svg, LABEL + cell * block, y, cell, height, bits, tip)
+            _cell(svg, (LABEL + cell * block, y, cell, height), bits, tip)
     y, width = top + height * len(grid) + 8, (WIDTH - LABEL) / max(1, len(outer))
     for place, layer in enumerate(outer):
         x = LABEL + width * place
         label = f"{layer.role} {_bits(layer.bits)}"
-        _cell(svg, x, y, width, height, layer.bits, _bits_tip(layer), label)
+        _cell(svg, (x, y, width, height), layer.bits, _bits_tip(layer), label)
     caption = "Stored bits per weight with scales and zero points. Columns are blocks; stronger colour, fewer bits."
     return Figure("bits", caption, svg)
 
 
-def _cell(
-    svg: Svg, x: float, y: float, width: float, height: float, bits: float, tip: str, label: str | None = None
-) -> None:
-    """One rectangle, darker for fewer bits; with the number where it fits."""
+def _cell(svg: Svg, box: tuple[float, float, float, float], bits: float, tip: str, label: str | None = None) -> None:
+    """One rectangle, darker for fewer bits; with the number where it fits. box: x, y, width, height."""
+    x, y, width, height = box
     depth = min(1.0, max(0.0, math.log2(16 / max(bits, 1)) / 3))
     svg.rect(x + 0.75, y + 0.75, width - 1.5, height - 1.5, "f-accent", tip, 0.08 + 0.87 * depth)
     text = label or (_bits(bits) if width >= 26 else "")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qspec.compiler import gather
+from qspec.compiler import read_recipe
 from qspec.errors import InputError, NumericsError, UsageError
 from qspec.files import remove_unfinished, write_whole
 from qspec.language.budgets import parse_budgets
@@ -90,33 +90,43 @@ class Outcome:
         return self.space.plan.spec.search
 
 
+@dataclass(frozen=True)
+class SearchOptions:
+    """budget: in place of the recipe's, such as "4.25 bits". sweep: further budgets, from the same probes, to recipes
+    in the folder `sweep`. workers: processes, or with `ray` (a cluster's address, or "local") actors; one is this
+    process, in which torch then has one thread on a CPU; None, `workers.fitting`. resume: there must be an earlier run.
+    standin: as in `CompileOptions`.
+    """
+
+    budget: str | None = None
+    sweep: Sequence[str] = ()
+    workers: int | None = 1
+    ray: str | None = None
+    resume: bool = False
+    standin: bool = True
+
+
 def search(
     recipe: str | Path,
     model: str | None = None,
-    budget: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     *,
     settings: Mapping[str, str] | None = None,
-    sweep: Sequence[str] = (),
-    workers: int | None = 1,
-    ray: str | None = None,
-    resume: bool = False,
-    standin: bool = True,
+    options: SearchOptions = SearchOptions(),
     progress: Progress | None = None,
 ) -> Outcome:
     """Finds a layout within the budget and writes it as a recipe; what `qspec search` does.
 
-    budget: in place of the recipe's, such as "4.25 bits". out: the file of the found recipe, by default
-    build/search/NAME/NAME_found.qs. sweep: further budgets, from the same probes, to recipes in the folder `sweep`.
-    workers: processes, or with `ray` (a cluster's address, or "local") actors; one is this process, in which torch then
-    has one thread on a CPU; None, `workers.fitting`. resume: there must be an earlier run.
+    out: the file of the found recipe, by default build/search/NAME/NAME_found.qs. settings: values of the recipe's
+    parameters.
     Raises RecipeError, InputError (`Infeasible` where no layout holds the budget), MachineError, NumericsError.
     """
     progress = progress or Quiet()
-    asked, swept = parse_budgets(budget) if budget else (), [(text, parse_budgets(text)) for text in sweep]
-    setup = Setup(str(recipe), model, device, dict(settings or {}), standin)
-    inputs = gather(recipe, model, device, settings=settings, evaluate=False, standin=standin, progress=progress)
+    asked = parse_budgets(options.budget) if options.budget else ()
+    swept = [(text, parse_budgets(text)) for text in options.sweep]
+    setup = Setup(read_recipe(recipe, settings), model, device, options.standin)
+    inputs = setup.inputs(progress)
     space = find_space(inputs.plan)
     wanted = inputs.spec.search
     assert wanted is not None
@@ -141,8 +151,8 @@ def search(
     if rows.repetition:
         progress.note(rows.repetition)
     known = facts(inputs, rows)
-    found_workers = find_workers(setup, inputs, workers, ray)
-    run = _Run(store, known, scheme_texts(inputs), len(rows.trials), found_workers, progress, resume)
+    found_workers = find_workers(setup, inputs, options.workers, options.ray)
+    run = _Run(store, known, scheme_texts(inputs), len(rows.trials), found_workers, progress, options.resume)
     try:
         with progress.phase("probe"):
             sensitivities = probe(space, wanted.probe, run.results)

@@ -19,6 +19,8 @@ from qspec.search.jobs import Job, Result
 
 if TYPE_CHECKING:
     from qspec.compiler import Inputs
+    from qspec.language.spec import Spec
+    from qspec.progress import Progress
     from qspec.search.engine import Engine
 
 LOST = 3  # workers that may be lost without a single job finished in between
@@ -26,22 +28,23 @@ LOST = 3  # workers that may be lost without a single job finished in between
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to make its own engine; the paths must be there on its machine."""
+    """What a worker needs to make its own engine; checkpoint and data must be there on its machine."""
 
-    recipe: str
+    spec: Spec
     model: str | None
     device: str
-    settings: Mapping[str, str]
     standin: bool
 
+    def inputs(self, progress: Progress | None = None) -> Inputs:
+        from qspec.compiler import CompileOptions, gather
+
+        options = CompileOptions(evaluate=False, standin=self.standin)
+        return gather(self.spec, self.model, self.device, options=options, progress=progress)
+
     def engine(self) -> Engine:
-        from qspec.compiler import gather
         from qspec.search.engine import Engine
 
-        inputs = gather(
-            self.recipe, self.model, self.device, settings=self.settings, evaluate=False, standin=self.standin
-        )
-        return Engine(inputs)
+        return Engine(self.inputs())
 
 
 class Workers(Protocol):
@@ -169,7 +172,7 @@ def _visible_gpus() -> list[str]:
 
 
 class RayWorkers:
-    """Actors of a Ray cluster; recipe, checkpoint and data must be at the same paths on every machine."""
+    """Actors of a Ray cluster; checkpoint and data must be at the same paths on every machine."""
 
     def __init__(self, setup: Setup, count: int, address: str) -> None:
         try:

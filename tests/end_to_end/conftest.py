@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from qspec import resources
+from qspec.compiler import CompileOptions
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.merged import GatedPart, MergedPart
 from qspec.models.decoder import Decoder
 from qspec.models.llada import LLADA
 
+NO_REPORT = CompileOptions(evaluate=False)
 RECIPE = """\
 qspec 1
 

@@ -26,6 +26,7 @@ from qspec.artifact import INDEX, Manifest, ModuleRecord
 from qspec.kernels.packing import unpack, unpack_zeros
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
+from tests.end_to_end.conftest import NO_REPORT
 from tests.models import dream_layout
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -201,7 +202,7 @@ def check_quantized(record: ModuleRecord, own: dict[str, Tensor], form: Format, 
 
 
 def check(name: str, family: str, blocks: int, model: Path, folder: Path) -> None:
-    artifact = qspec.compile(short(name, folder), str(model), folder / "out", "cpu", evaluate=False)
+    artifact = qspec.compile(short(name, folder), str(model), folder / "out", "cpu", options=NO_REPORT)
     records = {record.role: record for record in Manifest.read(artifact.path).modules}
     tensors, before = stored(artifact.path), load_file(model / "model.safetensors")
     sizes = {"width": WIDTH, "ffn": FFN, "kv": KV[family]}

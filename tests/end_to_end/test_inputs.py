@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 import qspec
 from qspec import cli
 from qspec.artifact import Manifest
-from qspec.compiler import gather
+from qspec.compiler import CompileOptions, gather, read_recipe
 from qspec.diagnostics import RecipeError
 from qspec.errors import InputError
 from qspec.models.decoder import Decoder
 from qspec.models.dream import DREAM
 from qspec.models.shards import INDEX, SINGLE, tensor_table
-from qspec.search.run import search
-from tests.end_to_end.conftest import Mini
+from qspec.search.run import SearchOptions, search
+from tests.end_to_end.conftest import NO_REPORT, Mini
 from tests.models.hub import hub_folder
 
 SHORT = """\
@@ -73,7 +73,7 @@ def test_a_tied_model_with_its_head_stored_twice_compiles(mini: Mini, tmp_path: 
     tensors = load_file(model / SINGLE)
     tensors["model.transformer.ff_out.weight"] = tensors["model.transformer.wte.weight"].clone()
     save_file(tensors, model / SINGLE)
-    made = qspec.compile(short(mini, tmp_path, model), out=tmp_path / "out", device="cpu", evaluate=False)
+    made = qspec.compile(short(mini, tmp_path, model), out=tmp_path / "out", device="cpu", options=NO_REPORT)
     assert "model.transformer.ff_out.weight" not in tensor_table(made.path)
     ids = torch.arange(20)[None]
     found, wanted = (qspec.load(path, device="cpu")[0](ids).logits for path in (made.path, model))
@@ -119,7 +119,7 @@ def test_a_lock_that_is_not_there_is_known_before_anything_is_looked_for(tmp_pat
     recipe = tmp_path / "a.qs"
     recipe.write_text(SHORT.format(model="owner/nobody", text="none.txt"))
     with pytest.raises(InputError, match="there is no lock file"):
-        qspec.compile(recipe, model=str(tmp_path / "nowhere"), locked=True)
+        qspec.compile(recipe, model=str(tmp_path / "nowhere"), options=CompileOptions(locked=True))
 
 
 def test_what_cannot_be_measured_is_known_before_anything_is_quantized(mini: Mini, tmp_path: Path) -> None:
@@ -127,15 +127,15 @@ def test_what_cannot_be_measured_is_known_before_anything_is_quantized(mini: Min
     (tmp_path / "held.txt").write_text("too short")
     recipe.write_text(recipe.read_text() + '\nevaluate {\n  nelbo on file("held.txt")\n}\n')
     with pytest.raises(InputError, match=r"the text has \d tokens, fewer than 8"):
-        gather(recipe, device="cpu")
+        gather(read_recipe(recipe), device="cpu")
 
 
 def test_a_budget_that_is_none_is_known_before_a_search_looks_for_its_model(tmp_path: Path) -> None:
     recipe = tmp_path / "a.qs"
     recipe.write_text(SHORT.format(model="owner/nobody", text="none.txt"))
-    for asked in ({"budget": "four bits"}, {"sweep": ["3 bits", "some"]}):
+    for asked in (SearchOptions(budget="four bits"), SearchOptions(sweep=["3 bits", "some"])):
         with pytest.raises(RecipeError):
-            search(recipe, model=str(tmp_path / "nowhere"), **asked)  # type: ignore[arg-type]
+            search(recipe, model=str(tmp_path / "nowhere"), options=asked)
 
 
 def test_too_little_text_is_said_while_compiling_in_the_manifest_and_in_the_report(

@@ -12,7 +12,7 @@ import torch
 import qspec
 from qspec import quantize, workspace
 from qspec.errors import MachineError
-from tests.end_to_end.conftest import Mini, quantized_linears
+from tests.end_to_end.conftest import NO_REPORT, Mini, quantized_linears
 from tests.end_to_end.test_mini import files
 
 W4A16 = "weights int4 per group 32 asymmetric\n  activations none"
@@ -40,7 +40,7 @@ def test_compiles_and_goes_on_in_the_same_bytes(
 ) -> None:
     """The disk is full when the second block is written; the next run takes the first as it is."""
     recipe = recipe_of(mini, name)
-    whole = qspec.compile(recipe, out=tmp_path / "whole", device="cpu", evaluate=False)
+    whole = qspec.compile(recipe, out=tmp_path / "whole", device="cpu", options=NO_REPORT)
     model, _ = qspec.load(whole.path, device="cpu")
     assert len(quantized_linears(model)) == 14
 
@@ -61,7 +61,7 @@ def test_compiles_and_goes_on_in_the_same_bytes(
     monkeypatch.setattr(workspace, "save_file", fail_at_the_second_block)
     monkeypatch.setattr(quantize, "compile_block", counted)
     with pytest.raises(MachineError, match="the disk is full"):
-        qspec.compile(recipe, out=tmp_path / "again", device="cpu", evaluate=False)
-    again = qspec.compile(recipe, out=tmp_path / "again", device="cpu", evaluate=False)
+        qspec.compile(recipe, out=tmp_path / "again", device="cpu", options=NO_REPORT)
+    again = qspec.compile(recipe, out=tmp_path / "again", device="cpu", options=NO_REPORT)
     assert compiled == [0, 1, 1]
     assert files(again.path) == files(whole.path)

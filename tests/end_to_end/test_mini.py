@@ -15,7 +15,6 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,11 +23,11 @@ import qspec
 from qspec import artifact, cli, compiler, numerics, passes, resources, workspace
 from qspec.artifact import Manifest, verify
 from qspec.calibrate.tokens import windows
-from qspec.compiler import Artifact, gather
+from qspec.compiler import Artifact, gather, read_recipe
 from qspec.errors import InputError, MachineError, NumericsError, QspecError
 from qspec.evaluate import evaluate
 from qspec.files import sha256
-from qspec.inspect import Inspection, inspect
+from qspec.inspect import Inspection, MaskedText, inspect
 from qspec.kernels.generate import digest, library
 from qspec.kernels.linear import QuantLinear
 from qspec.language import load_recipe
@@ -41,7 +40,7 @@ from qspec.passes.rotate_duquant import RotateDuquant
 from qspec.passes.smooth import Smooth
 from qspec.progress import Quiet
 from qspec.runtime import load_tokenizer
-from tests.end_to_end.conftest import Mini, quantized_linears
+from tests.end_to_end.conftest import NO_REPORT, Mini, quantized_linears
 from tests.end_to_end.hostile import mutated, seal
 
 
@@ -110,9 +109,8 @@ def test_load_gives_the_logits_that_were_evaluated(
 
 def test_inspecting_an_artifact_shows_what_is_quantized(compiled: Artifact, mini: Mini) -> None:
     """The transformed input of a quantized linear, as a hook on the loaded artifact sees it."""
-    settings: dict[str, Any] = {"samples": 2, "length": 32, "ratios": (0.0, 0.5), "device": "cpu"}
-    text = str(mini.recipe.parent / "text.txt")
-    before, after = (inspect(str(path), text=text, **settings) for path in (mini.model, compiled.path))
+    wanted = MaskedText(str(mini.recipe.parent / "text.txt"), samples=2, length=32, ratios=(0.0, 0.5))
+    before, after = (inspect(str(path), wanted, device="cpu") for path in (mini.model, compiled.path))
     assert (before.subject.stage, after.subject.stage) == ("before", "after")
     assert after.input == before.input
     model, _ = qspec.load(compiled.path, device="cpu")
@@ -135,7 +133,7 @@ def windows_of(inspection: Inspection, mini: Mini) -> torch.Tensor:
 
 
 def test_compiling_twice_gives_the_same_bytes(compiled: Artifact, mini: Mini, tmp_path: Path) -> None:
-    again = qspec.compile(mini.recipe, out=tmp_path / "again", device="cpu", evaluate=False)
+    again = qspec.compile(mini.recipe, out=tmp_path / "again", device="cpu", options=NO_REPORT)
     assert files(again.path) == files(compiled.path)
 
 
@@ -153,18 +151,18 @@ def test_calibration_on_rollouts_by_certainty(mini: Mini, tmp_path: Path) -> Non
         text = text.replace(old, new)
     recipe = mini.recipe.with_name("rollouts.qs")
     recipe.write_text(text)
-    out = qspec.compile(recipe, out=tmp_path / "one", device="cpu", evaluate=False)
+    out = qspec.compile(recipe, out=tmp_path / "one", device="cpu", options=NO_REPORT)
     record = out.manifest.calibration
     assert (record.text, record.mask) == (
         'rollouts(prompts = file("text.txt"), prompt = 16, steps = 8, buckets = 4)', None,
     )  # fmt: skip
     assert (record.samples, record.draws, record.rows, record.length) == (6, 2, 12, 48)
     assert record.weigh == "certainty, masked 1.0, unmasked 0.5"
-    again = qspec.compile(recipe, out=tmp_path / "again", device="cpu", evaluate=False)
+    again = qspec.compile(recipe, out=tmp_path / "again", device="cpu", options=NO_REPORT)
     assert files(again.path) == files(out.path)
     plain = recipe.with_name("plain.qs")
     plain.write_text(text.replace("  weigh   certainty, unmasked 0.5\n", ""))
-    assert gather(plain, device="cpu").tokens.sha256 != record.tokens_sha256
+    assert gather(read_recipe(plain), device="cpu").tokens.sha256 != record.tokens_sha256
 
 
 def test_rollouts_fit_a_stand_in(mini: Mini, tmp_path: Path) -> None:
@@ -177,11 +175,11 @@ def test_rollouts_fit_a_stand_in(mini: Mini, tmp_path: Path) -> None:
     )
     recipe.write_text(text.replace("length  48\n  mask    uniform(0.0, 1.0)", "length  2048"))
     with pytest.raises(InputError, match="calibration length 2048 exceeds the model's 64 tokens"):
-        gather(recipe, device="cpu")
+        gather(read_recipe(recipe), device="cpu")
     standin = tmp_path / "tiny"
     shutil.copytree(mini.model, standin)
     shutil.copy(resources.standin("llada") / "standin.json", standin)
-    inputs = gather(recipe, str(standin), device="cpu")
+    inputs = gather(read_recipe(recipe), str(standin), device="cpu")
     assert inputs.tokens.ids.shape == (3, 64)
     assert not inputs.tokens.masked[:, :32].any()
     assert inputs.sources.replacements[0] == f"calibration length 2048: 64, the most that {standin} takes"
@@ -244,7 +242,7 @@ def test_out_of_memory_says_what_was_kept(mini: Mini, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Smooth, "rewrite", exhausted)
     with pytest.raises(MachineError, match=r"out of memory\n  where: 1 finished shards are kept"):
-        qspec.compile(mini.recipe, out=tmp_path / "full", device="cpu", evaluate=False)
+        qspec.compile(mini.recipe, out=tmp_path / "full", device="cpu", options=NO_REPORT)
 
 
 def test_a_full_disk_is_one_message_and_the_next_run_goes_on(
@@ -261,9 +259,9 @@ def test_a_full_disk_is_one_message_and_the_next_run_goes_on(
     monkeypatch.setattr(workspace, "save_file", fail_late)
     out = tmp_path / "full"
     with pytest.raises(MachineError, match="the disk is full"):
-        qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False)
+        qspec.compile(mini.recipe, out=out, device="cpu", options=NO_REPORT)
     assert not out.exists()
-    again = qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False)
+    again = qspec.compile(mini.recipe, out=out, device="cpu", options=NO_REPORT)
     assert files(again.path) == files(compiled.path)
 
 
@@ -281,7 +279,7 @@ def test_killed_at_a_kernel_file_the_next_run_ends_in_the_same_bytes(
             notes.append(text)
 
     def compiled_again() -> Artifact:
-        return qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False, progress=Notes())
+        return qspec.compile(mini.recipe, out=out, device="cpu", options=NO_REPORT, progress=Notes())
 
     replace_file = os.replace
 
@@ -358,7 +356,7 @@ def test_a_pass_that_changes_the_function_stops_the_compile(
 
     monkeypatch.setattr(Smooth, "rewrite", wrong)
     with pytest.raises(NumericsError, match="smooth changed the function of block 0"):
-        qspec.compile(mini.recipe, out=tmp_path / "wrong", device="cpu", evaluate=False)
+        qspec.compile(mini.recipe, out=tmp_path / "wrong", device="cpu", options=NO_REPORT)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +372,7 @@ def test_a_pass_that_does_not_do_what_the_plan_has_stops_the_compile(
     honest = wrong.rewrite
     monkeypatch.setattr(wrong, "rewrite", lambda own, block, uses: honest(own, block, uses[1:]))
     with pytest.raises(QspecError, match=re.escape(message)) as caught:
-        qspec.compile(mini.recipe, out=tmp_path / "wrong", device="cpu", evaluate=False)
+        qspec.compile(mini.recipe, out=tmp_path / "wrong", device="cpu", options=NO_REPORT)
     assert caught.value.where == "blocks[0].attention.q"
 
 
@@ -384,7 +382,7 @@ def test_nan_scales_stop_the_compile(mini: Mini, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(numerics, "_ideal", poisoned)
     with pytest.raises(NumericsError, match="NaN"):
-        qspec.compile(mini.recipe, out=tmp_path / "nan", device="cpu", evaluate=False)
+        qspec.compile(mini.recipe, out=tmp_path / "nan", device="cpu", options=NO_REPORT)
     assert not (tmp_path / "nan").exists()
 
 
@@ -495,7 +493,7 @@ def test_lock_holds_and_refuses(mini: Mini, tmp_path: Path, capsys: pytest.Captu
 
 def test_gather_reads_no_weights_into_memory(mini: Mini) -> None:
     """Planning a compile must not load the model: everything it holds is small."""
-    inputs = gather(mini.recipe, device="cpu")
+    inputs = gather(read_recipe(mini.recipe), device="cpu")
     assert inputs.tokens.ids.shape == (6, 48)
     assert inputs.plan.block_weights == 2 * (4 * 64 * 64 + 3 * 64 * 192)
 

@@ -14,7 +14,7 @@ import qspec
 import qspec.hf
 from qspec import artifact, cli
 from qspec.compiler import Artifact
-from tests.end_to_end.conftest import RECIPE, Mini
+from tests.end_to_end.conftest import NO_REPORT, RECIPE, Mini
 
 RULES = "layers blocks[*].*         use w4a4\nlayers blocks[0].mlp.gate  keep\n"
 PASSES = "apply quarot() on blocks[*].*\napply {quantizer} on blocks[*].*\n"
@@ -32,7 +32,7 @@ def recipe(mini: Mini, name: str, passes: str, rules: str = RULES) -> Path:
 @pytest.fixture(scope="module")
 def compiled(mini: Mini, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     path = recipe(mini, "quarot", PASSES.format(quantizer="gptq()"))
-    return qspec.compile(path, out=tmp_path_factory.mktemp("out") / "quarot", device="cpu", evaluate=False)
+    return qspec.compile(path, out=tmp_path_factory.mktemp("out") / "quarot", device="cpu", options=NO_REPORT)
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_both_loaders_compute_the_same(compiled: Artifact) -> None:
 def test_rounding_is_all_that_it_loses(mini: Mini, tmp_path: Path) -> None:
     """At 8 bits the logits are those of the checkpoint but for rounding."""
     path = recipe(mini, "quarot8", PASSES.format(quantizer="rtn()"), "layers blocks[*].* use w8a8\n")
-    made = qspec.compile(path, out=tmp_path / "quarot8", device="cpu", evaluate=False)
+    made = qspec.compile(path, out=tmp_path / "quarot8", device="cpu", options=NO_REPORT)
     model, _ = qspec.load(made.path, device="cpu")
     plain, _ = qspec.load(mini.model, device="cpu", dtype=torch.float32)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_across_heads_runs_as_planned(mini: Mini, tmp_path: Path) -> None:
     """The rotation of o's input, 64 channels of four heads, is in plan, bits, tensors and the loaded model."""
     passes = "apply quarot(heads = across) on blocks[*].*\napply rtn() on blocks[*].*\n"
     path = recipe(mini, "quarot_across", passes, "layers blocks[*].* use w8a8\n")
-    made = qspec.compile(path, out=tmp_path / "across", device="cpu", evaluate=False)
+    made = qspec.compile(path, out=tmp_path / "across", device="cpu", options=NO_REPORT)
     rows = {m["role"]: m for m in made.plan.as_json()["modules"]}
     assert rows["blocks[1].attention.o"]["rotations"] == [64]
     assert rows["blocks[1].attention.o"]["kernel"].startswith("row_rotate64_int8_token_sym")

@@ -18,10 +18,10 @@ import qspec
 import qspec.hf
 from qspec.artifact import verify
 from qspec.card import model_card
-from qspec.compiler import Artifact, gather
+from qspec.compiler import Artifact, gather, read_recipe
 from qspec.errors import InputError
 from qspec.models.hf import LLaDAModelLM
-from tests.end_to_end.conftest import Mini, quantized_linears
+from tests.end_to_end.conftest import NO_REPORT, Mini, quantized_linears
 from tests.end_to_end.test_every_recipe import BOTH, EXPECTED, short, write_model
 
 IDS = torch.arange(1, 25).reshape(2, 12)
@@ -32,7 +32,7 @@ DOWN = "model.transformer.blocks.1.ff_out"
 @pytest.fixture(scope="module")
 def compiled(mini: Mini, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     out = tmp_path_factory.mktemp("out") / "mini"
-    return qspec.compile(mini.recipe, out=out, device="cpu", evaluate=False)
+    return qspec.compile(mini.recipe, out=out, device="cpu", options=NO_REPORT)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def check_shipped(recipes: list[tuple[str, str]], home: Path) -> None:
             edit(model / "config.json", lambda keys: keys.update(untrue))
         folder = home / f"{family}_{name.replace('/', '_')}"
         folder.mkdir()
-        made = qspec.compile(short(name, folder), str(model), folder / "out", "cpu", evaluate=False)
+        made = qspec.compile(short(name, folder), str(model), folder / "out", "cpu", options=NO_REPORT)
         stored = json.loads((made.path / "config.json").read_text())
         assert stored["dtype"] == "bfloat16"
         assert not {"auto_map", "torch_dtype"} & set(stored)
@@ -226,7 +226,7 @@ def test_the_model_card_is_sealed_and_says_how_to_load(compiled: Artifact, mini:
 
 
 def test_the_model_card_keeps_hostile_names_in_their_place(mini: Mini) -> None:
-    inputs = gather(mini.recipe, device="cpu")
+    inputs = gather(read_recipe(mini.recipe), device="cpu")
     hostile = "a`\n\n<script>alert(1)</script>\n---\n| [x](javascript:1) \u202e" + "b" * 500
     origin = replace(inputs.origin, id=hostile, standin=True)
     text = model_card(inputs.spec, inputs.plan, origin, "1")

@@ -13,6 +13,7 @@ from qspec.data import TextData
 from qspec.errors import InputError, NumericsError
 from qspec.evaluate import forward
 from qspec.evaluate.nelbo import DRAWS, masked_rows, measure_nelbo, windows
+from qspec.language.spec import NelboRequest
 from tests.evaluate.models import MASK, SIZE, VOCAB, Characters, Known, shape, uniform, unigram
 
 A = VOCAB.index("a")
@@ -23,7 +24,7 @@ def text(*documents: str) -> TextData:
 
 
 def measure(baseline: Known, quantized: Known, data: TextData, samples: int = 64, seed: int = 0):
-    return measure_nelbo(baseline, quantized, Characters(), data, "wikitext2", samples, seed)
+    return measure_nelbo(baseline, quantized, Characters(), data, NelboRequest(samples=samples), seed)
 
 
 def test_uniform_logits_give_log_vocabulary_exactly() -> None:
@@ -174,5 +175,13 @@ def test_logits_that_are_not_finite_stop_the_measurement() -> None:
 def test_progress_counts_every_row() -> None:
     seen: list[tuple[int, int]] = []
     data = text("a" * 64, "b" * 64)
-    measure_nelbo(uniform(), uniform(), Characters(), data, "t", 9, 0, lambda done, total: seen.append((done, total)))
+    measure_nelbo(
+        uniform(),
+        uniform(),
+        Characters(),
+        data,
+        NelboRequest(samples=9),
+        0,
+        lambda done, total: seen.append((done, total)),
+    )
     assert seen[-1] == (2 * DRAWS, 2 * DRAWS)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import qspec
 from qspec import resources, runtime
+from qspec.compiler import CompileOptions
 from qspec.data import DataSources
 from qspec.evaluate.forward import batches, hidden_at_masks, log_probabilities
 from qspec.evaluate.nelbo import masked_rows, windows
@@ -38,7 +39,9 @@ def compiled(cell: str, model: str, folder: Path, device: str, seed: int = 0) ->
     path = folder / f"{cell}-{device}-{seed}.qs"
     path.write_text("\n".join(lines) + "\n")
     settings = {"seed": str(seed)}
-    return qspec.compile(path, model, folder / path.stem, device, settings=settings, evaluate=False).path
+    return qspec.compile(
+        path, model, folder / path.stem, device, settings=settings, options=CompileOptions(evaluate=False)
+    ).path
 
 
 def losses(folder: Path, model: str, device: str) -> Tensor:

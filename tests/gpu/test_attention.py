@@ -22,11 +22,10 @@ ATTENTION = [(1, 32, 32, 32, 1024, 128), (2, 28, 4, 33, 771, 128), (3, 8, 2, 1, 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("batch", "heads", "kv_heads", "queries", "keys", "width"), ATTENTION)
-def test_attention_of_few_queries(
-    batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int, dtype: torch.dtype, masked: bool
-) -> None:
+@pytest.mark.parametrize("shape", ATTENTION)
+def test_attention_of_few_queries(shape: tuple[int, ...], dtype: torch.dtype, masked: bool) -> None:
     """Near float64, and the same in every run, into poisoned memory; `attend` gives more queries to torch."""
+    batch, heads, kv_heads, queries, keys, width = shape
     sizes = ((queries, heads), (keys, kv_heads), (keys, kv_heads))
     q, k, v = (torch.randn(batch, n, h, width, device="cuda", dtype=dtype).transpose(1, 2) for n, h in sizes)
     mask = torch.rand(batch, 1, 1, keys, device="cuda") > 0.4 if masked else None

@@ -13,9 +13,9 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("columns", [128, 37])
-@pytest.mark.parametrize("pulled", [False, True])
+@pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_graph_equals_single_launches(columns: int, pulled: bool, symmetric: bool) -> None:
+def test_graph_equals_single_launches(columns: int, asymmetric: bool, symmetric: bool) -> None:
     number = NUMBER_FORMATS["int4"]
     for seed in (1, 2):  # the second call replays what the first recorded
         generator = torch.Generator("cuda").manual_seed(seed)
@@ -30,7 +30,7 @@ def test_graph_equals_single_launches(columns: int, pulled: bool, symmetric: boo
             scale.expand(-1, columns),
             None if zero is None else zero.expand(-1, columns),
             draw(columns, columns).triu() * 0.1 + torch.eye(columns, device="cuda"),
-            draw(columns, columns).triu(1) * 0.01 if pulled else None,
+            draw(columns, columns).triu(1) * 0.01 if asymmetric else None,
         )
         for found, expected in zip(graphed(each, number)(each), round_some(each, number), strict=True):
             assert torch.equal(found, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from qspec.calibrate.outliers import SiteOutliers
 from qspec.errors import InputError, NumericsError
 from qspec.evaluate.outliers import collect
-from qspec.inspect import Inspection, inspect
+from qspec.inspect import Inspection, MaskedText, inspect
 from qspec.inspect.data import Row
 from qspec.inspect.measure import Masks, _Found
 from qspec.models.checkpoint import Checkpoint, load_decoder
@@ -23,13 +24,13 @@ from qspec.runtime import load_tokenizer
 from tests.inspect.conftest import BLOCK, CONFIG, Change, checkpoint
 from tests.models.layout import Array, random_weights
 
-SMALL: dict[str, Any] = {"samples": 3, "length": 16, "device": "cpu", "seed": 5}
+SMALL = MaskedText(samples=3, length=16, seed=5)
 INPUTS = ("attention.input", "attention.mixed", "mlp.input", "mlp.gated")
 
 
 @pytest.fixture(scope="module")
 def found(plain: Path, text: Path) -> Inspection:
-    return inspect(str(plain), text=str(text), **SMALL)
+    return inspect(str(plain), replace(SMALL, text=str(text)), device="cpu")
 
 
 def row_of(data: Inspection, block: int, name: str, ratio: float, positions: str = "all") -> Row:
@@ -61,7 +62,7 @@ def masks_of(plain: Path, text: Path, ratios: tuple[float, ...] = (0.0, 0.25, 0.
 
     decoder = load_decoder(plain, "cpu", torch.float32)
     content = TextData("text", text, read_documents(text))
-    return nested_masks(content, load_tokenizer(plain), decoder, 3, 16, ratios, 5)
+    return nested_masks(content, load_tokenizer(plain), decoder, replace(SMALL, ratios=ratios))
 
 
 def test_masks_are_nested_and_of_the_ratio_asked_for(plain: Path, text: Path) -> None:
@@ -183,7 +184,7 @@ def test_a_planted_outlier_is_found_where_it_is(
 ) -> None:
     """A norm's gain, or a row of v or up, scaled by 50 makes one channel of one input 50 times as large."""
     folder = checkpoint(tmp_path / "planted", gain(part, block, channel))
-    planted = inspect(str(folder), text=str(text), **SMALL)
+    planted = inspect(str(folder), replace(SMALL, text=str(text)), device="cpu")
     for ratio in planted.input.ratios:
         before, after = (row_of(data, block, name, ratio).found for data in (found, planted))
         assert after.top[0].channel == channel
@@ -205,7 +206,7 @@ def test_an_outlier_of_the_mask_token_stands_at_masked_positions_alone(text: Pat
         weights["model.transformer.wte.weight"][2, 9] = 3.0
         weights[f"{BLOCK}.0.attn_norm.weight"][9] = 20.0
 
-    data = inspect(str(checkpoint(tmp_path / "mask", change)), text=str(text), **SMALL)
+    data = inspect(str(checkpoint(tmp_path / "mask", change)), replace(SMALL, text=str(text)), device="cpu")
     every, masked, shown = (row_of(data, 0, "attention.input", 0.5, p) for p in ("all", "masked", "unmasked"))
     count = masked.found.tokens
     assert 0 < count < every.found.tokens == 48
@@ -244,7 +245,7 @@ def test_one_block_at_a_time(plain: Path, text: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Checkpoint, "load_block", counted)
     monkeypatch.setattr(Checkpoint, "load", whole)
-    inspect(str(plain), text=str(text), **SMALL)
+    inspect(str(plain), replace(SMALL, text=str(text)), device="cpu")
     assert most == [0, 0]
 
 
@@ -255,7 +256,7 @@ def test_numbers_that_cannot_be_right(text: Path, tmp_path: Path) -> None:
 
     folder = checkpoint(tmp_path / "broken", change)
     with pytest.raises(NumericsError) as caught:
-        inspect(str(folder), text=str(text), **SMALL)
+        inspect(str(folder), replace(SMALL, text=str(text)), device="cpu")
     assert caught.value.where is not None
     assert caught.value.where.startswith("blocks[0].mlp.")
 
@@ -263,15 +264,15 @@ def test_numbers_that_cannot_be_right(text: Path, tmp_path: Path) -> None:
 def test_a_text_too_short_and_a_window_too_long(plain: Path, tmp_path: Path, text: Path) -> None:
     (tmp_path / "short.txt").write_text("The river.")
     with pytest.raises(InputError, match="fewer than one sample of 64"):
-        inspect(str(plain), text=str(tmp_path / "short.txt"), device="cpu")
+        inspect(str(plain), MaskedText(str(tmp_path / "short.txt")), device="cpu")
     with pytest.raises(InputError, match="length 65 exceeds the model's 64 tokens"):
-        inspect(str(plain), text=str(text), length=65, device="cpu")
+        inspect(str(plain), MaskedText(str(text), length=65), device="cpu")
 
 
 @pytest.mark.gpu
 def test_a_gpu_finds_the_same(found: Inspection, plain: Path, text: Path) -> None:
     """In bfloat16: kinds may differ only near a threshold, so sizes are compared."""
-    other = inspect(str(plain), text=str(text), **(SMALL | {"device": "cuda"}))
+    other = inspect(str(plain), replace(SMALL, text=str(text)), device="cuda")
     assert other.computed.startswith("bfloat16 on NVIDIA")
     assert [(r.block, r.input, r.ratio, r.positions) for r in other.rows] == [
         (r.block, r.input, r.ratio, r.positions) for r in found.rows

@@ -149,7 +149,7 @@ def kernels_of_recipes() -> tuple[Kernel, ...]:
     found: dict[str, Kernel] = {}
     for path in resources.recipes().rglob("*.qs"):
         if path.parent.name not in ("base", "search"):  # no recipes by themselves, or with layers still open
-            plan, _ = planned(path, "tiny-llada", {})
+            plan = planned(path, "tiny-llada", {}).plan
             found |= {kernel.name: kernel for kernel in plan.kernels()}
     return tuple(kernel for kernel in found.values() if kernel not in KERNELS)
 

@@ -28,6 +28,7 @@ from qspec.evaluate.forward import MaskedRow, log_probabilities
 from qspec.evaluate.likelihood import encode_choice
 from qspec.evaluate.nelbo import measure_nelbo, windows
 from qspec.evaluate.tasks import measure_task
+from qspec.language.spec import NelboRequest
 from qspec.models.decoder import Decoder
 from qspec.models.dream import DREAM
 from qspec.models.family import DecoderShape, Family
@@ -112,7 +113,7 @@ def test_probabilities_are_of_the_tokens_that_there_are(family: str) -> None:
     torch.testing.assert_close(log_probabilities(model, hidden)[:, known].double(), expected, rtol=0, atol=1e-5)
 
     text = TextData("t", Path("t"), ("5 6 7 8 9 10 11 12",))
-    found = measure_nelbo(model, model, Words(), text, "t", 1, 0)
+    found = measure_nelbo(model, model, Words(), text, NelboRequest(samples=1), 0)
     assert found.metric.baseline < 10  # ln 43 = 3.8 for a uniform model; the absent ids would leave over 100
     assert all(abs(bucket.kl) < 1e-9 for bucket in found.kl)
 

@@ -13,7 +13,7 @@ from torch.autograd.functional import hessian, jacobian
 from qspec import numerics
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
 from qspec.passes.block import Block
-from qspec.passes.gptaq import Gptaq, products, steer
+from qspec.passes.gptaq import Gptaq, asymmetry_of, products
 from qspec.passes.gptq import Gptq, prepare, round_columns
 from qspec.passes.rtn import Rtn
 from tests.passes.conftest import scheme
@@ -77,14 +77,14 @@ def normal(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 def test_every_column_moves_the_rest_to_autograds_optimum(fmt: TensorFormat, order: str) -> None:
     x, exact, c = pair(80, 12, 1)
     w = torch.randn(5, 12, generator=torch.Generator().manual_seed(2))
-    columns, factor = prepare(normal(x, x, c), order, 0.01, "test")
-    pull = steer(normal(exact - x, x, c), columns, factor)
+    symmetric = prepare(normal(x, x, c), order, 0.01, "test")
+    whole = symmetric._replace(asymmetry=asymmetry_of(normal(exact - x, x, c), symmetric))
     scale, zero = numerics.weight_scales(w, fmt)
-    codes = round_columns(w, scale, zero, fmt, columns, factor, 5, pull)
+    codes = round_columns(w, scale, zero, fmt, whole, 5)
     ours = numerics.Quantized(codes, scale, zero, fmt).dequantize()
-    theirs = by_autograd(w, x, exact, c, fmt, columns.tolist(), 0.01)
+    theirs = by_autograd(w, x, exact, c, fmt, symmetric.order.tolist(), 0.01)
     assert (ours - theirs).abs().max() < 1e-6
-    plain = numerics.Quantized(round_columns(w, scale, zero, fmt, columns, factor, 5), scale, zero, fmt).dequantize()
+    plain = numerics.Quantized(round_columns(w, scale, zero, fmt, symmetric, 5), scale, zero, fmt).dequantize()
     assert (plain - theirs).abs().max() > 0.05, "the case shows nothing: GPTQ gives the same"
 
 
@@ -92,10 +92,10 @@ def test_every_column_moves_the_rest_to_autograds_optimum(fmt: TensorFormat, ord
 def test_p_is_autograds_optimum_where_nothing_was_rounded(order: str) -> None:
     """With q_j = w_j = 1, only the difference of the inputs is left to make good: row j of P is the move."""
     x, exact, c = pair(60, 9, 4)
-    columns, factor = prepare(normal(x, x, c), order, 0.02, "test")
-    found = steer(normal(exact - x, x, c), columns, factor)
+    symmetric = prepare(normal(x, x, c), order, 0.02, "test")
+    found = asymmetry_of(normal(exact - x, x, c), symmetric)
     ridge = 0.02 * float(normal(x, x, c).diagonal().mean())
-    order_of = columns.tolist()
+    order_of = symmetric.order.tolist()
     expected = torch.zeros(9, 9, dtype=torch.float64)
     for place, j in enumerate(order_of[:-1]):
         rest = order_of[place + 1 :]

@@ -29,9 +29,9 @@ def quantized(
     w: Tensor, x: Tensor, fmt: TensorFormat, order: str = "activation", damp: float = 0.01, block: int = 128
 ) -> numerics.Quantized:
     """GPTQ of W [out, in] for inputs X [n, in]."""
-    columns, factor = prepare(2 * x.T @ x / len(x), order, damp, "test")
+    elimination = prepare(2 * x.T @ x / len(x), order, damp, "test")
     scale, zero = numerics.weight_scales(w, fmt)
-    return numerics.Quantized(round_columns(w, scale, zero, fmt, columns, factor, block), scale, zero, fmt)
+    return numerics.Quantized(round_columns(w, scale, zero, fmt, elimination, block), scale, zero, fmt)
 
 
 def naive(w: Tensor, h: Tensor, fmt: TensorFormat, order: list[int], damp: float) -> Tensor:
@@ -65,7 +65,7 @@ def test_equals_the_naive_column_loop(fmt: TensorFormat, order: str) -> None:
     x = correlated(200, 32, 1)
     w = torch.randn(12, 32, generator=torch.Generator().manual_seed(2))
     h = 2 * x.T @ x / len(x)
-    columns, _ = prepare(h, order, 0.01, "test")
+    columns = prepare(h, order, 0.01, "test").order
     expected_order = list(range(32)) if order == "natural" else h.diagonal().argsort(descending=True).tolist()
     assert columns.tolist() == expected_order
     ours = quantized(w, x, fmt, order, block=7).dequantize()

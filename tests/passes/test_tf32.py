@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qspec.calibrate.stream import Batch, Stream
-from qspec.compiler import Inputs, gather
+from qspec.compiler import CompileOptions, Inputs, gather, read_recipe
 from qspec.models.decoder import Decoder
 from qspec.passes import block as passes_block
 from qspec.passes import statistics
@@ -55,7 +55,7 @@ def inputs_of(cell: str, folder: Path) -> Inputs:
     base.mkdir(exist_ok=True)
     (base / "setup.qs").write_text((RECIPES / "base" / "setup.qs").read_text().replace("samples 128", "samples 8"))
     path.write_text(path.read_text().replace(f"{RECIPES}/base/", "base/"))
-    return gather(path, "tiny-llada", "cpu", settings={"masked": "1.0"}, evaluate=False)
+    return gather(read_recipe(path, {"masked": "1.0"}), "tiny-llada", "cpu", options=CompileOptions(evaluate=False))
 
 
 class Cell:

@@ -131,15 +131,15 @@ def alike(one: Tensor, other: Tensor) -> bool:
 
 def test_damping_is_a_share_of_the_active_channels() -> None:
     """H = diag(4, 0, 2): the mean of what is active is 3, so damping by a half adds 1.5 to each; U is of 1/sqrt(h)."""
-    order, factor = prepare(torch.diag(torch.tensor([4.0, 0.0, 2.0])), "natural", 0.5, "here")
+    order, factor, _ = prepare(torch.diag(torch.tensor([4.0, 0.0, 2.0])), "natural", 0.5, "here")
     assert order.tolist() == [0, 1, 2]
     torch.testing.assert_close(factor, torch.diag(torch.tensor([5.5, 4.5, 3.5])).sqrt().inverse())
-    small = prepare(torch.diag(torch.tensor([4.0, 0.0, 2.0])) * 2.0**-40, "natural", 0.5, "here")[1]
+    small = prepare(torch.diag(torch.tensor([4.0, 0.0, 2.0])) * 2.0**-40, "natural", 0.5, "here").factor
     assert torch.equal(small, factor * 2.0**20)
 
 
 def test_an_input_that_is_never_active_is_rounded_alone(make_block: Callable[..., Block]) -> None:
-    torch.testing.assert_close(prepare(torch.zeros(3, 3), "activation", 0.21, "here")[1], torch.eye(3) / 1.1)
+    torch.testing.assert_close(prepare(torch.zeros(3, 3), "activation", 0.21, "here").factor, torch.eye(3) / 1.1)
     assert torch.equal(codes(make_block, "gptq", PER_ROW, 0.0), codes(make_block, "rtn", PER_ROW))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.compiler import gather
+from qspec.compiler import CompileOptions, gather, read_recipe
 from qspec.errors import InputError
 from qspec.evaluate.forward import MaskedRow
 from qspec.models.decoder import Decoder
@@ -28,7 +28,7 @@ WORDS = 600  # of the tokenizer; the embedding has 640 rows, and an id without a
 
 
 def engine_for(recipe: Path) -> Engine:
-    return Engine(gather(recipe, device="cpu", evaluate=False))
+    return Engine(gather(read_recipe(recipe), device="cpu", options=CompileOptions(evaluate=False)))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_what_is_kept_is_found_whatever_the_threads_of_the_caller(searched: Path
     before, found = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        inputs = gather(searched, device="cpu", evaluate=False)
+        inputs = gather(read_recipe(searched), device="cpu", options=CompileOptions(evaluate=False))
         found.append(facts(inputs, search_rows(inputs)))
     torch.set_num_threads(before)
     assert found[0] == found[1]

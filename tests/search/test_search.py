@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from qspec import cli, passes
+from qspec.compiler import CompileOptions, gather, read_recipe
 from qspec.compiler import compile as compile_recipe
-from qspec.compiler import gather
 from qspec.language import load_recipe
 from qspec.language.budgets import parse_budgets
 from qspec.language.formatter import format_source
 from qspec.models.registry import FAMILIES
 from qspec.search.engine import Engine
 from qspec.search.limits import find_limits
-from qspec.search.run import Outcome, search, trial
+from qspec.search.run import Outcome, SearchOptions, search, trial
 from tests.search.conftest import Mini, search_recipe
 
 
@@ -62,7 +62,7 @@ def test_the_recipe_is_canonical_and_means_what_was_found(outcome: Outcome, tmp_
     assert format_source(text) == text
     assert "search {" not in text
     spec = load_recipe(path, passes.available(), {}, FAMILIES).spec
-    artifact = compile_recipe(path, out=tmp_path / "out", device="cpu", evaluate=False)
+    artifact = compile_recipe(path, out=tmp_path / "out", device="cpu", options=CompileOptions(evaluate=False))
     (found,) = outcome.found
     assert artifact.manifest.bits_per_weight == found.bits <= 4
     assert {m.role: m.scheme for m in artifact.manifest.modules if m.role.startswith("blocks")} == dict(
@@ -87,14 +87,14 @@ def test_the_evidence(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_workers_finds_the_same(workers: int, outcome: Outcome, searched: Path, here: Path) -> None:
-    search(searched, device="cpu", workers=workers)
+    search(searched, device="cpu", options=SearchOptions(workers=workers))
     assert written(here) == written(outcome.folder.parents[2])
 
 
 @pytest.mark.slow
 def test_rays_workers_find_the_same(outcome: Outcome, searched: Path, here: Path) -> None:
     pytest.importorskip("ray", reason="Ray is an extra")
-    search(searched, device="cpu", workers=2, ray="local")
+    search(searched, device="cpu", options=SearchOptions(workers=2, ray="local"))
     assert written(here) == written(outcome.folder.parents[2])
 
 
@@ -111,7 +111,7 @@ def test_killed_and_resumed(outcome: Outcome, searched: Path, here: Path) -> Non
     process.wait()
     kept = {p.name: p.stat().st_mtime_ns for p in results.glob("*.json")}
     assert not written(here)
-    search(searched, device="cpu", resume=True)
+    search(searched, device="cpu", options=SearchOptions(resume=True))
     assert written(here) == written(outcome.folder.parents[2])
     assert {name: (results / name).stat().st_mtime_ns for name in kept} == kept
 
@@ -136,7 +136,7 @@ def test_a_sweep_uses_one_set_of_probes(outcome: Outcome, searched: Path, here: 
     results.parent.mkdir(parents=True)
     results.symlink_to(outcome.folder / "results")
     before = len(list(results.glob("*.json")))
-    swept = search(searched, device="cpu", sweep=["3 bits", "6 bits, 0.3 MiB"])
+    swept = search(searched, device="cpu", options=SearchOptions(sweep=["3 bits", "6 bits, 0.3 MiB"]))
     assert len(list(results.glob("*.json"))) <= before + 2 * 12
     assert [found.bits <= most for found, most in zip(swept.found, (4, 3, 6), strict=True)] == [True] * 3
     assert sorted(p.name for p in here.glob("build/search/mini_search/sweep/*.qs")) == [
@@ -149,8 +149,8 @@ def test_close_to_the_exhaustive_optimum(mini: Mini, here: Path) -> None:
     """Four linears' inputs, three choices each: all 81 layouts are measured, and the search comes within 2 %."""
     more = "offer w2, w4, w8a8 on blocks[*].*\n  offer w4 on blocks[0].*"
     recipe = search_recipe(mini, here, more)
-    outcome = search(recipe, device="cpu", budget="4.4 bits")
-    engine = Engine(gather(recipe, device="cpu", evaluate=False))
+    outcome = search(recipe, device="cpu", options=SearchOptions(budget="4.4 bits"))
+    engine = Engine(gather(read_recipe(recipe), device="cpu", options=CompileOptions(evaluate=False)))
     (limit,) = find_limits(outcome.space, parse_budgets("4.4 bits"))
     layouts = list(product(*(range(len(unit.options)) for unit in outcome.space.units)))
     assert len(layouts) == 3**4

@@ -12,8 +12,9 @@ import pytest
 from qspec.errors import InputError, MachineError
 from qspec.search.jobs import Trial
 from qspec.search.workers import RayWorkers, Setup
+from tests.language.fakes import load, recipe
 
-SETUP = Setup("r.qs", None, "cpu", {}, True)
+SETUP = Setup(load(recipe()).spec, None, "cpu", True)
 JOBS = [Trial(((f"blocks[{i}].mlp.down", "w4"),)) for i in range(7)]
 
 
