@@ -16,6 +16,9 @@ from qspec.models.config import read_config
 from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
+from qspec.plan.data import plan_data
+from qspec.plan.estimates import compile_memory, compile_operations
+from qspec.plan.notes import notes
 from tests.language.fakes import load, recipe
 from tests.models.dream_layout import DREAM_7B
 from tests.models.layout import LLADA_8B
@@ -47,7 +50,7 @@ def test_the_calibration_line(calibrate: str, line: str) -> None:
 
 
 def test_json_has_the_same() -> None:
-    assert planned("samples 8  draws 2  weigh certainty").as_json()["calibration"] == {
+    assert plan_data(planned("samples 8  draws 2  weigh certainty"))["calibration"] == {
         "text": '"wikitext2"', "samples": 8, "draws": 2, "rows": 16, "length": 256, "tokens": 4096,
         "mask": "uniform(0.0, 1.0)", "weigh": "certainty, masked 1.0, unmasked 1.0",
     }  # fmt: skip
@@ -64,9 +67,9 @@ def test_running_the_whole_model_takes_its_memory_and_time(calibrate: str) -> No
         for text in ("samples 128", calibrate)
     )
     weights = 2 * 126464 * 4096 + 32 * (4 * 4096 * 4096 + 3 * 4096 * 12288) + 65 * 4096
-    assert running.compile_memory() == 4 * weights > plain.compile_memory()
+    assert compile_memory(running) == 4 * weights > compile_memory(plain)
     forwards = {"weigh certainty": 1, "text rollouts()": 64}[calibrate]
-    more = running.compile_operations() - plain.compile_operations()
+    more = compile_operations(running) - compile_operations(plain)
     assert more == 2 * 128 * 2048 * forwards * 32 * (4 * 4096 * 4096 + 3 * 4096 * 12288)
 
 
@@ -82,20 +85,20 @@ def test_following_the_unquantized_model_takes_two_more_streams() -> None:
     for name in ("gptq", "gptaq"):
         source = Source("r.qs", recipe(apply=f"\napply {name}() on blocks[*].*\n"))
         spec = load_source(source, passes.available(), {}, FAMILIES).spec
-        needs.append(make_plan(spec, LLADA, LLADA.shape(LLADA_8B)).compile_memory())
+        needs.append(compile_memory(make_plan(spec, LLADA, LLADA.shape(LLADA_8B))))
     assert needs[1] - needs[0] == 8 << 30
 
 
 def test_linears_of_one_input_and_scheme_are_one_product() -> None:
     """llada_mixed: q and k in 4 bits, v in 8 but for the first block, where all are in 8."""
-    plan, _ = planned_recipe(resources.recipes() / "llada_mixed.qs", "tiny-llada", {})
+    plan = planned_recipe(resources.recipes() / "llada_mixed.qs", "tiny-llada", {}).plan
     mlp = ["mlp.gate", "mlp.up"]
     assert [[m.entry.role.part for m in group] for group in plan.merged(0)] == [
         ["attention.q", "attention.k", "attention.v"],
         mlp,
     ]
     assert [[m.entry.role.part for m in group] for group in plan.merged(1)] == [["attention.q", "attention.k"], mlp]
-    assert plan.as_json()["merged"][2] == ["blocks[1].attention.q", "blocks[1].attention.k"]
+    assert plan_data(plan)["merged"][2] == ["blocks[1].attention.q", "blocks[1].attention.k"]
     last = plan.shape.layers - 1
     assert f"\n  blocks[1..{last}]: attention.q + attention.k\n" in render(plan, None) + "\n"
     v = plan.module("blocks[1].attention.v")
@@ -153,7 +156,7 @@ def test_notes_say_what_a_target_lacks_and_where_nothing_ran(scheme: str) -> Non
         text = f"scheme s {{\n{scheme}\n}}\nlayers blocks[*].* use s\nemit {{\n  kernels triton for {target}\n}}\n"
         family, shape, _ = read_config(resources.standin("llada"))
         plan = make_plan(load(recipe(text)).spec, family, shape, standin=True)
-        about = [note for note in plan.notes() if note.startswith(target)]
+        about = [note for note in notes(plan) if note.startswith(target)]
         never = f"{target}: kernels are compiled for it ahead of time; none was run on such a GPU yet"
         assert about == [*([lacks] if lacks else []), *([never] if target != "sm_90" else [])]
 
@@ -190,7 +193,7 @@ def test_bits_of_the_blocks_and_of_the_whole_model_by_hand() -> None:
     assert plan.bits_per_weight_model == (codes + scales + transforms + outer * 16) / (blocks + outer)
     assert plan.bits_per_weight_model == pytest.approx(5.64364, abs=1e-5)
     assert "\n  bits per weight  4.106 in the blocks, 5.644 in the whole model\n" in render(plan, None)
-    assert plan.as_json()["bits_per_weight_model"] == plan.bits_per_weight_model
+    assert plan_data(plan)["bits_per_weight_model"] == plan.bits_per_weight_model
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [("samples 2", 2 * 256), ("samples 16", 4096), ("samples 160", 4096)])
@@ -200,4 +203,4 @@ def test_memory_counts_a_batch_inside_a_block(rows: str, tokens: int) -> None:
     block = 3 * (4 * 256**2 + 3 * 256 * 768) * 4
     stream = plan.calibration_tokens * 256 * 4
     expected = block + 768**2 * 8 * 4 + stream + tokens * (6 * 256 + 2 * 768) * 4 + 2 * 640 * 256 * 4
-    assert plan.compile_memory() == expected
+    assert compile_memory(plan) == expected

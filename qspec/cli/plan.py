@@ -11,6 +11,9 @@ from qspec.cli.output import say
 from qspec.cli.planned import planned
 from qspec.language.spec import Weighting
 from qspec.plan import Plan, bits_text
+from qspec.plan.data import plan_data
+from qspec.plan.estimates import compile_memory, compile_operations
+from qspec.plan.notes import notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     found = planned(Path(args.recipe), args.model, settings_of(args))
     if args.json:
-        say(json.dumps(found.plan.as_json(), indent=1))
+        say(json.dumps(plan_data(found.plan), indent=1))
         return 0
     say(render(found.plan, found.notice))
     return 0
@@ -44,8 +47,8 @@ def render(plan: Plan, notice: str | None) -> str:
         "                   (codes, scales, zero points, online transforms; kept layers, embedding and head: 16)",
         f"  model bytes      {_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
         f"  calibration      {_calibration(plan)}",
-        f"  compile needs    about {_size(plan.compile_memory())} of memory, "
-        f"{plan.compile_operations() / 1e12:.1f} TFLOP",
+        f"  compile needs    about {_size(compile_memory(plan))} of memory, "
+        f"{compile_operations(plan) / 1e12:.1f} TFLOP",
         "",
     ]
     width = max(len(text) for text in (*(u.text for u in plan.spec.passes), *(r.rule.text for r in plan.rules))) + 2
@@ -58,8 +61,8 @@ def render(plan: Plan, notice: str | None) -> str:
     lines += _layers(plan)
     if merged := _merged(plan):
         lines += ["", "one product each", *merged]
-    if plan.notes():
-        lines += ["", "notes", *(f"  {note}" for note in plan.notes())]
+    if notes(plan):
+        lines += ["", "notes", *(f"  {note}" for note in notes(plan))]
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from math import ceil, floor
 from qspec.language.spec import BUDGET_UNITS, REGIMES, Budget
 from qspec.latency import REFERENCE, Product, pass_time, product
 from qspec.plan import ModulePlan, products, stored_bits, tensor_bits
+from qspec.plan.estimates import running_memory
 from qspec.search.space import Layout, Space
 
 DIGITS = 4  # of a cost that is shown
@@ -65,7 +66,7 @@ def _limit(space: Space, budget: Budget, gpu: str) -> Limit:
         case "bytes":
             return _whole_bytes(space, budget, floor(amount), 0, Fraction(1, 8 * scale))
         case "memory":
-            beside = plan.bytes_running - plan.bytes_after
+            beside = running_memory(plan) - plan.bytes_after
             return _whole_bytes(space, budget, floor(amount), beside, Fraction(1, 8 * scale))
     assert budget.regime is not None
     tokens = REGIMES[budget.regime][1]

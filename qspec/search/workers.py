@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qspec.errors import InputError, MachineError
+from qspec.plan.estimates import compile_memory
 from qspec.search.jobs import Job, Result
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def fitting(inputs: Inputs) -> int:
 
     if inputs.device.type != "cpu":
         return 1
-    each = 2 * inputs.plan.bytes_before + inputs.plan.compile_memory()  # the model in float32, and a block's work
+    each = 2 * inputs.plan.bytes_before + compile_memory(inputs.plan)  # the model in float32, and a block's work
     half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return max(1, min(torch.get_num_threads(), half // each))
 

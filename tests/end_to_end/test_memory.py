@@ -45,14 +45,14 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", 
 # The peak beyond that of a small model, by which everything is loaded; and what the plan says.
 MEASURE = """\
 import json, resource, sys, torch
-from qspec.compiler import CompileOptions, compile, gather, read_recipe
+from qspec.compiler import CompileOptions, compile
+from qspec.plan.estimates import compile_memory
 torch.set_num_threads(1)
 peaks = []
 for recipe in sys.argv[1:]:
-    compile(recipe, out=recipe + ".out", device="cpu", options=CompileOptions(evaluate=False))
+    made = compile(recipe, out=recipe + ".out", device="cpu", options=CompileOptions(evaluate=False))
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-planned = gather(read_recipe(sys.argv[2]), device="cpu", options=CompileOptions(evaluate=False)).plan.compile_memory()
-print(json.dumps([peaks[1] - peaks[0], planned]))
+print(json.dumps([peaks[1] - peaks[0], compile_memory(made.plan)]))
 """
 
 

@@ -14,6 +14,7 @@ import qspec
 import qspec.hf
 from qspec import artifact, cli
 from qspec.compiler import Artifact
+from qspec.plan.data import plan_data
 from tests.end_to_end.conftest import NO_REPORT, RECIPE, Mini
 
 RULES = "layers blocks[*].*         use w4a4\nlayers blocks[0].mlp.gate  keep\n"
@@ -52,7 +53,7 @@ def test_true_bits_count_both_matrices_and_the_permutation(compiled: Artifact) -
 
 
 def test_the_plan_shows_the_rotation(compiled: Artifact, mini: Mini, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = {m["role"]: m for m in compiled.plan.as_json()["modules"]}
+    rows = {m["role"]: m for m in plan_data(compiled.plan)["modules"]}
     assert rows["blocks[1].mlp.down"]["rotations"] == [16, 12]
     assert rows["blocks[1].mlp.down"]["kernel"].startswith("row_rotate_permute_rotate16x12_int4_token_sym")
     assert rows["blocks[0].mlp.down"]["kernel"].startswith("row_silu_mul_rotate_permute_rotate16x12_int4_token_sym")
@@ -103,7 +104,7 @@ def test_across_heads_runs_as_planned(mini: Mini, tmp_path: Path) -> None:
     passes = "apply quarot(heads = across) on blocks[*].*\napply rtn() on blocks[*].*\n"
     path = recipe(mini, "quarot_across", passes, "layers blocks[*].* use w8a8\n")
     made = qspec.compile(path, out=tmp_path / "across", device="cpu", options=NO_REPORT)
-    rows = {m["role"]: m for m in made.plan.as_json()["modules"]}
+    rows = {m["role"]: m for m in plan_data(made.plan)["modules"]}
     assert rows["blocks[1].attention.o"]["rotations"] == [64]
     assert rows["blocks[1].attention.o"]["kernel"].startswith("row_rotate64_int8_token_sym")
     index = json.loads((made.path / artifact.INDEX).read_text())

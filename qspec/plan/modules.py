@@ -1,0 +1,130 @@
+"""What happens to one module: its scheme, passes and kernels, and the true bits that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+from qspec.catalog import GATE, LayerKernels
+from qspec.formats import Scheme, TensorFormat
+from qspec.language.spec import PassUse, Rule
+from qspec.models.family import ModuleEntry
+
+FLOAT_BITS = 16  # a module that is kept; and every module before compilation
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """One module's fate. rule: the statement that decided (None: no rule). passes: those that touch it, in order; of
+    a module that is kept, those over the whole model.
+    """
+
+    entry: ModuleEntry
+    rule: Rule | None
+    scheme: Scheme | None
+    passes: tuple[PassUse, ...]
+    kernels: LayerKernels | None
+
+    @property
+    def stored_bits(self) -> int:
+        """Codes, scales and zero points, or 16-bit floats; without bias and online transform."""
+        if self.scheme is None:
+            return self.entry.weights * FLOAT_BITS
+        return self.scheme.weights.stored_bits(self.entry.out_features, self.entry.in_features)
+
+    @property
+    def bits(self) -> float:
+        return self.stored_bits / self.entry.weights
+
+    @property
+    def rotations(self) -> tuple[int, ...]:
+        """Block sizes of the rotations of its input that are computed online."""
+        return self.kernels.rotations if self.kernels else ()
+
+    def expected(self, done: Collection[PassUse]) -> tuple[tuple[int, ...], TensorFormat | None]:
+        """Of a linear after those of its passes that are among `done`: block sizes of the rotations of its input, and
+        the format of its codes, None while it has none."""
+        uses = [use for use in self.passes if use in done]
+        if self.scheme is None:
+            return (), None
+        quantized = any(use.params.quantizes for use in uses)
+        return rotations_of(uses, self.entry, self.scheme), self.scheme.weights if quantized else None
+
+    @property
+    def kernel(self) -> str:
+        """Names of the kernels that will run it, the row kernel first; "bf16" where it is kept."""
+        if self.kernels is None:
+            return "bf16"
+        row = [self.kernels.row.name] if self.kernels.row else []
+        return " + ".join([*row, self.kernels.gemm.name])
+
+
+def products(modules: Iterable[ModulePlan]) -> tuple[tuple[ModulePlan, ...], ...]:
+    """The linears of a block, together where they are one product: of one input, with one scheme and fate."""
+    groups: dict[tuple[object, ...], list[ModulePlan]] = {}
+    for m in modules:
+        key = str(m.entry.role) if m.kernels is None else (m.entry.site, m.kernels, m.passes, m.entry.bias)
+        groups.setdefault((key,), []).append(m)
+    return tuple(tuple(group) for group in groups.values())
+
+
+def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:
+    """Linears, as `plan_module` has them, with silu(gate) up in the product of gate and up where they are one.
+
+    Down reads what that gives; elsewhere its row kernel computes it of the two.
+    """
+    modules = tuple(modules)
+    made = {
+        m.entry.role.block
+        for group in products(modules)
+        for m in group
+        if [one.entry.role.part for one in group] == ["mlp.gate", "mlp.up"] and m.entry.out_features % GATE == 0
+    }
+
+    def kernels(m: ModulePlan) -> LayerKernels | None:
+        if m.kernels is None or m.entry.role.block not in made:
+            return m.kernels
+        match m.entry.role.part:
+            case "mlp.gate" | "mlp.up":
+                return m.kernels.gated()
+            case "mlp.down":
+                return m.kernels.plain()
+        return m.kernels
+
+    return tuple(replace(m, kernels=kernels(m)) for m in modules)
+
+
+def stored_bits(modules: Iterable[ModulePlan]) -> int:
+    """Bits of these modules: codes, scales, zero points, kept weights, and the online transforms of their inputs.
+
+    Rotations are float16 and permutations int32, one of each for every input that is transformed: the bits of the
+    linears of different inputs add up.
+    """
+    modules = tuple(modules)
+    inputs = {(m.entry.site, m.rotations): m.entry.in_features for m in modules if m.rotations}
+    transforms = sum(
+        sum(block**2 * 16 for block in rotations) + (channels * 32 if len(rotations) > 1 else 0)
+        for (_, rotations), channels in inputs.items()
+    )
+    return sum(m.stored_bits for m in modules) + transforms
+
+
+def bits_text(blocks: float, model: float, digits: int = 2) -> str:
+    """Bits per weight as people read them: a figure of the blocks never stands without the whole model's."""
+    return f"{blocks:.{digits}f} in the blocks, {model:.{digits}f} in the whole model"
+
+
+def tensor_bits(modules: Iterable[ModulePlan]) -> int:
+    """The same with their biases: everything that an artifact stores for them."""
+    modules = tuple(modules)
+    return stored_bits(modules) + sum(bias_of(m) * (FLOAT_BITS if m.scheme is None else 32) for m in modules)
+
+
+def bias_of(module: ModulePlan) -> int:
+    return module.entry.out_features if module.entry.bias else 0
+
+
+def rotations_of(uses: Iterable[PassUse], entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
+    """Block sizes of the rotations that these passes leave online on a linear's input: the last one's that has any."""
+    online = [sizes for use in uses if (sizes := use.params.rotations(entry, scheme))]
+    return online[-1] if online else ()

@@ -1,0 +1,181 @@
+"""The plan: what will happen to every module, decided from the recipe and config.json alone. No torch, no weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from qspec.catalog import GemmKernel, RowKernel, kernels_for
+from qspec.diagnostics import Diagnostic
+from qspec.errors import InputError
+from qspec.fitting import fitted, require_groups, require_rotations
+from qspec.formats import Scheme
+from qspec.language.layers import verify
+from qspec.language.layout import Layout, RuleCount, matches
+from qspec.language.spec import Calibration, PassUse, Rule, Spec
+from qspec.models.family import DecoderShape, Family, ModuleEntry
+from qspec.plan.modules import (
+    FLOAT_BITS,
+    ModulePlan,
+    bias_of,
+    gated,
+    products,
+    rotations_of,
+    stored_bits,
+    tensor_bits,
+)
+
+BATCH_TOKENS = 4096  # calibration tokens in one forward pass
+NORM_BITS = 32  # norm gains stay in float32: smoothing folds scales into them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Frozen decisions for every module of a model of this shape. calibrate: the recipe's, as the model takes it."""
+
+    spec: Spec
+    calibrate: Calibration
+    family: str
+    shape: DecoderShape
+    modules: tuple[ModulePlan, ...]
+    rules: tuple[RuleCount, ...]
+    warnings: tuple[Diagnostic, ...]
+
+    def block(self, index: int) -> tuple[ModulePlan, ...]:
+        """The linears of one block in forward order."""
+        return tuple(m for m in self.modules if m.entry.role.block == index)
+
+    def merged(self, index: int) -> tuple[tuple[ModulePlan, ...], ...]:
+        """The linears of a block that are computed as one product, where these are several."""
+        return tuple(group for group in products(self.block(index)) if len(group) > 1)
+
+    def product(self, module: ModulePlan) -> str | None:
+        """The first module of the product that a linear is part of; None where it is one of its own."""
+        groups = () if module.entry.role.block is None else self.merged(module.entry.role.block)
+        return next((group[0].entry.module for group in groups if module in group), None)
+
+    def module(self, role: str) -> ModulePlan | None:
+        """By any name that a recipe may call it: `head` is the embedding where they are one tensor."""
+        return next((m for m in self.modules if any(str(name.role) == role for name in m.entry.names)), None)
+
+    def kernels(self) -> tuple[RowKernel | GemmKernel, ...]:
+        """Every distinct kernel that some layer will run, sorted by name."""
+        found: dict[str, RowKernel | GemmKernel] = {}
+        for module in self.modules:
+            if module.kernels is not None:
+                for kernel in (module.kernels.row, module.kernels.gemm):
+                    if kernel is not None:
+                        found[kernel.name] = kernel
+        return tuple(found[name] for name in sorted(found))
+
+    def pass_counts(self) -> tuple[int, ...]:
+        """How many modules each pass touches."""
+        counts = Counter(use for m in self.modules for use in dict.fromkeys(m.passes))
+        return tuple(counts[use] for use in self.spec.passes)
+
+    def rules_for(self, module: ModulePlan) -> tuple[Rule, ...]:
+        """Every rule that matches a module, in the recipe's order; the last one decides."""
+        layers = self.shape.layers
+        return tuple(rule for rule in self.spec.rules if rule.selector.matches(module.entry, layers))
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of the linears in the blocks; embedding and head are not among them."""
+        return sum(m.entry.weights for m in self.linears())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """True bits of a block weight: codes, scales, zero points and online transforms, kept linears at 16."""
+        return stored_bits(self.linears()) / self.block_weights
+
+    @property
+    def bits_per_weight_model(self) -> float:
+        """The same of an average weight of the whole model: embedding and head, which are kept at 16, count too."""
+        return stored_bits(self.modules) / sum(m.entry.weights for m in self.modules)
+
+    @property
+    def bytes_before(self) -> int:
+        """The whole model in 16 bits."""
+        weights = sum(m.entry.weights + bias_of(m) for m in self.modules)
+        return (weights + self._norm_gains()) * FLOAT_BITS // 8
+
+    @property
+    def bytes_after(self) -> int:
+        """The tensors of the artifact."""
+        return self.bits_after // 8
+
+    @property
+    def bits_after(self) -> int:
+        return tensor_bits(self.modules) + self._norm_gains() * NORM_BITS
+
+    @property
+    def calibration_tokens(self) -> int:
+        return self.calibrate.rows * self.calibrate.length
+
+    def linears(self) -> Iterable[ModulePlan]:
+        """Those of the blocks, kept ones too."""
+        return (m for m in self.modules if m.entry.role.block is not None)
+
+    def _norm_gains(self) -> int:
+        return (2 * self.shape.layers + 1) * self.shape.width
+
+
+def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool = False) -> Plan:
+    """Decides every module. standin: whether the model stands in for the recipe's, so that calibration gives way to it.
+
+    Raises RecipeError, with the lines concerned, where the recipe does not fit this model; InputError for sizes that
+    do not.
+    """
+    if family.name not in spec.families:
+        known = " or ".join(spec.families)
+        raise InputError(
+            f"the recipe is for the family {known}, the checkpoint is {family.name}",
+            where=spec.source,
+            hint=f"add {family.name} to `family` in the recipe, or give a checkpoint of {known}",
+        )
+    layout = verify(spec, family.modules(shape), shape.layers)
+    calibrate = fitted(spec.calibrate, shape.max_length, standin=standin, where=spec.source)
+    require_groups(_pairs(spec, layout, shape.layers), spec.source)
+    for use in spec.passes:
+        use.params.check(shape)
+    uses: list[list[PassUse]] = [[] for _ in layout.modules]
+    places = matches([use.selector for use in spec.passes], layout.modules, shape.layers)
+    for use, touched in zip(spec.passes, places, strict=True):
+        for m in touched:
+            uses[m].append(use)
+        decided = ((layout.modules[m], layout.decided[m]) for m in touched)
+        require_rotations(use, ((entry, rule.scheme) for entry, rule in decided if rule and rule.scheme))
+    modules = gated(map(partial(_planned, spec), layout.modules, layout.decided, uses))
+    return Plan(spec, calibrate, family.name, shape, modules, layout.counts, layout.warnings)
+
+
+def _pairs(spec: Spec, layout: Layout, layers: int) -> list[tuple[ModuleEntry, Scheme]]:
+    """Every linear of the blocks with the scheme that it gets, and with those that a search offers it."""
+    offers = spec.search.offers if spec.search else ()
+    found = [(entry, rule.scheme) for entry, rule in zip(layout.modules, layout.decided, strict=True) if rule]
+    for offer, touched in zip(offers, matches([o.selector for o in offers], layout.modules, layers), strict=True):
+        found += [(layout.modules[m], choice) for m in touched for choice in offer.choices]
+    return [(entry, scheme) for entry, scheme in found if scheme is not None and entry.role.block is not None]
+
+
+def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
+    """The fate of one module under the rule that decides it. Raises InputError where no kernel computes it."""
+    return _planned(spec, entry, rule, [use for use in spec.passes if use.selector.matches(entry, layers)])
+
+
+def _planned(spec: Spec, entry: ModuleEntry, rule: Rule | None, uses: Sequence[PassUse]) -> ModulePlan:
+    """The same, with the passes whose selectors select it."""
+    scheme = rule.scheme if rule else None
+    if scheme is None:
+        return ModulePlan(entry, rule, None, tuple(use for use in spec.passes if use.params.whole_model), None)
+    if entry.role.block is None:
+        raise InputError(
+            f"{entry.role} can only be kept: no kernel computes it in {scheme.label}",
+            where=rule.text if rule else spec.source,
+            hint=f"add `layers {entry.role} keep`",
+        )
+    kernels = kernels_for(scheme, rotations_of(uses, entry, scheme), entry.source)
+    kernels.check(entry.in_features, str(entry.role))
+    return ModulePlan(entry, rule, scheme, tuple(uses), kernels)
