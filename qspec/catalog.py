@@ -108,8 +108,16 @@ class RowKernel:
 
     @property
     def transform(self) -> str:
-        """What its template calls the transform."""
+        """What its name calls the transform."""
         return TRANSFORMS[len(self.rotations)]
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """What it fills, by parameter: floats, or codes, scales, and zero points or units."""
+        if self.bits == 16:
+            return ("out",)
+        others = () if self.symmetric else ("zero",)
+        return ("codes", "scale", *(("unit",) if self.format.unit_bits else others))
 
     @property
     def name(self) -> str:

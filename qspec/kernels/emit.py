@@ -43,7 +43,9 @@ def with_device_functions(text: str) -> str:
     tree = ast.parse(text)
     lines, end = text.strip("\n").splitlines(), tree.body[0].end_lineno or 0
     top, rest = "\n".join(lines[:end]), "\n".join(lines[end:]).strip("\n")
-    return f"{top}\n\n{closure(_mentions(tree))}\n\n\n{rest}\n"
+    mentioned = frozenset[str]().union(*(_mentions(node) for node in tree.body))
+    own = {_defined(node) for node in tree.body}
+    return f"{top}\n\n{closure(mentioned - own)}\n\n\n{rest}\n"
 
 
 def closure(names: frozenset[str]) -> str:
@@ -100,7 +102,13 @@ def _defined(node: ast.stmt) -> str | None:
 
 
 def _mentions(node: ast.AST) -> frozenset[str]:
-    return frozenset(one.id for one in ast.walk(node) if isinstance(one, ast.Name))
+    """Names that a definition takes from outside: a function's arguments, and what it assigns to, are its own."""
+    names = [one for one in ast.walk(node) if isinstance(one, ast.Name)]
+    own = set[str]()
+    if isinstance(node, ast.FunctionDef):
+        own = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
+        own |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    return frozenset(name.id for name in names) - own
 
 
 def _in_order(trees: dict[str, ast.Module]) -> list[str]:

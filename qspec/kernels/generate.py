@@ -33,6 +33,7 @@ from qspec.catalog import (
 )
 from qspec.errors import InputError, MachineError
 from qspec.files import machine_errors, read_input, write_whole
+from qspec.kernels.describe_rows import describe_rows
 from qspec.kernels.emit import with_device_functions
 
 Kernel = RowKernel | GemmKernel | AttentionKernel
@@ -41,6 +42,7 @@ DIGEST_LENGTH = 16  # hex digits in a file name
 PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
 ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
 NEVER = 1 << 31  # tokens
+OPTIONAL = ("gain", "eps", "up", "rotation1", "permutation", "zero", "unit")  # parameters that not all row kernels have
 
 
 @lru_cache(maxsize=256)
@@ -56,7 +58,7 @@ def render(kernel: Kernel) -> str:
         values = _gemm_values(kernel)
     text = _environment().get_template(f"triton/{template}.py.jinja").render(name=kernel.name, **values)
     text = text.strip("\n") + "\n"
-    return text if isinstance(kernel, RowKernel) else with_device_functions(text)
+    return with_device_functions(text)
 
 
 def digest(source: str) -> str:
@@ -253,37 +255,44 @@ def _product_tile(step: int | None, *, floating: bool) -> int:
     return divides if divides >= smallest else min(max(power_of_two(step), smallest), largest)
 
 
+def _row_parameters(kernel: RowKernel) -> tuple[str, ...]:
+    """What `run` takes."""
+    sources = {"plain": (), "rmsnorm": ("gain", "eps"), "silu_mul": ("up",)}[kernel.source]
+    transforms = ((), ("rotation0",), ("rotation0", "rotation1", "permutation"))[len(kernel.rotations)]
+    return ("x", *sources, *transforms, *kernel.results)
+
+
 def _row_values(kernel: RowKernel) -> dict[str, Any]:
-    number = kernel.format if kernel.bits != 16 else None
+    quantize, rotations = kernel.bits != 16, kernel.rotations
     group = kernel.group or 1
-    part = power_of_two(group)
-    if kernel.rotations:
-        unit = kernel.rotations[-1]
-        wide = rotated_width(unit)
-    else:
-        unit, wide = group, part
-    cut = unit != wide  # rotated rows lie in blocks with gaps between them
+    group_held = power_of_two(group)
+    held = rotated_width(rotations[-1]) if rotations else 0
+    apart = bool(rotations) and (held != rotations[-1] or group_held != group)
+    names = _row_parameters(kernel)
     return {
+        "documentation": describe_rows(kernel),
+        "parameters": names,
+        "results": kernel.results,
+        "given": {name: name if name in names else "None" for name in OPTIONAL},
         "source": kernel.source,
-        "transform": kernel.transform,
-        "blocks": kernel.rotations,
-        "number": kernel.number,
-        "bits": kernel.bits,
-        "group": kernel.group,
-        "symmetric": kernel.symmetric,
+        "read": 1 if rotations else group,
+        "read_held": 1 if rotations else group_held,
+        "blocks": rotations,
+        "held": held,
+        "depth": min(held, ROTATION_ROWS) if held > PIECE else held,
         "fine": kernel.bits == 8,
-        "clip": None if kernel.clip == 1.0 else repr(kernel.clip),
-        "qmin": int(number.qmin) if number else None,
-        "qmax": int(number.qmax) if number else None,
-        "reach": float(number.reach) if number else None,
-        "unit": unit,
-        "wide": wide,
-        "chunk": min(wide, ROTATION_ROWS) if wide > PIECE else wide,
-        "parts": group,
-        "part": part,
+        "regroup": apart and kernel.group is not None,
+        "quantize": quantize,
+        "number": kernel.number,
+        "symmetric": kernel.symmetric,
+        "qmin": float(kernel.format.qmin) if quantize else None,
+        "qmax": float(kernel.format.qmax) if quantize else None,
+        "reach": float(kernel.format.reach) if quantize else None,
+        "clip": kernel.clip,
+        "group": kernel.group,
+        "group_held": group_held,
         "hopper": kernel.hopper,
-        "spans": spans(unit) if kernel.hopper else [],
-        "regroup": bool(kernel.rotations) and kernel.group is not None and (cut or part != group),
+        "spans": spans(rotations[-1]) if kernel.hopper else [],
     }
 
 

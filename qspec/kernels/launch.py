@@ -69,18 +69,9 @@ def prepare(
 
 def prepared(row: RowKernel, results: Sequence[Tensor], x: Tensor) -> PreparedInput:
     """What a row kernel made of x [..., K], from its results in the order of `outputs`."""
-    named = dict(zip(_results(row), results, strict=True))
+    named = dict(zip(row.results, results, strict=True))
     values = named["out"] if row.bits == 16 else named["codes"]
     return PreparedInput(values, named.get("scale"), named.get("zero"), x.shape, x.dtype, named.get("unit"))
-
-
-def _results(row: RowKernel) -> tuple[str, ...]:
-    if row.bits == 16:
-        return ("out",)
-    others = [] if row.symmetric else ["zero"]
-    if row.format.unit_bits:
-        others = ["unit"]
-    return ("codes", "scale", *others)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -97,7 +88,7 @@ def _alike(x: Tensor, up: Tensor) -> dict[str, Tensor | float]:
 
 
 def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
-    """What the row kernel fills for X [M, K], by parameter: floats, or codes, scales, and zero points or units."""
+    """What the row kernel fills for X [M, K], by parameter."""
     tokens, columns = rows.shape
     scales = ((columns // row.group) if row.group else 1, tokens)
     kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -108,7 +99,7 @@ def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
         "unit": ((tokens,), torch.float32),
     }
     results = {}
-    for name in _results(row):
+    for name in row.results:
         shape, dtype = kinds[name]
         read = name in ("codes", "out")  # by a product
         results[name] = (

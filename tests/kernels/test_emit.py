@@ -54,6 +54,14 @@ def test_definitions_follow_those_that_they_use(folder: Path, monkeypatch: pytes
     ]
 
 
+def test_names_of_a_functions_own_bring_nothing_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "third.py").write_text("def triple(unused):\n    double = 3 * unused\n    return double\n")
+    monkeypatch.setattr(emit, "read_library", lambda _, read=emit.read_library: read(folder))
+    text = emit.with_device_functions('"""A file."""\n\ndef quadruple(x):\n    return triple(quadruple(x))\n')
+    functions = [line for line in text.splitlines() if line.startswith("def ")]
+    assert functions == ["def triple(unused):", "def quadruple(x):"]
+
+
 def test_a_name_that_two_modules_define_is_refused(folder: Path) -> None:
     (folder / "third.py").write_text("def double(x):\n    return x\n")
     with pytest.raises(ValueError, match="double is defined twice"):

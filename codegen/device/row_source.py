@@ -1,0 +1,48 @@
+"""The rows that are quantized, from what is in memory: x, RMSNorm(x), or silu(x) up."""
+
+import triton
+import triton.language as tl
+
+from .row_operands import real_cells
+from .row_statistics import sum_of_squares
+
+# silu(y) = y / (1 + 2^(-y log2 e)), as Triton's own division and power of two, without steps for tiny operands
+SILU_PTX = tl.constexpr(
+    """{ .reg .f32 e; mul.f32 e, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 e, e;
+        add.f32 e, e, 0f3F800000; rcp.approx.ftz.f32 e, e; mul.f32 $0, $1, e; }"""
+)
+
+
+@triton.jit
+def load_rows(source, gains, tile, K: tl.constexpr, PDL: tl.constexpr):
+    """Y float32 [ROWS, places], 0 where nothing is real."""
+    start, mask = tile.row[:, None].to(tl.int64) * source.stride, real_cells(tile)
+    y = tl.load(source.x + start + tile.channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    if source.up is not None:
+        up = tl.load(source.up + start + tile.channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        y = as_stored(as_stored(silu(y, PDL), source.x) * up, source.x)
+    if source.gain is not None:
+        y = rms_norm(y, gains, source, K)
+    return y
+
+
+@triton.jit
+def rms_norm(y, gains, source, K: tl.constexpr):
+    """gain y / sqrt(mean(y^2) + eps), rounded to the dtype of x before and after the gain."""
+    factor = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(sum_of_squares(y), K * 1.0) + source.eps))
+    return as_stored(as_stored(y * factor[:, None], source.x) * gains.to(tl.float32)[None, :], source.x)
+
+
+@triton.jit
+def silu(y, PDL: tl.constexpr):
+    """y / (1 + exp(-y)), float32; PDL stands for compute capability 9.0 and later."""
+    if PDL:
+        return tl.inline_asm_elementwise(SILU_PTX, "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return y / (1.0 + tl.exp2(y * -1.4426950408889634))
+
+
+@triton.jit
+def as_stored(y, x):
+    """float32 y rounded to the dtype of pointer x."""
+    return y.to(x.dtype.element_ty).to(tl.float32)
