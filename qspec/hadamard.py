@@ -1,4 +1,4 @@
-"""Hadamard matrices: H [n, n] of entries 1 and -1 with H H^T = n I. The orders are known without torch.
+"""Hadamard matrices: H [n, n] of entries 1 and -1 with H H^T = n I.
 
 With chi the quadratic character of GF(q) and Q[i, j] = chi(a_i - a_j) over its elements:
 
@@ -16,54 +16,18 @@ from __future__ import annotations
 import math
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING
 
-from qspec.catalog import ROTATION_BLOCKS, SECOND_BLOCKS, NoKernel, rotated_width
-from qspec.lazy import LazyModule
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = LazyModule("torch")
+from qspec import hadamard_orders
 
 Polynomial = tuple[int, ...]  # coefficients modulo a prime, that of x^0 first
 
 
-def exists(order: int) -> bool:
-    """Whether `matrix` can build this order."""
-    return _base(order) is not None
-
-
-def factors(channels: int, where: str) -> tuple[int, ...]:
-    """Orders of Hadamard matrices that a row kernel runs, one or two: their Kronecker product is the block of the
-    largest block-diagonal rotation of `channels` channels.
-
-    One block where an order or a product of two reaches that far: 12288 = 128 x 96, 18944 = 128 x 148, 768 = 64 x 12.
-    Else several: 11008 = 43 blocks of 16 x 16, 1184 = 37 of 32. Of equal blocks the one with fewer rotations, then
-    with the least padding of a second order, which kernels hold as a power of two, 16 or more (11008 in blocks of
-    128 x 2 would take 88064 places, more than fit), then with the larger first order.
-
-    Raises NoKernel, naming `where`, where no multiple of 16 divides the channels.
-    """
-    low, high = SECOND_BLOCKS
-    seconds = [order for order in range(low, high + 1) if exists(order)]
-    found = [(first,) for first in ROTATION_BLOCKS] + [(a, b) for a in ROTATION_BLOCKS for b in seconds]
-    fitting = [orders for orders in found if channels % math.prod(orders) == 0]
-    if channels < 1 or not fitting:
-        reason = f"no Hadamard rotation of {channels} input channels has a kernel: no multiple of {ROTATION_BLOCKS[0]}"
-        raise NoKernel(reason, where=where)
-    return max(fitting, key=lambda orders: (math.prod(orders), -len(orders), -_padding(orders), orders[0]))
-
-
-def _padding(orders: tuple[int, ...]) -> float:
-    """Places that a row takes before its second rotation, over its channels: 16 / 12 for 64 x 12, 8 for 128 x 2."""
-    return rotated_width(orders[-1]) / orders[-1]
-
-
 def matrix(order: int) -> Tensor:
     """H, int8 [order, order]. Raises ValueError where no construction gives this order."""
-    base = _base(order)
+    base = hadamard_orders.base(order)
     if base is None:
         raise ValueError(f"no construction here gives a Hadamard matrix of order {order}")
     pair = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)
@@ -78,36 +42,8 @@ def orthogonal(order: int) -> Tensor:
     return matrix(order).double() / math.sqrt(order)
 
 
-def _base(order: int) -> int | None:
-    """The smallest order times a power of two that is `order` and is 1 or Paley's; None where there is none."""
-    if order < 1:
-        return None
-    power = order & -order
-    odd = order // power
-    bases = (odd << shift for shift in range(power.bit_length()))
-    return next((base for base in bases if base == 1 or _field(base)), None)
-
-
-def _field(order: int) -> int | None:
-    """q of the Paley matrix of this order, I before II; None where there is none."""
-    if order % 4 == 0 and _prime_power(order - 1):
-        return order - 1
-    if order % 8 == 4 and _prime_power(order // 2 - 1):
-        return order // 2 - 1
-    return None
-
-
-def _prime_power(q: int) -> tuple[int, int] | None:
-    """(p, k) with q = p^k, p prime, k >= 1."""
-    p = next((d for d in range(2, math.isqrt(q) + 1) if q % d == 0), q)
-    k = 0
-    while q % p == 0 and q > 1:
-        q, k = q // p, k + 1
-    return (p, k) if q == 1 and k else None
-
-
 def _paley(order: int) -> Tensor:
-    q = _field(order)
+    q = hadamard_orders.field_order(order)
     assert q is not None
     size = q + 1
     core = torch.ones(size, size, dtype=torch.int8)
@@ -124,7 +60,7 @@ def _paley(order: int) -> Tensor:
 
 def _differences(q: int) -> Tensor:
     """chi(a_i - a_j), int8 [q, q]: 0 on the diagonal, 1 where the difference is a square of GF(q), else -1."""
-    found = _prime_power(q)
+    found = hadamard_orders.prime_power(q)
     assert found is not None
     p, k = found
     elements = [tuple(reversed(digits)) for digits in product(range(p), repeat=k)]  # element i: the digits of i base p

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qspec.diagnostics import Diagnostic, RecipeError, Source, errors, in_order
 from qspec.errors import InputError
@@ -21,9 +20,7 @@ from qspec.language.merge import Merged, merge, merge_file
 from qspec.language.printer import spec_text
 from qspec.language.resolve import Resolver
 from qspec.language.spec import Pass, Spec
-
-if TYPE_CHECKING:
-    from qspec.models.family import Family
+from qspec.models.family import Family
 
 Settings = Mapping[str, str] | Iterable[tuple[str, str]]
 

@@ -8,7 +8,6 @@ all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from qspec.diagnostics import Diagnostic, Note, RecipeError, Source, Span, errors, in_order, listed
 from qspec.formats import Scheme
@@ -19,9 +18,7 @@ from qspec.language.selectors import Selector, name_matches, term_matches
 from qspec.language.spec import Offer, Rule, Spec
 from qspec.language.syntax import ModuleTerm, RoleTerm
 from qspec.language.unmatched import selector_problems
-
-if TYPE_CHECKING:
-    from qspec.models.family import Family, ModuleEntry
+from qspec.models.family import Family, ModuleEntry
 
 
 def verify(spec: Spec, modules: Sequence[ModuleEntry], layers: int) -> Layout:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qspec.diagnostics import Diagnostic
 from qspec.language.selectors import Selector
 from qspec.language.spec import Rule
-
-if TYPE_CHECKING:
-    from qspec.models.family import ModuleEntry
+from qspec.models.family import ModuleEntry
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,13 @@ module."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from qspec.catalog import NoKernel, kernels_for
 from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span
 from qspec.formats import Scheme
 from qspec.language.layout import Layout, matches
 from qspec.language.spec import INITIAL_FACTS, Fact, PassUse, Rule, Spec
-
-if TYPE_CHECKING:
-    from qspec.models.family import ModuleEntry
+from qspec.models.family import ModuleEntry
 
 MAX_CLASHES = 20  # reported at once: for each, the order without it is worked out
 WHOLE = "blocks[*].*"  # selects every linear of the blocks

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from qspec.language.parser import parse_selector
 from qspec.language.patterns import compiled, problem
 from qspec.language.syntax import Indices, ModuleTerm, RoleTerm, Segment, SelectorNode, Term
-
-if TYPE_CHECKING:
-    from qspec.models.family import ModuleEntry, Path
+from qspec.models.family import ModuleEntry, Path
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from qspec.diagnostics import Span
 from qspec.formats import Scheme
 from qspec.language.selectors import Selector
+from qspec.models.family import DecoderShape, ModuleEntry
 from qspec.seeds import LARGEST_SEED
-
-if TYPE_CHECKING:
-    from qspec.models.family import DecoderShape, ModuleEntry
 
 
 class Fact(StrEnum):
@@ -37,10 +36,11 @@ INITIAL_FACTS = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE
 class Pass:
     """Base of every pass in `qspec.passes`: its fields are its parameters, its class variables its contract.
 
-    A subclass is a frozen dataclass in a file of the pass's name; it adds `rewrite`, which the compiler
-    calls.
+    A subclass is a frozen dataclass that imports no torch: `check` makes it. `algorithm` names the module whose
+    `rewrite(params, block, uses)` does the work; it is imported when a block is rewritten.
     """
 
+    algorithm: ClassVar[str] = ""
     requires: ClassVar[frozenset[Fact]] = frozenset()
     establishes: ClassVar[frozenset[Fact]] = frozenset()
     clears: ClassVar[frozenset[Fact]] = frozenset()
@@ -74,7 +74,9 @@ class Pass:
 
     def rewrite(self, block: Any, uses: Any) -> None:
         """Rewrites the selected linears of one block; see `qspec.passes.block.Block`."""
-        raise TypeError(f"{type(self).__name__} defines no rewrite")
+        if not self.algorithm:
+            raise TypeError(f"{type(self).__name__} defines no rewrite and names no algorithm")
+        import_module(self.algorithm).rewrite(self, block, uses)
 
     def rewrite_outer(self, outer: Any) -> None:
         """Rewrites what lies outside the blocks, before the first one: see `qspec.passes.outer.Outer`."""

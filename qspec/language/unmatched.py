@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from qspec.diagnostics import Diagnostic, Edit, closest, quote
 from qspec.language.selectors import Selector, index_range, term_matches
 from qspec.language.syntax import ModuleTerm, RoleTerm, Segment, Term, Word
-
-if TYPE_CHECKING:
-    from qspec.models.family import ModuleEntry
+from qspec.models.family import ModuleEntry
 
 
 def selector_problems(selectors: Sequence[Selector], modules: Sequence[ModuleEntry], layers: int) -> list[Diagnostic]:

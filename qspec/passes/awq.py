@@ -4,36 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from annotated_types import Ge, Le
+import torch
+from torch import Tensor
 
+from qspec import numerics
 from qspec.errors import NumericsError
-from qspec.language.spec import Fact, Pass
-from qspec.lazy import LazyModule
-from qspec.passes.clip import Clip
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from qspec import numerics
-    from qspec.passes import statistics
-    from qspec.passes.block import Block, Sample, Site
-    from qspec.passes.linear import Linear
-else:
-    torch = LazyModule("torch")
-    numerics = LazyModule("qspec.numerics")
-    statistics = LazyModule("qspec.passes.statistics")
+from qspec.passes import clip, statistics
+from qspec.passes.block import Block, Sample, Site
+from qspec.passes.linear import Linear
+from qspec.passes.parameters import Awq, Clip
 
 EXPONENTS = 20  # r = 0, 1/20, .. 19/20
 LEAST_SHARE = 1e-4  # of the largest mean: what a channel counts as that is active less, or never
 NOT_CLIPPED = ("attention.q", "attention.k")
 
 
-@dataclass(frozen=True)
-class Awq(Pass):
+def rewrite(params: Awq, block: Block, uses: tuple[Linear, ...]) -> None:
     """x, W --> x / s, W s: s_j = (mean|X_j|)^r, the r with the least error behind rounded weights  (arXiv 2306.00978).
 
     s is divided by sqrt(max(s) min(s)). r in {0, .05, .. .95} minimises, over calibration tokens t with weights c,
@@ -51,30 +38,16 @@ class Awq(Pass):
     Where we differ from the paper's code: a channel that is never active counts as 1e-4 of the most active one, in
     place of an absolute bound on s; query heads that share a value head share its scale for o.
 
-    Parameters: clip; tokens, the size of the sample that r is chosen on, in whole calibration batches: 128 x 512 in the
-    paper of the diffusion LLMs' quantization (arXiv 2508.14896). Means and clips always see every token.
+    Scales the inputs of the selected linears in forward order, then searches their clips.
     """
-
-    clip: bool = True
-    tokens: Annotated[int, Ge(1), Le(1 << 24)] = 8192
-
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
-    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.OPEN_RANGE})
-
-    def ends(self) -> frozenset[Fact]:
-        """Without the clip search, ranges stay open."""
-        return self.clears if self.clip else frozenset()
-
-    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
-        """Scales the inputs of the selected linears in forward order, then searches their clips."""
-        for site in block.sites(uses):
-            block.rescale_input(site.name, best_scale(block, site, uses, self.tokens))
-        if self.clip:
-            Clip().rewrite(block, tuple(linear for linear in uses if linear.entry.role.part not in NOT_CLIPPED))
+    for site in block.sites(uses):
+        block.rescale_input(site.name, best_scale(block, site, uses, params.tokens))
+    if params.clip:
+        clip.rewrite(Clip(), block, tuple(linear for linear in uses if linear.entry.role.part not in NOT_CLIPPED))
 
 
 def best_scale(block: Block, site: Site, uses: Sequence[Linear], tokens: int) -> Tensor:
-    """s float32 [in] of the class's docstring. Raises NumericsError where no scale gives a finite error."""
+    """s float32 [in] of `rewrite`'s docstring. Raises NumericsError where no scale gives a finite error."""
     sample = block.sample(site.name, tokens)
     exact = [block.consume(site.name, part) for part in sample]
     mean = block.shared(site.name, block.statistics(site.name).mean)

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+import torch
+from torch import Tensor
 
-from annotated_types import Ge, Gt, Le, Lt
-
+from qspec import numerics
 from qspec.errors import NumericsError
-from qspec.language.spec import Fact, Pass
-from qspec.lazy import LazyModule
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from qspec import numerics
-    from qspec.formats import TensorFormat
-    from qspec.passes.block import Block
-    from qspec.passes.linear import Linear
-else:
-    torch = LazyModule("torch")
-    numerics = LazyModule("qspec.numerics")
+from qspec.formats import TensorFormat
+from qspec.passes.block import Block
+from qspec.passes.linear import Linear
+from qspec.passes.parameters import Clip
 
 
-@dataclass(frozen=True)
-class Clip(Pass):
+def rewrite(params: Clip, block: Block, uses: tuple[Linear, ...]) -> None:
     """Chooses the clip ratio of every group of W for the quantizer that comes; W itself stays  (arXiv 2306.00978).
 
     With d = w - w^ the rounding error of one group g of a row, and X_g the calibration inputs of its columns, tokens in
@@ -38,24 +26,15 @@ class Clip(Pass):
     once it is reached, and looks at 512 tokens. It leaves q and k alone, which a softmax of products consumes: here
     the selector says what is clipped.
 
-    Parameters: grid, steps of the ratio from 1 to 0; shrink, how far the search goes.
+    Sets `clip` of each selected linear, on its input after online transforms.
     """
-
-    grid: Annotated[int, Ge(2), Le(1000)] = 20
-    shrink: Annotated[float, Gt(0), Lt(1)] = 0.5
-
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.OPEN_RANGE})
-    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.OPEN_RANGE})
-
-    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
-        """Sets `clip` of each selected linear, on its input after online transforms."""
-        for site in block.sites(uses):
-            for group in site.by_transform(uses):
-                hessian = block.hessian(site.name, group[0].transform)
-                for linear in group:
-                    linear.clip = best_ratios(
-                        linear.weight, linear.formats.weights, hessian, self.grid, self.shrink, str(linear.entry.role)
-                    )
+    for site in block.sites(uses):
+        for group in site.by_transform(uses):
+            hessian = block.hessian(site.name, group[0].transform)
+            for linear in group:
+                linear.clip = best_ratios(
+                    linear.weight, linear.formats.weights, hessian, params.grid, params.shrink, str(linear.entry.role)
+                )
 
 
 def best_ratios(

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from torch import Tensor
 
-from annotated_types import Ge, Gt, Le, Lt
-
-from qspec.language.spec import Fact, Pass
-from qspec.lazy import LazyModule
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from qspec.passes import gptq, statistics
-    from qspec.passes.block import Block
-    from qspec.passes.linear import Linear
-else:
-    torch = LazyModule("torch")
-    statistics = LazyModule("qspec.passes.statistics")
-    gptq = LazyModule("qspec.passes.gptq")
+from qspec.passes import gptq, statistics
+from qspec.passes.block import Block
+from qspec.passes.linear import Linear
+from qspec.passes.parameters import Gptaq
 
 
-@dataclass(frozen=True)
-class Gptaq(Pass):
+def rewrite(params: Gptaq, block: Block, uses: tuple[Linear, ...]) -> None:
     """W --> codes(W) with least ||W X_fp - W^ X||^2  (arXiv 2504.02692, algorithm 1).
 
     X is what the linear will multiply: its input behind quantized blocks and linears, transformed and rounded to the
@@ -40,34 +26,20 @@ class Gptaq(Pass):
     have and its authors call an empirical choice (issue 4 of their repository), `strength` here; and past a block of
     columns it takes q_j for w_j in w_j P.
 
-    Parameters: damp, order, block as in `gptq`; strength, a factor of P: the code's by default, 1 is the paper's.
+    Site by site in forward order, as `gptq`; linears that round their input differently are solved apart.
     """
-
-    damp: Annotated[float, Gt(0), Lt(1)] = 0.01
-    order: Literal["activation", "natural"] = "activation"
-    block: Annotated[int, Ge(1), Le(4096)] = 128
-    strength: Annotated[float, Ge(0), Le(1)] = 0.25
-
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS})
-    establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
-    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS})
-    quantizes: ClassVar[bool] = True
-    follows_exact: ClassVar[bool] = True
-
-    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
-        """Site by site in forward order, as `gptq`; linears that round their input differently are solved apart."""
-        for site in block.sites(uses):
-            for group in site.by_transform(uses):
-                for activations in dict.fromkeys(linear.formats.activations for linear in group):
-                    alike = [linear for linear in group if linear.formats.activations == activations]
-                    hessian, cross = products(block, site.name, alike[0])
-                    symmetric = gptq.prepare(hessian, self.order, self.damp, site.name)
-                    asymmetry = self.strength * asymmetry_of(cross, symmetric)
-                    gptq.quantize_group(alike, symmetric._replace(asymmetry=asymmetry), self.block)
+    for site in block.sites(uses):
+        for group in site.by_transform(uses):
+            for activations in dict.fromkeys(linear.formats.activations for linear in group):
+                alike = [linear for linear in group if linear.formats.activations == activations]
+                hessian, cross = products(block, site.name, alike[0])
+                symmetric = gptq.prepare(hessian, params.order, params.damp, site.name)
+                asymmetry = params.strength * asymmetry_of(cross, symmetric)
+                gptq.quantize_group(alike, symmetric._replace(asymmetry=asymmetry), params.block)
 
 
 def products(block: Block, site: str, linear: Linear) -> tuple[Tensor, Tensor]:
-    """H and D of the class's docstring, float32 [in, in], for the input of a site as `linear` prepares it."""
+    """H and D of `rewrite`'s docstring, float32 [in, in], for the input of a site as `linear` prepares it."""
     count = 0.0
     hessian: Tensor | None = None
     cross: Tensor | None = None

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
-from annotated_types import Ge, Gt, Le, Lt
+import torch
+from torch import Tensor
 
+from qspec import numerics
 from qspec.errors import NumericsError
-from qspec.language.spec import Fact, Pass
-from qspec.lazy import LazyModule
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import torch
-    from torch import Tensor
-
-    from qspec import numerics
-    from qspec.formats import NumberFormat, TensorFormat
-    from qspec.passes.block import Block
-    from qspec.passes.linear import Linear
-else:
-    torch = LazyModule("torch")
-    numerics = LazyModule("qspec.numerics")
+from qspec.formats import NumberFormat, TensorFormat
+from qspec.passes.block import Block
+from qspec.passes.linear import Linear
+from qspec.passes.parameters import Gptq
 
 
-@dataclass(frozen=True)
-class Gptq(Pass):
+def rewrite(params: Gptq, block: Block, uses: tuple[Linear, ...]) -> None:
     """W --> codes(W) with least ||(W - W^) X||^2, column by column (arXiv 2210.17323, algorithm 1).
 
     H = 2 X^T diag(c) X / sum(c) over the calibration inputs X [n, in] with the tokens' weights c, damped by
@@ -43,24 +32,12 @@ class Gptq(Pass):
     Scales are fixed from the whole W before the first column (static groups), with the scheme's clip or a searched one,
     so activation order costs nothing at run time.
 
-    Parameters: damp; order, "activation" (largest diag H first) or "natural"; block, columns of a lazy update.
+    Site by site in forward order, so that later inputs carry the rounding of earlier linears.
     """
-
-    damp: Annotated[float, Gt(0), Lt(1)] = 0.01
-    order: Literal["activation", "natural"] = "activation"
-    block: Annotated[int, Ge(1), Le(4096)] = 128
-
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS})
-    establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
-    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS})
-    quantizes: ClassVar[bool] = True
-
-    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
-        """Site by site in forward order, so that later inputs carry the rounding of earlier linears."""
-        for site in block.sites(uses):
-            for group in site.by_transform(uses):
-                hessian = block.hessian(site.name, group[0].transform)
-                quantize_group(group, prepare(hessian, self.order, self.damp, site.name), self.block)
+    for site in block.sites(uses):
+        for group in site.by_transform(uses):
+            hessian = block.hessian(site.name, group[0].transform)
+            quantize_group(group, prepare(hessian, params.order, params.damp, site.name), params.block)
 
 
 class Elimination(NamedTuple):

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+import torch
 
-from qspec import hadamard
-from qspec.errors import InputError
-from qspec.language.spec import Fact, Pass
-from qspec.lazy import LazyModule
-
-if TYPE_CHECKING:
-    import torch
-
-    from qspec import transforms
-    from qspec.formats import Scheme
-    from qspec.models.family import DecoderShape, ModuleEntry
-    from qspec.passes.block import Block
-    from qspec.passes.linear import Linear
-    from qspec.passes.outer import Outer
-else:
-    torch = LazyModule("torch")
-    transforms = LazyModule("qspec.transforms")
+from qspec import hadamard, transforms
+from qspec.passes.block import Block
+from qspec.passes.linear import Linear
+from qspec.passes.outer import Outer
+from qspec.passes.parameters import Quarot
 
 
-@dataclass(frozen=True)
-class Quarot(Pass):
+def rewrite_outer(params: Quarot, outer: Outer) -> None:
+    """Draws Q and rotates embedding and head."""
+    if params.residual:
+        signs = torch.randint(0, 2, (outer.shape.width, 1), generator=outer.generator("quarot")) * 2 - 1
+        outer.rotate_residual((signs * hadamard.orthogonal(outer.shape.width)).float())
+
+
+def rewrite(params: Quarot, block: Block, uses: tuple[Linear, ...]) -> None:
     """Rotates the residual stream, the heads' values and the MLP's hidden state (arXiv 2404.00456, section 4.1).
 
     With H_n a Hadamard matrix of order n over sqrt(n), g a norm's gain, D random signs drawn from the recipe's seed:
@@ -51,69 +44,18 @@ class Quarot(Pass):
     between models (docs/measurements.md). R3, on queries and keys after their rotary positions, helps a quantized KV
     cache alone, which no recipe can ask for.
 
-    Parameters: residual, online, whether to do each; heads, which rotation the heads' values get.
+    R1 on all linears; R2, R4 where o, down are among those selected.
     """
-
-    residual: bool = True
-    heads: Literal["within", "across", "none"] = "within"
-    online: bool = True
-
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
-    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
-
-    @property
-    def whole_model(self) -> bool:
-        """With R1."""
-        return self.residual
-
-    def check(self, shape: DecoderShape) -> None:
-        """R1 needs a head of its own and R1, R2 Hadamard matrices of their widths."""
-        if self.residual and shape.tied:
-            raise InputError(
-                "quarot cannot rotate the residual stream of a model whose head is its embedding",
-                hint="write quarot(residual = false)",
-            )
-        wanted = {
-            "residual = false": ("the residual stream", self.residual, shape.width),
-            "heads = none": ("blocks[*].attention.v", self.heads != "none", shape.head_width),
-        }
-        missing = {
-            without: (where, size)
-            for without, (where, rotated, size) in wanted.items()
-            if rotated and not hadamard.exists(size)
-        }
-        if missing:
-            orders = " and ".join(str(size) for _, size in missing.values())
-            raise InputError(
-                f"quarot has no Hadamard matrix of order {orders}",
-                where=", ".join(where for where, _ in missing.values()),
-                hint=f"write quarot({', '.join(missing)})",
-            )
-
-    def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
-        """R4's, and those of R2 across heads."""
-        across = {"mlp.down": self.online, "attention.o": self.heads == "across"}
-        wanted = across.get(entry.role.part, False) and scheme.activations is not None
-        return hadamard.factors(entry.in_features, str(entry.role)) if wanted and entry.in_features else ()
-
-    def rewrite_outer(self, outer: Outer) -> None:
-        """Draws Q and rotates embedding and head."""
-        if self.residual:
-            signs = torch.randint(0, 2, (outer.shape.width, 1), generator=outer.generator("quarot")) * 2 - 1
-            outer.rotate_residual((signs * hadamard.orthogonal(outer.shape.width)).float())
-
-    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
-        """R1 on all linears; R2, R4 where o, down are among those selected."""
-        if self.residual:
-            block.rotate_residual()
-        for linear in uses:
-            if linear.scheme is None:
-                continue
-            orders = self.rotations(linear.entry, linear.scheme)
-            if orders:
-                linear.absorb(online_hadamard(orders, linear.entry.in_features).to(linear.weight.device))
-            elif self.heads != "none" and linear.entry.role.part == "attention.o":
-                block.rotate_heads(hadamard.orthogonal(block.shape.head_width))
+    if params.residual:
+        block.rotate_residual()
+    for linear in uses:
+        if linear.scheme is None:
+            continue
+        orders = params.rotations(linear.entry, linear.scheme)
+        if orders:
+            linear.absorb(online_hadamard(orders, linear.entry.in_features).to(linear.weight.device))
+        elif params.heads != "none" and linear.entry.role.part == "attention.o":
+            block.rotate_heads(hadamard.orthogonal(block.shape.head_width))
 
 
 def online_hadamard(orders: tuple[int, ...], channels: int) -> transforms.InputTransform:

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+import torch
+from torch import Generator, Tensor
 
-from annotated_types import Ge, Le
-
-from qspec.catalog import ROTATION_BLOCKS
-from qspec.language.spec import Fact, Pass
-from qspec.lazy import LazyModule
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Generator, Tensor
-
-    from qspec import transforms
-    from qspec.formats import Scheme
-    from qspec.models.family import ModuleEntry
-    from qspec.passes.block import Block
-    from qspec.passes.linear import Linear
-else:
-    torch = LazyModule("torch")
-    transforms = LazyModule("qspec.transforms")
+from qspec import transforms
+from qspec.passes.block import Block
+from qspec.passes.linear import Linear
+from qspec.passes.parameters import RotateDuquant
 
 
-@dataclass(frozen=True)
-class RotateDuquant(Pass):
+def rewrite(params: RotateDuquant, block: Block, uses: tuple[Linear, ...]) -> None:
     """x W^T --> T(x) (W T^-1)^T,  T(x) = (x R1)[zigzag] R2  (arXiv 2406.01721, sections 3.2-3.3).
 
     R1 and R2 are block diagonal, one orthogonal [block, block] matrix shared by all blocks of an input, found greedily:
@@ -39,57 +24,41 @@ class RotateDuquant(Pass):
     square of its own largest value, so we keep the step with the lowest mean square of the tokens' peaks, over rows
     drawn from the whole calibration set (the seed paper's code fitted on one averaged sequence).
 
-    Parameters: block, channels in a rotation; steps, greedy steps tried.
+    Finds one transform for each input that selected linears read; their weights absorb its inverse.
     """
+    for site in block.sites(uses):
+        transform = fit(params, block.statistics(site.name).rows, block.generator(site.name))
+        for linear in site.linears:
+            if linear in uses:
+                linear.absorb(transform)
 
-    block: Annotated[int, Ge(16), Le(1024)] = 128
-    steps: Annotated[int, Ge(1), Le(4096)] = 256
 
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
-    clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
+def fit(params: RotateDuquant, x: Tensor, generator: Generator) -> transforms.InputTransform:
+    """The transform for a sample x [rows, in] of an input."""
+    spread = spreading_rotation(params.block, generator).to(x)
+    first = _greedy_rotation(params, x, spread)
+    x = transforms.block_rotate(x, first.float())
+    order = zigzag(x.abs().amax(0), params.block)
+    second = _greedy_rotation(params, x[:, order], spread)
+    return transforms.InputTransform((first, second), order.to(torch.int32))
 
-    def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
-        """R1 and R2, on every input."""
-        return (self.block, self.block)
 
-    def fitting(self, channels: int) -> str | None:
-        """The largest block that row kernels take and that divides all inputs."""
-        sizes = [size for size in ROTATION_BLOCKS if channels % size == 0]
-        return f"rotate_duquant(block = {max(sizes)})" if sizes else None
-
-    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
-        """Finds one transform for each input that selected linears read; their weights absorb its inverse."""
-        for site in block.sites(uses):
-            transform = self.fit(block.statistics(site.name).rows, block.generator(site.name))
-            for linear in site.linears:
-                if linear in uses:
-                    linear.absorb(transform)
-
-    def fit(self, x: Tensor, generator: Generator) -> transforms.InputTransform:
-        """The transform for a sample x [rows, in] of an input."""
-        spread = spreading_rotation(self.block, generator).to(x)
-        first = self._greedy_rotation(x, spread)
-        x = transforms.block_rotate(x, first.float())
-        order = zigzag(x.abs().amax(0), self.block)
-        second = self._greedy_rotation(x[:, order], spread)
-        return transforms.InputTransform((first, second), order.to(torch.int32))
-
-    def _greedy_rotation(self, x: Tensor, spread: Tensor) -> Tensor:
-        """float16 [block, block], the best prefix product of the greedy steps."""
-        tokens = x.shape[0]
-        x = x.reshape(-1, self.block)
-        product = best = torch.eye(self.block, device=x.device)
-        lowest = _noise(x, tokens)
-        for _ in range(self.steps):
-            rows = torch.arange(self.block, device=x.device)
-            outlier = int(x.abs().amax(0).argmax())
-            rows[0], rows[outlier] = outlier, 0
-            step = spread[rows]
-            x, product = x @ step, product @ step
-            noise = _noise(x, tokens)
-            if noise < lowest:
-                lowest, best = noise, product
-        return best.half()
+def _greedy_rotation(params: RotateDuquant, x: Tensor, spread: Tensor) -> Tensor:
+    """float16 [block, block], the best prefix product of the greedy steps."""
+    tokens = x.shape[0]
+    x = x.reshape(-1, params.block)
+    product = best = torch.eye(params.block, device=x.device)
+    lowest = _noise(x, tokens)
+    for _ in range(params.steps):
+        rows = torch.arange(params.block, device=x.device)
+        outlier = int(x.abs().amax(0).argmax())
+        rows[0], rows[outlier] = outlier, 0
+        step = spread[rows]
+        x, product = x @ step, product @ step
+        noise = _noise(x, tokens)
+        if noise < lowest:
+            lowest, best = noise, product
+    return best.half()
 
 
 def spreading_rotation(size: int, generator: Generator) -> Tensor:

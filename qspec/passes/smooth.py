@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Le
+import torch
+from torch import Tensor
 
+from qspec import numerics, precision
 from qspec.errors import NumericsError
-from qspec.language.spec import Fact, Pass
-from qspec.lazy import LazyModule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
-    from torch import Tensor
-
-    from qspec import numerics, precision
-    from qspec.passes import statistics
-    from qspec.passes.block import Block, Site
-    from qspec.passes.linear import Linear
-else:
-    torch = LazyModule("torch")
-    numerics = LazyModule("qspec.numerics")
-    statistics = LazyModule("qspec.passes.statistics")
-    precision = LazyModule("qspec.precision")
+from qspec.passes import statistics
+from qspec.passes.block import Block, Site
+from qspec.passes.linear import Linear
+from qspec.passes.parameters import Smooth
 
 SMALLEST = 2.0**-24  # of the largest channel: beside it, float32 sees no less
 SEARCHED = tuple(step / 20 for step in range(6, 20))  # 0.3, 0.35, .. 0.95
 SEARCH_TOKENS = 16384  # calibration tokens that alpha is searched on, in whole batches
 
 
-@dataclass(frozen=True)
-class Smooth(Pass):
+def rewrite(params: Smooth, block: Block, uses: tuple[Linear, ...]) -> None:
     """x, W --> x / s, W s: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)  (arXiv 2211.10438, eq. 4).
 
     max|W_j| runs over all linears that read the input. 1 / s is folded into what produces the input (a norm's gain, the
@@ -50,22 +36,15 @@ class Smooth(Pass):
     the bound of max|W_j| is 2^-24 of the largest column's, and a channel that is active less than 2^-24 of the most
     active one, or never, gets the geometric mean of the others' scales: it stays what it is beside them.
 
-    Parameters: alpha, how much of the difficulty moves to the weights; 0.5 in the paper, 0.8-0.9 tuned on LLaMA.
+    Smooths the inputs of the selected linears, in forward order.
     """
-
-    alpha: Annotated[float, Ge(0), Le(1)] | Literal["search"] = 0.5
-
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
-
-    def rewrite(self, block: Block, uses: tuple[Linear, ...]) -> None:
-        """Smooths the inputs of the selected linears, in forward order."""
-        for site in block.sites(uses):
-            alpha = best_alpha(block, site, uses) if self.alpha == "search" else self.alpha
-            block.rescale_input(site.name, scale_of(block, site, alpha))
+    for site in block.sites(uses):
+        alpha = best_alpha(block, site, uses) if params.alpha == "search" else params.alpha
+        block.rescale_input(site.name, scale_of(block, site, alpha))
 
 
 def scale_of(block: Block, site: Site, alpha: float) -> Tensor:
-    """s float32 [in] of the class's docstring; ones where no channel is ever active or all weights are zero."""
+    """s float32 [in] of `rewrite`'s docstring; ones where no channel is ever active or all weights are zero."""
     peak = block.statistics(site.name).peaks
     columns = torch.stack([linear.weight.abs().amax(0) for linear in site.linears]).amax(0)
     live = peak > SMALLEST * peak.amax()

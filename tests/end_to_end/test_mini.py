@@ -35,9 +35,7 @@ from qspec.language.spec import Pass
 from qspec.lock import machine_kind
 from qspec.models.inputs import value_of
 from qspec.origin import find_checkpoint
-from qspec.passes.gptq import Gptq
-from qspec.passes.rotate_duquant import RotateDuquant
-from qspec.passes.smooth import Smooth
+from qspec.passes.parameters import Gptq, RotateDuquant, Smooth
 from qspec.progress import Quiet
 from qspec.runtime import load_tokenizer
 from tests.end_to_end.conftest import NO_REPORT, Mini, quantized_linears

@@ -12,7 +12,7 @@ from qspec import resources
 from qspec.catalog import AttentionKernel, GemmKernel, RowKernel
 from qspec.cli.planned import planned
 from qspec.errors import UsageError
-from qspec.hadamard import factors
+from qspec.hadamard_orders import factors
 from qspec.kernels.ahead import TARGETS, _problems, compile_ahead, misplaced, misreduced
 from qspec.kernels.generate import Kernel
 

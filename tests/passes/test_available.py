@@ -43,15 +43,18 @@ def check(path: Path) -> str:
     return f"from qspec.cli import main; sys.exit(main(['check', {str(path)!r}]))"
 
 
-def test_ours_are_found_by_their_files() -> None:
+def test_ours_are_the_files_that_rewrite() -> None:
     done = run("from qspec.passes import available; print(*available())")
     assert done.stdout.split() == OURS
+    folder = ROOT / "qspec" / "passes"
+    assert sorted(file.stem for file in folder.glob("*.py") if "\ndef rewrite(params" in file.read_text()) == OURS
 
 
-def test_a_pass_is_imported_when_a_recipe_names_it() -> None:
-    code = "from qspec.passes import available; available()['rtn']\n"
-    done = run(code + "print(*[m for m in sys.modules if m.startswith('qspec.passes.')])")
-    assert done.stdout.split() == ["qspec.passes.rtn"]
+def test_algorithms_are_imported_when_a_block_is_rewritten() -> None:
+    code = "from qspec.passes import available; rtn = available()['rtn']()\n"
+    show = "print([m for m in ('torch', 'qspec.passes.rtn', 'qspec.passes.gptq') if m in sys.modules])\n"
+    done = run(code + show + "rtn.rewrite(None, ())\n" + show)
+    assert done.stdout == "[]\n['torch', 'qspec.passes.rtn']\n", done.stderr
 
 
 def test_a_recipe_can_name_the_pass_of_an_installed_package(tmp_path: Path) -> None:

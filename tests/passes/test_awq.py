@@ -12,9 +12,9 @@ from torch import Tensor
 from qspec.errors import NumericsError
 from qspec.formats import Scheme
 from qspec.language.spec import Fact
-from qspec.passes.awq import Awq, scale_of
+from qspec.passes.awq import scale_of
 from qspec.passes.block import Block
-from qspec.passes.clip import Clip
+from qspec.passes.parameters import Awq, Clip
 from tests.passes.conftest import SHAPE, scheme
 from tests.passes.independent import Copy, rounded
 

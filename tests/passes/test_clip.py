@@ -11,11 +11,7 @@ from torch import Tensor
 from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.passes.block import Block
-from qspec.passes.clip import Clip
-from qspec.passes.gptq import Gptq
-from qspec.passes.rotate_duquant import RotateDuquant
-from qspec.passes.rtn import Rtn
-from qspec.passes.smooth import Smooth
+from qspec.passes.parameters import Clip, Gptq, RotateDuquant, Rtn, Smooth
 from tests.passes.conftest import SHAPE, scheme
 from tests.passes.independent import rounded
 from tests.passes.test_awq import weigh

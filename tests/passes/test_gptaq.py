@@ -13,9 +13,9 @@ from torch.autograd.functional import hessian, jacobian
 from qspec import numerics
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
 from qspec.passes.block import Block
-from qspec.passes.gptaq import Gptaq, asymmetry_of, products
-from qspec.passes.gptq import Gptq, prepare, round_columns
-from qspec.passes.rtn import Rtn
+from qspec.passes.gptaq import asymmetry_of, products
+from qspec.passes.gptq import prepare, round_columns
+from qspec.passes.parameters import Gptaq, Gptq, Rtn
 from tests.passes.conftest import scheme
 from tests.passes.independent import Copy, rounded, rounded_tokens
 from tests.passes.test_awq import weigh

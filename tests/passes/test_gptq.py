@@ -13,7 +13,8 @@ from qspec import numerics
 from qspec.errors import NumericsError
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
 from qspec.passes.block import Block
-from qspec.passes.gptq import Gptq, prepare, round_columns
+from qspec.passes.gptq import prepare, round_columns
+from qspec.passes.parameters import Gptq
 from tests.passes.conftest import scheme
 
 INT4 = TensorFormat(NUMBER_FORMATS["int4"], Granularity("channel"))

@@ -21,7 +21,7 @@ from qspec.models.dream import DREAM
 from qspec.passes import available
 from qspec.passes.block import Block
 from qspec.passes.outer import Outer
-from qspec.passes.rotate_duquant import RotateDuquant
+from qspec.passes.parameters import RotateDuquant
 from tests.passes.conftest import SHAPE, scheme, unweighted
 
 MASK_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -13,7 +13,7 @@ import torch
 from qspec import hadamard, precision, quantize
 from qspec.errors import NumericsError
 from qspec.passes.block import Block
-from qspec.passes.quarot import Quarot
+from qspec.passes.parameters import Quarot
 from qspec.passes.statistics import weighted_product
 from tests.passes.conftest import SHAPE, scheme
 from tests.tf32 import EmulatedTf32, cut, with_tf32

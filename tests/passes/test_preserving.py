@@ -11,8 +11,7 @@ from torch import Tensor
 from qspec.language.spec import Pass
 from qspec.passes import available
 from qspec.passes.block import Block
-from qspec.passes.rotate_duquant import RotateDuquant
-from qspec.passes.smooth import Smooth
+from qspec.passes.parameters import RotateDuquant, Smooth
 from tests.passes.conftest import scheme
 
 # The block sizes of the small test model; everything else is a pass' default.

@@ -9,7 +9,7 @@ import pytest
 
 from qspec.passes import available
 from qspec.passes.block import Block
-from qspec.passes.rtn import Rtn
+from qspec.passes.parameters import Rtn
 from tests.passes.conftest import SHAPE, scheme
 
 QUANTIZING = [name for name, cls in available().items() if cls.quantizes and name != "rtn"]

@@ -17,7 +17,8 @@ from qspec.models.family import ModuleEntry
 from qspec.models.llada import LLADA
 from qspec.passes.block import Block
 from qspec.passes.outer import Outer
-from qspec.passes.quarot import Quarot, online_hadamard
+from qspec.passes.parameters import Quarot
+from qspec.passes.quarot import online_hadamard
 from tests.passes.conftest import SHAPE, scheme
 
 R1 = Quarot(heads="none", online=False)

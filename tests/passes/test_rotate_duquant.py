@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from qspec.passes.rotate_duquant import RotateDuquant, spreading_rotation, zigzag
+from qspec.passes.parameters import RotateDuquant
+from qspec.passes.rotate_duquant import fit, spreading_rotation, zigzag
 
 
 def test_spreading_rotation_spreads_one_channel_evenly() -> None:
@@ -25,7 +26,7 @@ def test_rotations_are_orthogonal_and_outliers_shrink() -> None:
     x = torch.randn(200, 64, generator=g)
     x[:, 3] *= 50  # normal outlier
     x[7, 40] = 400  # massive one
-    transform = RotateDuquant(block=16, steps=32).fit(x, g)
+    transform = fit(RotateDuquant(block=16, steps=32), x, g)
     for r in transform.rotations:
         torch.testing.assert_close(r.double() @ r.double().T, torch.eye(16, dtype=torch.float64), rtol=0, atol=2e-3)
     y = transform.apply(x)
@@ -36,7 +37,7 @@ def test_rotations_are_orthogonal_and_outliers_shrink() -> None:
 def test_the_weight_absorbs_the_stored_rotation_exactly() -> None:
     g = torch.Generator().manual_seed(2)
     x, w = torch.randn(50, 64, generator=g), torch.randn(24, 64, generator=g)
-    transform = RotateDuquant(block=32, steps=9).fit(x, g)
+    transform = fit(RotateDuquant(block=32, steps=9), x, g)
     exact = x.double() @ w.double().T
     got = transform.apply(x).double() @ transform.absorb(w.double()).T
     assert (got - exact).norm() / exact.norm() < 1e-6

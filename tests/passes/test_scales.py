@@ -12,12 +12,9 @@ from qspec import quantize
 from qspec.errors import NumericsError
 from qspec.language.spec import Pass
 from qspec.numerics import sqnr_db
-from qspec.passes.awq import Awq
 from qspec.passes.block import PRODUCERS, Block
-from qspec.passes.clip import Clip
-from qspec.passes.gptq import Gptq
 from qspec.passes.outer import Outer
-from qspec.passes.rtn import Rtn
+from qspec.passes.parameters import Awq, Clip, Gptq, Rtn
 from tests.passes.conftest import scheme
 
 GROUPED = scheme("int4", None, 32)

@@ -10,8 +10,7 @@ import torch
 from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.passes.block import Block
-from qspec.passes.rtn import Rtn
-from qspec.passes.smooth import Smooth
+from qspec.passes.parameters import Rtn, Smooth
 from tests.passes.conftest import scheme
 from tests.passes.independent import Copy, rounded, rounded_tokens
 from tests.passes.test_awq import weigh

@@ -21,10 +21,8 @@ from qspec.formats import Scheme
 from qspec.language.spec import Pass
 from qspec.passes import available
 from qspec.passes.block import Block
-from qspec.passes.gptq import Gptq, prepare
-from qspec.passes.rotate_duquant import RotateDuquant
-from qspec.passes.rtn import Rtn
-from qspec.passes.smooth import Smooth
+from qspec.passes.gptq import prepare
+from qspec.passes.parameters import Gptq, RotateDuquant, Rtn, Smooth
 from tests.passes.conftest import SHAPE, scheme
 
 CHANNELS = SHAPE.ffn
