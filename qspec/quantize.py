@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -145,7 +146,7 @@ def rewrite_block(plan: Plan, index: int, module: DecoderBlock, stream: Stream, 
         block.fit_scales(uses)
         if use.params.quantizes:
             use.params.rewrite(block, uses)
-            block.forget_statistics()
+            block.observed.forget()
         else:
             with _preserved(block, use.name):
                 use.params.rewrite(block, uses)
@@ -174,9 +175,9 @@ def _require_planned(
 def _preserved(block: Block, name: str) -> Iterator[None]:
     """Checks on one calibration batch that a pass left the block's function alone: what attention adds to the residual
     stream, and what the MLP adds, each relative to its own size."""
-    before = block.additions()
+    before = block.observed.additions()
     yield
-    for part, was, now in zip(("attention", "mlp"), before, block.additions(), strict=True):
+    for part, was, now in zip(("attention", "mlp"), before, block.observed.additions(), strict=True):
         size, change = float(was.norm()), float((now - was).norm())
         if not change <= PRESERVED * size:
             by = f"{change / size:.1e}" if size else "what was zero before"
@@ -235,20 +236,13 @@ def _quality(block: Block) -> dict[str, tuple[float, float]]:
     """
     found: dict[str, tuple[float, float]] = {}
 
-    def watch(part: str, linear: Linear) -> None:
-        def observe(x: Tensor) -> None:
-            exact = linear.transformed(x) @ linear.weight.T
-            rounded = linear.rounded_input(x) @ linear.rounded_weight().T
-            found[part] = (sqnr_db(exact, rounded), sqnr_db(linear.weight, linear.rounded_weight()))
-
-        linear.observe = observe
+    def measure(part: str, linear: Linear, x: Tensor) -> None:
+        exact = linear.transformed(x) @ linear.weight.T
+        rounded = linear.rounded_input(x) @ linear.rounded_weight().T
+        found[part] = (sqnr_db(exact, rounded), sqnr_db(linear.weight, linear.rounded_weight()))
 
     quantized = {part: linear for part, linear in block.linears.items() if linear.quantized is not None}
-    for part, linear in quantized.items():
-        watch(part, linear)
-    block.additions()
-    for linear in quantized.values():
-        linear.observe = None
+    block.observed.additions({part: partial(measure, part, linear) for part, linear in quantized.items()})
     return found
 
 

@@ -153,7 +153,7 @@ def of_model(cell: Cell, grid: str, device: str, samples: int) -> dict[str, floa
         block.fit_scales(uses)
         (Gptq() if cell.method == "gptq" else Rtn()).rewrite(block, uses)
         sites = block.sites()
-        seen, _ = next(block.inputs([site.name for site in sites]))
+        seen, _ = next(block.observed.inputs([site.name for site in sites]))
         for site in sites:
             x = seen[site.name].float()
             errors += [

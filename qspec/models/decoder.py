@@ -18,7 +18,7 @@ asks for an approximation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, cast
 
@@ -81,6 +81,9 @@ class AttentionContext:
         return self.kept
 
 
+Linears = Callable[[str], nn.Module]  # a block's linears by part
+
+
 class RMSNorm(nn.Module):
     """`qspec.models.inputs.Normed` with a gain to learn."""
 
@@ -118,30 +121,39 @@ class DecoderBlock(nn.Module):
         """Puts another module in a part's place, under the same checkpoint name."""
         _attach(self, self.paths[name], module)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        return self.fed(self.attended(x, context))
+    def forward(self, x: Tensor, context: AttentionContext, linears: Linears | None = None) -> Tensor:
+        """x [b, t, d] -> [b, t, d]. linears: what computes each linear in this pass; None, the block's own."""
+        return self.fed(self.attended(x, context, linears), linears)
 
-    def attended(self, x: Tensor, context: AttentionContext) -> Tensor:
+    def attended(self, x: Tensor, context: AttentionContext, linears: Linears | None = None) -> Tensor:
         """x [b, t, d] -> [b, t, d] behind the attention, with the residual: the first half of the block."""
-        return self.attend(self._normed("attention.norm", x), context, x)
+        return self.attend(self._normed("attention.norm", x), context, x, linears)
 
-    def fed(self, x: Tensor) -> Tensor:
+    def fed(self, x: Tensor, linears: Linears | None = None) -> Tensor:
         """x [..., d] behind the attention -> [..., d], with the residual: the second half, token by token."""
-        return self.feed_forward(self._normed("mlp.norm", x), x)
+        return self.feed_forward(self._normed("mlp.norm", x), x, linears)
 
-    def attend(self, h: LayerInput, context: AttentionContext, residual: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        h: LayerInput,
+        context: AttentionContext,
+        residual: Tensor | None = None,
+        linears: Linears | None = None,
+    ) -> Tensor:
         """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
-        q, k, v = project([self.part(f"attention.{name}") for name in "qkv"], h)
+        linear = linears or self.part
+        q, k, v = project([linear(f"attention.{name}") for name in "qkv"], h)
         q = rotate(self._heads(q, self.heads), context)
         k = rotate(self._heads(k, self.kv_heads), context)
         k, v = context.attended(k, self._heads(v, self.kv_heads))
         mixed = self.attention(q, k, v, context.mask)
         mixed = mixed.transpose(1, 2).flatten(2)  # [b, t, heads * head width]
-        return project_onto(residual, self.part("attention.o"), mixed)
+        return project_onto(residual, linear("attention.o"), mixed)
 
-    def feed_forward(self, h: LayerInput, residual: Tensor | None = None) -> Tensor:
+    def feed_forward(self, h: LayerInput, residual: Tensor | None = None, linears: Linears | None = None) -> Tensor:
         """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
-        return project_onto(residual, self.part("mlp.down"), gated(self.part("mlp.gate"), self.part("mlp.up"), h))
+        linear = linears or self.part
+        return project_onto(residual, linear("mlp.down"), gated(linear("mlp.gate"), linear("mlp.up"), h))
 
     def _normed(self, part: str, x: Tensor) -> Normed:
         norm = cast(RMSNorm, self.part(part))

@@ -11,8 +11,9 @@ from torch import Tensor
 from qspec import numerics
 from qspec.errors import NumericsError
 from qspec.passes import clip, statistics
-from qspec.passes.block import Block, Sample, Site
+from qspec.passes.block import Block
 from qspec.passes.linear import Linear
+from qspec.passes.observed import Site, SiteInput
 from qspec.passes.parameters import Awq, Clip
 
 EXPONENTS = 20  # r = 0, 1/20, .. 19/20
@@ -48,15 +49,15 @@ def rewrite(params: Awq, block: Block, uses: tuple[Linear, ...]) -> None:
 
 def best_scale(block: Block, site: Site, uses: Sequence[Linear], tokens: int) -> Tensor:
     """s float32 [in] of `rewrite`'s docstring. Raises NumericsError where no scale gives a finite error."""
-    sample = block.sample(site.name, tokens)
-    exact = [block.consume(site.name, part) for part in sample]
-    mean = block.shared(site.name, block.statistics(site.name).mean)
+    inputs = block.observed.sampled(site.name, tokens)
+    exact = [block.observed.consume(site.name, given) for given in inputs]
+    mean = block.shared(site.name, block.observed.statistics(site.name).mean)
     best: Tensor | None = None
     least = float("inf")
     for step in range(EXPONENTS):
         scale = scale_of(mean, step / EXPONENTS)
         with _rounded([linear for linear in site.linears if linear in uses], scale):
-            error = sum(_error(block, site, part, y) for part, y in zip(sample, exact, strict=True))
+            error = sum(_error(block, site, given, y) for given, y in zip(inputs, exact, strict=True))
         if error < least:
             best, least = scale, error
     if best is None:
@@ -77,8 +78,8 @@ def scale_of(mean: Tensor, exponent: float) -> Tensor:
     return scale / (scale.amax() * scale.amin()).sqrt()
 
 
-def _error(block: Block, site: Site, part: Sample, exact: Tensor) -> float:
-    return statistics.weighted_square(exact.float() - block.consume(site.name, part).float(), part.weight)
+def _error(block: Block, site: Site, given: SiteInput, exact: Tensor) -> float:
+    return statistics.weighted_square(exact.float() - block.observed.consume(site.name, given).float(), given.weight)
 
 
 @contextmanager

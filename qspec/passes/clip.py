@@ -30,7 +30,7 @@ def rewrite(params: Clip, block: Block, uses: tuple[Linear, ...]) -> None:
     """
     for site in block.sites(uses):
         for group in site.by_transform(uses):
-            hessian = block.hessian(site.name, group[0].transform)
+            hessian = block.observed.hessian(site.name, group[0].transform)
             for linear in group:
                 linear.clip = best_ratios(
                     linear.weight, linear.formats.weights, hessian, params.grid, params.shrink, str(linear.entry.role)

@@ -43,7 +43,7 @@ def products(block: Block, site: str, linear: Linear) -> tuple[Tensor, Tensor]:
     count = 0.0
     hessian: Tensor | None = None
     cross: Tensor | None = None
-    for x, exact, tokens in block.paired_inputs(site):
+    for x, exact, tokens in block.observed.paired_inputs(site):
         ready = linear.rounded_input(x)
         difference = linear.transformed(exact) - ready
         count += float(tokens.weight.sum())

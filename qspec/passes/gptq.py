@@ -36,7 +36,7 @@ def rewrite(params: Gptq, block: Block, uses: tuple[Linear, ...]) -> None:
     """
     for site in block.sites(uses):
         for group in site.by_transform(uses):
-            hessian = block.hessian(site.name, group[0].transform)
+            hessian = block.observed.hessian(site.name, group[0].transform)
             quantize_group(group, prepare(hessian, params.order, params.damp, site.name), params.block)
 
 

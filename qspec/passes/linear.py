@@ -32,8 +32,6 @@ class Linear(nn.Module):
         self.transform: InputTransform | None = None
         self.clip: Tensor | None = None
         self.quantized: numerics.Quantized | None = None
-        self.rounding = True
-        self.observe: Callable[[Tensor], None] | None = None
 
     @property
     def formats(self) -> Scheme:
@@ -49,12 +47,16 @@ class Linear(nn.Module):
     @property
     def input_key(self) -> tuple[object, ...]:
         """Linears of one site with equal keys share `prepare`."""
-        return (id(self.transform), self.formats.activations if self._rounds else None)
+        return (id(self.transform), self.formats.activations if self.quantized is not None else None)
 
-    def prepare(self, given: LayerInput) -> PreparedInput:
-        """x [..., in] as it comes, and T(x), rounded to the scheme's activations once the weights are codes."""
+    def prepare(self, given: LayerInput, *, rounding: bool = True) -> TransformedInput:
+        """x [..., in] as it comes, and T(x), rounded to the scheme's activations once the weights are codes.
+
+        rounding: False leaves everything in floats.
+        """
         x = value_of(given)
-        return PreparedInput(x, self.rounded_input(x) if self._rounds else self.transformed(x))
+        rounds = rounding and self.quantized is not None
+        return TransformedInput(x, self.rounded_input(x) if rounds else self.transformed(x))
 
     def transformed(self, x: Tensor) -> Tensor:
         """T(x) [..., in], float32."""
@@ -72,11 +74,9 @@ class Linear(nn.Module):
             .reshape(x.shape)
         )
 
-    def multiply(self, prepared: PreparedInput, residual: Tensor | None = None) -> Tensor:
+    def multiply(self, prepared: TransformedInput, residual: Tensor | None = None, *, rounding: bool = True) -> Tensor:
         """[..., out], with the rounding that has been decided so far, added to the residual if there is one."""
-        if self.observe is not None:
-            self.observe(prepared.raw.reshape(-1, prepared.raw.shape[-1]))
-        weight = self.rounded_weight() if self._rounds else self.weight
+        weight = self.rounded_weight() if rounding else self.weight
         return plus(residual, functional.linear(prepared.ready, weight, self.bias).to(prepared.raw.dtype))
 
     def forward(self, given: LayerInput) -> Tensor:
@@ -104,14 +104,38 @@ class Linear(nn.Module):
                 hint="put this pass before every clip search",
             )
 
-    @property
-    def _rounds(self) -> bool:
-        return self.rounding and self.quantized is not None
-
 
 @dataclass(frozen=True)
-class PreparedInput:
+class TransformedInput:
     """A linear's input before and after its online transform and rounding."""
 
     raw: Tensor
     ready: Tensor
+
+
+class LinearView(nn.Module):
+    """A linear as one forward pass runs it. rounding: False leaves it in floats, input and weight. watcher: told what
+    it reads, [tokens, in]."""
+
+    def __init__(
+        self, linear: Linear, *, rounding: bool = True, watcher: Callable[[Tensor], None] | None = None
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.rounding = rounding
+        self.watcher = watcher
+
+    @property
+    def input_key(self) -> tuple[object, ...]:
+        return self.linear.input_key if self.rounding else (id(self.linear.transform), None)
+
+    def prepare(self, given: LayerInput) -> TransformedInput:
+        return self.linear.prepare(given, rounding=self.rounding)
+
+    def multiply(self, prepared: TransformedInput, residual: Tensor | None = None) -> Tensor:
+        if self.watcher is not None:
+            self.watcher(prepared.raw.reshape(-1, prepared.raw.shape[-1]))
+        return self.linear.multiply(prepared, residual, rounding=self.rounding)
+
+    def forward(self, given: LayerInput) -> Tensor:
+        return self.multiply(self.prepare(given))

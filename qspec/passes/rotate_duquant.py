@@ -27,7 +27,7 @@ def rewrite(params: RotateDuquant, block: Block, uses: tuple[Linear, ...]) -> No
     Finds one transform for each input that selected linears read; their weights absorb its inverse.
     """
     for site in block.sites(uses):
-        transform = fit(params, block.statistics(site.name).rows, block.generator(site.name))
+        transform = fit(params, block.observed.statistics(site.name).rows, block.generator(site.name))
         for linear in site.linears:
             if linear in uses:
                 linear.absorb(transform)

@@ -11,8 +11,9 @@ from torch import Tensor
 from qspec import numerics, precision
 from qspec.errors import NumericsError
 from qspec.passes import statistics
-from qspec.passes.block import Block, Site
+from qspec.passes.block import Block
 from qspec.passes.linear import Linear
+from qspec.passes.observed import Site
 from qspec.passes.parameters import Smooth
 
 SMALLEST = 2.0**-24  # of the largest channel: beside it, float32 sees no less
@@ -45,7 +46,7 @@ def rewrite(params: Smooth, block: Block, uses: tuple[Linear, ...]) -> None:
 
 def scale_of(block: Block, site: Site, alpha: float) -> Tensor:
     """s float32 [in] of `rewrite`'s docstring; ones where no channel is ever active or all weights are zero."""
-    peak = block.statistics(site.name).peaks
+    peak = block.observed.statistics(site.name).peaks
     columns = torch.stack([linear.weight.abs().amax(0) for linear in site.linears]).amax(0)
     live = peak > SMALLEST * peak.amax()
     if not bool(live.any()) or not bool(columns.any()):
@@ -59,7 +60,7 @@ def best_alpha(block: Block, site: Site, uses: Sequence[Linear]) -> float:
 
     Raises NumericsError where one of the errors is not finite.
     """
-    rows = [part.rows for part in block.sample(site.name, SEARCH_TOKENS)]
+    rows = [part.rows for part in block.observed.sampled(site.name, SEARCH_TOKENS)]
     scales = {alpha: block.shared(site.name, scale_of(block, site, alpha)) for alpha in SEARCHED}
     errors = dict.fromkeys(SEARCHED, 0.0)
     with precision.fast_products():

@@ -74,7 +74,7 @@ def weighted_square(y: Tensor, weight: Tensor) -> float:
     return float((y.square().sum(-1) * weight).sum(dtype=torch.float64))
 
 
-class Gather:
+class Observer:
     """Takes statistics of the inputs that it observes over `batches` batches."""
 
     def __init__(self, batches: int, generator: torch.Generator) -> None:

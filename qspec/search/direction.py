@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from qspec.models.inputs import plus
-from qspec.passes.linear import Linear, PreparedInput
+from qspec.passes.linear import Linear, TransformedInput
 
 
 class Both(NamedTuple):
     """An input prepared for the linear as it is, and as it is rounded."""
 
-    exact: PreparedInput
-    rounded: PreparedInput
+    exact: TransformedInput
+    rounded: TransformedInput
 
 
 class Directed(nn.Module):
@@ -38,20 +38,16 @@ class Directed(nn.Module):
 
     def prepare(self, x: Tensor) -> Both:
         """Without and with rounding."""
-        return Both(self._rounding(False).prepare(x), self._rounding(True).prepare(x))
+        return Both(self.linear.prepare(x, rounding=False), self.linear.prepare(x))
 
     def multiply(self, prepared: Both, residual: Tensor | None = None) -> Tensor:
         """[b, t, out], added to the residual if there is one."""
-        exact = self._rounding(False).multiply(prepared.exact)
+        exact = self.linear.multiply(prepared.exact, rounding=False)
         with torch.no_grad():
-            change = self._rounding(True).multiply(prepared.rounded).float() - exact.float()
+            change = self.linear.multiply(prepared.rounded).float() - exact.float()
             self.noise += float(change.double().square().sum())
             self.signal += float(exact.double().square().sum())
         return plus(residual, exact + (self.step[:, None, None] * change).to(exact.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(self.prepare(x))
-
-    def _rounding(self, on: bool) -> Linear:
-        self.linear.rounding = on
-        return self.linear

@@ -19,6 +19,7 @@ from qspec.compiler import Inputs
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.tokens import know_tokens
 from qspec.passes.block import Block
+from qspec.passes.linear import LinearView
 from qspec.plan import BATCH_TOKENS, Plan
 from qspec.precision import exact_products, fast_products
 from qspec.progress import Quiet
@@ -131,8 +132,8 @@ class Engine:
             for part in target.parts:
                 choices[f"blocks[{job.block}].{part}"] = self._scheme(job.scheme)
         block = self._rewritten(assigned(self.space.plan, choices), job.block, self._at(job.block).stream)
-        for linear in block.linears.values():
-            linear.rounding = False
+        for part, linear in block.linears.items():
+            block.module.replace(part, LinearView(linear, rounding=False))
         return block
 
     def _scheme(self, name: str | None) -> Choice:
@@ -312,11 +313,10 @@ def _direct(block: Block, targets: Sequence[Target], rows: int) -> dict[str, tup
 @contextmanager
 def _rounding(block: Block, target: Target) -> Iterator[None]:
     """While it lasts, the target's linears round."""
-    linears = [block.linears[part] for part in target.parts]
-    for linear in linears:
-        linear.rounding = True
+    for part in target.parts:
+        block.module.replace(part, block.linears[part])
     try:
         yield
     finally:
-        for linear in linears:
-            linear.rounding = False
+        for part in target.parts:
+            block.module.replace(part, LinearView(block.linears[part], rounding=False))

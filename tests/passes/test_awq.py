@@ -29,7 +29,7 @@ SITES = {
 def weigh(block: Block, seed: int) -> None:
     """Gives the calibration tokens weights between 0 and 2; a third of them is left out."""
     g = torch.Generator().manual_seed(seed)
-    for batch in block.stream.batches:
+    for batch in block.observed.stream.batches:
         draw = torch.rand(batch.weight.shape, generator=g)
         batch.weight = torch.where(draw < 1 / 3, 0.0, 3 * draw - 1)
 
@@ -37,8 +37,8 @@ def weigh(block: Block, seed: int) -> None:
 def grid(block: Block, site: str, parts: tuple[str, ...]) -> list[tuple[float, Tensor]]:
     """(weighted squared error, scale) for r = 0, 0.05, .. 0.95 over every calibration token."""
     copy = Copy.of(block)
-    inputs = [copy.inputs(batch.x.double())[site] for batch in block.stream.batches]
-    weights = [batch.weight.double()[..., None] for batch in block.stream.batches]
+    inputs = [copy.inputs(batch.x.double())[site] for batch in block.observed.stream.batches]
+    weights = [batch.weight.double()[..., None] for batch in block.observed.stream.batches]
     mean = sum((x.abs() * c).sum((0, 1)) for x, c in zip(inputs, weights, strict=True)) / sum(c.sum() for c in weights)
     if site == "attention.mixed":  # two query heads read one value head
         pairs = mean.reshape(SHAPE.kv_heads, 2, SHAPE.head_width)
@@ -89,12 +89,12 @@ def test_channels_that_are_never_active_stay_sane(make_block: Callable[..., Bloc
     block = make_block(FORMATS["w3_group"])
     block.module.part("mlp.norm").weight[[3, 9]] = 0.0
     up = block.linears["mlp.up"].weight.clone()
-    before = sum(block.additions())
+    before = sum(block.observed.additions())
     Awq().rewrite(block, tuple(block.linears.values()))
     scale = (block.linears["mlp.up"].weight / up).median(0).values
     assert bool(torch.isfinite(scale).all())
     assert float(scale.max() / scale.min()) <= 1.001e4
-    assert (sum(block.additions()) - before).norm() / before.norm() < 1e-5
+    assert (sum(block.observed.additions()) - before).norm() / before.norm() < 1e-5
 
 
 def test_an_input_that_is_never_active_is_not_scaled() -> None:
@@ -106,14 +106,14 @@ def test_an_input_that_is_never_active_is_not_scaled() -> None:
 def test_the_sample_is_bounded_and_spread(make_block: Callable[..., Block]) -> None:
     """Three batches of 40 tokens: one, two or all of them, as the site sees them."""
     block = make_block(FORMATS["w3_group"])
-    whole = [seen["mlp.input"] for seen, _ in block.inputs({"mlp.input"})]
+    whole = [seen["mlp.input"] for seen, _ in block.observed.inputs({"mlp.input"})]
     for tokens, expected in ((1, [0]), (40, [0]), (41, [0, 1]), (80, [0, 1]), (120, [0, 1, 2]), (999, [0, 1, 2])):
-        found = block.sample("mlp.input", tokens)
+        found = block.observed.sampled("mlp.input", tokens)
         assert len(found) == len(expected)
         for part, index in zip(found, expected, strict=True):
             torch.testing.assert_close(part.rows[0], whole[index])
-    block.stream.batches[0].weight.zero_()
-    (part,) = block.sample("mlp.input", 1)
+    block.observed.stream.batches[0].weight.zero_()
+    (part,) = block.observed.sampled("mlp.input", 1)
     torch.testing.assert_close(part.rows[0], whole[1])
 
 

@@ -30,7 +30,7 @@ def losses(block: Block, part: str, site: str, ratios: list[float]) -> Tensor:
     w = linear.weight.double()
     size = fmt.group(w.shape[1])
     total = torch.zeros(len(ratios), w.shape[0], w.shape[1] // size, dtype=torch.float64)
-    for seen, tokens in block.inputs({site}):
+    for seen, tokens in block.observed.inputs({site}):
         x = (seen[site] if linear.transform is None else linear.transform.apply(seen[site])).double()
         x = x.reshape(len(x), -1, size)
         for i, ratio in enumerate(ratios):

@@ -117,7 +117,7 @@ def test_products_are_of_rounded_inputs_and_of_what_they_would_have_been(make_bl
     chosen = scheme("int2", "int6")
     block = make_block(chosen)
     weigh(block, 6)
-    for batch in block.stream.batches:
+    for batch in block.observed.stream.batches:
         noise = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(7))
         batch.x = batch.x + 0.1 * noise
     float_copy, copy = Copy.of(block), Copy.of(block)
@@ -126,7 +126,7 @@ def test_products_are_of_rounded_inputs_and_of_what_they_would_have_been(make_bl
     for part in parts:
         copy.weight[part] = rounded(copy.weight[part].float(), chosen.weights)
     xs, exacts, weights = [], [], []
-    for batch in block.stream.batches:
+    for batch in block.observed.stream.batches:
         h = copy.norm("attention.norm", batch.x.double())
         h = rounded_tokens(h.flatten(0, 1), chosen.activations).reshape(h.shape)
         xs.append(rounded_tokens(copy.mixed(h).flatten(0, 1), chosen.activations))
@@ -143,7 +143,7 @@ def loss(block: Block, part: str, site: str) -> float:
     """sum_t c_t ||W x_fp,t - W^ x_t||^2, the objective of a quantized linear."""
     linear = block.linears[part]
     total = 0.0
-    for x, exact, tokens in block.paired_inputs(site):
+    for x, exact, tokens in block.observed.paired_inputs(site):
         y = linear.transformed(exact) @ linear.weight.T - linear.rounded_input(x) @ linear.rounded_weight().T
         total += float((y.double().square().sum(1) * tokens.weight).sum())
     return total
@@ -159,7 +159,7 @@ def test_no_worse_than_gptq_on_its_own_objective(
     for name, quantizer in (("rtn", Rtn()), ("gptq", Gptq()), ("gptaq", Gptaq()), ("whole", Gptaq(strength=1))):
         block = make_block(scheme("int3", activations), seed)
         turn = torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)) * 0.3 / 8
-        for batch in block.stream.batches:
+        for batch in block.observed.stream.batches:
             batch.x = batch.x + batch.x @ turn
         for part, site in (("mlp.gate", "mlp.input"), ("mlp.down", "mlp.gated"), ("attention.v", "attention.input")):
             quantizer.rewrite(block, (block.linears[part],))

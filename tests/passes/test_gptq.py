@@ -141,8 +141,8 @@ def test_a_hessian_that_is_not_finite_stops() -> None:
 def test_later_sites_see_earlier_rounding(make_block: Callable[..., Block]) -> None:
     """The Hessian of o is taken after q, k and v were rounded."""
     block = make_block(scheme("int2", None))
-    before = block.hessian("attention.mixed", None)
+    before = block.observed.hessian("attention.mixed", None)
     attention = tuple(linear for part, linear in block.linears.items() if part.startswith("attention"))
     Gptq().rewrite(block, attention[:3])
-    after = block.hessian("attention.mixed", None)
+    after = block.observed.hessian("attention.mixed", None)
     assert (after - before).norm() / before.norm() > 0.01

@@ -67,7 +67,7 @@ def as_on_a_gpu(make_block: Callable[..., Block]) -> Block:
     """A block whose residual stream is rotated and in bfloat16."""
     signs = torch.randint(0, 2, (SHAPE.width, 1), generator=torch.Generator().manual_seed(3)) * 2 - 1
     block = make_block(scheme("int4", "int4"), basis=(signs * hadamard.orthogonal(SHAPE.width)).float())
-    for batch in block.stream.batches:
+    for batch in block.observed.stream.batches:
         batch.x = batch.x.bfloat16()
     return block
 
@@ -86,8 +86,8 @@ def test_quarot_preserves_the_function_in_a_bfloat16_stream(make_block: Callable
 def test_the_check_computes_the_same_under_every_setting(make_block: Callable[..., Block]) -> None:
     block = as_on_a_gpu(make_block)
     with precision.exact_products():
-        expected = block.additions()
-    for found, wanted in zip(with_tf32(block.additions), expected, strict=True):
+        expected = block.observed.additions()
+    for found, wanted in zip(with_tf32(block.observed.additions), expected, strict=True):
         assert torch.equal(found, wanted)
 
 
@@ -97,15 +97,15 @@ def test_hessians_are_whole_under_every_setting(make_block: Callable[..., Block]
     x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(with_tf32(lambda: weighted_product(x, x, torch.ones(40))), x.T @ x)
     with EmulatedTf32() as products:
-        block.hessian("mlp.gated", None)
-    assert products.whole == 2 * len(block.stream.batches)  # into the stream's basis and X^T X
+        block.observed.hessian("mlp.gated", None)
+    assert products.whole == 2 * len(block.observed.stream.batches)  # into the stream's basis and X^T X
     assert products.cut > 0  # forward passes
 
 
 def test_a_change_that_the_residual_stream_would_hide_is_found(make_block: Callable[..., Block]) -> None:
     """One percent of what attention adds, beside a stream ten thousand times as large."""
     block = make_block(scheme("int4", "int4"))
-    for batch in block.stream.batches:
+    for batch in block.observed.stream.batches:
         batch.x = batch.x * 1e4
     linear = block.linears["attention.o"]
     wrong = pytest.raises(NumericsError, match=r"blocks?.*by 1\.0e-02.*\n  where: blocks\[0\]\.attention")

@@ -22,8 +22,14 @@ PRESERVING = [name for name, cls in available().items() if not cls.quantizes]
 def outputs(block: Block) -> Tensor:
     """Of every calibration row, in the basis that the checkpoint has."""
     with torch.no_grad():
-        found = torch.cat([block.module(x, batch.context) for x, batch in block.stream.inputs(block.in_basis)])
-    return found @ block.stream.basis.T if block.stream.basis is not None and block.in_basis else found
+        found = torch.cat(
+            [block.module(x, batch.context) for x, batch in block.observed.stream.inputs(block.observed.in_basis)]
+        )
+    return (
+        found @ block.observed.stream.basis.T
+        if block.observed.stream.basis is not None and block.observed.in_basis
+        else found
+    )
 
 
 @pytest.mark.parametrize("name", PRESERVING)

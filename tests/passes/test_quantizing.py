@@ -20,7 +20,7 @@ def loss(block: Block, part: str, site: str, paired: bool) -> float:
     """sum_t ||W x_t - W^ x_t||^2 or, where the pass follows the unquantized model, sum_t ||W x_fp,t - W^ x_t||^2."""
     linear = block.linears[part]
     total = 0.0
-    for x, exact, _ in block.paired_inputs(site):
+    for x, exact, _ in block.observed.paired_inputs(site):
         wanted = (exact if paired else x).double() @ linear.weight.double().T
         total += float((wanted - x.double() @ linear.rounded_weight().double().T).square().sum())
     return total
@@ -32,7 +32,7 @@ def test_no_worse_than_rounding(
     name: str, bits: int, symmetric: bool, group: int | None, make_block: Callable[..., Block]
 ) -> None:
     block = make_block(scheme(f"int{bits}", None, group, symmetric))
-    for batch in block.stream.batches:  # what blocks before it did to its input
+    for batch in block.observed.stream.batches:  # what blocks before it did to its input
         batch.x = batch.x * 1.02
     part, site = "mlp.down", "mlp.gated"
     cls, linear, found = available()[name], block.linears[part], {}

@@ -44,7 +44,7 @@ def basis(seed: int = 3) -> Tensor:
 
 
 def seen(block: Block, site: str) -> Tensor:
-    return torch.cat([x[site] for x, _ in block.inputs({site})]).double()
+    return torch.cat([x[site] for x, _ in block.observed.inputs({site})]).double()
 
 
 def down(in_features: int) -> ModuleEntry:
@@ -87,7 +87,7 @@ def test_a_block_reads_and_writes_the_rotated_stream(make_block: Callable[..., B
     plain, rotated = make_block(scheme("int4", "int4")), make_block(scheme("int4", "int4"), basis=q)
     rotated.linears["attention.k"].scheme = None  # a kept linear is rotated with the others
     R1.rewrite(rotated, tuple(rotated.linears.values()))
-    batch = plain.stream.batches[0]
+    batch = plain.observed.stream.batches[0]
     with torch.no_grad():
         expected = plain.module(batch.x, batch.context) @ q
         got = rotated.module(batch.x @ q, batch.context)
@@ -128,18 +128,18 @@ def test_heads_are_rotated_each_by_itself(make_block: Callable[..., Block]) -> N
     expected = torch.cat([part @ h for part in seen(plain, "attention.mixed").split(16, dim=1)], 1)
     torch.testing.assert_close(seen(rotated, "attention.mixed"), expected, rtol=1e-5, atol=1e-5)
     assert all(linear.transform is None for linear in rotated.linears.values())
-    for got, expected in zip(rotated.additions(), plain.additions(), strict=True):
+    for got, expected in zip(rotated.observed.additions(), plain.observed.additions(), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
 def test_statistics_are_taken_anew(make_block: Callable[..., Block]) -> None:
     block = make_block(scheme("int4", "int4"))
-    before = block.statistics("attention.mixed").peaks
+    before = block.observed.statistics("attention.mixed").peaks
     R2.rewrite(block, tuple(block.linears.values()))
     torch.testing.assert_close(
-        block.statistics("attention.mixed").peaks, seen(block, "attention.mixed").abs().amax(0).float()
+        block.observed.statistics("attention.mixed").peaks, seen(block, "attention.mixed").abs().amax(0).float()
     )
-    assert not torch.equal(block.statistics("attention.mixed").peaks, before)
+    assert not torch.equal(block.observed.statistics("attention.mixed").peaks, before)
 
 
 # --- R4 ---
@@ -249,7 +249,7 @@ def test_across_heads_is_a_transform_of_the_whole_input(make_block: Callable[...
     x = seen(plain, "attention.mixed")
     ready = rotated.linears["attention.o"].transformed(x.float()).double()
     torch.testing.assert_close(ready, x @ matrix(64).double() / 8, rtol=1e-5, atol=1e-5)
-    for got, expected in zip(rotated.additions(), plain.additions(), strict=True):
+    for got, expected in zip(rotated.observed.additions(), plain.observed.additions(), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
@@ -278,7 +278,7 @@ def test_values_are_still_the_decoders(make_block: Callable[..., Block]) -> None
     q = basis()
     plain, rotated = make_block(scheme("int4", "int4")), make_block(scheme("int4", "int4"), basis=q)
     Quarot().rewrite(rotated, tuple(rotated.linears.values()))
-    batch = plain.stream.batches[1]
+    batch = plain.observed.stream.batches[1]
     with torch.no_grad():
         got = rotated.module(batch.x @ q, batch.context).double() @ q.double().T
         hidden = batch.x.double() + plain.module.attend(plain.module.part("attention.norm")(batch.x), batch.context)

@@ -41,7 +41,9 @@ def divided(block: Block, site: str, k: float) -> Block:
 
 def output(block: Block) -> Tensor:
     with torch.no_grad():
-        return torch.cat([block.module(x, batch.context) for x, batch in block.stream.inputs(block.in_basis)])
+        return torch.cat(
+            [block.module(x, batch.context) for x, batch in block.observed.stream.inputs(block.observed.in_basis)]
+        )
 
 
 def quantized(block: Block, *passes: Pass) -> Block:

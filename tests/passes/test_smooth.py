@@ -18,7 +18,9 @@ from tests.passes.test_awq import weigh
 
 def test_scale_is_the_papers(make_block: Callable[..., Block]) -> None:
     block = make_block(scheme("int4", "int4"))
-    peak = torch.cat([seen["mlp.input"] for seen, _ in block.inputs({"mlp.input"})]).double().abs().max(0).values
+    peak = (
+        torch.cat([seen["mlp.input"] for seen, _ in block.observed.inputs({"mlp.input"})]).double().abs().max(0).values
+    )
     gate, up = (block.linears[f"mlp.{n}"].weight.double().clone() for n in ("gate", "up"))
     columns = torch.maximum(gate.abs().max(0).values, up.abs().max(0).values)
     expected = peak**0.75 / columns**0.25
@@ -33,7 +35,7 @@ def test_balanced_at_one_half(make_block: Callable[..., Block]) -> None:
     block = make_block(scheme("int4", "int4"))
     down = block.linears["mlp.down"]
     Smooth(alpha=0.5).rewrite(block, (down,))
-    peak = torch.cat([seen["mlp.gated"] for seen, _ in block.inputs({"mlp.gated"})]).abs().amax(0)
+    peak = torch.cat([seen["mlp.gated"] for seen, _ in block.observed.inputs({"mlp.gated"})]).abs().amax(0)
     torch.testing.assert_close(peak, down.weight.abs().amax(0), rtol=1e-4, atol=1e-6)
 
 
@@ -59,7 +61,7 @@ def test_search_takes_the_best_alpha(make_block: Callable[..., Block], site: str
     block = make_block(chosen)
     weigh(block, 3)
     copy, parts = Copy.of(block), SITES[site]
-    batches = block.stream.batches
+    batches = block.observed.stream.batches
     x = torch.cat([copy.inputs(batch.x.double())[site].flatten(0, 1) for batch in batches])
     c = torch.cat([batch.weight.double().flatten() for batch in batches])
     x, c = x[c > 0], c[c > 0]

@@ -96,9 +96,9 @@ class Cell:
 
     def error(self, block: Block, index: int) -> float:
         """Of what the rewritten block adds, relative to what the unquantized one does, on a float32 stream."""
-        block.stream = self.stream(torch.float32)
+        block.observed.stream = self.stream(torch.float32)
         plain = Block(index, self.inputs.plan.shape, self.fresh(index), self.schemes(index), Stream(self.states), 0)
-        pairs = list(zip(block.additions(), plain.additions(), strict=True))
+        pairs = list(zip(block.observed.additions(), plain.observed.additions(), strict=True))
         return float(sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)) ** 0.5
 
     def fresh(self, index: int) -> torch.nn.Module:

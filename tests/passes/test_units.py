@@ -53,7 +53,7 @@ def codes(
     """
     block = make_block(chosen)
     gate, up, down = (block.linears[f"mlp.{part}"] for part in ("gate", "up", "down"))
-    for batch in block.stream.batches:  # what the rounding of earlier blocks has made of it
+    for batch in block.observed.stream.batches:  # what the rounding of earlier blocks has made of it
         batch.x = batch.x * 1.02
     if dead:
         up.weight[DEAD] = 0.0
@@ -151,7 +151,7 @@ def test_a_dead_channel_costs_its_neighbours_nothing(make_block: Callable[..., B
         if dead:
             up.weight[DEAD] = 0.0
         Gptq().rewrite(block, (down,))
-        x = torch.cat([seen["mlp.gated"] for seen, _ in block.inputs({"mlp.gated"})]).double()
+        x = torch.cat([seen["mlp.gated"] for seen, _ in block.observed.inputs({"mlp.gated"})]).double()
         lost = x @ (down.weight.double() - down.rounded_weight().double()).T
         errors[dead] = float(lost.norm() / (x @ down.weight.double().T).norm())
     assert errors[True] < 1.05 * errors[False]
@@ -165,7 +165,7 @@ def test_a_channel_that_is_never_active_keeps_its_place_among_weights(make_block
         up.weight[DEAD] = 0.0
         up.weight = up.weight * unit
         before = down.weight.clone()
-        peak = torch.cat([seen["mlp.gated"] for seen, _ in block.inputs({"mlp.gated"})]).abs().amax(0)
+        peak = torch.cat([seen["mlp.gated"] for seen, _ in block.observed.inputs({"mlp.gated"})]).abs().amax(0)
         Smooth(alpha=0.5).rewrite(block, (down,))
         scale = (peak / before.abs().amax(0)).sqrt()
         others = torch.cat([scale[:DEAD], scale[DEAD + 1 :]])
