@@ -9,6 +9,7 @@ line holds only integers and words from here.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from qspec.errors import InputError
@@ -286,6 +287,7 @@ class LayerKernels:
                 raise NoKernel(reason, where=where)
 
 
+@lru_cache(maxsize=1024)  # a check asks for the same ones at every layer
 def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = (), source: str = "plain") -> LayerKernels:
     """The kernels of a linear with this scheme whose input is rotated in blocks of these sizes. Raises NoKernel.
 

@@ -20,8 +20,7 @@ from qspec.errors import QspecError, visible
 SHOWN_WIDTH = 160  # columns of a source line that a rendering shows; longer lines are cut around the span
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Half-open range of characters [start, end) in the source at `path`."""
 
     start: int

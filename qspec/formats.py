@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Clip:
 class TensorFormat:
     """How one operand is stored: number format, granularity, symmetric or not, and clip."""
 
+    form: ClassVar[str] = "FORMAT per GRANULARITY symmetric clip CLIP"
     number: NumberFormat
     granularity: Granularity
     symmetric: bool = True

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from qspec.diagnostics import RecipeError, Source, Span
-from qspec.language import convert
-from qspec.language import syntax as s
-from qspec.language.formatter import amount_text
+from qspec.language.fields import shown
 from qspec.language.merge import Merged
 from qspec.language.params import Params
 from qspec.language.parser import parse
 from qspec.language.spec import BUDGET_UNITS, REGIMES, Budget
+from qspec.language.syntax import Block, Tree
 
 _NEEDS = {
     "bits": "nothing after it",
@@ -23,12 +22,9 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
     source = Source("--budget", f"search {{ budget {text} }}")
     file, problems = parse(source)
     merged = Merged(source.path, problems=list(problems))
-    nodes = [item.node for one in file.items if isinstance(one.node, s.Block) for item in one.node.items]
+    nodes = [tree for item in file.items if isinstance(item.node, Block) for tree in item.node.settings]
     found = tuple(
-        budget
-        for node in nodes
-        if isinstance(node, s.BudgetSetting)
-        for budget in read_budgets(node, merged, Params(merged, {}))
+        budget for node in nodes if node.rule == "budget" for budget in read_budgets(node, merged, Params(merged, {}))
     )
     if not merged.problems and (len(nodes) != 1 or len(file.items) != 1):
         merged.report(
@@ -39,11 +35,11 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
     return found
 
 
-def read_budgets(node: s.BudgetSetting, merged: Merged, params: Params) -> tuple[Budget, ...]:
+def read_budgets(node: Tree, merged: Merged, params: Params) -> tuple[Budget, ...]:
     """Each amount with its unit and kind; two of one kind are a mistake."""
     spans: dict[str, Span] = {}
     found = []
-    for amount in node.amounts:
+    for amount in node.trees():
         budget = _budget(amount, merged, params)
         if budget is None:
             continue
@@ -55,25 +51,25 @@ def read_budgets(node: s.BudgetSetting, merged: Merged, params: Params) -> tuple
     return tuple(found)
 
 
-def _budget(node: s.Amount, merged: Merged, params: Params) -> Budget | None:
-    number = params.plain(node.number)
+def _budget(node: Tree, merged: Merged, params: Params) -> Budget | None:
+    written, unit, *regimes = node.values
+    number = params.plain(written)
     if number is None:
         return None
-    if not isinstance(number, s.Number) or not number.value > 0:
-        message = f"`budget`: {convert.shown(number)} is not a number above 0"
-        notes = params.notes(node.number)
-        merged.report("QS017", message, node.number.span, "write a number, such as 4.25", notes=notes)
+    if number.kind != "NUMBER" or not float(number.text) > 0:
+        message = f"`budget`: {shown(number)} is not a number above 0"
+        merged.report("QS017", message, written.span, "write a number, such as 4.25", notes=params.notes(written))
         return None
-    if node.unit.name not in BUDGET_UNITS:
-        merged.unknown("QS029", "unit", node.unit, BUDGET_UNITS)
+    if unit.text not in BUDGET_UNITS:
+        merged.unknown("QS029", "unit", unit, BUDGET_UNITS)
         return None
-    if node.regime is not None and node.regime.name not in REGIMES:
-        merged.unknown("QS026", "regime", node.regime, REGIMES)
+    for regime in regimes:
+        if regime.text not in REGIMES:
+            merged.unknown("QS026", "regime", regime, REGIMES)
+            return None
+    kind, memory = BUDGET_UNITS[unit.text][0], node.has("MEMORY")
+    if (kind == "time") != bool(regimes) or (memory and kind != "bytes"):
+        message = f"`{node}` is not a budget"
+        merged.report("QS029", message, node.span, f"`{unit.text}` has {_NEEDS[kind]}")
         return None
-    kind = BUDGET_UNITS[node.unit.name][0]
-    if (kind == "time") != (node.kind == "time") or (node.kind == "memory" and kind != "bytes"):
-        message = f"`{amount_text(node)}` is not a budget"
-        merged.report("QS029", message, node.span, f"`{node.unit.name}` has {_NEEDS[kind]}")
-        return None
-    regime = node.regime.name if node.regime else None
-    return Budget("memory" if node.kind == "memory" else kind, number.text, node.unit.name, regime)
+    return Budget("memory" if memory else kind, number.text, unit.text, regimes[0].text if regimes else None)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qspec.diagnostics import RecipeError, Source
-from qspec.language import syntax as s
 from qspec.language.parser import parse
+from qspec.language.syntax import Block, Comments, File, Item, Leaf, Tree, spelled
 
 WIDEST = 60  # a column is aligned over lines whose text before it is at most this long
 TASK_WIDTH = 100
@@ -22,17 +22,12 @@ def format_source(text: str, path: str = "<recipe>") -> str:
     return format_file(file)
 
 
-def format_file(file: s.File) -> str:
+def format_file(file: File) -> str:
     """The syntax tree as text; it parses to an equal tree."""
     lines = _top(file.items)
     lines += _comment_lines(file.closing, 0, first=not lines)
     text = "\n".join(_joined(lines)).strip("\n")
     return text + "\n" if text else ""
-
-
-def statement(node: s.Node) -> str:
-    """One statement in canonical form on one line, without alignment."""
-    return " ".join(cell for cell in _cells(node) if cell)
 
 
 @dataclass(frozen=True)
@@ -52,18 +47,23 @@ _BLANK = Line(())
 # --- structure ---
 
 
-def _top(items: Sequence[s.Item]) -> list[Line]:
+def _top(items: Sequence[Item]) -> list[Line]:
     lines: list[Line] = []
-    before: s.Node | None = None
+    before: Tree | Block | None = None
     for item in items:
-        if before is not None and (isinstance(item.node, s.Block) or type(before) is not type(item.node)):
+        if before is not None and (isinstance(item.node, Block) or _table(before) != _table(item.node)):
             lines.append(_BLANK)
         lines += _item(item, 0, first=before is None)
         before = item.node
     return lines
 
 
-def _item(item: s.Item, indent: int, first: bool) -> list[Line]:
+def _table(node: Tree | Block) -> str:
+    """Statements of one table stand together."""
+    return node.rule if isinstance(node, Tree) else ""
+
+
+def _item(item: Item, indent: int, first: bool) -> list[Line]:
     """The comments before, the statement, and the blank lines that were there."""
     comments = item.comments
     lines = _comment_lines(comments, indent, first)
@@ -72,7 +72,7 @@ def _item(item: s.Item, indent: int, first: bool) -> list[Line]:
     return [*lines, *_node(item.node, comments.after, indent)]
 
 
-def _comment_lines(comments: s.Comments, indent: int, first: bool) -> list[Line]:
+def _comment_lines(comments: Comments, indent: int, first: bool) -> list[Line]:
     lines: list[Line] = []
     for text, gap in zip(comments.before, comments.gaps, strict=True):
         if gap and not (first and not lines):
@@ -81,18 +81,18 @@ def _comment_lines(comments: s.Comments, indent: int, first: bool) -> list[Line]
     return lines
 
 
-def _node(node: s.Node, comment: str | None, indent: int) -> list[Line]:
-    if isinstance(node, s.Block):
+def _node(node: Tree | Block, comment: str | None, indent: int) -> list[Line]:
+    if isinstance(node, Block):
         return _block(node, comment, indent)
-    return [Line(_cells(node), comment, indent, type(node).__name__ if indent == 0 else "settings")]
+    return [Line(_cells(node), comment, indent, node.rule if indent == 0 else "settings")]
 
 
-def _block(block: s.Block, comment: str | None, indent: int) -> list[Line]:
+def _block(block: Block, comment: str | None, indent: int) -> list[Line]:
     if block.kind == "task":
         short = _short_task(block)
         if short is not None:
             return [Line(("task", short), comment, indent, "settings")]
-    name = f" {block.name.name}" if block.name else ""
+    name = f" {block.name.text}" if block.name else ""
     head = ("task", f"{name.strip()} {{") if block.kind == "task" else (f"{block.kind}{name} {{",)
     lines = [Line(head, block.opening, indent, "settings" if block.kind == "task" else "")]
     inner: list[Line] = []
@@ -102,7 +102,7 @@ def _block(block: s.Block, comment: str | None, indent: int) -> list[Line]:
     return [*lines, *inner, Line(("}",), comment, indent)]
 
 
-def _short_task(block: s.Block) -> str | None:
+def _short_task(block: Block) -> str | None:
     """The task on one line, or None where a comment inside or the length forbids it."""
     assert block.name is not None
     if block.opening or block.closing.before:
@@ -111,118 +111,36 @@ def _short_task(block: s.Block) -> str | None:
     for item in block.items:
         if item.comments.before or item.comments.after:
             return None
-        parts.append(" ".join(_cells(item.node)))
-    text = f"{block.name.name} {{ {'  '.join(parts)} }}" if parts else block.name.name
+        parts.append(str(item.node))
+    text = f"{block.name.text} {{ {'  '.join(parts)} }}" if parts else block.name.text
     return text if len(text) <= TASK_WIDTH else None
 
 
 # --- one statement ---
 
 
-def _cells(node: s.Node) -> tuple[str, ...]:
-    """The statement as cells: each starts a column."""
-    match node:
-        case s.Version():
-            return (f"qspec {node.number.text}",)
-        case s.Extends():
-            return (f"extends {_value(node.path)}",)
-        case s.Param():
-            limits = f" in {node.low.text}..{node.high.text}" if node.low and node.high else ""
-            return (f"param {node.name.name}", f"= {_value(node.value)}{limits}")
-        case s.Layers():
-            return (f"layers {node.selector}", f"use {node.scheme.name}" if node.scheme else "keep")
-        case s.Apply():
-            arguments = ", ".join(_argument(a) for a in node.arguments)
-            return (f"apply {node.name.name}({arguments})", f"on {node.selector}")
-        case s.Setting():
-            return (node.key.name, _value(node.value))
-        case s.Operand():
-            return _operand(node)
-    return _other_cells(node)
+_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {  # rule -> what starts its columns after the first
+    "version": (),
+    "extends": (),
+    "param": (("EQUAL",),),
+    "layers": (("USE", "KEEP"),),
+    "apply": (("ON",),),
+    "operand": (("format", "NONE"), ("PER",), ("SYMMETRIC", "ASYMMETRIC"), ("CLIP",)),
+}
 
 
-def _other_cells(node: s.Node) -> tuple[str, ...]:
-    match node:
-        case s.Model():
-            revision = f" revision {_value(node.revision)}" if node.revision else ""
-            return (node.key.name, _value(node.id) + revision)
-        case s.TextSetting():
-            return (node.key.name, _words(node.source))
-        case s.Mask():
-            numbers = f"({', '.join(map(_value, node.numbers))})" if node.numbers else ""
-            return (node.key.name, node.kind + numbers)
-        case s.Weigh():
-            return (node.key.name, ", ".join(map(_share, node.shares)))
-        case s.Offer():
-            return ("offer", f"{', '.join(c.name for c in node.choices)} on {node.selector}")
-        case s.BudgetSetting():
-            return (node.key.name, ", ".join(map(amount_text, node.amounts)))
-        case s.LossSetting():
-            measure = f"{node.measure.name} on " if node.measure else ""
-            subject = _words(node.source) if node.source else f"task {node.task.name if node.task else ''}"
-            return (node.key.name, measure + subject)
-        case s.Nelbo():
-            samples = f" samples {_value(node.samples)}" if node.samples else ""
-            return (node.key.name, f"on {_words(node.source)}{samples}")
-        case s.Names():
-            subject = f"{node.subject.name} for " if node.subject else ""
-            return (node.key.name, subject + ", ".join(n.name for n in node.names))
-        case s.Block():
-            return (node.kind, node.name.name if node.name else "")
-    raise TypeError(f"no format for {type(node).__name__}")
-
-
-def _operand(node: s.Operand) -> tuple[str, ...]:
-    if node.format is None or node.grain is None:
-        return (node.key.name, "none")
-    bits = f"({_value(node.format.bits)})" if node.format.bits else ""
-    grain = {
-        "group": f"group {_value(node.grain.size)}" if node.grain.size else "",
-        "block": f"block {node.grain.rows}x{node.grain.columns}",
-    }
-    return (
-        node.key.name,
-        _value(node.format.name) + bits,
-        f"per {grain.get(node.grain.kind, node.grain.kind)}",
-        node.symmetry.name if node.symmetry else "",
-        f"clip {_value(node.clip)}" if node.clip else "",
-    )
-
-
-def _argument(node: s.Argument) -> str:
-    return f"{node.name.name} = {_value(node.value)}"
-
-
-def _share(node: s.Share) -> str:
-    return f"{node.key.name} {_value(node.number)}" if node.number else node.key.name
-
-
-def amount_text(node: s.Amount) -> str:
-    """`12 ms for block_decode`."""
-    after = {"stored": "", "memory": " memory", "time": f" for {node.regime.name}" if node.regime else ""}
-    return f"{_value(node.number)} {node.unit.name}{after[node.kind]}"
-
-
-def _words(node: s.Words | s.Rollouts) -> str:
-    match node:
-        case s.FileSource():
-            name = f", field = {_value(node.field_)}" if node.field_ else ""
-            return f"file({_value(node.path)}{name})"
-        case s.Rollouts():
-            prompts = [f"prompts = {_words(node.prompts)}"] if node.prompts else []
-            return f"rollouts({', '.join([*prompts, *map(_argument, node.arguments)])})"
-    return _value(node)
-
-
-def _value(node: s.Value) -> str:
-    match node:
-        case s.Number():
-            return node.text
-        case s.Text():
-            return f'"{node.value}"'
-        case s.Reference():
-            return f"${node.name}"
-    return node.name
+def _cells(tree: Tree) -> tuple[str, ...]:
+    """The statement as cells: each starts a column. A setting has one for its keyword, one for the rest."""
+    columns = _COLUMNS.get(tree.rule)
+    cells: list[list[Leaf]] = [[]]
+    for place, part in enumerate(tree.parts):
+        kind = part.kind if isinstance(part, Leaf) else part.rule
+        starts = (
+            [1] if columns is None and place == 1 else [c for c, kinds in enumerate(columns or (), 1) if kind in kinds]
+        )
+        cells += [[] for _ in range(len(cells), max(starts, default=0) + 1)]
+        cells[-1] += part.leaves()
+    return tuple(spelled(iter(cell)) for cell in cells)
 
 
 # --- columns ---

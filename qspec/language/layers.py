@@ -14,9 +14,8 @@ from qspec.formats import Scheme
 from qspec.language.layout import Layout, lay_out, matches
 from qspec.language.order import PassCheck
 from qspec.language.parser import read
-from qspec.language.selectors import Selector, name_matches, term_matches
+from qspec.language.selectors import ModuleTerm, RoleTerm, Selector, name_matches, term_matches
 from qspec.language.spec import Offer, Rule, Spec
-from qspec.language.syntax import ModuleTerm, RoleTerm
 from qspec.language.unmatched import selector_problems
 from qspec.models.family import Family, ModuleEntry
 

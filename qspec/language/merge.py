@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span, closest, quote
-from qspec.language import syntax as s
 from qspec.language.parser import parse, read
+from qspec.language.syntax import Block, File, Leaf, Tree
 
 VERSION = 1
 MAX_BASES = 8
@@ -29,16 +29,16 @@ class Merged:
     """All statements that count, by what they are about. `partial`: some could not be parsed."""
 
     path: str
-    name: s.Word | None = None
-    settings: dict[str, dict[str, s.Node]] = field(default_factory=dict)  # block -> keyword -> node
-    blocks: dict[str, s.Block] = field(default_factory=dict)
-    schemes: dict[str, s.Block] = field(default_factory=dict)
-    params: dict[str, s.Param] = field(default_factory=dict)
-    nelbo: dict[str, s.Nelbo] = field(default_factory=dict)
-    tasks: dict[str, s.Block] = field(default_factory=dict)
-    layers: list[s.Layers] = field(default_factory=list)
-    offers: list[s.Offer] = field(default_factory=list)
-    applies: list[s.Apply] = field(default_factory=list)
+    name: Leaf | None = None
+    settings: dict[str, dict[str, Tree]] = field(default_factory=dict)  # block -> keyword -> setting
+    blocks: dict[str, Block] = field(default_factory=dict)
+    schemes: dict[str, Block] = field(default_factory=dict)
+    params: dict[str, Tree] = field(default_factory=dict)
+    nelbo: dict[str, Tree] = field(default_factory=dict)
+    tasks: dict[str, Block] = field(default_factory=dict)
+    layers: list[Tree] = field(default_factory=list)
+    offers: list[Tree] = field(default_factory=list)
+    applies: list[Tree] = field(default_factory=list)
     sources: dict[str, Source] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
     partial: bool = False
@@ -59,11 +59,11 @@ class Merged:
         """Records a warning."""
         self.problems.append(Diagnostic(code, message, span, hint, "warning", edits))
 
-    def unknown(self, code: str, kind: str, word: s.Word | s.Text, known: Any, plural: str | None = None) -> None:
+    def unknown(self, code: str, kind: str, word: Leaf, known: Any, plural: str | None = None) -> None:
         """There is no such thing; did you mean another?"""
-        name = word.name if isinstance(word, s.Word) else word.value
+        name = str(word.value)
         guess = closest(name, known, digits=kind != "target")
-        written = f'"{guess}"' if isinstance(word, s.Text) else guess
+        written = f'"{guess}"' if word.kind == "STRING" else guess
         hint = (
             f"did you mean `{guess}`?"
             if guess
@@ -102,16 +102,16 @@ def _add(merged: Merged, source: Source, problems: tuple[Diagnostic, ...], chain
     _check_version(merged, file, source)
     one = _One(merged)
     for item in file.items:
-        if isinstance(item.node, s.Extends):
+        if isinstance(item.node, Tree) and item.node.rule == "extends":
             _extend(merged, item.node, source, chain, one)
     for item in file.items:
         one.add(item.node)
     one.finish()
 
 
-def _check_version(merged: Merged, file: s.File, source: Source) -> None:
+def _check_version(merged: Merged, file: File, source: Source) -> None:
     nodes = [item.node for item in file.items]
-    versions = [node for node in nodes if isinstance(node, s.Version)]
+    versions = [node for node in nodes if isinstance(node, Tree) and node.rule == "version"]
     if not versions:
         if not merged.partial:
             start = Span(0, 0, source.path)
@@ -119,7 +119,7 @@ def _check_version(merged: Merged, file: s.File, source: Source) -> None:
             merged.report("QS008", message, start, f"start the file with `qspec {VERSION}`",
                           (Edit(start, f"qspec {VERSION}\n\n"),))  # fmt: skip
         return
-    number = versions[0].number
+    number = versions[0].values[0]
     if number.value != VERSION or not isinstance(number.value, int):
         message = f"version {quote(number.text)} of the language is not known"
         merged.report("QS008", message, number.span, f"write `qspec {VERSION}`, or install a newer qspec")
@@ -127,26 +127,28 @@ def _check_version(merged: Merged, file: s.File, source: Source) -> None:
         merged.report("QS008", "the version is not the first statement", versions[0].span, "move it to the first line")
 
 
-def _extend(merged: Merged, node: s.Extends, source: Source, chain: tuple[Path, ...], one: _One) -> None:
+def _extend(merged: Merged, node: Tree, source: Source, chain: tuple[Path, ...], one: _One) -> None:
     if one.first("extends", node.span, "`extends`"):
         return
-    wrong = _base_problem(node.path.value)
-    target = Path(source.path).parent / node.path.value
+    path = node.values[0]
+    name = str(path.value)
+    wrong = _base_problem(name)
+    target = Path(source.path).parent / name
     if not wrong and target.resolve() in chain:
         wrong = "it extends itself"
     if not wrong and len(chain) > MAX_BASES:
         wrong = f"it is more than {MAX_BASES} files deep"
     if wrong:
-        message = f"{quote(node.path.value)} cannot be extended: {wrong}"
-        merged.report("QS013", message, node.path.span, "name a `.qs` file by a path relative to this one")
+        message = f"{quote(name)} cannot be extended: {wrong}"
+        merged.report("QS013", message, path.span, "name a `.qs` file by a path relative to this one")
         merged.partial = True
         return
     try:
         base, problems = read(target)
     except OSError as error:
-        message = f"{quote(node.path.value)} cannot be read: {error.strerror or 'it is not a file'}"
+        message = f"{quote(name)} cannot be read: {error.strerror or 'it is not a file'}"
         hint = f"the path starts at the folder of {quote(Path(source.path).name)}; check its spelling"
-        merged.report("QS013", message, node.path.span, hint)
+        merged.report("QS013", message, path.span, hint)
         merged.partial = True
         return
     if base.path not in merged.sources:
@@ -167,7 +169,7 @@ class _One:
     def __init__(self, merged: Merged) -> None:
         self.merged = merged
         self.seen: dict[str, Span] = {}
-        self.applies: list[s.Apply] = []
+        self.applies: list[Tree] = []
 
     def first(self, key: str, span: Span, what: str) -> bool:
         """Reports the second one of a kind in this file; returns whether it was."""
@@ -178,30 +180,33 @@ class _One:
         self.merged.report("QS011", f"{what} is given twice", span, hint, notes=(Note(before, "first here"),))
         return True
 
-    def add(self, node: s.Node) -> None:
-        match node:
-            case s.Version():
+    def add(self, node: Tree | Block) -> None:
+        if isinstance(node, Block):
+            self._add_block(node)
+            return
+        match node.rule:
+            case "version":
                 self.first("version", node.span, "the version")
-            case s.Param():
-                if not self.first(f"param {node.name.name}", node.name.span, f"param {quote(node.name.name)}"):
-                    self.merged.params[node.name.name] = node
-            case s.Layers():
+            case "param":
+                name = node.values[0]
+                if not self.first(f"param {name.text}", name.span, f"param {quote(name.text)}"):
+                    self.merged.params[name.text] = node
+            case "layers":
                 self.merged.layers.append(node)
-            case s.Apply():
+            case "apply":
                 self.applies.append(node)
-            case s.Block():
-                self._add_block(node)
 
     def finish(self) -> None:
         if self.applies:
             self.merged.applies = self.applies
 
-    def _add_block(self, block: s.Block) -> None:
+    def _add_block(self, block: Block) -> None:
         if block.kind == "scheme":
             assert block.name is not None
-            if not self.first(f"scheme {block.name.name}", block.name.span, f"scheme {quote(block.name.name)}"):
-                self._settings(block, f"scheme {block.name.name}")
-                self.merged.schemes[block.name.name] = block
+            name = block.name.text
+            if not self.first(f"scheme {name}", block.name.span, f"scheme {quote(name)}"):
+                self._settings(block, f"scheme {name}")
+                self.merged.schemes[name] = block
             return
         if self.first(block.kind, block.head, f"the block `{block.kind}`"):
             return
@@ -213,23 +218,24 @@ class _One:
                 self._add_request(item.node)
         else:
             self.merged.settings.setdefault(block.kind, {}).update(self._settings(block, block.kind))
-            self.merged.offers += [item.node for item in block.items if isinstance(item.node, s.Offer)]
+            self.merged.offers += [tree for tree in block.settings if tree.rule == "offer"]
 
-    def _settings(self, block: s.Block, where: str) -> Mapping[str, s.Node]:
-        settings: dict[str, s.Node] = {}
-        for item in block.items:
-            key = getattr(item.node, "key", None)
-            if isinstance(key, s.Word) and not self.first(f"{where}/{key.name}", key.span, f"`{key.name}`"):
-                settings[key.name] = item.node
+    def _settings(self, block: Block, where: str) -> Mapping[str, Tree]:
+        settings: dict[str, Tree] = {}
+        for tree in block.settings:
+            key = tree.key
+            if tree.rule != "offer" and not self.first(f"{where}/{key.text}", key.span, f"`{key.text}`"):
+                settings[key.text] = tree
         return settings
 
-    def _add_request(self, node: s.Node) -> None:
-        match node:
-            case s.Nelbo():
-                text = str(getattr(node.source, "value", node.source))
-                if not self.first(f"nelbo {text}", node.span, "this `nelbo`"):
-                    self.merged.nelbo[text] = node
-            case s.Block(kind="task", name=s.Word() as name):
-                if not self.first(f"task {name.name}", name.span, f"task {quote(name.name)}"):
-                    self._settings(node, f"task {name.name}")
-                    self.merged.tasks[name.name] = node
+    def _add_request(self, node: Tree | Block) -> None:
+        if isinstance(node, Tree):
+            (text,) = node.trees()
+            if not self.first(f"nelbo {text}", node.span, "this `nelbo`"):
+                self.merged.nelbo[str(text)] = node
+            return
+        assert node.name is not None
+        name = node.name.text
+        if not self.first(f"task {name}", node.name.span, f"task {quote(name)}"):
+            self._settings(node, f"task {name}")
+            self.merged.tasks[name] = node

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from qspec.diagnostics import Diagnostic, Edit, Source, Span, closest, listed, quote
 from qspec.errors import CONTROL
 from qspec.files import open_input
-from qspec.language.build import Builder
-from qspec.language.grammar import Mismatch, tree
-from qspec.language.mistakes import SETTINGS, describe
+from qspec.language import grammar
+from qspec.language.grammar import Mismatch
+from qspec.language.mistakes import describe, owner
 from qspec.language.pieces import BLOCK_KINDS, LINE_KINDS, TOP, Braces, Piece, as_comments, cut
-from qspec.language.syntax import Block, File, Item, Node, SelectorNode
+from qspec.language.syntax import Block, File, Item, Leaf, Tree
 
 MAX_BYTES = 1 << 20
 MAX_STATEMENTS = 4096
@@ -57,15 +56,6 @@ def read_bytes(path: str | Path) -> bytes:
 def parse(source: Source) -> tuple[File, tuple[Diagnostic, ...]]:
     """The syntax tree of everything that could be understood, and what could not."""
     return _Parser(source).run()
-
-
-def parse_selector(text: str) -> SelectorNode:
-    """A selector by itself, such as an argument of `qspec why`. Raises ValueError with one sentence."""
-    try:
-        found = tree("selector", text)
-    except Mismatch as error:
-        raise ValueError(f"{quote(text)} is not a selector: {describe(error, text, 'selector').message}") from None
-    return Builder("", 0).selector(found)
 
 
 class _Parser:
@@ -115,7 +105,7 @@ class _Parser:
             )
             return []
         node = self._parse(LINE_KINDS[word], head, None)
-        return [Item(node, head.comments())] if isinstance(node, Node) else []
+        return [Item(node, head.comments())] if node else []
 
     def _block_statement(self, piece: Piece | Braces, kind: str) -> list[Item]:
         if isinstance(piece, Piece):
@@ -124,14 +114,12 @@ class _Parser:
                 span = Span(piece.end - 1, piece.end, self.path)
                 self._report("QS005", f"`{kind}` needs a block", span, "open it with `{` at the end of this line")
             return []
-        if kind in ("calibrate", "search", "evaluate", "emit"):
-            self._parse(f"{kind}_head", piece.head, None)
-            return [self._block(kind, None, piece, self._items(kind, piece.items))]
-        name = self._parse(f"{kind}_head", piece.head, None)
+        head = self._parse(f"{kind}_head", piece.head, None)
+        name = head.values[0] if head and head.values else None
         items = self._items(kind, piece.items)
-        return [self._block(kind, name, piece, items)] if name is not None else []
+        return [] if kind in ("recipe", "scheme") and name is None else [self._block(kind, name, piece, items)]
 
-    def _block(self, kind: str, name: Any, braces: Braces, items: tuple[Item, ...]) -> Item:
+    def _block(self, kind: str, name: Leaf | None, braces: Braces, items: tuple[Item, ...]) -> Item:
         head = Span(braces.head.start, braces.head.end, self.path)
         span = Span(braces.head.start, braces.close + 1, self.path)
         node = Block(span, kind, head, name, items, braces.opening, as_comments(braces.closing))
@@ -149,9 +137,10 @@ class _Parser:
 
     def _settings(self, kind: str, piece: Piece) -> list[Item]:
         """The settings on one line: the first has the comments before, the last the comment after."""
-        nodes = self._parse(f"{kind}_body", piece, kind)
-        if not isinstance(nodes, list) or not nodes:
+        body = self._parse(f"{kind}_body", piece, kind)
+        if body is None:
             return []
+        nodes = [_task(tree) if tree.rule == "task" else tree for tree in body.trees()]
         comments = piece.comments()
         items = [Item(node) for node in nodes]
         items[-1] = Item(nodes[-1], type(comments)(after=comments.after))
@@ -199,8 +188,8 @@ class _Parser:
                 return word[:i]
         return word
 
-    def _parse(self, start: str, piece: Piece, block: str | None) -> Any:
-        """What the builder makes of the piece, or None after a report."""
+    def _parse(self, start: str, piece: Piece, block: str | None) -> Tree | None:
+        """The tree of the piece, or None after a report."""
         if piece.broken:
             return None
         code = self.source.text[piece.start : piece.end]
@@ -210,14 +199,12 @@ class _Parser:
             self._report("QS002", message, span, "write a selector that covers more, or several statements")
             return None
         try:
-            found = tree(start, code)
+            tree, problems = grammar.parse(start, code, self.path, piece.start)
         except Mismatch as error:
             self._syntax_error(error, start, piece, block)
             return None
-        builder = Builder(self.path, piece.start)
-        node = builder.build(found)
-        self.problems += builder.problems
-        return None if builder.problems else node
+        self.problems += problems
+        return None if problems else tree
 
     def _reported_in(self, piece: Piece) -> bool:
         return any(piece.start <= d.span.start <= piece.end for d in self.problems)
@@ -235,11 +222,11 @@ class _Parser:
             return
         edits: tuple[Edit, ...] = ()
         guess = closest(word, TOP)
-        owner = next((kind for kind, keys in SETTINGS.items() if word in keys), None)
+        block = owner(word)
         if guess:
             hint, edits = f"did you mean `{guess}`?", (Edit(span, guess),)
-        elif owner:
-            hint, edits = f"`{word}` is a setting: move it into the `{owner}` block", edits
+        elif block:
+            hint, edits = f"`{word}` is a setting: move it into the `{block}` block", edits
         else:
             hint, edits = f"a statement is one of {listed(sorted(TOP))}", edits
         self._report("QS006", f"there is no statement {quote(word)}", span, hint, edits)
@@ -249,3 +236,8 @@ class _Parser:
         span = Span(piece.start + mistake.start, piece.start + mistake.end, self.path)
         edits = (Edit(span, mistake.instead),) if mistake.instead is not None else ()
         self._report(mistake.code, mistake.message, span, mistake.hint, edits)
+
+
+def _task(tree: Tree) -> Block:
+    """`task NAME`, which may get braces."""
+    return Block(tree.span, "task", tree.span, tree.values[0], ())

@@ -110,8 +110,10 @@ class _Cutter:
         self.problems: list[Diagnostic] = []
 
     def run(self) -> Pieces:
+        on = {kind: getattr(self, f"_on_{kind}") for kind in _TOKENS.groupindex if kind not in ("space", "other")}
         for match in _TOKENS.finditer(self.text):
-            getattr(self, f"_on_{match.lastgroup}")(match)
+            if match.lastgroup in on:
+                on[match.lastgroup](match)
         self._finish()
         closing = self.pending
         for block in reversed(self.stack):
@@ -121,11 +123,6 @@ class _Cutter:
         return Pieces(self.root, closing, self.comments, self.problems)
 
     # --- tokens ---
-
-    def _on_space(self, match: re.Match[str]) -> None:
-        pass
-
-    _on_other = _on_space
 
     def _on_newline(self, match: re.Match[str]) -> None:
         if self.piece is not None and not self._goes_on(match.end()):

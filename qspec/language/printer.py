@@ -2,112 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from qspec.diagnostics import Span
 from qspec.formats import Clip, TensorFormat
+from qspec.language.fields import settings
 from qspec.language.formatter import format_source
-from qspec.language.spec import Calibration, Emit, ModelRef, Search, Spec, TaskRequest
+from qspec.language.spec import ModelRef, Search, Spec, TaskRequest
 
 
 def spec_text(spec: Spec, defaults: bool = True) -> str:
     """The recipe in full; without `defaults`, only what differs from them. Both resolve to an equal Spec."""
-    write = _Full() if defaults else _Short()
-    revision = write.unless(spec.model.revision, ModelRef(""), "revision", 'revision "{}"')
-    lines = [
-        "qspec 1",
-        f"recipe {spec.name} {{",
-        f"family {', '.join(spec.families)}",
-        f'model "{spec.model.id}" {revision}',
-        "}",
-        *write.block("calibrate", _calibrate(spec.calibrate, write)),
-    ]
+    model = written(spec.model) if defaults or spec.model.revision != ModelRef.revision else f'"{spec.model.id}"'
+    lines = ["qspec 1", f"recipe {spec.name} {{", f"family {written(spec.families)}", f"model {model}", "}"]
+    lines += _block("calibrate", [*_settings(spec.calibrate, defaults)], defaults)
     for scheme in spec.schemes.values():
-        lines += [f"scheme {scheme.name} {{", f"weights {_operand(scheme.weights, write)}"]
-        lines += [f"activations {_operand(scheme.activations, write) if scheme.activations else 'none'}", "}"]
+        lines += [f"scheme {scheme.name} {{", f"weights {_operand(scheme.weights, defaults)}"]
+        lines += [f"activations {_operand(scheme.activations, defaults) if scheme.activations else 'none'}", "}"]
     lines += [rule.text for rule in spec.rules]
     lines += [use.text for use in spec.passes]
     if spec.search is not None:
-        lines += write.block("search", _search(spec.search, write))
-    evaluate = [f"nelbo on {n.text} samples {n.samples}" for n in spec.evaluate.nelbo]
-    evaluate += [_task(task, write) for task in spec.evaluate.tasks]
-    lines += write.block("evaluate", evaluate)
-    emit = write.unless(spec.emit.targets, Emit(), "targets", "kernels triton for {}")
-    lines += write.block("emit", [emit, write.unless(spec.emit.regimes, Emit(), "regimes", "regime {}")])
+        lines += _block("search", [*_search(spec.search, defaults)], defaults)
+    evaluate = [f"nelbo {request}" for request in spec.evaluate.nelbo]
+    evaluate += [_task(task, defaults) for task in spec.evaluate.tasks]
+    lines += _block("evaluate", evaluate, defaults)
+    lines += _block("emit", [*_settings(spec.emit, defaults)], defaults)
     return format_source("\n".join(lines) + "\n")
 
 
-class _Full:
-    """Writes every setting."""
-
-    def unless(self, value: Any, default: Any, name: str, form: str) -> str:
-        """The setting, unless it is left out because it has its default."""
-        return form.format(", ".join(value) if isinstance(value, tuple) else value)
-
-    def block(self, kind: str, lines: list[str]) -> list[str]:
-        """A block of the settings that are not empty."""
-        return [f"{kind} {{", *(line for line in lines if line), "}"]
+def _block(kind: str, lines: list[str], defaults: bool) -> list[str]:
+    """A block; an empty one only in full."""
+    return [f"{kind} {{", *lines, "}"] if lines or defaults else []
 
 
-class _Short(_Full):
-    """Leaves out what has its default, and empty blocks."""
-
-    def unless(self, value: Any, default: Any, name: str, form: str) -> str:
-        return "" if value == getattr(default, name) else super().unless(value, default, name, form)
-
-    def block(self, kind: str, lines: list[str]) -> list[str]:
-        return super().block(kind, lines) if any(lines) else []
+def _settings(block: Any, defaults: bool, *but: str) -> Iterator[str]:
+    """The settings of a block, or only those without their default."""
+    for key, setting in settings(type(block)).items():  # type: ignore[arg-type]  # a class is hashable
+        value = getattr(block, setting.field)
+        if key not in but and value is not None and (defaults or value != setting.default):
+            yield f"{key} {written(value)}" if key != "kernels" else f"kernels triton for {written(value)}"
 
 
-def _calibrate(c: Calibration, write: _Full) -> list[str]:
-    default = Calibration()
-    return [
-        write.unless(c.text, default, "text", "text {}"),
-        write.unless(c.samples, default, "samples", "samples {}"),
-        write.unless(c.length, default, "length", "length {}"),
-        "" if c.mask is None else write.unless(c.mask, default, "mask", "mask {}"),
-        write.unless(c.draws, default, "draws", "draws {}"),
-        write.unless(c.weigh, default, "weigh", "weigh {}"),
-        write.unless(c.seed, default, "seed", "seed {}"),
-    ]
+def written(value: Any) -> str:
+    """A value as a recipe has it."""
+    if isinstance(value, tuple):
+        return ", ".join(map(written, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _search(search: Search, write: _Full) -> list[str]:
-    default = Search()
-    lines = [
-        f"offer {', '.join(scheme.name if scheme else 'keep' for scheme in offer.choices)} on {offer.selector.text}"
-        for offer in search.offers
-    ]
+def _search(search: Search, defaults: bool) -> Iterator[str]:
+    yield from (f"offer {offer}" for offer in search.offers)
     if search.budgets:
-        lines.append(f"budget {', '.join(map(str, search.budgets))}")
+        yield f"budget {written(search.budgets)}"
     if search.task is not None:
-        lines.append(f"loss task {search.task}")
+        yield f"loss task {search.task}"
     elif search.text is not None:
-        lines.append(f"loss {search.loss} on {search.text}")
-    for name in ("samples", "length", "draws", "probe", "refine", "gap", "seed"):
-        lines.append(write.unless(getattr(search, name), default, name, f"{name} {{}}"))
-    return [*lines, write.unless(search.fused, default, "fused", f"fused {str(search.fused).lower()}")]
+        yield f"loss {search.loss} on {search.text}"
+    yield from _settings(search, defaults, "offer", "budget", "loss", "fused")
+    if defaults or not search.fused:
+        yield f"fused {written(search.fused)}"
 
 
-def _operand(f: TensorFormat, write: _Full) -> str:
+def _operand(f: TensorFormat, defaults: bool) -> str:
     symmetry = "symmetric" if f.symmetric else "asymmetric"
-    clip = write.unless(f.clip, TensorFormat(f.number, f.granularity), "clip", _clip(f.clip))
-    return f"{f.number} {f.granularity} {symmetry} {clip}"
+    clip = f"clip {f.clip.ratio!r}" if f.clip.kind == "ratio" else f"clip {f.clip.kind}"
+    return f"{f.number} {f.granularity} {symmetry} {clip if defaults or f.clip != Clip() else ''}"
 
 
-def _clip(clip: Clip) -> str:
-    return f"clip {clip.ratio!r}" if clip.kind == "ratio" else f"clip {clip.kind}"
-
-
-def _task(task: TaskRequest, write: _Full) -> str:
-    default = TaskRequest(task.name)
-    names = ("shots", "length", "steps", "block")
-    settings = [write.unless(getattr(task, name), default, name, f"{name} {{}}") for name in names]
-    if task.limit is not None:
-        settings.append(f"limit {task.limit}")
-    inside = " ".join(filter(None, settings))
+def _task(task: TaskRequest, defaults: bool) -> str:
+    inside = " ".join(_settings(task, defaults))
     return f"task {task.name} {{ {inside} }}" if inside else f"task {task.name}"
 
 

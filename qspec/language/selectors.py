@@ -2,13 +2,84 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
-from qspec.language.parser import parse_selector
+from qspec.diagnostics import Span, quote
+from qspec.language.grammar import Mismatch, parse
 from qspec.language.patterns import compiled, problem
-from qspec.language.syntax import Indices, ModuleTerm, RoleTerm, Segment, SelectorNode, Term
+from qspec.language.syntax import Leaf, Tree
 from qspec.models.family import ModuleEntry, Path
+
+
+@dataclass(frozen=True)
+class Indices:
+    """`*` (low and high None), `3` (low = high) or `4..7`, both ends included; negative numbers count from
+    the end."""
+
+    low: int | None
+    high: int | None
+    span: Span = field(compare=False)
+
+    def __str__(self) -> str:
+        if self.low is None:
+            return "*"
+        return str(self.low) if self.low == self.high else f"{self.low}..{self.high}"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One step of a role: `blocks[0, 4..7]`, `q`, `{gate,up}`; no names at all is `*`."""
+
+    names: tuple[Leaf, ...]
+    indices: tuple[Indices, ...]
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The names without their places."""
+        return frozenset(name.text for name in self.names)
+
+
+@dataclass(frozen=True)
+class Term:
+    """Something between commas, as it is spelled."""
+
+    text: str
+    span: Span = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class RoleTerm(Term):
+    """`blocks[*].mlp.{gate,up}`."""
+
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class ModuleTerm(Term):
+    """`module("regex")`: modules whose whole checkpoint name the pattern matches."""
+
+    pattern: str
+    pattern_span: Span = field(compare=False)
+
+
+AnyTerm: TypeAlias = RoleTerm | ModuleTerm
+
+
+def _term(tree: Tree) -> AnyTerm:
+    if tree.rule == "module":
+        return ModuleTerm(str(tree), tree.span, str(tree.values[0].value), tree.values[0].span)
+    segments = tuple(Segment(tuple(s.values), tuple(map(_indices, s.trees()))) for s in tree.trees())
+    return RoleTerm(str(tree), tree.span, segments)
+
+
+def _indices(tree: Tree) -> Indices:
+    numbers = [int(leaf.text) for leaf in tree.values]
+    return Indices(numbers[0], numbers[-1], tree.span) if numbers else Indices(None, None, tree.span)
 
 
 @dataclass(frozen=True)
@@ -22,18 +93,24 @@ class Selector:
     text: str
 
     @classmethod
-    def of(cls, node: SelectorNode) -> Selector:
+    def of(cls, tree: Tree) -> Selector:
         """From the syntax tree, keeping its spans."""
-        selector = cls(str(node))
-        vars(selector)["terms"] = node.terms
+        selector = cls(str(tree))
+        vars(selector)["terms"] = tuple(map(_term, tree.trees()))
         return selector
 
     @cached_property
-    def terms(self) -> tuple[Term, ...]:
+    def terms(self) -> tuple[AnyTerm, ...]:
         """The parts between commas. Raises ValueError where the text is not a selector."""
-        terms = parse_selector(self.text).terms
+        try:
+            tree, problems = parse("selector", self.text)
+        except Mismatch as error:
+            raise ValueError(f"{quote(self.text)} is not a selector: {error}") from None
+        if problems:
+            raise ValueError(problems[0].message)
+        terms = tuple(map(_term, tree.trees()))
         for term in terms:
-            wrong = problem(term.pattern.value) if isinstance(term, ModuleTerm) else None
+            wrong = problem(term.pattern) if isinstance(term, ModuleTerm) else None
             if wrong:
                 raise ValueError(f"{term} cannot be used: {wrong}")
         return terms
@@ -48,15 +125,16 @@ class Selector:
         return any(isinstance(term, ModuleTerm) for term in self.terms)
 
 
-def term_matches(term: Term, entry: ModuleEntry, layers: int) -> bool:
+def term_matches(term: AnyTerm, entry: ModuleEntry, layers: int) -> bool:
     """Whether one term selects the module, by any of its names; a `*` at the end takes everything below."""
-    return any(name_matches(term, name, layers) for name in entry.names)
+    tied = entry.tied
+    return name_matches(term, entry, layers) or (tied is not None and name_matches(term, tied, layers))
 
 
-def name_matches(term: Term, name: ModuleEntry, layers: int) -> bool:
+def name_matches(term: AnyTerm, name: ModuleEntry, layers: int) -> bool:
     """Whether the term selects the module by this one of its names."""
     if isinstance(term, ModuleTerm):
-        return compiled(term.pattern.value).fullmatch(name.module)
+        return compiled(term.pattern).fullmatch(name.module)
     return path_matches(term, name.role.path, layers)
 
 

@@ -1,6 +1,8 @@
 """The resolved recipe: what a `.qs` file means, as frozen values with the spans they came from.
 
-Dataclasses with `annotated_types` constraints; pydantic reads these same classes (`TypeAdapter`) for the JSON schema.
+A class says all about the settings of its block: keyword, type, bounds, default and words about each field
+(`qspec.language.fields`); grammar/qspec.lark says how they are spelled. A class with a spelling of its own has the
+`rule` of the grammar that reads it, the `form` that messages show, and `__str__`, which writes it.
 """
 
 from __future__ import annotations
@@ -11,10 +13,9 @@ from enum import StrEnum
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le
-
 from qspec.diagnostics import Span
-from qspec.formats import Scheme
+from qspec.formats import Scheme, TensorFormat
+from qspec.language.fields import Form, Key, Known, Quoted, about, between
 from qspec.language.selectors import Selector
 from qspec.models.family import DecoderShape, ModuleEntry
 from qspec.seeds import LARGEST_SEED
@@ -82,13 +83,6 @@ class Pass:
         """Rewrites what lies outside the blocks, before the first one: see `qspec.passes.outer.Outer`."""
 
 
-@dataclass(frozen=True)
-class ModelRef:
-    id: str
-    revision: str = "main"
-
-
-BudgetKind = Literal["bits", "bytes", "memory", "time"]
 LOSSES = ("kl", "nelbo")
 TEXTS = ("c4", "wikitext2")
 TASKS = (
@@ -98,10 +92,24 @@ TASKS = (
 
 
 @dataclass(frozen=True)
+class ModelRef:
+    """A checkpoint: a folder, or a hub id and its revision."""
+
+    form: ClassVar[str] = '"ID" revision "REVISION"'
+    id: Annotated[str, Quoted()]
+    revision: Annotated[str, Quoted()] = "main"
+
+    def __str__(self) -> str:
+        return f'"{self.id}" revision "{self.revision}"'
+
+
+@dataclass(frozen=True)
 class NamedText:
     """A text data set by name, such as wikitext2."""
 
-    name: str
+    rule: ClassVar[str] = "named_text"
+    form: ClassVar[str] = '"NAME"'
+    name: Annotated[str, Quoted(), Known("text", "QS027", TEXTS)]
 
     def __str__(self) -> str:
         return f'"{self.name}"'
@@ -111,8 +119,10 @@ class NamedText:
 class FileText:
     """A local text file, or the field of a JSON-lines file. Relative paths start at the recipe's folder."""
 
-    path: str
-    field: str | None = None
+    rule: ClassVar[str] = "file_text"
+    form: ClassVar[str] = 'text file("PATH")'
+    path: Annotated[str, Quoted()]
+    field: Annotated[str, Quoted()] | None = None
 
     def __str__(self) -> str:
         return f'file("{self.path}", field = "{self.field}")' if self.field else f'file("{self.path}")'
@@ -129,10 +139,12 @@ class Rollouts:
     masked, (0, 1], are cut into `buckets` equal parts, and the states recorded are spread evenly over these.
     """
 
+    rule: ClassVar[str] = "rollouts"
+    form: ClassVar[str] = 'text rollouts(prompts = "NAME")'
     prompts: TextSource = NamedText("wikitext2")
-    prompt: Annotated[int, Ge(1), Le(65536)] = 64
-    steps: Annotated[int, Ge(1), Le(8192)] = 64
-    buckets: Annotated[int, Ge(1), Le(1024)] = 8
+    prompt: Annotated[int, between(1, 65536)] = 64
+    steps: Annotated[int, between(1, 8192)] = 64
+    buckets: Annotated[int, between(1, 1024)] = 8
 
     def __str__(self) -> str:
         sizes = f"prompt = {self.prompt}, steps = {self.steps}, buckets = {self.buckets}"
@@ -144,13 +156,21 @@ class MaskDistribution:
     """Share of tokens masked, drawn per row.
 
     "uniform": t ~ U(low, high). "grid": evenly spaced between low and high over all rows, and over the draws of one
-    sample. "fixed": low = high. "prefix": as "uniform", but for a prefix of random length, which stays visible.
-    "none": clean text.
+    sample. "fixed": low, and high is the same. "prefix": as "uniform", but for a prefix of random length, which stays
+    visible. "none": clean text, low = high = 0.
     """
 
+    rule: ClassVar[str] = "distribution"
+    form: ClassVar[str] = "uniform(LOW, HIGH), grid(LOW, HIGH), prefix(LOW, HIGH), fixed(SHARE) or none"
     kind: Literal["uniform", "grid", "fixed", "prefix", "none"] = "uniform"
-    low: Annotated[float, Ge(0), Le(1)] = 0.0
-    high: Annotated[float, Ge(0), Le(1)] = 1.0
+    low: Annotated[float, between(0, 1)] = 0.0
+    high: Annotated[float, between(0, 1)] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind == "none":
+            object.__setattr__(self, "low", 0.0)
+        if self.kind in ("fixed", "none"):
+            object.__setattr__(self, "high", self.low)
 
     def __str__(self) -> str:
         match self.kind:
@@ -168,8 +188,9 @@ class Weighting:
     certainty: a masked token counts `masked` times the unquantized model's confidence there.
     """
 
-    masked: Annotated[float, Ge(0), Le(1000)] = 1.0
-    unmasked: Annotated[float, Ge(0), Le(1000)] = 1.0
+    form: ClassVar[str] = "masked NUMBER, unmasked NUMBER, or weigh certainty"
+    masked: Annotated[float, between(0, 1000)] = 1.0
+    unmasked: Annotated[float, between(0, 1000)] = 1.0
     certainty: bool = False
 
     def __str__(self) -> str:
@@ -181,13 +202,13 @@ class Weighting:
 class Calibration:
     """Each sample of the text gives `draws` rows. mask: None with rollouts, which bring their own."""
 
-    text: TextSource | Rollouts = NamedText("wikitext2")
-    samples: Annotated[int, Ge(1), Le(65536)] = 128
-    length: Annotated[int, Ge(8), Le(131072)] = 2048
-    mask: MaskDistribution | None = MaskDistribution()
-    draws: Annotated[int, Ge(1), Le(1024)] = 1
-    weigh: Weighting = Weighting()
-    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)] = 0
+    text: Annotated[TextSource | Rollouts, about("what samples are windows of")] = NamedText("wikitext2")
+    samples: Annotated[int, between(1, 65536, "windows of the text")] = 128
+    length: Annotated[int, between(8, 131072, "tokens a sample")] = 2048
+    mask: Annotated[MaskDistribution | None, about("share of tokens that the model sees as masks")] = MaskDistribution()
+    draws: Annotated[int, between(1, 1024, "masked versions of each sample: rows = samples × draws")] = 1
+    weigh: Annotated[Weighting, about("how much a token counts in statistics and Hessians")] = Weighting()
+    seed: Annotated[int, between(0, LARGEST_SEED, "of masks and of every random choice")] = 0
 
     @property
     def source(self) -> TextSource:
@@ -239,7 +260,11 @@ class Offer:
     choices: tuple[Scheme | None, ...]
     span: Span = field(compare=False)
 
+    def __str__(self) -> str:
+        return f"{', '.join(scheme.name if scheme else 'keep' for scheme in self.choices)} on {self.selector.text}"
 
+
+BudgetKind = Literal["bits", "bytes", "memory", "time"]
 BUDGET_UNITS: Mapping[str, tuple[BudgetKind, int]] = {  # unit -> (of which budget, how many of its smallest unit)
     "bits": ("bits", 1),
     "KiB": ("bytes", 2**10),
@@ -278,43 +303,64 @@ class Search:
     a scheme. refine: whole layouts that are measured. gap: relative gap at which the solver may stop.
     """
 
-    offers: tuple[Offer, ...] = ()
-    budgets: tuple[Budget, ...] = ()
-    loss: Literal["kl", "nelbo", "task"] = "kl"
-    text: TextSource | None = None
-    task: str | None = None
-    samples: Annotated[int, Ge(1), Le(65536)] = 16
-    length: Annotated[int, Ge(8), Le(131072)] = 512
-    draws: Annotated[int, Ge(1), Le(1024)] = 4
-    probe: Literal["forward", "noise", "fisher"] = "forward"
-    fused: bool = True
-    refine: Annotated[int, Ge(0), Le(65536)] = 32
-    gap: Annotated[float, Ge(0), Le(1)] = 0.0
-    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)] = 0
+    offers: Annotated[
+        tuple[Offer, ...],
+        Key("offer"),
+        Form("SCHEME, SCHEME on SELECTOR"),
+        about("the choices of these layers; `keep` is a choice too; a later offer wins, one choice pins"),
+    ] = ()
+    budgets: Annotated[
+        tuple[Budget, ...],
+        Key("budget"),
+        Form("NUMBER bits, NUMBER GiB, NUMBER GiB memory, NUMBER ms for REGIME"),
+        about("what may not be exceeded; several, separated by commas"),
+    ] = ()
+    loss: Annotated[
+        Literal["kl", "nelbo", "task"],
+        Form('kl on "TEXT", loss nelbo on "TEXT", or loss task NAME'),
+        about("what may not get worse: `kl on TEXT`, `nelbo on TEXT` or `task NAME`"),
+    ] = "kl"
+    text: Annotated[TextSource | None, Key("")] = None
+    task: Annotated[str | None, Key("")] = None
+    samples: Annotated[int, between(1, 65536, "windows of text that the loss is measured on")] = 16
+    length: Annotated[int, between(8, 131072, "tokens in each")] = 512
+    draws: Annotated[int, between(1, 1024, "masks of each")] = 4
+    probe: Annotated[Literal["forward", "noise", "fisher"], about("how a choice's loss is predicted")] = "forward"
+    fused: Annotated[bool, about("whether layers of one input (q, k, v; gate, up) share a scheme")] = True
+    refine: Annotated[int, between(0, 65536, "whole layouts that are measured after the solver")] = 32
+    gap: Annotated[float, between(0, 1, "relative gap to the optimum at which the solver may stop")] = 0.0
+    seed: Annotated[int, between(0, LARGEST_SEED, "of masks and of every random choice")] = 0
 
 
 @dataclass(frozen=True)
 class NelboRequest:
+    """The masked negative ELBO of a text."""
+
+    form: ClassVar[str] = 'on "TEXT" samples NUMBER'
     text: TextSource = NamedText("wikitext2")
-    samples: Annotated[int, Ge(1), Le(65536)] = 64
+    samples: Annotated[int, between(1, 65536)] = 64
+
+    def __str__(self) -> str:
+        return f"on {self.text} samples {self.samples}"
 
 
 @dataclass(frozen=True)
 class TaskRequest:
     """One task with the sampler settings of the paper; limit None means every item."""
 
-    name: str
-    shots: Annotated[int, Ge(0), Le(64)] = 0
-    length: Annotated[int, Gt(0), Le(8192)] = 256
-    steps: Annotated[int, Gt(0), Le(8192)] = 256
-    block: Annotated[int, Gt(0), Le(8192)] = 32
-    limit: Annotated[int, Gt(0)] | None = None
+    form: ClassVar[str] = "NAME { SETTINGS }"
+    name: Annotated[str, Key(""), Known("task", "QS028", TASKS)]
+    shots: Annotated[int, between(0, 64, "solved examples before each item")] = 0
+    length: Annotated[int, between(1, 8192, "tokens to generate")] = 256
+    steps: Annotated[int, between(1, 8192, "passes of the sampler, a multiple of `length` / `block`")] = 256
+    block: Annotated[int, between(1, 8192, "tokens of a block, which divides `length`")] = 32
+    limit: Annotated[int | None, about("items; every one by default")] = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    nelbo: tuple[NelboRequest, ...] = ()
-    tasks: tuple[TaskRequest, ...] = ()
+    nelbo: Annotated[tuple[NelboRequest, ...], Form(NelboRequest.form), about("masked negative ELBO of a text")] = ()
+    tasks: Annotated[tuple[TaskRequest, ...], Key("task"), Form(TaskRequest.form), about("a benchmark")] = ()
 
     def limited(self, most: int) -> Evaluation:
         """The same with at most so many items of every task and samples of every text."""
@@ -333,8 +379,52 @@ REGIMES: Mapping[str, tuple[int, int]] = {  # name -> tokens a forward pass carr
 
 @dataclass(frozen=True)
 class Emit:
-    targets: tuple[str, ...] = ("sm_90",)
-    regimes: tuple[str, ...] = ("full_sequence",)
+    targets: Annotated[
+        tuple[str, ...],
+        Key("kernels"),
+        Form("triton for TARGET, TARGET"),
+        Known("target", "QS026", TARGETS),
+        about("compute capabilities, after `triton for`"),
+    ] = ("sm_90",)
+    regimes: Annotated[
+        tuple[str, ...],
+        Key("regime"),
+        Form("NAME, NAME"),
+        Known("regime", "QS026", REGIMES),
+        about("tokens that a forward pass carries"),
+    ] = ("full_sequence",)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The block `recipe`."""
+
+    families: Annotated[
+        tuple[str, ...],
+        Key("family"),
+        Form("NAME, or family NAME, NAME"),
+        about("the model's family; several where the recipe is for each of them"),
+    ]
+    model: Annotated[ModelRef, about("a hub id or a folder")]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The block `scheme`."""
+
+    weights: Annotated[TensorFormat, about("how weights are stored")]
+    activations: Annotated[TensorFormat | None, about("how inputs are; 16 bits by default")] = None
+
+
+BLOCK_CLASSES: Mapping[str, type] = {  # kind of a block -> the class whose fields are its settings
+    "recipe": Head,
+    "calibrate": Calibration,
+    "scheme": Operands,
+    "search": Search,
+    "evaluate": Evaluation,
+    "task": TaskRequest,
+    "emit": Emit,
+}
 
 
 @dataclass(frozen=True)

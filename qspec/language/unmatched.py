@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qspec.diagnostics import Diagnostic, Edit, closest, quote
-from qspec.language.selectors import Selector, index_range, term_matches
-from qspec.language.syntax import ModuleTerm, RoleTerm, Segment, Term, Word
+from qspec.language.selectors import AnyTerm, ModuleTerm, RoleTerm, Segment, Selector, index_range, term_matches
+from qspec.language.syntax import Leaf
 from qspec.models.family import ModuleEntry
 
 
@@ -27,7 +27,7 @@ def selector_problems(selectors: Sequence[Selector], modules: Sequence[ModuleEnt
     return found
 
 
-def _index_problem(term: Term, layers: int) -> Diagnostic | None:
+def _index_problem(term: AnyTerm, layers: int) -> Diagnostic | None:
     """A block that the model does not have."""
     segments: tuple[Segment, ...] = term.segments if isinstance(term, RoleTerm) else ()
     for segment in segments[:1]:
@@ -47,7 +47,7 @@ def _index_problem(term: Term, layers: int) -> Diagnostic | None:
     return None
 
 
-def _matches_nothing(term: Term, modules: Sequence[ModuleEntry], layers: int) -> Diagnostic:
+def _matches_nothing(term: AnyTerm, modules: Sequence[ModuleEntry], layers: int) -> Diagnostic:
     if isinstance(term, ModuleTerm):
         hint = f"the pattern must match a whole name such as {modules[len(modules) // 2].module}"
         return Diagnostic("QS030", f"{quote(str(term))} matches no module", term.span, hint)
@@ -55,13 +55,13 @@ def _matches_nothing(term: Term, modules: Sequence[ModuleEntry], layers: int) ->
     message = f"{quote(str(term))} selects nothing"
     for segment in term.segments:
         word = segment.names[0] if segment.names else None
-        if word and word.name in ("norm", "final_norm"):
+        if word and word.text in ("norm", "final_norm"):
             hint = "norms stay as they are; select linears, the embedding or the head"
             return Diagnostic("QS031", f"{quote(str(term))} is a norm, which is not quantized", term.span, hint)
     wrong = _wrong_word(term, known)
     if wrong:
         word, guess = wrong
-        what = f"{message}: there is no {quote(word.name)}"
+        what = f"{message}: there is no {quote(word.text)}"
         if guess:
             return Diagnostic("QS030", what, word.span, f"did you mean `{guess}`?", edits=(Edit(word.span, guess),))
         return Diagnostic("QS030", what, word.span, f"roles are {_roles(modules)}")
@@ -83,13 +83,13 @@ def _known(modules: Sequence[ModuleEntry]) -> list[set[str]]:
     return known
 
 
-def _wrong_word(term: RoleTerm, known: list[set[str]]) -> tuple[Word, str | None] | None:
+def _wrong_word(term: RoleTerm, known: list[set[str]]) -> tuple[Leaf, str | None] | None:
     """The first name that no role has at its step, and the name that was probably meant."""
     for depth, segment in enumerate(term.segments):
         for word in segment.names:
             names = known[depth] if depth < len(known) else set()
-            if word.name not in names:
-                return word, closest(word.name, names)
+            if word.text not in names:
+                return word, closest(word.text, names)
     return None
 
 
@@ -97,7 +97,7 @@ def _longer(term: RoleTerm, modules: Sequence[ModuleEntry], layers: int) -> str 
     """A spelling near the term that does select something: `blocks` with its index, or everything below."""
     text = str(term)
     first = term.segments[0]
-    if first.names and first.names[0].name == "blocks" and not first.indices:
+    if first.names and first.names[0].text == "blocks" and not first.indices:
         text = text.replace("blocks", "blocks[*]", 1)
     for candidate in (text, f"{text}.*"):
         if candidate != str(term) and any(Selector(candidate).matches(entry, layers) for entry in modules):

@@ -19,7 +19,6 @@ HEAVY = (
     "torch",
     "transformers",
     "numpy",
-    "pydantic",
     "rich",
     "typer",
     "jinja2",

@@ -173,7 +173,8 @@ def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert schema["recipe"]["$defs"]["Calibration"]["properties"]["samples"] == {
-        "default": 128, "maximum": 65536, "minimum": 1, "title": "Samples", "type": "integer",
+        "default": 128, "description": "windows of the text", "maximum": 65536, "minimum": 1, "title": "Samples",
+        "type": "integer",
     }  # fmt: skip
     assert set(schema["passes"]) >= {"rtn", "smooth", "rotate_duquant", "gptq"}
     assert schema["passes"]["smooth"]["properties"]["alpha"]["anyOf"][0]["maximum"] == 1

@@ -1,152 +1,122 @@
-"""Hypothesis strategies for whole recipes as syntax trees, and for their text in loose layout."""
+"""Hypothesis strategies for whole recipes as syntax trees; each statement is written here in its canonical spelling."""
 
 from __future__ import annotations
 
 from hypothesis import strategies as st
 
 from qspec.diagnostics import Span
+from qspec.language import grammar
 from qspec.language import syntax as s
-from qspec.language.pieces import BLOCK_KINDS
 
 AT = Span(0, 0)
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
-    lambda n: n not in {"mse", "none", "module", "file", "rollouts", "tensor"}
+    lambda n: n not in {"mse", "none", "module", "file", "rollouts", "tensor", "task"}
 )
-WORDS = NAMES.map(lambda n: s.Word(AT, n))
-REFERENCES = NAMES.map(lambda n: s.Reference(AT, n))
+REFERENCES = NAMES.map("${}".format)
 STRINGS = st.text(
     st.characters(codec="utf-8", exclude_characters='"', exclude_categories=["Cc", "Cs", "Cf", "Zl", "Zp"]),
     max_size=12,
-).map(lambda t: s.Text(AT, t))
-INTEGERS = st.integers(-(10**9), 10**9).map(lambda n: s.Number(AT, n, str(n)))
-FLOATS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: s.Number(AT, x, repr(x)))
-NUMBERS = INTEGERS | FLOATS
+).map('"{}"'.format)
+INTEGERS = st.integers(-(10**9), 10**9).map(str)
+NUMBERS = INTEGERS | st.floats(-1e6, 1e6, allow_nan=False).map(repr)
 COUNTS = NUMBERS | REFERENCES
 QUOTED = STRINGS | REFERENCES
-LITERALS = NUMBERS | STRINGS | WORDS
+LITERALS = NUMBERS | STRINGS | NAMES
 VALUES = LITERALS | REFERENCES
 
 
-def _indices(low: int, length: int, kind: str) -> s.Indices:
-    if kind == "every":
-        return s.Indices(AT, None, None)
-    return s.Indices(AT, low, low + (length if kind == "run" and low + length != 0 else 0))
+def written(form: str, *parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """The form with its gaps filled."""
+    return st.tuples(*parts).map(lambda values: form.format(*values))
 
 
-INDICES = st.builds(_indices, st.integers(0, 40), st.integers(1, 9), st.sampled_from(["every", "one", "run"]))
+def some(one: st.SearchStrategy[str], least: int = 1, most: int = 3, by: str = ", ") -> st.SearchStrategy[str]:
+    return st.lists(one, min_size=least, max_size=most).map(by.join)
+
+
+def maybe(form: str, part: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.just("") | written(form, part)
+
+
+def _index(low: int, length: int, kind: str) -> str:
+    return {"every": "*", "one": str(low), "run": f"{low}..{low + length}"}[kind]
+
+
+INDICES = st.builds(_index, st.integers(0, 40), st.integers(1, 9), st.sampled_from(["every", "one", "run"]))
 SEGMENTS = st.one_of(
-    st.just(s.Segment(AT, ())),
-    st.builds(
-        lambda w, i: s.Segment(AT, (w,), tuple(i)),
-        NAMES.map(lambda n: s.Word(AT, f"r{n}")),
-        st.lists(INDICES, max_size=3),
-    ),
-    st.builds(lambda ws: s.Segment(AT, tuple(ws), braces=True), st.lists(WORDS, min_size=1, max_size=3)),
+    st.just("*"),
+    written("r{}", NAMES),
+    written("r{}[{}]", NAMES, some(INDICES)),
+    written("{{{}}}", some(NAMES, by=",")),
 )
-ROLES = st.lists(SEGMENTS, min_size=1, max_size=4).map(lambda g: s.RoleTerm(AT, tuple(g)))
-MODULES = STRINGS.map(lambda t: s.ModuleTerm(AT, t))
-SELECTORS = st.lists(ROLES | MODULES, min_size=1, max_size=3).map(lambda t: s.SelectorNode(AT, tuple(t)))
-ARGUMENTS = st.lists(st.builds(lambda n, v: s.Argument(AT, n, v), WORDS, VALUES), max_size=3).map(tuple)
-
-TEXTS = st.one_of(
-    QUOTED,
-    st.builds(lambda p, f: s.FileSource(AT, p, f), QUOTED, st.none() | QUOTED),
-)
-ROLLOUTS = st.builds(
-    lambda p, a: s.Rollouts(AT, p, tuple(x for x in a if x.name.name != "prompts")), st.none() | TEXTS, ARGUMENTS
-)
-
-
-def _key(*names: str) -> st.SearchStrategy[s.Word]:
-    return st.sampled_from(names).map(lambda n: s.Word(AT, n))
-
-
+SELECTORS = some(some(SEGMENTS, most=4, by=".") | written("module({})", STRINGS))
+ARGUMENTS = some(written("{} = {}", NAMES.filter(lambda n: n != "prompts"), VALUES), least=0)
+TEXTS = QUOTED | written("file({}{})", QUOTED, maybe(", field = {}", QUOTED))
+ROLLOUTS = written("rollouts({})", ARGUMENTS) | written("rollouts(prompts = {})", TEXTS)
 MASKS = st.one_of(
-    st.builds(
-        lambda k, kind, a, b: s.Mask(AT, k, kind, (a, b)),
-        _key("mask"),
-        st.sampled_from(["uniform", "grid", "prefix"]),
-        COUNTS,
-        COUNTS,
-    ),
-    st.builds(lambda k, a: s.Mask(AT, k, "fixed", (a,)), _key("mask"), COUNTS),
-    st.builds(lambda k: s.Mask(AT, k, "none", ()), _key("mask")),
+    written("{}({}, {})", st.sampled_from(["uniform", "grid", "prefix"]), COUNTS, COUNTS),
+    written("fixed({})", COUNTS),
+    st.just("none"),
 )
-SHARES = st.one_of(
-    st.builds(lambda k, n: s.Share(AT, k, n), _key("masked", "unmasked"), COUNTS),
-    _key("certainty").map(lambda k: s.Share(AT, k, None)),
-)
-WEIGHTS = st.builds(lambda k, x: s.Weigh(AT, k, tuple(x)), _key("weigh"), st.lists(SHARES, min_size=1, max_size=3))
+SHARES = written("{} {}", st.sampled_from(["masked", "unmasked"]), COUNTS) | st.just("certainty")
 GRAINS = st.one_of(
-    st.sampled_from(["tensor", "channel", "token"]).map(lambda k: s.Grain(AT, k)),
-    COUNTS.map(lambda n: s.Grain(AT, "group", n)),
-    st.builds(lambda r, c: s.Grain(AT, "block", None, r, c), st.integers(1, 999), st.integers(1, 999)),
+    st.sampled_from(["tensor", "channel", "token"]),
+    written("group {}", COUNTS),
+    st.builds("block {}x{}".format, st.integers(1, 999), st.integers(1, 999)),
 )
-FORMATS = st.one_of(
-    (WORDS | REFERENCES).map(lambda w: s.FormatNode(AT, w, None)),
-    st.builds(lambda w, n: s.FormatNode(AT, w, n), WORDS, COUNTS),
+FORMATS = NAMES | REFERENCES | written("{}({})", NAMES, COUNTS)
+KEYS = st.sampled_from(["weights", "activations"])
+OPERANDS = written("{} none", KEYS) | written(
+    "{} {} per {}{}{}",
+    KEYS,
+    FORMATS,
+    GRAINS,
+    st.sampled_from(["", " symmetric", " asymmetric"]),
+    maybe(" clip {}", COUNTS | st.sampled_from(["mse", "none"])),
 )
-CLIPS = COUNTS | _key("mse", "none")
-OPERANDS = st.one_of(
-    st.builds(
-        lambda k, f, g, y, c: s.Operand(AT, k, f, g, y, c),
-        _key("weights", "activations"),
-        FORMATS,
-        GRAINS,
-        st.none() | _key("symmetric", "asymmetric"),
-        st.none() | CLIPS,
-    ),
-    _key("weights", "activations").map(lambda k: s.Operand(AT, k, None, None, None, None)),
-)
-NELBO = st.builds(lambda k, t, n: s.Nelbo(AT, k, t, n), _key("nelbo"), TEXTS, st.none() | COUNTS)
-AMOUNTS = st.one_of(
-    st.builds(lambda n, u: s.Amount(AT, "stored", n, u), COUNTS, WORDS),
-    st.builds(lambda n, u: s.Amount(AT, "memory", n, u), COUNTS, WORDS),
-    st.builds(lambda n, u, r: s.Amount(AT, "time", n, u, r), COUNTS, WORDS, WORDS),
-)
-SETTINGS = {
-    "recipe": st.one_of(
-        st.builds(
-            lambda k, n: s.Names(AT, k, None, tuple(n)),
-            _key("family"),
-            st.lists(WORDS, min_size=1, max_size=3),
-        ),
-        st.builds(lambda k, i, r: s.Model(AT, k, i, r), _key("model"), QUOTED, st.none() | QUOTED),
-    ),
+AMOUNTS = written("{} {}{}", COUNTS, NAMES, st.just("") | st.just(" memory") | written(" for {}", NAMES))
+
+
+def numbers(*keys: str) -> st.SearchStrategy[str]:
+    return written("{} {}", st.sampled_from(keys), COUNTS)
+
+
+NELBO = written("nelbo on {}{}", TEXTS, maybe(" samples {}", COUNTS))
+TEXT_OF = {
+    "recipe": written("family {}", some(NAMES)) | written("model {}{}", QUOTED, maybe(" revision {}", QUOTED)),
     "calibrate": st.one_of(
-        st.builds(lambda k, t: s.TextSetting(AT, k, t), _key("text"), TEXTS | ROLLOUTS),
-        st.builds(lambda k, v: s.Setting(AT, k, v), _key("samples", "length", "draws", "seed"), COUNTS),
-        MASKS,
-        WEIGHTS,
+        written("text {}", TEXTS | ROLLOUTS),
+        numbers("samples", "length", "draws", "seed"),
+        written("mask {}", MASKS),
+        written("weigh {}", some(SHARES)),
     ),
     "scheme": OPERANDS,
-    "task": st.builds(lambda k, v: s.Setting(AT, k, v), _key("shots", "length", "steps", "block", "limit"), COUNTS),
+    "task": numbers("shots", "length", "steps", "block", "limit"),
     "search": st.one_of(
-        st.builds(lambda c, x: s.Offer(AT, tuple(c), x), st.lists(WORDS, min_size=1, max_size=3), SELECTORS),
-        st.builds(
-            lambda k, a: s.BudgetSetting(AT, k, tuple(a)), _key("budget"), st.lists(AMOUNTS, min_size=1, max_size=3)
-        ),
-        st.builds(lambda k, m, t: s.LossSetting(AT, k, m, t, None), _key("loss"), _key("kl", "nelbo"), TEXTS),
-        st.builds(lambda k, t: s.LossSetting(AT, k, None, None, t), _key("loss"), WORDS),
-        st.builds(
-            lambda k, v: s.Setting(AT, k, v), _key("samples", "length", "draws", "refine", "gap", "seed"), COUNTS
-        ),
-        st.builds(lambda k, v: s.Setting(AT, k, v), _key("probe", "fused"), WORDS | REFERENCES),
+        written("offer {} on {}", some(NAMES), SELECTORS),
+        written("budget {}", some(AMOUNTS)),
+        written("loss {} on {}", st.sampled_from(["kl", "nelbo"]), TEXTS),
+        written("loss task {}", NAMES),
+        numbers("samples", "length", "draws", "refine", "gap", "seed"),
+        written("{} {}", st.sampled_from(["probe", "fused"]), NAMES | REFERENCES),
     ),
-    "emit": st.one_of(
-        st.builds(
-            lambda k, b, n: s.Names(AT, k, b, tuple(n)),
-            _key("kernels"),
-            WORDS,
-            st.lists(WORDS, min_size=1, max_size=3),
-        ),
-        st.builds(
-            lambda k, n: s.Names(AT, k, None, tuple(n)),
-            _key("regime"),
-            st.lists(WORDS, min_size=1, max_size=3),
-        ),
-    ),
+    "evaluate": NELBO,
+    "emit": written("kernels {} for {}", NAMES, some(NAMES)) | written("regime {}", some(NAMES)),
 }
+
+
+def tree(start: str, text: str) -> s.Tree:
+    """The tree of a statement, which is spelled as it was written."""
+    found, problems = grammar.parse(start, text)
+    assert problems == []
+    assert str(found) == text
+    return found
+
+
+def setting(kind: str) -> st.SearchStrategy[s.Tree | s.Block]:
+    return TEXT_OF[kind].map(lambda text: tree(f"{kind}_body", text).trees()[0])
+
+
 COMMENT = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cf", "Zl", "Zp", "Zs"]), max_size=10
 ).map(lambda t: f"# {t}".rstrip())
@@ -159,37 +129,39 @@ COMMENTS = st.builds(
 CLOSING = st.lists(COMMENT, max_size=1).map(lambda c: s.Comments(tuple(c), None, False, (False,) * len(c)))
 
 
-def _item(node: s.Node, comments: s.Comments) -> s.Item:
-    return s.Item(node, comments)
-
-
-def _block(kind: str, named: bool) -> st.SearchStrategy[s.Block]:
+def _block(kind: str, named: bool, settings: st.SearchStrategy[s.Tree | s.Block]) -> st.SearchStrategy[s.Block]:
     return st.builds(
         lambda name, items, opening, closing: s.Block(AT, kind, AT, name, tuple(items), opening, closing),
-        WORDS if named else st.none(),
-        st.lists(st.builds(_item, SETTINGS[kind], COMMENTS), max_size=4),
+        NAMES.map(lambda name: s.Leaf("NAME", name, AT)) if named else st.none(),
+        st.lists(st.builds(s.Item, settings, COMMENTS), max_size=4),
         st.none() | COMMENT,
         CLOSING,
     )
 
 
-TASKS = _block("task", True).filter(lambda b: bool(b.items) or not (b.opening or b.closing.before))
-SETTINGS["evaluate"] = NELBO | TASKS
+TASKS = _block("task", True, setting("task")).filter(lambda b: bool(b.items) or not (b.opening or b.closing.before))
+LINES = {
+    "version": written("qspec {}", INTEGERS),
+    "extends": written("extends {}", STRINGS),
+    "param": written("param {} = {}{}", NAMES, LITERALS, st.just("") | written(" in {}..{}", NUMBERS, NUMBERS)),
+    "layers": written("layers {} {}", SELECTORS, st.just("keep") | written("use {}", NAMES)),
+    "apply": written("apply {}({}) on {}", NAMES, ARGUMENTS, SELECTORS),
+}
+
+
+def statement(start: str) -> st.SearchStrategy[s.Tree]:
+    return LINES[start].map(lambda text: tree(start, text))
+
+
 STATEMENTS = st.one_of(
-    INTEGERS.map(lambda n: s.Version(AT, n)),
-    STRINGS.map(lambda t: s.Extends(AT, t)),
-    st.builds(
-        lambda n, v, r: s.Param(AT, n, v, *(r or (None, None))),
-        WORDS,
-        LITERALS,
-        st.none() | st.tuples(NUMBERS, NUMBERS),
+    *map(statement, LINES),
+    *(
+        _block(kind, kind in ("recipe", "scheme"), setting(kind) | TASKS if kind == "evaluate" else setting(kind))
+        for kind in grammar.BLOCKS
     ),
-    st.builds(lambda x, w: s.Layers(AT, x, w), SELECTORS, st.none() | WORDS),
-    st.builds(lambda n, a, x: s.Apply(AT, n, a, x), WORDS, ARGUMENTS, SELECTORS),
-    *(_block(kind, kind in ("recipe", "scheme")) for kind in BLOCK_KINDS),
 )
 FILES = st.builds(
     lambda items, closing: s.File("r.qs", tuple(items), (), closing),
-    st.lists(st.builds(_item, STATEMENTS, COMMENTS), max_size=8),
+    st.lists(st.builds(s.Item, STATEMENTS, COMMENTS), max_size=8),
     CLOSING,
 )

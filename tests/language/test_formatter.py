@@ -112,7 +112,7 @@ def test_calibration_layout() -> None:
     )
     assert format_source(loose) == (
         "calibrate {\n  draws 2\n  weigh certainty, unmasked 0.5\n"
-        '  text  rollouts(prompts = file("a", field = $f), steps = 8)\n  mask  prefix(0, 1)\n}\n'
+        '  text  rollouts(steps = 8, prompts = file("a", field = $f))\n  mask  prefix(0, 1)\n}\n'
     )
 
 

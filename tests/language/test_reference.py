@@ -9,11 +9,11 @@ import pytest
 
 from qspec import passes
 from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
-from qspec.language import convert
+from qspec.language.fields import settings
 from qspec.language.formatter import format_source
-from qspec.language.mistakes import SETTINGS
+from qspec.language.mistakes import keywords
 from qspec.language.pieces import BLOCK_KINDS
-from qspec.language.spec import REGIMES, TARGETS, TASKS, TEXTS, Rollouts
+from qspec.language.spec import BLOCK_CLASSES, REGIMES, TARGETS, TASKS, TEXTS, Rollouts
 from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
 from tests.language.fakes import PASSES, ROOT, codes
@@ -39,10 +39,10 @@ def test_examples(example: str) -> None:
 
 
 def test_every_word_is_on_the_page() -> None:
-    words = [*TARGETS, *REGIMES, *TASKS, *TEXTS, *FAMILIES, *passes.available(), *SETTINGS]
-    words += [key for keys in SETTINGS.values() for key in keys]
+    words = [*TARGETS, *REGIMES, *TASKS, *TEXTS, *FAMILIES, *passes.available(), *BLOCK_CLASSES]
+    words += [key for block in BLOCK_CLASSES for key in keywords(block)]
     words += [name for name in NUMBER_FORMATS if not re.fullmatch(r"int[3-7]", name)]
-    words += [name for cls in passes.available().values() for name in convert.names(cls)]
+    words += [name for cls in passes.available().values() for name in settings(cls)]
     words += [f"`{kind}(" for kind in ("uniform", "grid", "fixed", "prefix", "file", "rollouts")] + ["certainty"]
     words += [f"{field.name} = " for field in fields(Rollouts)]
     assert [word for word in words if word not in PAGE] == []
@@ -56,4 +56,4 @@ def test_the_fakes_have_the_real_contracts() -> None:
         assert fake().whole_model == real[name]().whole_model
         entry = LLADA.outline([0])[1]
         assert fake().rotations(entry, W8A8) == real[name]().rotations(entry, W8A8)
-        assert convert.names(fake) == convert.names(real[name])
+        assert [*settings(fake)] == [*settings(real[name])]
