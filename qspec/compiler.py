@@ -91,7 +91,7 @@ def compile(  # the public name: qspec.compile
     spec = read_recipe(recipe, settings)  # its mistakes first: they cost nothing to find
     place = Path(out) if out else Path("build") / spec.name
     require_place(place)
-    inputs = gather(spec, model, device, options=options, progress=progress)
+    inputs = find_inputs(spec, model, device, options=options, progress=progress)
     if lock:
         lock.require(inputs.lock, lock_path(inputs.recipe))
     workspace = Workspace(place, inputs.lock.content)
@@ -163,7 +163,7 @@ def read_recipe(recipe: str | Path, settings: Mapping[str, str] | None = None) -
 
 
 @exact_products()
-def gather(
+def find_inputs(
     spec: Spec,
     model: str | None = None,
     device: str = "auto",

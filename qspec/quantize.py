@@ -23,11 +23,11 @@ from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
 from qspec.numerics import as_stored, sqnr_db
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
-from qspec.passes.outer import Outer
+from qspec.passes.outer_layers import OuterLayers
 from qspec.plan import BATCH_TOKENS, ModulePlan, Plan
 from qspec.precision import exact_products
 from qspec.progress import Progress
-from qspec.runtime import default_dtype, fill_block, install_block, place_outer
+from qspec.runtime import default_dtype, fill_block, install_block, place_outer_layers
 from qspec.workspace import Workspace
 
 PRESERVED = 1e-4  # largest change of what attention or MLP adds, relative to it, that a preserving pass may make
@@ -79,10 +79,12 @@ def start(
 ) -> Stream:
     """The calibration stream at the first block; the shard of what lies outside the blocks is written."""
     tensors = checkpoint.globals()
-    place_outer(decoder, tensors, torch.device("cpu"), default_dtype(device))  # only the embedding is needed, once
-    outer = Outer(checkpoint.family, plan.shape, tensors, plan.spec.calibrate.seed)
+    place_outer_layers(
+        decoder, tensors, torch.device("cpu"), default_dtype(device)
+    )  # only the embedding is needed, once
+    outer = OuterLayers(checkpoint.family, plan.shape, tensors, plan.spec.calibrate.seed)
     for use in plan.spec.passes:
-        use.params.rewrite_outer(outer)
+        use.params.rewrite_outer_layers(outer)
     if workspace.finished(shard) is None:
         workspace.write_shard(shard, outer.stored())
     rows = max(1, BATCH_TOKENS // tokens.ids.shape[1])

@@ -107,7 +107,7 @@ def place(
         own = {name: t for name, t in tensors.items() if name.startswith(f"{start}.{index}.")}
         install_block(block, blocks[index], own, device, dtype, kernels)
     outer = {name: t for name, t in tensors.items() if not name.startswith(f"{start}.")}
-    place_outer(decoder, outer, device, dtype)
+    place_outer_layers(decoder, outer, device, dtype)
 
 
 def _blocks(manifest: Manifest, decoder: Decoder) -> list[list[ModuleRecord]]:
@@ -135,7 +135,9 @@ def _other_model(role: str) -> InputError:
     )
 
 
-def place_outer(decoder: Decoder, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+def place_outer_layers(
+    decoder: Decoder, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> None:
     """Puts embedding, final norm and head in place; norm gains stay in float32."""
     placed = {name: t.to(device, _kept_dtype(t, dtype)) for name, t in tensors.items()}
     decoder.load_state_dict(placed, strict=False, assign=True)

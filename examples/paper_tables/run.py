@@ -24,7 +24,7 @@ from tables import make_table, markdown, page
 
 import qspec
 from qspec import runtime
-from qspec.compiler import CompileOptions, gather, read_recipe
+from qspec.compiler import CompileOptions, find_inputs, read_recipe
 from qspec.errors import QspecError
 from qspec.evaluate.remembered import Remembered
 from qspec.files import write_whole
@@ -46,7 +46,7 @@ def run_cells(
     baseline: Remembered | None = None
     for cell in cells:
         folder = out / cell.name
-        inputs = gather(read_recipe(cell.recipe, settings), model, device)
+        inputs = find_inputs(read_recipe(cell.recipe, settings), model, device)
         done, key = out / f"{cell.name}.done", f"{how(limit, settings)}\n{inputs.lock.text()}"
         if done.is_file() and done.read_text(encoding="utf-8") == key:
             print(f"{model} {cell.name}: finished before", flush=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from qspec import resources
-from qspec.compiler import CompileOptions, gather, read_recipe
+from qspec.compiler import CompileOptions, find_inputs, read_recipe
 from qspec.search.engine import Engine
 from qspec.search.jobs import Job, Result
 from qspec.search.refine import predicted
@@ -37,7 +37,9 @@ def main() -> None:
 
     recipe: Path = resources.recipes() / "search" / f"{args.recipe}.qs"
     engine = Engine(
-        gather(read_recipe(recipe, {"seed": str(args.seed)}), args.model, "cpu", options=CompileOptions(evaluate=False))
+        find_inputs(
+            read_recipe(recipe, {"seed": str(args.seed)}), args.model, "cpu", options=CompileOptions(evaluate=False)
+        )
     )
     engine.trial_rows = engine.rows
     units = engine.space.units

@@ -25,7 +25,7 @@ from qspec.compiler import CompileOptions, read_recipe
 sys.path.insert(0, str(Path(__file__).parents[1] / "compile_cost"))
 from measure import write_checkpoint
 
-from qspec.compiler import gather
+from qspec.compiler import find_inputs
 from qspec.search.engine import Engine
 from qspec.search.jobs import Probe
 
@@ -92,7 +92,7 @@ def main() -> None:
     print(f"checkpoint written in {time.perf_counter() - start:.0f} s", flush=True)
     recipe = write_recipe(args.out, model, args.samples, args.length, args.rows)
     start = time.perf_counter()
-    engine = Engine(gather(read_recipe(recipe), device=args.device, options=CompileOptions(evaluate=False)))
+    engine = Engine(find_inputs(read_recipe(recipe), device=args.device, options=CompileOptions(evaluate=False)))
     result: dict[str, Any] = {"layers": args.layers, "setup": round(time.perf_counter() - start, 1)}
     print(f"model hashed and loaded, rows measured unquantized in {result['setup']} s", flush=True)
     targets = engine.space.targets()

@@ -31,7 +31,7 @@ from corpus import documents
 
 import qspec
 from qspec import resources
-from qspec.compiler import gather
+from qspec.compiler import find_inputs
 from qspec.data.items import TextData
 from qspec.evaluate.nelbo import masked_rows, windows
 from qspec.files import write_whole
@@ -71,7 +71,9 @@ def recipe_of(args: argparse.Namespace, budget: str, method: str) -> Path:
 def run(args: argparse.Namespace) -> None:
     recipe = resources.recipes() / "search" / f"{args.recipe}.qs"
     settings = {"seed": str(args.seed), "draws": str(args.draws)}
-    engine = Engine(gather(read_recipe(recipe, settings), args.model, "cpu", options=CompileOptions(evaluate=False)))
+    engine = Engine(
+        find_inputs(read_recipe(recipe, settings), args.model, "cpu", options=CompileOptions(evaluate=False))
+    )
     engine.trial_rows = heldout(engine, args.samples)
     for budget in args.budget:
         start = time.perf_counter()

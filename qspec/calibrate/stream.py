@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Batch:
+class CalibrationBatch:
     """Some rows of the calibration tokens, at a block's input.
 
     x: [b, t, width], hidden states as the model computes them whose earlier blocks are quantized. exact: the same of
@@ -46,7 +46,7 @@ class Stream:
     basis: orthogonal float32 [width, width] Q, where the residual stream was rotated: x holds h Q, `exact` holds h.
     """
 
-    def __init__(self, batches: list[Batch], basis: Tensor | None = None) -> None:
+    def __init__(self, batches: list[CalibrationBatch], basis: Tensor | None = None) -> None:
         self.batches = batches
         self.basis = basis
 
@@ -74,16 +74,18 @@ class Stream:
                 own = decoder.embed(ids.to(decoder.device)).to(device)
                 x = own if rotated is None else rotated.embedding[ids].to(device, own.dtype)
                 context = decoder.context(ids.to(device), None)
-                batches.append(Batch(x, own if exact else None, context, masked.to(device), weight.to(device)))
+                batches.append(
+                    CalibrationBatch(x, own if exact else None, context, masked.to(device), weight.to(device))
+                )
         return cls(batches, None if rotated is None else rotated.basis.to(device))
 
-    def inputs(self, in_basis: bool) -> Iterator[tuple[Tensor, Batch]]:
+    def inputs(self, in_basis: bool) -> Iterator[tuple[Tensor, CalibrationBatch]]:
         """Each batch's x for a block that was rotated into the stream's basis, or for one that was not (yet)."""
         back = None if in_basis or self.basis is None else self.basis.T
         for batch in self.batches:
             yield _times(batch.x, back), batch
 
-    def exact_inputs(self, in_basis: bool) -> Iterator[tuple[Tensor, Batch]]:
+    def exact_inputs(self, in_basis: bool) -> Iterator[tuple[Tensor, CalibrationBatch]]:
         """The same for what the unquantized model computes."""
         forth = self.basis if in_basis else None
         for batch in self.batches:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qspec.compiler import CompileOptions, gather, read_recipe
+    from qspec.compiler import CompileOptions, find_inputs, read_recipe
     from qspec.files import require_file
     from qspec.lock import lock_path
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     require_file(path)
     spec = read_recipe(args.recipe, settings_of(args))
     options = CompileOptions(download=args.download, standin=False)
-    inputs = gather(spec, args.model, args.device, options=options)
+    inputs = find_inputs(spec, args.model, args.device, options=options)
     inputs.lock.write(path)
     say(path)
     return 0

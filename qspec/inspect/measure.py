@@ -27,7 +27,7 @@ from qspec.calibrate.outliers import (
     picture,
     watching,
 )
-from qspec.calibrate.stream import Batch, Stream
+from qspec.calibrate.stream import CalibrationBatch, Stream
 from qspec.calibrate.tokens import positions_below, repetition, windows
 from qspec.data import DataSources, TextData
 from qspec.data.sources import STANDIN_FILE
@@ -246,7 +246,7 @@ def _start(model: Model, masks: Masks) -> list[Stream]:
     streams = []
     for own, masked in zip(hidden, masks.masked.to(model.device), strict=True):
         batches = [
-            Batch(x, None, model.decoder.context(hides), hides, torch.ones_like(hides, dtype=torch.float32))
+            CalibrationBatch(x, None, model.decoder.context(hides), hides, torch.ones_like(hides, dtype=torch.float32))
             for x, hides in zip(torch.split(own, rows), torch.split(masked, rows), strict=True)
         ]
         streams.append(Stream(batches))

@@ -79,8 +79,8 @@ class Pass:
             raise TypeError(f"{type(self).__name__} defines no rewrite and names no algorithm")
         import_module(self.algorithm).rewrite(self, block, uses)
 
-    def rewrite_outer(self, outer: Any) -> None:
-        """Rewrites what lies outside the blocks, before the first one: see `qspec.passes.outer.Outer`."""
+    def rewrite_outer_layers(self, outer: Any) -> None:
+        """Rewrites what lies outside the blocks, before the first one: see `qspec.passes.outer_layers.OuterLayers`."""
 
 
 LOSSES = ("kl", "nelbo")

@@ -10,7 +10,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from qspec.calibrate.stream import Batch, Stream
+from qspec.calibrate.stream import CalibrationBatch, Stream
 from qspec.models.decoder import AttentionContext, DecoderBlock
 from qspec.passes.linear import Linear, LinearView
 from qspec.passes.statistics import Observer, Statistics, Tokens, weighted_product
@@ -119,7 +119,9 @@ class Observed:
                 tokens = Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep])
                 yield seen[keep], unrounded[keep], tokens
 
-    def _seen(self, sites: Collection[str], x: Tensor, batch: Batch, *, rounding: bool = True) -> dict[str, Tensor]:
+    def _seen(
+        self, sites: Collection[str], x: Tensor, batch: CalibrationBatch, *, rounding: bool = True
+    ) -> dict[str, Tensor]:
         """What each of these sites reads, [tokens, in], in one forward pass, with or without the rounding so far."""
         seen: dict[str, Tensor] = {}
         watched = [site for site in self.sites if site.name in sites]

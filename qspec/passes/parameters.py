@@ -119,9 +119,9 @@ class Quarot(Pass):
         """With R1."""
         return self.residual
 
-    def rewrite_outer(self, outer: Any) -> None:
+    def rewrite_outer_layers(self, outer: Any) -> None:
         """R1 of embedding and head."""
-        import_module(self.algorithm).rewrite_outer(self, outer)
+        import_module(self.algorithm).rewrite_outer_layers(self, outer)
 
     def check(self, shape: DecoderShape) -> None:
         """R1 needs a head of its own and R1, R2 Hadamard matrices of their widths."""

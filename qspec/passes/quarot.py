@@ -7,11 +7,11 @@ import torch
 from qspec import hadamard, transforms
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
-from qspec.passes.outer import Outer
+from qspec.passes.outer_layers import OuterLayers
 from qspec.passes.parameters import Quarot
 
 
-def rewrite_outer(params: Quarot, outer: Outer) -> None:
+def rewrite_outer_layers(params: Quarot, outer: OuterLayers) -> None:
     """Draws Q and rotates embedding and head."""
     if params.residual:
         signs = torch.randint(0, 2, (outer.shape.width, 1), generator=outer.generator("quarot")) * 2 - 1

@@ -29,7 +29,7 @@ from qspec.search.direction import Directed
 from qspec.search.jobs import Errors, Fisher, Job, Noise, Probe, Result, Trial
 from qspec.search.losses import Loss, LossRows
 from qspec.search.rows import THREADS, calibration, search_rows, seed_of
-from qspec.search.space import Choice, Space, Target, assigned, find_space
+from qspec.search.space import Choice, ProbeTarget, Space, assigned, find_space
 
 NOISE = 0.05  # relative size of a noise probe: ||noise|| / ||W||
 SCORES = 4  # backward passes of a Fisher probe
@@ -298,7 +298,7 @@ class _Noisy:
         return noisy
 
 
-def _direct(block: Block, targets: Sequence[Target], rows: int) -> dict[str, tuple[Tensor, list[Directed]]]:
+def _direct(block: Block, targets: Sequence[ProbeTarget], rows: int) -> dict[str, tuple[Tensor, list[Directed]]]:
     """Puts fresh `Directed`s in the place of the targets' linears. Returns each target's step [rows] and linears."""
     found = {}
     for target in targets:
@@ -311,7 +311,7 @@ def _direct(block: Block, targets: Sequence[Target], rows: int) -> dict[str, tup
 
 
 @contextmanager
-def _rounding(block: Block, target: Target) -> Iterator[None]:
+def _rounding(block: Block, target: ProbeTarget) -> Iterator[None]:
     """While it lasts, the target's linears round."""
     for part in target.parts:
         block.module.replace(part, block.linears[part])

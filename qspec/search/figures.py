@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from qspec.report.drawing import LABEL, WIDTH, Figure, Scale, block_numbers
 from qspec.report.svg import Svg
-from qspec.search.run import Found, Outcome, Sensitivity
+from qspec.search.run import FoundLayout, Outcome, Sensitivity
 from qspec.search.space import Layout
 
 FLOOR = 1e-6  # of a loss that is drawn: below it nothing was lost
@@ -52,7 +52,7 @@ def pareto(outcome: Outcome) -> Figure:
     return Figure("pareto", caption, svg)
 
 
-def _dots(found: Found) -> Iterator[tuple[Layout, float, str, str]]:
+def _dots(found: FoundLayout) -> Iterator[tuple[Layout, float, str, str]]:
     """Rivals, and over them the layout found."""
     for one in found.measured:
         if one.origin not in ("solver", "neighbour") and one.layout != found.layout:

@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, TypeAlias
 
 from qspec.search.losses import BUCKETS
-from qspec.search.space import Target
+from qspec.search.space import ProbeTarget
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Probe:
 
     block: int
     scheme: str
-    targets: tuple[Target, ...]
+    targets: tuple[ProbeTarget, ...]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Fisher:
 
     block: int
     scheme: str
-    targets: tuple[Target, ...]
+    targets: tuple[ProbeTarget, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Errors:
 
     block: int
     scheme: str
-    targets: tuple[Target, ...]
+    targets: tuple[ProbeTarget, ...]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Noise:
     """The loss of noise on each target's weights, over the relative error that it makes of the outputs."""
 
     block: int
-    targets: tuple[Target, ...]
+    targets: tuple[ProbeTarget, ...]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ Measure = Callable[[Sequence[Layout]], list[Sequence[float]]]  # of each layout,
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLayout:
     """A layout with its predicted and its measured loss. origin: "solver", a rival's name, or "neighbour"."""
 
     layout: Layout
@@ -43,12 +43,12 @@ class Measured:
 
 def refine(
     starts: Mapping[str, Layout], losses: Losses, limits: Sequence[Limit], measure: Measure, trials: int
-) -> list[Measured]:
+) -> list[MeasuredLayout]:
     """Everything that was measured, in order: `trials` layouts at most, the starts first. starts: by their origin.
 
     It ends earlier where neighbours of the best were measured and it stayed the best.
     """
-    done: dict[Layout, Measured] = {}
+    done: dict[Layout, MeasuredLayout] = {}
     origins: dict[Layout, str] = {}
     for name, layout in starts.items():
         origins.setdefault(layout, name)
@@ -58,7 +58,7 @@ def refine(
     while batch:
         for layout, rows in zip(batch, measure(batch), strict=True):
             origin = origins.get(layout, "neighbour")
-            done[layout] = Measured(layout, origin, predicted(losses, layout), tuple(rows))
+            done[layout] = MeasuredLayout(layout, origin, predicted(losses, layout), tuple(rows))
         centre = best(list(done.values()))
         if centre.layout == searched:
             break
@@ -68,7 +68,7 @@ def refine(
     return list(done.values())
 
 
-def best(measured: Sequence[Measured]) -> Measured:
+def best(measured: Sequence[MeasuredLayout]) -> MeasuredLayout:
     """The first, unless another surely loses less: then the surest, and so on from that one."""
     found = measured[0]
     while True:
@@ -78,7 +78,7 @@ def best(measured: Sequence[Measured]) -> Measured:
         found = surest
 
 
-def most_lost(one: Measured, other: Measured) -> float:
+def most_lost(one: MeasuredLayout, other: MeasuredLayout) -> float:
     """The mean difference of their losses, and `SURE` standard errors of it added; 0 between equals."""
     differences = [a - b for a, b in zip(one.rows, other.rows, strict=True)]
     error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0

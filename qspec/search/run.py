@@ -26,10 +26,10 @@ from qspec.search.limits import Limit, find_limits
 from qspec.search.losses import Loss
 from qspec.search.places import FOUND, require_places
 from qspec.search.recipe import recipe_text
-from qspec.search.refine import Measured, best, predicted, refine
+from qspec.search.refine import MeasuredLayout, best, predicted, refine
 from qspec.search.rivals import rivals
 from qspec.search.rows import facts, scheme_texts, search_rows
-from qspec.search.space import Layout, Space, Target, find_space
+from qspec.search.space import Layout, ProbeTarget, Space, find_space
 from qspec.search.store import Store
 from qspec.search.workers import Setup, Workers, find_workers
 
@@ -42,13 +42,13 @@ Results = Callable[[Sequence[Job]], list[Result]]  # of jobs, in their order
 class Sensitivity:
     """What one target loses under one scheme."""
 
-    target: Target
+    target: ProbeTarget
     scheme: str
     loss: Loss
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundLayout:
     """One budget's result. bits: of the blocks, which a budget of bits counts; model_bits: with embedding and head.
 
     measured: every layout that was measured for it, in order; empty where `refine` is 0."""
@@ -60,7 +60,7 @@ class Found:
     loss: float | None
     bits: float
     model_bits: float
-    measured: tuple[Measured, ...]
+    measured: tuple[MeasuredLayout, ...]
     path: Path
 
     @property
@@ -80,7 +80,7 @@ class Outcome:
     model: str
     standin: bool
     sensitivities: tuple[Sensitivity, ...]
-    found: tuple[Found, ...]
+    found: tuple[FoundLayout, ...]
     curve: tuple[tuple[float, float], ...]
     folder: Path
 
@@ -219,7 +219,7 @@ class _Run:
 
 def probe(space: Space, kind: Probing, results: Results) -> tuple[Sensitivity, ...]:
     """What every target loses under every scheme that it is offered, by one kind of probe."""
-    blocks: dict[tuple[int, str], list[Target]] = {}
+    blocks: dict[tuple[int, str], list[ProbeTarget]] = {}
     for target, schemes in space.targets().items():
         for scheme in schemes:
             blocks.setdefault((target.block, scheme.name), []).append(target)
@@ -235,9 +235,9 @@ def probe(space: Space, kind: Probing, results: Results) -> tuple[Sensitivity, .
     )
 
 
-def _by_noise(cells: Mapping[tuple[int, str], tuple[Target, ...]], results: Results) -> tuple[Sensitivity, ...]:
+def _by_noise(cells: Mapping[tuple[int, str], tuple[ProbeTarget, ...]], results: Results) -> tuple[Sensitivity, ...]:
     """a t^2: one noise probe a target, and the error that each scheme makes of its outputs."""
-    own: dict[int, dict[Target, None]] = {}
+    own: dict[int, dict[ProbeTarget, None]] = {}
     for (block, _), targets in cells.items():
         own.setdefault(block, {}).update(dict.fromkeys(targets))
     slopes: Result = {}
@@ -266,7 +266,7 @@ def option_losses(space: Space, sensitivities: Sequence[Sensitivity]) -> list[li
 
 def _find(
     space: Space, wanted: Search, losses: list[list[float]], limits: tuple[Limit, ...], path: Path, run: _Run
-) -> Found:
+) -> FoundLayout:
     solved = allocate(losses, limits, wanted.gap)
     starts = {"solver": solved, **rivals(space, limits)}
 
@@ -277,7 +277,7 @@ def _find(
     chosen = best(measured) if measured else None
     layout = chosen.layout if chosen else solved
     plan = space.planned(layout)
-    return Found(
+    return FoundLayout(
         limits,
         solved,
         layout,
@@ -318,7 +318,7 @@ def _name(stem: str) -> str:
     return f"_{name}" if name[:1].isdigit() else name
 
 
-def _write(outcome: Outcome, found: Found) -> None:
+def _write(outcome: Outcome, found: FoundLayout) -> None:
     """The recipe, and the evidence beside it."""
     name, comments = _name(found.path.stem), _comments(outcome, found)
     text = recipe_text(outcome.space, found.layout, name, comments, found.path.parent)
@@ -326,7 +326,7 @@ def _write(outcome: Outcome, found: Found) -> None:
     write_whole(found.path.with_suffix(".json"), json.dumps(evidence(outcome, found), indent=1, allow_nan=False) + "\n")
 
 
-def _comments(outcome: Outcome, found: Found) -> tuple[str, ...]:
+def _comments(outcome: Outcome, found: FoundLayout) -> tuple[str, ...]:
     spec, search = outcome.space.plan.spec, outcome.search
     costs = ", ".join(f"{limit.shown(limit.cost(found.layout))} of {limit.budget}" for limit in found.limits)
     name = search.loss if search.loss != "task" else f"loss on {search.task}"
@@ -341,7 +341,7 @@ def _comments(outcome: Outcome, found: Found) -> tuple[str, ...]:
     )
 
 
-def evidence(outcome: Outcome, found: Found) -> dict[str, Any]:
+def evidence(outcome: Outcome, found: FoundLayout) -> dict[str, Any]:
     """What the choice rests on, as plain JSON values: the same for every run of the same search."""
     search = outcome.search
     return {

@@ -18,7 +18,7 @@ Layout = tuple[int, ...]  # for each unit, the index of its option
 
 
 @dataclass(frozen=True)
-class Target:
+class ProbeTarget:
     """What is probed at once: linears of one block that change their scheme together, by part."""
 
     block: int
@@ -38,7 +38,7 @@ class Option:
     """One fate of a unit's linears. probes: the targets that it quantizes, each with its scheme."""
 
     modules: tuple[ModulePlan, ...]
-    probes: tuple[tuple[Target, Scheme], ...]
+    probes: tuple[tuple[ProbeTarget, Scheme], ...]
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -89,9 +89,9 @@ class Space:
             found.append(fits[0] if fits else 0)
         return tuple(found)
 
-    def targets(self) -> dict[Target, tuple[Scheme, ...]]:
+    def targets(self) -> dict[ProbeTarget, tuple[Scheme, ...]]:
         """Everything to probe, with its schemes: a unit without a choice needs no probe."""
-        found: dict[Target, dict[str, Scheme]] = {}
+        found: dict[ProbeTarget, dict[str, Scheme]] = {}
         for unit in self.units:
             if not unit.pinned:
                 for option in unit.options:
@@ -166,10 +166,10 @@ def _option(plan: Plan, members: Sequence[ModulePlan], row: Sequence[Choice], fu
     return Option(modules, probes)
 
 
-def _target(modules: Sequence[ModulePlan]) -> Target:
+def _target(modules: Sequence[ModulePlan]) -> ProbeTarget:
     role = modules[0].entry.role
     assert role.block is not None
-    return Target(role.block, tuple(m.entry.role.part for m in modules))
+    return ProbeTarget(role.block, tuple(m.entry.role.part for m in modules))
 
 
 def _module(plan: Plan, module: ModulePlan, choice: Choice) -> ModulePlan:

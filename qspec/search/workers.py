@@ -37,10 +37,10 @@ class Setup:
     standin: bool
 
     def inputs(self, progress: Progress | None = None) -> Inputs:
-        from qspec.compiler import CompileOptions, gather
+        from qspec.compiler import CompileOptions, find_inputs
 
         options = CompileOptions(evaluate=False, standin=self.standin)
-        return gather(self.spec, self.model, self.device, options=options, progress=progress)
+        return find_inputs(self.spec, self.model, self.device, options=options, progress=progress)
 
     def engine(self) -> Engine:
         from qspec.search.engine import Engine

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import qspec
 from qspec import cli
 from qspec.artifact import Manifest
-from qspec.compiler import CompileOptions, gather, read_recipe
+from qspec.compiler import CompileOptions, find_inputs, read_recipe
 from qspec.diagnostics import RecipeError
 from qspec.errors import InputError
 from qspec.models.decoder import Decoder
@@ -127,7 +127,7 @@ def test_what_cannot_be_measured_is_known_before_anything_is_quantized(mini: Min
     (tmp_path / "held.txt").write_text("too short")
     recipe.write_text(recipe.read_text() + '\nevaluate {\n  nelbo on file("held.txt")\n}\n')
     with pytest.raises(InputError, match=r"the text has \d tokens, fewer than 8"):
-        gather(read_recipe(recipe), device="cpu")
+        find_inputs(read_recipe(recipe), device="cpu")
 
 
 def test_a_budget_that_is_none_is_known_before_a_search_looks_for_its_model(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import qspec
 from qspec import artifact, cli, compiler, numerics, passes, resources, workspace
 from qspec.artifact import Manifest, verify
 from qspec.calibrate.tokens import windows
-from qspec.compiler import Artifact, gather, read_recipe
+from qspec.compiler import Artifact, find_inputs, read_recipe
 from qspec.errors import InputError, MachineError, NumericsError, QspecError
 from qspec.evaluate import evaluate
 from qspec.files import sha256
@@ -160,7 +160,7 @@ def test_calibration_on_rollouts_by_certainty(mini: Mini, tmp_path: Path) -> Non
     assert files(again.path) == files(out.path)
     plain = recipe.with_name("plain.qs")
     plain.write_text(text.replace("  weigh   certainty, unmasked 0.5\n", ""))
-    assert gather(read_recipe(plain), device="cpu").tokens.sha256 != record.tokens_sha256
+    assert find_inputs(read_recipe(plain), device="cpu").tokens.sha256 != record.tokens_sha256
 
 
 def test_rollouts_fit_a_stand_in(mini: Mini, tmp_path: Path) -> None:
@@ -173,11 +173,11 @@ def test_rollouts_fit_a_stand_in(mini: Mini, tmp_path: Path) -> None:
     )
     recipe.write_text(text.replace("length  48\n  mask    uniform(0.0, 1.0)", "length  2048"))
     with pytest.raises(InputError, match="calibration length 2048 exceeds the model's 64 tokens"):
-        gather(read_recipe(recipe), device="cpu")
+        find_inputs(read_recipe(recipe), device="cpu")
     standin = tmp_path / "tiny"
     shutil.copytree(mini.model, standin)
     shutil.copy(resources.standin("llada") / "standin.json", standin)
-    inputs = gather(read_recipe(recipe), str(standin), device="cpu")
+    inputs = find_inputs(read_recipe(recipe), str(standin), device="cpu")
     assert inputs.tokens.ids.shape == (3, 64)
     assert not inputs.tokens.masked[:, :32].any()
     assert inputs.sources.replacements[0] == f"calibration length 2048: 64, the most that {standin} takes"
@@ -447,7 +447,7 @@ def test_a_place_is_looked_at_before_the_work(
 
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "thesis.tex").write_text("precious")
-    monkeypatch.setattr(compiler, "gather", work)
+    monkeypatch.setattr(compiler, "find_inputs", work)
     monkeypatch.setattr("qspec.inspect.inspect", work)
     monkeypatch.chdir(tmp_path)
     for command in (
@@ -491,7 +491,7 @@ def test_lock_holds_and_refuses(mini: Mini, tmp_path: Path, capsys: pytest.Captu
 
 def test_gather_reads_no_weights_into_memory(mini: Mini) -> None:
     """Planning a compile must not load the model: everything it holds is small."""
-    inputs = gather(read_recipe(mini.recipe), device="cpu")
+    inputs = find_inputs(read_recipe(mini.recipe), device="cpu")
     assert inputs.tokens.ids.shape == (6, 48)
     assert inputs.plan.block_weights == 2 * (4 * 64 * 64 + 3 * 64 * 192)
 

@@ -18,7 +18,7 @@ import qspec
 import qspec.hf
 from qspec.artifact import verify
 from qspec.card import model_card
-from qspec.compiler import Artifact, gather, read_recipe
+from qspec.compiler import Artifact, find_inputs, read_recipe
 from qspec.errors import InputError
 from qspec.models.hf import LLaDAModelLM
 from tests.end_to_end.conftest import NO_REPORT, Mini, quantized_linears
@@ -226,7 +226,7 @@ def test_the_model_card_is_sealed_and_says_how_to_load(compiled: Artifact, mini:
 
 
 def test_the_model_card_keeps_hostile_names_in_their_place(mini: Mini) -> None:
-    inputs = gather(read_recipe(mini.recipe), device="cpu")
+    inputs = find_inputs(read_recipe(mini.recipe), device="cpu")
     hostile = "a`\n\n<script>alert(1)</script>\n---\n| [x](javascript:1) \u202e" + "b" * 500
     origin = replace(inputs.origin, id=hostile, standin=True)
     text = model_card(inputs.spec, inputs.plan, origin, "1")

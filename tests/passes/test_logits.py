@@ -20,7 +20,7 @@ from qspec.models.decoder import Decoder
 from qspec.models.dream import DREAM
 from qspec.passes import available
 from qspec.passes.block import Block
-from qspec.passes.outer import Outer
+from qspec.passes.outer_layers import OuterLayers
 from qspec.passes.parameters import RotateDuquant
 from tests.passes.conftest import SHAPE, scheme, unweighted
 
@@ -55,9 +55,9 @@ def rewrite(decoder: Decoder, passes: Iterable[Pass], ids: Tensor) -> None:
     """Runs passes over a whole model in place, calibrated on ids [rows, length], as `qspec.quantize` does."""
     names = {f"{name}.weight" for name in decoder.family.globals.values()}
     tensors = {name: t for name, t in decoder.state_dict().items() if name in names}
-    outer = Outer(decoder.family, decoder.shape, tensors, seed=0)
+    outer = OuterLayers(decoder.family, decoder.shape, tensors, seed=0)
     for chosen in passes:
-        chosen.rewrite_outer(outer)
+        chosen.rewrite_outer_layers(outer)
     stream = Stream.start(decoder, unweighted(ids), 2, rotated=outer.rotated())
     entries = decoder.family.modules(decoder.shape)
     for index, module in enumerate(decoder.blocks):

@@ -16,7 +16,7 @@ from qspec.hadamard import matrix
 from qspec.models.family import ModuleEntry
 from qspec.models.llada import LLADA
 from qspec.passes.block import Block
-from qspec.passes.outer import Outer
+from qspec.passes.outer_layers import OuterLayers
 from qspec.passes.parameters import Quarot
 from qspec.passes.quarot import online_hadamard
 from tests.passes.conftest import SHAPE, scheme
@@ -26,19 +26,19 @@ R2 = Quarot(residual=False, online=False)
 R4 = Quarot(residual=False, heads="none")
 
 
-def outer(seed: int = 3) -> Outer:
+def outer(seed: int = 3) -> OuterLayers:
     g = torch.Generator().manual_seed(0)
     tensors = {
         f"{LLADA.globals['embedding']}.weight": torch.randn(50, 64, generator=g),
         f"{LLADA.globals['final_norm']}.weight": torch.randn(64, generator=g),
         f"{LLADA.globals['head']}.weight": torch.randn(50, 64, generator=g),
     }
-    return Outer(LLADA, SHAPE, tensors, seed)
+    return OuterLayers(LLADA, SHAPE, tensors, seed)
 
 
 def basis(seed: int = 3) -> Tensor:
     rotated = outer(seed)
-    R1.rewrite_outer(rotated)
+    R1.rewrite_outer_layers(rotated)
     assert rotated.basis is not None
     return rotated.basis
 
@@ -67,7 +67,7 @@ def test_the_basis_is_a_hadamard_matrix_with_random_signs() -> None:
 
 def test_embedding_and_head_follow() -> None:
     plain, rotated = outer(), outer()
-    R1.rewrite_outer(rotated)
+    R1.rewrite_outer_layers(rotated)
     q = basis().double()
     embedding, norm, head = (f"{LLADA.globals[part]}.weight" for part in ("embedding", "final_norm", "head"))
     h = plain.tensors[embedding].double()
@@ -77,7 +77,7 @@ def test_embedding_and_head_follow() -> None:
     torch.testing.assert_close((h @ q) @ rotated.tensors[head].double().T, logits, rtol=0, atol=1e-4)
     assert {t.dtype for t in rotated.stored().values() if t.ndim == 2} == {torch.bfloat16}
     untouched = outer()
-    R2.rewrite_outer(untouched)
+    R2.rewrite_outer_layers(untouched)
     assert untouched.basis is None
 
 

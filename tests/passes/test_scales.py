@@ -13,7 +13,7 @@ from qspec.errors import NumericsError
 from qspec.language.spec import Pass
 from qspec.numerics import sqnr_db
 from qspec.passes.block import PRODUCERS, Block
-from qspec.passes.outer import Outer
+from qspec.passes.outer_layers import OuterLayers
 from qspec.passes.parameters import Awq, Clip, Gptq, Rtn
 from tests.passes.conftest import scheme
 
@@ -128,7 +128,7 @@ def test_kept_tensors_that_overflow_are_named(make_block: Callable[..., Block]) 
 
 def test_a_head_that_overflows_is_named() -> None:
     tensors: dict[str, Tensor] = {"head.weight": torch.full((2, 2), 3.4e38), "norm.weight": torch.full((2,), 3.4e38)}
-    outer = Outer.__new__(Outer)
+    outer = OuterLayers.__new__(OuterLayers)
     outer.tensors = tensors
     with pytest.raises(NumericsError, match="more than bfloat16 holds") as error:
         outer.stored()

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec.calibrate.stream import Batch, Stream
-from qspec.compiler import CompileOptions, Inputs, gather, read_recipe
+from qspec.calibrate.stream import CalibrationBatch, Stream
+from qspec.compiler import CompileOptions, Inputs, find_inputs, read_recipe
 from qspec.models.decoder import Decoder
 from qspec.passes import block as passes_block
 from qspec.passes import statistics
 from qspec.passes.block import Block
-from qspec.passes.outer import Outer
+from qspec.passes.outer_layers import OuterLayers
 from qspec.precision import exact_products
 from qspec.progress import Quiet
 from qspec.quantize import rewrite_block
@@ -55,7 +55,9 @@ def inputs_of(cell: str, folder: Path) -> Inputs:
     base.mkdir(exist_ok=True)
     (base / "setup.qs").write_text((RECIPES / "base" / "setup.qs").read_text().replace("samples 128", "samples 8"))
     path.write_text(path.read_text().replace(f"{RECIPES}/base/", "base/"))
-    return gather(read_recipe(path, {"masked": "1.0"}), "tiny-llada", "cpu", options=CompileOptions(evaluate=False))
+    return find_inputs(
+        read_recipe(path, {"masked": "1.0"}), "tiny-llada", "cpu", options=CompileOptions(evaluate=False)
+    )
 
 
 class Cell:
@@ -65,9 +67,9 @@ class Cell:
         self.inputs = inputs
         checkpoint, plan = inputs.checkpoint, inputs.plan
         self.model = checkpoint.load(torch.device("cpu"), torch.float32)
-        outer = Outer(checkpoint.family, plan.shape, checkpoint.globals(), plan.spec.calibrate.seed)
+        outer = OuterLayers(checkpoint.family, plan.shape, checkpoint.globals(), plan.spec.calibrate.seed)
         for use in plan.spec.passes:
-            use.params.rewrite_outer(outer)
+            use.params.rewrite_outer_layers(outer)
         self.basis = outer.basis
         self.states = Stream.start(self.model, inputs.tokens, 16).batches
 
@@ -82,7 +84,7 @@ class Cell:
         rows = [s.x if basis is None else s.x @ basis for s in self.states]
         return Stream(
             [
-                Batch(x.to(dtype), s.x.to(dtype), s.context, s.masked, s.weight)
+                CalibrationBatch(x.to(dtype), s.x.to(dtype), s.context, s.masked, s.weight)
                 for x, s in zip(rows, self.states, strict=True)
             ],
             basis,

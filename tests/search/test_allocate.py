@@ -18,7 +18,7 @@ from qspec.language.budgets import parse_budgets
 from qspec.language.spec import Budget
 from qspec.search.allocate import Infeasible, allocate
 from qspec.search.limits import Limit, find_limits
-from qspec.search.refine import BATCH, Measured, best, most_lost, neighbours, predicted, refine
+from qspec.search.refine import BATCH, MeasuredLayout, best, most_lost, neighbours, predicted, refine
 from qspec.search.space import Layout
 from tests.search.spaces import space_of
 
@@ -117,10 +117,10 @@ def test_refinement_ends_where_neighbours_bring_nothing_better() -> None:
 
 def test_luck_does_not_take_the_solvers_place() -> None:
     """Differences of 4 rows by hand: means of -1, with standard errors of 1.29 and of 0.41."""
-    solver = Measured((0,), "solver", 0.0, (5.0, 5.0, 5.0, 5.0))
-    lucky = Measured((1,), "neighbour", 0.0, (1.0, 3.0, 5.0, 7.0))
-    better = Measured((2,), "neighbour", 0.0, (3.0, 5.0, 4.0, 4.0))
-    sure = Measured((3,), "neighbour", 0.0, (4.1, 4.1, 4.1, 4.1))
+    solver = MeasuredLayout((0,), "solver", 0.0, (5.0, 5.0, 5.0, 5.0))
+    lucky = MeasuredLayout((1,), "neighbour", 0.0, (1.0, 3.0, 5.0, 7.0))
+    better = MeasuredLayout((2,), "neighbour", 0.0, (3.0, 5.0, 4.0, 4.0))
+    sure = MeasuredLayout((3,), "neighbour", 0.0, (4.1, 4.1, 4.1, 4.1))
     assert most_lost(lucky, solver) == pytest.approx(-1 + 2 * sqrt(20 / 3) / 2)
     assert best([solver, lucky]) is solver
     assert most_lost(better, solver) == pytest.approx(-1 + 2 * sqrt(2 / 3) / 2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.compiler import CompileOptions, gather, read_recipe
+from qspec.compiler import CompileOptions, find_inputs, read_recipe
 from qspec.errors import InputError
 from qspec.evaluate.forward import MaskedRow
 from qspec.models.decoder import Decoder
@@ -19,16 +19,16 @@ from qspec.runtime import load_tokenizer
 from qspec.search.engine import Engine
 from qspec.search.jobs import Errors, Fisher, Noise, Probe, Trial
 from qspec.search.rows import facts, search_rows
-from qspec.search.space import Target
+from qspec.search.space import ProbeTarget
 from tests.search.conftest import Mini, search_recipe
 
-QKV = Target(1, ("attention.q", "attention.k", "attention.v"))
-DOWN = Target(1, ("mlp.down",))
+QKV = ProbeTarget(1, ("attention.q", "attention.k", "attention.v"))
+DOWN = ProbeTarget(1, ("mlp.down",))
 WORDS = 600  # of the tokenizer; the embedding has 640 rows, and an id without a word has no probability
 
 
 def engine_for(recipe: Path) -> Engine:
-    return Engine(gather(read_recipe(recipe), device="cpu", options=CompileOptions(evaluate=False)))
+    return Engine(find_inputs(read_recipe(recipe), device="cpu", options=CompileOptions(evaluate=False)))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_second_order_and_noise_agree_with_the_loss_where_it_is_small(rounding: 
 
 
 def test_a_result_does_not_depend_on_the_jobs_before(searched: Path) -> None:
-    jobs = [Probe(0, "w4", (Target(0, ("mlp.down",)),)), Noise(1, (DOWN,)), Fisher(1, "w2", (DOWN,))]
+    jobs = [Probe(0, "w4", (ProbeTarget(0, ("mlp.down",)),)), Noise(1, (DOWN,)), Fisher(1, "w2", (DOWN,))]
     first, second = engine_for(searched), engine_for(searched)
     forwards = [first.run(job) for job in jobs]
     backwards = [second.run(job) for job in reversed(jobs)]
@@ -176,7 +176,7 @@ def test_what_is_kept_is_found_whatever_the_threads_of_the_caller(searched: Path
     before, found = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        inputs = gather(read_recipe(searched), device="cpu", options=CompileOptions(evaluate=False))
+        inputs = find_inputs(read_recipe(searched), device="cpu", options=CompileOptions(evaluate=False))
         found.append(facts(inputs, search_rows(inputs)))
     torch.set_num_threads(before)
     assert found[0] == found[1]

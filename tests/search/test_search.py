@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from qspec import cli, passes
-from qspec.compiler import CompileOptions, gather, read_recipe
+from qspec.compiler import CompileOptions, find_inputs, read_recipe
 from qspec.compiler import compile as compile_recipe
 from qspec.language import load_recipe
 from qspec.language.budgets import parse_budgets
@@ -150,7 +150,7 @@ def test_close_to_the_exhaustive_optimum(mini: Mini, here: Path) -> None:
     more = "offer w2, w4, w8a8 on blocks[*].*\n  offer w4 on blocks[0].*"
     recipe = search_recipe(mini, here, more)
     outcome = search(recipe, device="cpu", options=SearchOptions(budget="4.4 bits"))
-    engine = Engine(gather(read_recipe(recipe), device="cpu", options=CompileOptions(evaluate=False)))
+    engine = Engine(find_inputs(read_recipe(recipe), device="cpu", options=CompileOptions(evaluate=False)))
     (limit,) = find_limits(outcome.space, parse_budgets("4.4 bits"))
     layouts = list(product(*(range(len(unit.options)) for unit in outcome.space.units)))
     assert len(layouts) == 3**4

@@ -14,11 +14,11 @@ from qspec.errors import InputError
 from qspec.progress import Quiet
 from qspec.search.jobs import Errors, Noise, Probe, Result, Trial, fits
 from qspec.search.run import search
-from qspec.search.space import Target
+from qspec.search.space import ProbeTarget
 from qspec.search.store import Store
 from tests.search.conftest import Mini, search_recipe
 
-DOWN, GATE = Target(0, ("mlp.down",)), Target(0, ("mlp.gate", "mlp.up"))
+DOWN, GATE = ProbeTarget(0, ("mlp.down",)), ProbeTarget(0, ("mlp.gate", "mlp.up"))
 LOSS = {"mean": 0.5, "buckets": [0.5, None, None, None, 0.5]}
 MEASURED = LOSS | {"rows": [0.25, 0.75]}
 NAN, INF = float("nan"), float("inf")
