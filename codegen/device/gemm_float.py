@@ -9,11 +9,10 @@ from .unpack import from_e2m1, from_e4m3, from_e8m0
 
 
 @triton.jit
-def gemm_fp8(g, out, M, N, NATIVE: tl.constexpr, OPERAND: tl.constexpr):
+def gemm_fp8(g, out, M, N, NATIVE: tl.constexpr):
     """Y = X W^T of e4m3 patterns int8: y[m, n] = sA[m] sW[n] sum over k of qA qW, plus bias.
 
-    NATIVE, from compute capability 8.9 on: the tensor cores take the codes. Elsewhere they become float16, exactly;
-    OPERAND is not looked at.
+    NATIVE, from compute capability 8.9 on: the tensor cores take the codes. Elsewhere they become float16, exactly.
     """
     tile = own_tile(g, M, N)
     y = tl.full((g.blocks.BLOCK_N, g.blocks.BLOCK_M), 0.0, tl.float32)

@@ -7,19 +7,7 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-
-class HopperFormat(NamedTuple):
-    """What is multiplied.
-
-    Bits of a weight and of an activation (16: bfloat16); channels that share a weight's scale (0: the whole row);
-    whether codes are fp8_e4m3, not integers; whether Y is silu(gate) up.
-    """
-
-    w_bits: int
-    w_group: int
-    a_bits: int
-    fp8: bool
-    gated: bool
+from .gemm_heuristics import hopper_registers
 
 
 class HopperTensors(NamedTuple):
@@ -52,12 +40,6 @@ def hopper_boxes(kind, options, out_bytes):
         boxes["scale_desc"] = (0, (1, options["BLOCK_N"]))
     swizzle, width = (32 * out_bytes, 32) if kind.gated else (128, 64)
     return boxes | {"out_desc": (swizzle, (min(block_m, 128 // out_bytes), width))}
-
-
-def registers(options):
-    """Of a thread, so that SHARE programs fit on a multiprocessor; the load partition counts as four warps."""
-    threads = 128 * (options["BLOCK_N"] // 64 * options["TEAMS"] + 1)
-    return min(65536 // (options["SHARE"] * threads) // 8 * 8, 248)
 
 
 def descriptor(matrix, swizzle, box):
@@ -139,7 +121,7 @@ def launch_hopper(kernel, kind, tensors, options):
         K,
         units,
         launch_pdl=True,
-        maxnreg=registers(options),
+        maxnreg=hopper_registers(options),
         enable_fp_fusion=kind.a_bits == 16 and kind.w_group > 0,
         **options,
     )

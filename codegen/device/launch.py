@@ -1,13 +1,7 @@
-"""What a kernel's `run` decides on the host: tile sizes of the portable kernels, and whether cuBLAS takes a GEMM."""
+"""Host side of the portable kernels: grids, and GEMMs of cuBLAS."""
 
 import torch
 import triton
-
-
-def tiles(tokens):
-    """Tile sizes and launch options of a portable GEMM for M tokens; they decide the speed, never the result."""
-    block_m = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
-    return {"BLOCK_N": 64, "BLOCK_M": block_m, "num_warps": 4, "num_stages": 3}
 
 
 def grid_of(M, N, options):
@@ -41,23 +35,6 @@ def dense_grid(N, K, step, span):
 
 DENSE = {"BLOCK_N": 32, "num_warps": 4}  # launch options of the kernel that writes weights down for cuBLAS
 GATE = {"BLOCK": 2048, "num_warps": 4}  # of the one that gates what cuBLAS gave
-
-
-def cublas_takes(x, out):
-    """Whether cuBLAS can take a weight-only GEMM: x and Y have one dtype, of 16 bits."""
-    return x.dtype == out.dtype and x.element_size() == 2
-
-
-def cublas_wins(x, least):
-    """Whether it does so without options: on Hopper, where it was measured, from so many tokens on."""
-    measured = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] == 9
-    return measured and x.shape[0] >= least
-
-
-def cublas_takes_fp8(activations, out):
-    """Whether cuBLAS can take an e4m3 GEMM: Y in bfloat16, N and K in whole 16 bytes."""
-    fits = activations.shape[1] % 16 == 0 and out.shape[1] % 16 == 0
-    return fits and out.dtype == torch.bfloat16 and capability_of(activations) >= 89
 
 
 def multiply_dense(x, dense, bias, y):

@@ -246,7 +246,7 @@ def _compile(
         options = module.hopper_tiles(module.FORMAT, tokens, COLUMNS, columns)
         types |= _second_types(module, kernel, options)
         fixed = {**options, **_second_absent(kernel, types)}
-        options["maxnreg"] = module.registers(options)
+        options["maxnreg"] = module.hopper_registers(options)
     elif second:
         options = module.hopper_tiles(tokens, columns)
         del options["PROGRAMS"]
@@ -265,9 +265,16 @@ def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, colu
     if isinstance(kernel, AttentionKernel):
         tiles = module.attention_tiles(min(tokens, FEW), ATTENTION_HEADS, columns, MULTIPROCESSORS)
     else:
+        choose = getattr(module, "tiles" if isinstance(kernel, RowKernel) else _gemm_tiles(kernel))
         known = {"tokens": tokens, "columns": columns, "capability": target.capability}
-        tiles = module.tiles(**{name: known[name] for name in inspect.signature(module.tiles).parameters})
+        tiles = choose(**{name: known[name] for name in inspect.signature(choose).parameters})
     return dict(tiles)
+
+
+def _gemm_tiles(kernel: GemmKernel) -> str:
+    if kernel.number == INTEGER or kernel.activation_bits == 16:
+        return "portable_tiles"
+    return "fp4_tiles" if kernel.pairs else "fp8_tiles"
 
 
 def _second(module: ModuleType, kernel: Kernel, target: Target, columns: int) -> bool:

@@ -8,7 +8,6 @@ at its top, and has one function to call, `run`.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import warnings
@@ -27,21 +26,20 @@ from qspec.catalog import (
     AttentionKernel,
     GemmKernel,
     RowKernel,
-    planes,
     power_of_two,
     rotated_width,
 )
 from qspec.errors import InputError, MachineError
 from qspec.files import machine_errors, read_input, write_whole
+from qspec.kernels.describe_gemm import describe_gemm
 from qspec.kernels.describe_rows import describe_rows
 from qspec.kernels.emit import with_device_functions
+from qspec.kernels.gemm_sizes import PIECE, GemmSizes, cublas_from
 
 Kernel = RowKernel | GemmKernel | AttentionKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
-PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
 ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
-NEVER = 1 << 31  # tokens
 OPTIONAL = ("gain", "eps", "up", "rotation1", "permutation", "zero", "unit")  # parameters that not all row kernels have
 
 
@@ -53,9 +51,7 @@ def render(kernel: Kernel) -> str:
     elif isinstance(kernel, AttentionKernel):
         template, values = "attention", {"width": kernel.width}
     else:
-        quantized = "gemm_int" if kernel.number == INTEGER else "gemm_float"
-        template = "gemm_weight_only" if kernel.activation_bits == 16 else quantized
-        values = _gemm_values(kernel)
+        template, values = _gemm_template(kernel), _gemm_values(kernel)
     text = _environment().get_template(f"triton/{template}.py.jinja").render(name=kernel.name, **values)
     text = text.strip("\n") + "\n"
     return with_device_functions(text)
@@ -206,53 +202,36 @@ def _at(lines: str, columns: int) -> str:
     return lines.strip("\n").replace("\n", "\n" + " " * columns)
 
 
+def _gemm_template(kernel: GemmKernel) -> str:
+    if kernel.activation_bits == 16:
+        return "gemm_weight_only"
+    if kernel.number == INTEGER:
+        return "gemm_int"
+    return "gemm_fp4" if kernel.pairs else "gemm_fp8"
+
+
 def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
-    groups = [g for g in (kernel.weight_group, kernel.activation_group) if g is not None]
-    step = math.gcd(*groups) if groups else None
-    nibbles = kernel.weight_bits == 4 and not kernel.pairs and (step is None or step % PIECE == 0)
-    tile = _product_tile(step, floating=kernel.activation_bits == 16)
-    span = _product_tile(step, floating=False)
+    """Groups of 0 are whole rows."""
+    sizes, floating = GemmSizes.of(kernel), kernel.activation_bits == 16
+    lifted = kernel.number == INTEGER and not floating
     return {
+        "description": describe_gemm(kernel),
         "number": kernel.number,
-        "pairs": kernel.pairs,
-        "units": bool(kernel.format.unit_bits),
         "w_bits": kernel.weight_bits,
         "a_bits": kernel.activation_bits,
-        "planes": list(planes(kernel.weight_bits)),
-        "nibbles": nibbles,
+        "w_group": kernel.weight_group or 0,
+        "a_group": kernel.activation_group or 0,
+        "step": sizes.step,
+        "tile": sizes.tile,
+        "span": sizes.span,
         "interleaved": kernel.interleaved,
-        "hopper": kernel.hopper,
         "gated": kernel.gated,
-        "cublas": kernel.cublas,
-        "lift": 2 ** (8 - kernel.weight_bits) if kernel.number == INTEGER else 1,
-        "w_group": kernel.weight_group,
-        "a_group": kernel.activation_group,
-        "w_asym": not kernel.weight_symmetric,
-        "a_asym": not kernel.activation_symmetric,
-        "step": step,
-        "tile": tile,
-        "parts": None if step is None else -(-step // tile),  # of a step
-        "span": span,
-        "cublas_from": _cublas_from(kernel, nibbles),
+        "hopper": kernel.hopper,
+        "fp8": kernel.number == "fp8_e4m3",
+        "lift": 2 ** (8 - kernel.weight_bits) if lifted else 1,
+        "sum_unit": "sum_weight_only_unit" if floating else "sum_quantized_unit",
+        "cublas_from": cublas_from(kernel),
     }
-
-
-def _cublas_from(kernel: GemmKernel, nibbles: bool) -> tuple[int, int]:
-    """Tokens from which cuBLAS is faster than the portable kernel, and than that of 9.0: measured, or by analogy."""
-    cut = planes(kernel.weight_bits)
-    portable = 512 if nibbles or not cut else 256 if len(cut) == 1 else 128
-    if kernel.gated:
-        return portable, NEVER
-    return portable, 4096 if nibbles else 2048
-
-
-def _product_tile(step: int | None, *, floating: bool) -> int:
-    """Channels of one product: a power of two that divides the step, or where that is too small, covers it."""
-    smallest, largest = (16, PIECE // 2) if floating else (32, PIECE)
-    if step is None:
-        return largest
-    divides = min(step & -step, largest)
-    return divides if divides >= smallest else min(max(power_of_two(step), smallest), largest)
 
 
 def _row_parameters(kernel: RowKernel) -> tuple[str, ...]:

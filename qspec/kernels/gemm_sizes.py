@@ -1,0 +1,59 @@
+"""How a GEMM's input channels are cut: into steps with scales of their own, and those into products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qspec.catalog import GemmKernel, planes, power_of_two
+
+PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
+NEVER = 1 << 31  # tokens
+
+
+@dataclass(frozen=True)
+class GemmSizes:
+    """Of a kernel's file.
+
+    step: channels of one partial sum, 0 where neither operand is grouped. tile: channels of one product. span: channels
+    that a program writes down for cuBLAS. nibbles: whether 4-bit weights come in whole pack blocks, whose two halves
+    are two operands as they are; other packed weights are gathered channel by channel.
+    """
+
+    step: int
+    tile: int
+    span: int
+    nibbles: bool
+
+    @classmethod
+    def of(cls, kernel: GemmKernel) -> GemmSizes:
+        step = math.gcd(*(group for group in (kernel.weight_group, kernel.activation_group) if group is not None))
+        return cls(
+            step=step,
+            tile=_product_tile(step, floating=kernel.activation_bits == 16),
+            span=_product_tile(step, floating=False),
+            nibbles=kernel.weight_bits == 4 and not kernel.pairs and step % PIECE == 0,
+        )
+
+    def multiplied(self) -> int:
+        """Channels that a step is multiplied as, the last of them masked where products do not divide it."""
+        return -(-self.step // self.tile) * self.tile
+
+
+def cublas_from(kernel: GemmKernel) -> tuple[int, int]:
+    """Tokens from which cuBLAS is faster than the portable kernel, and than that of 9.0: measured, or by analogy."""
+    cut = planes(kernel.weight_bits)
+    nibbles = GemmSizes.of(kernel).nibbles
+    portable = 512 if nibbles or not cut else 256 if len(cut) == 1 else 128
+    if kernel.gated:
+        return portable, NEVER
+    return portable, 4096 if nibbles else 2048
+
+
+def _product_tile(step: int, *, floating: bool) -> int:
+    """Channels of one product: a power of two that divides the step, or where that is too small, covers it."""
+    smallest, largest = (16, PIECE // 2) if floating else (32, PIECE)
+    if step == 0:
+        return largest
+    divides = min(step & -step, largest)
+    return divides if divides >= smallest else min(max(power_of_two(step), smallest), largest)
