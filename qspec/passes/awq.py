@@ -14,7 +14,7 @@ from qspec.passes import clip, statistics
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
 from qspec.passes.observed import Site, SiteInput
-from qspec.passes.parameters import Awq, Clip
+from qspec.passes.parameters import Awq, ClipSearch
 
 EXPONENTS = 20  # r = 0, 1/20, .. 19/20
 LEAST_SHARE = 1e-4  # of the largest mean: what a channel counts as that is active less, or never
@@ -44,7 +44,7 @@ def rewrite(params: Awq, block: Block, uses: tuple[Linear, ...]) -> None:
     for site in block.sites(uses):
         block.rescale_input(site.name, best_scale(block, site, uses, params.tokens))
     if params.clip:
-        clip.rewrite(Clip(), block, tuple(linear for linear in uses if linear.entry.role.part not in NOT_CLIPPED))
+        clip.rewrite(ClipSearch(), block, tuple(linear for linear in uses if linear.entry.role.part not in NOT_CLIPPED))
 
 
 def best_scale(block: Block, site: Site, uses: Sequence[Linear], tokens: int) -> Tensor:

@@ -10,10 +10,10 @@ from qspec.errors import NumericsError
 from qspec.formats import TensorFormat
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
-from qspec.passes.parameters import Clip
+from qspec.passes.parameters import ClipSearch
 
 
-def rewrite(params: Clip, block: Block, uses: tuple[Linear, ...]) -> None:
+def rewrite(params: ClipSearch, block: Block, uses: tuple[Linear, ...]) -> None:
     """Chooses the clip ratio of every group of W for the quantizer that comes; W itself stays  (arXiv 2306.00978).
 
     With d = w - w^ the rounding error of one group g of a row, and X_g the calibration inputs of its columns, tokens in

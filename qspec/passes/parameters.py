@@ -58,7 +58,7 @@ class Awq(Pass):
 
 
 @dataclass(frozen=True)
-class Clip(Pass):
+class ClipSearch(Pass):
     """Chooses the clip ratio of every group of W for the quantizer that comes; W itself stays  (arXiv 2306.00978).
 
     Parameters: grid, steps of the ratio from 1 to 0; shrink, how far the search goes.

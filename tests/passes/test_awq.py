@@ -14,7 +14,7 @@ from qspec.formats import Scheme
 from qspec.language.spec import Fact
 from qspec.passes.awq import scale_of
 from qspec.passes.block import Block
-from qspec.passes.parameters import Awq, Clip
+from qspec.passes.parameters import Awq, ClipSearch
 from tests.passes.conftest import SHAPE, scheme
 from tests.passes.independent import Copy, rounded
 
@@ -117,8 +117,8 @@ def test_the_sample_is_bounded_and_spread(make_block: Callable[..., Block]) -> N
     torch.testing.assert_close(part.rows[0], whole[1])
 
 
-@pytest.mark.parametrize("chosen", [Awq(clip=False), Clip()])
-def test_errors_that_are_not_finite_stop(make_block: Callable[..., Block], chosen: Awq | Clip) -> None:
+@pytest.mark.parametrize("chosen", [Awq(clip=False), ClipSearch()])
+def test_errors_that_are_not_finite_stop(make_block: Callable[..., Block], chosen: Awq | ClipSearch) -> None:
     block = make_block(FORMATS["w7_channel"])
     block.linears["mlp.up"].weight *= 1e30
     with pytest.raises(NumericsError, match="NaN or Inf"):

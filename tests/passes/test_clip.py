@@ -11,7 +11,7 @@ from torch import Tensor
 from qspec.errors import InputError
 from qspec.formats import Scheme
 from qspec.passes.block import Block
-from qspec.passes.parameters import Clip, Gptq, RotateDuquant, Rtn, Smooth
+from qspec.passes.parameters import ClipSearch, Gptq, RotateDuquant, Rtn, Smooth
 from tests.passes.conftest import SHAPE, scheme
 from tests.passes.independent import rounded
 from tests.passes.test_awq import weigh
@@ -49,7 +49,7 @@ def test_equals_brute_force(make_block: Callable[..., Block], chosen: Scheme, ro
     if rotated:
         RotateDuquant(block=16, steps=6).rewrite(block, uses)
     ratios = [1 - step / 20 for step in range(11)]  # 1, 0.95, .. 0.5
-    Clip().rewrite(block, uses)
+    ClipSearch().rewrite(block, uses)
     for part, site in (("mlp.up", "mlp.input"), ("mlp.down", "mlp.gated")):
         clip = block.linears[part].clip
         assert clip is not None
@@ -65,7 +65,7 @@ def test_equals_brute_force(make_block: Callable[..., Block], chosen: Scheme, ro
 
 def test_grid_and_shrink(make_block: Callable[..., Block]) -> None:
     block = make_block(FORMATS["w2_group"])
-    Clip(grid=10, shrink=0.8).rewrite(block, (block.linears["mlp.gate"],))
+    ClipSearch(grid=10, shrink=0.8).rewrite(block, (block.linears["mlp.gate"],))
     clip = block.linears["mlp.gate"].clip
     assert clip is not None
     steps = (clip * 10).round()
@@ -79,7 +79,7 @@ def test_the_ratio_found_is_the_quantizers(make_block: Callable[..., Block], qua
     """int2 reaches 1.4985 in scale: s = ratio * max|w| / 1.4985 of the group, in place of the scheme's own clip."""
     block = make_block(FORMATS["w2_group"])
     linear = block.linears["mlp.up"]
-    Clip().rewrite(block, (linear,))
+    ClipSearch().rewrite(block, (linear,))
     assert linear.clip is not None
     expected = (linear.weight.reshape(SHAPE.ffn, 2, 32).abs().amax(-1) * linear.clip / (1.5 * 1023 / 1024)).half()
     quantizer.rewrite(block, (linear,))
@@ -89,7 +89,7 @@ def test_the_ratio_found_is_the_quantizers(make_block: Callable[..., Block], qua
 
 def test_weights_whose_clip_was_searched_are_not_scaled(make_block: Callable[..., Block]) -> None:
     block = make_block(FORMATS["w4_channel"])
-    Clip().rewrite(block, (block.linears["mlp.gate"],))
+    ClipSearch().rewrite(block, (block.linears["mlp.gate"],))
     with pytest.raises(InputError, match=r"rewrites blocks\[0\]\.mlp\.gate, whose clip was searched already"):
         Smooth().rewrite(block, (block.linears["mlp.up"],))
     Smooth().rewrite(block, (block.linears["mlp.down"],))  # scales rows of up: no range's ratio changes

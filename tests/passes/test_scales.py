@@ -14,7 +14,7 @@ from qspec.language.spec import Pass
 from qspec.numerics import sqnr_db
 from qspec.passes.block import PRODUCERS, Block
 from qspec.passes.outer_layers import OuterLayers
-from qspec.passes.parameters import Awq, Clip, Gptq, Rtn
+from qspec.passes.parameters import Awq, ClipSearch, Gptq, Rtn
 from tests.passes.conftest import scheme
 
 GROUPED = scheme("int4", None, 32)
@@ -55,7 +55,7 @@ def quantized(block: Block, *passes: Pass) -> Block:
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("passes", [(Rtn(),), (Gptq(),), (Awq(tokens=64), Rtn()), (Clip(), Rtn())], ids=str)
+@pytest.mark.parametrize("passes", [(Rtn(),), (Gptq(),), (Awq(tokens=64), Rtn()), (ClipSearch(), Rtn())], ids=str)
 def test_float16_scales_survive_any_split_between_weights_and_inputs(
     make_block: Callable[..., Block], site: str, passes: tuple[Pass, ...]
 ) -> None:
