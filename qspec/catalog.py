@@ -249,6 +249,21 @@ class AttentionKernel:
 
 
 @dataclass(frozen=True)
+class RotaryKernel:
+    """Rotary positions of queries or keys; width: channels of a head."""
+
+    width: int
+
+    def __post_init__(self) -> None:
+        _check_choice(self.width, HEAD_WIDTHS, "a head width")
+
+    @property
+    def name(self) -> str:
+        """Such as rotary128."""
+        return f"rotary{self.width}"
+
+
+@dataclass(frozen=True)
 class LayerKernels:
     """What one quantized linear launches; row is None when its input is used as it comes."""
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qspec.catalog import FEW, INTEGER, PACK_BLOCKS, AttentionKernel, GemmKernel, RowKernel
+from qspec.catalog import FEW, INTEGER, PACK_BLOCKS, AttentionKernel, GemmKernel, RotaryKernel, RowKernel
 from qspec.errors import MachineError, UsageError
 from qspec.formats import zero_bits
 from qspec.kernels.generate import Kernel, library
@@ -96,6 +96,7 @@ ATTENTION_TYPES = {  # of the parameters of an attention kernel; the others are 
     "arrived": "*i32",
     "factor": "fp32",
 }
+ROTARY_TYPES = {"x": "*bf16", "out": "*bf16", "cos": "*fp32", "sin": "*fp32"}  # the others are strides
 ATTENTION_HEADS, MULTIPROCESSORS = 32, 132  # what an attention kernel's tiles follow from, besides queries and keys
 
 
@@ -217,6 +218,8 @@ def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
         return (kernel.pairs and kernel.activation_bits != 16 and target.blocks) or target.floats
     if isinstance(kernel, AttentionKernel):
         return (*target.floats, WARP)
+    if isinstance(kernel, RotaryKernel):
+        return ()
     return (*target.floats, WARP) if kernel.rotations else ()  # a row of 4096 has too few blocks for more
 
 
@@ -264,6 +267,8 @@ def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, colu
     """Tiles and launch options of the first kernel of a file."""
     if isinstance(kernel, AttentionKernel):
         tiles = module.attention_tiles(min(tokens, FEW), ATTENTION_HEADS, columns, MULTIPROCESSORS)
+    elif isinstance(kernel, RotaryKernel):
+        tiles = module.rotary_tiles(ATTENTION_HEADS, kernel.width)
     else:
         choose = getattr(module, "tiles" if isinstance(kernel, RowKernel) else _gemm_tiles(kernel))
         known = {"tokens": tokens, "columns": columns, "capability": target.capability}
@@ -279,7 +284,7 @@ def _gemm_tiles(kernel: GemmKernel) -> str:
 
 def _second(module: ModuleType, kernel: Kernel, target: Target, columns: int) -> bool:
     """Whether the file's second kernel is launched for K `columns`: rows that it cannot hold take the first one."""
-    if isinstance(kernel, AttentionKernel) or target.capability != HOPPER or not kernel.hopper:
+    if isinstance(kernel, AttentionKernel | RotaryKernel) or target.capability != HOPPER or not kernel.hopper:
         return False
     return isinstance(kernel, GemmKernel) or bool(module.hopper_fits(columns))
 
@@ -366,6 +371,8 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
 def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
     if isinstance(kernel, AttentionKernel):
         return ATTENTION_TYPES.get(name, "i32")
+    if isinstance(kernel, RotaryKernel):
+        return ROTARY_TYPES.get(name, "i32")
     if name in types:
         return types[name]
     if name in ("codes", "activations"):

@@ -1,7 +1,10 @@
-"""Attention on a GPU: few queries, as in a pass over a window, take the generated kernel, all others torch's.
+"""What a block computes besides its linears, on a GPU: attention, rotary positions, norms and gates by our kernels.
 
-torch 2.11 gives the 32 queries of a head one program, so that 32 heads leave three quarters of an H200 idle; the
-generated kernel shares a head's keys among programs.
+Attention of few queries, as in a pass over a window, takes the generated kernel, all other torch's: torch 2.11 gives
+the 32 queries of a head one program, so that 32 heads leave three quarters of an H200 idle, where the generated kernel
+shares a head's keys among programs. Rotary positions and what a plain linear reads (RMSNorm, silu(gate) up) take a
+kernel each, where torch's own operations take three to ten passes over memory; the bits are the same. torch.compile
+fuses these by itself, so that a graph that is compiled has torch's.
 """
 
 from __future__ import annotations
@@ -9,25 +12,51 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qspec.catalog import FEW, HEAD_WIDTHS
+from qspec.catalog import FEW, HEAD_WIDTHS, RowKernel
 from qspec.kernels import launch
 from qspec.kernels.generate import library
-from qspec.models.decoder import Decoder, attention
+from qspec.models.decoder import TORCH, AttentionContext, Decoder, Operations
+from qspec.models.inputs import LayerInput, source_of
 
 DTYPES = (torch.bfloat16, torch.float16)
 
 
 def install(decoder: Decoder) -> Decoder:
-    """The decoder, its blocks attending through `attend`."""
+    """The decoder, its blocks computing by `KERNELS`."""
     for block in decoder.blocks:
-        block.attention = attend
+        block.operations = KERNELS
     return decoder
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`qspec.models.decoder.attention`, by the kernel that suits the number of queries."""
     few = q.shape[2] <= FEW and q.shape[3] in HEAD_WIDTHS and q.dtype in DTYPES
-    return few_queries(q, k, v, mask) if few and q.is_cuda else attention(q, k, v, mask)
+    return few_queries(q, k, v, mask) if few and q.is_cuda else TORCH.attention(q, k, v, mask)
+
+
+def rotate(x: Tensor, context: AttentionContext) -> Tensor:
+    """`qspec.models.decoder.rotate`, in one pass over memory."""
+    if not _takes(x) or x.shape[3] not in HEAD_WIDTHS:
+        return TORCH.rotate(x, context)
+    with torch.cuda.device(x.device):
+        return launch.rotate(library(None), x, context.cos, context.sin)
+
+
+def value_of(given: LayerInput) -> Tensor:
+    """`qspec.models.inputs.value_of`, in one pass over memory."""
+    if isinstance(given, Tensor) or not _takes(given.x):
+        return TORCH.value_of(given)
+    row = RowKernel((), 16, None, True, 1.0, source=source_of(given))
+    with torch.cuda.device(given.x.device):
+        return launch.prepare(library(None), row, None, given).values.view(given.x.shape)
+
+
+def _takes(x: Tensor) -> bool:
+    """Whether a kernel of our own computes of x."""
+    return x.is_cuda and x.dtype in DTYPES and x.numel() > 0 and not torch.compiler.is_compiling()
+
+
+KERNELS = Operations(attend, rotate, value_of)
 
 
 @torch.library.custom_op("qspec::attend", mutates_args=())

@@ -25,6 +25,7 @@ from qspec.catalog import (
     SMALLEST_PRODUCT,
     AttentionKernel,
     GemmKernel,
+    RotaryKernel,
     RowKernel,
     power_of_two,
     rotated_width,
@@ -36,7 +37,7 @@ from qspec.kernels.describe_rows import describe_rows
 from qspec.kernels.emit import with_device_functions
 from qspec.kernels.gemm_sizes import PIECE, GemmSizes, cublas_from
 
-Kernel = RowKernel | GemmKernel | AttentionKernel
+Kernel = RowKernel | GemmKernel | AttentionKernel | RotaryKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
 ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
@@ -50,6 +51,8 @@ def render(kernel: Kernel) -> str:
         template, values = "row", _row_values(kernel)
     elif isinstance(kernel, AttentionKernel):
         template, values = "attention", {"width": kernel.width}
+    elif isinstance(kernel, RotaryKernel):
+        template, values = "rotary", {"width": kernel.width}
     else:
         template, values = _gemm_template(kernel), _gemm_values(kernel)
     text = _environment().get_template(f"triton/{template}.py.jinja").render(name=kernel.name, **values)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.catalog import PAIR, AttentionKernel, RowKernel
+from qspec.catalog import PAIR, AttentionKernel, RotaryKernel, RowKernel
 from qspec.errors import InputError
 from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
@@ -121,6 +121,18 @@ def attend(library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
     real = None if mask is None else mask.reshape(batch, -1).to(torch.uint8)
     library.module(AttentionKernel(width)).run(q, k, v, real, width**-0.5, out)
     return out.transpose(1, 2)
+
+
+def rotate(library: KernelLibrary, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [b, heads, n, width] in rotary positions, as `qspec.models.decoder.rotate` defines it: the same bits.
+
+    cos, sin: float32 [1 or b, 1, n, width]. The result lies token by token, [b, n, heads, width].
+    """
+    x = x if x.stride(3) == 1 else x.contiguous()
+    batch, heads, tokens, width = x.shape
+    out = torch.empty((batch, tokens, heads, width), dtype=x.dtype, device=x.device).transpose(1, 2)
+    library.module(RotaryKernel(width)).run(x, cos.contiguous(), sin.contiguous(), out)
+    return out
 
 
 def multiply(

@@ -62,14 +62,14 @@ class AttentionContext:
     """What the blocks of one forward pass are told.
 
     cos, sin: float32 [1 or b, 1, n, head width], of the n tokens that the pass computes. mask: bool [b, 1, 1, t],
-    True where a key is real; None when all are. tokens: which of the t these n are. kept: what this block keeps of
-    all t; None where the pass computes all and keeps nothing.
+    True where a key is real; None when all are. tokens: which of the t these n are, a slice or int64 [n]. kept: what
+    this block keeps of all t; None where the pass computes all and keeps nothing.
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
-    tokens: slice
+    tokens: slice | Tensor
     kept: KeyValues | None = None
 
     def attended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.paths = dict(family.parts)
         self.heads, self.kv_heads, self.head_width = shape.heads, shape.kv_heads, shape.head_width
-        self.attention = attention  # whoever runs the model may have a faster one
+        self.operations = TORCH  # whoever runs the model may have faster ones
 
     def part(self, name: str) -> nn.Module:
         return self.get_submodule(self.paths[name])
@@ -141,19 +141,20 @@ class DecoderBlock(nn.Module):
         linears: Linears | None = None,
     ) -> Tensor:
         """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
-        linear = linears or self.part
-        q, k, v = project([linear(f"attention.{name}") for name in "qkv"], h)
-        q = rotate(self._heads(q, self.heads), context)
-        k = rotate(self._heads(k, self.kv_heads), context)
+        linear, own = linears or self.part, self.operations
+        q, k, v = project([linear(f"attention.{name}") for name in "qkv"], h, own.value_of)
+        q = own.rotate(self._heads(q, self.heads), context)
+        k = own.rotate(self._heads(k, self.kv_heads), context)
         k, v = context.attended(k, self._heads(v, self.kv_heads))
-        mixed = self.attention(q, k, v, context.mask)
+        mixed = own.attention(q, k, v, context.mask)
         mixed = mixed.transpose(1, 2).flatten(2)  # [b, t, heads * head width]
         return project_onto(residual, linear("attention.o"), mixed)
 
     def feed_forward(self, h: LayerInput, residual: Tensor | None = None, linears: Linears | None = None) -> Tensor:
         """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
-        linear = linears or self.part
-        return project_onto(residual, linear("mlp.down"), gated(linear("mlp.gate"), linear("mlp.up"), h))
+        linear, value_of = linears or self.part, self.operations.value_of
+        inner = gated(linear("mlp.gate"), linear("mlp.up"), h, value_of)
+        return project_onto(residual, linear("mlp.down"), inner, value_of)
 
     def _normed(self, part: str, x: Tensor) -> Normed:
         norm = cast(RMSNorm, self.part(part))
@@ -275,11 +276,14 @@ class Decoder(nn.Module):
         With a window x [b, n, d] of its tokens alone, and their keys and values are kept there. The other tokens
         are as the passes before left them, so the first pass of a canvas is one over all of it.
         """
-        tokens, kept = (ALL, [None] * len(self.blocks)) if window is None else (window.tokens, window.kept)
-        context = self.context(input_ids, attention_mask, tokens)
-        x = self.embed(input_ids[:, tokens])
-        for block, own in zip(self.blocks, kept, strict=True):
-            x = block(x, replace(context, kept=own))
+        tokens, kept = (ALL, None) if window is None else (window.tokens, window.kept)
+        return self.through(input_ids[:, tokens], self.context(input_ids, attention_mask, tokens), kept)
+
+    def through(self, input_ids: Tensor, context: AttentionContext, kept: Sequence[KeyValues] | None = None) -> Tensor:
+        """ids [b, n] of the context's tokens -> x [b, n, d] after the last block; nothing waits for the device."""
+        x = self.embed(input_ids)
+        for index, block in enumerate(self.blocks):
+            x = block(x, context if kept is None else replace(context, kept=kept[index]))
         return x
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> DecoderOutput:
@@ -310,6 +314,20 @@ def rotate(x: Tensor, context: AttentionContext) -> Tensor:
     return (whole * context.cos + turned * context.sin).to(x.dtype)
 
 
+ValueOf = Callable[[LayerInput], Tensor]
+
+
+class Operations(NamedTuple):
+    """What a block computes besides its linears, as functions that compute what those of `TORCH` do."""
+
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    rotate: Callable[[Tensor, AttentionContext], Tensor]
+    value_of: ValueOf
+
+
+TORCH = Operations(attention, rotate, value_of)
+
+
 class QuantizedLinear(Protocol):
     """A linear that transforms and quantizes its input (`prepare`) before it multiplies."""
 
@@ -323,8 +341,11 @@ class QuantizedLinear(Protocol):
     def multiply(self, prepared: object, residual: Tensor | None = None) -> Tensor: ...
 
 
-def project(linears: Sequence[nn.Module], given: LayerInput) -> list[Tensor]:
-    """Each linear's output for one shared input; quantized linears that prepare it alike prepare it once."""
+def project(linears: Sequence[nn.Module], given: LayerInput, value_of: ValueOf = value_of) -> list[Tensor]:
+    """Each linear's output for one shared input; quantized linears that prepare it alike prepare it once.
+
+    value_of: computes what plain linears read.
+    """
     outputs: list[Tensor] = []
     prepared: list[tuple[QuantizedLinear, object]] = []
     value: Tensor | None = None
@@ -350,14 +371,14 @@ class GatedProduct(Protocol):
         ...
 
 
-def gated(gate: nn.Module, up: nn.Module, given: LayerInput) -> LayerInput:
+def gated(gate: nn.Module, up: nn.Module, given: LayerInput, value_of: ValueOf = value_of) -> LayerInput:
     """silu(gate) up for one shared input: where one product gives it that, else for the reader to compute."""
     if hasattr(gate, "gated"):
         return cast(GatedProduct, gate).gated(given)
-    return Gated(*project([gate, up], given))
+    return Gated(*project([gate, up], given, value_of))
 
 
-def project_onto(residual: Tensor | None, linear: nn.Module, given: LayerInput) -> Tensor:
+def project_onto(residual: Tensor | None, linear: nn.Module, given: LayerInput, value_of: ValueOf = value_of) -> Tensor:
     """residual + the linear's output, or that alone; a quantized linear adds where it multiplies."""
     if not hasattr(linear, "prepare"):
         return plus(residual, linear(value_of(given)))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qspec.kernels.attention import attend
-from qspec.models.decoder import attention
+from qspec.kernels.attention import KERNELS, attend
+from qspec.models.decoder import TORCH, AttentionContext, attention
+from qspec.models.inputs import Gated, Normed
 from tests.kernels.cases import poisoned_memory, relative_error
 
 pytestmark = [
@@ -39,3 +40,32 @@ def test_attention_of_few_queries(shape: tuple[int, ...], dtype: torch.dtype, ma
     assert relative_error(found, expected) < limit
     many = q.repeat(1, 1, 65, 1)
     assert relative_error(attend(many, k, v, mask)[:, :, :queries], expected) < limit
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("batch", "heads", "tokens", "width"), [(1, 32, 1024, 128), (2, 4, 33, 128), (3, 12, 1, 64)])
+def test_rotary_positions_are_the_decoders_bits(
+    batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype
+) -> None:
+    x = torch.randn(batch, tokens, heads + 3, width, device="cuda").to(dtype)[:, :, 1 : heads + 1].transpose(1, 2)
+    angles = 900 * torch.rand(batch, 1, tokens, width // 2, device="cuda")
+    angles = torch.cat((angles, angles), dim=-1)
+    context = AttentionContext(angles.cos(), angles.sin(), None, slice(None))
+    with poisoned_memory():
+        found = KERNELS.rotate(x, context)
+    assert torch.equal(found, TORCH.rotate(x, context))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1024, 4096), (2, 33, 3584), (3, 1, 12288), (1, 5, 18944)])
+def test_what_plain_linears_read_is_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """RMSNorm and silu(gate) up by one kernel each: torch's values, but for a last bit where a sum's order decides."""
+    x, up = (torch.randn(shape, device="cuda").to(dtype) for _ in range(2))
+    gain = 1 + 0.1 * torch.randn(shape[-1], device="cuda").to(dtype)
+    for given in (Normed(x, gain, 1e-5), Gated(x, up)):
+        with poisoned_memory():
+            found = KERNELS.value_of(given)
+        expected = TORCH.value_of(given)
+        assert found.shape == expected.shape
+        assert (found != expected).float().mean() < 1e-2
+        assert relative_error(found, expected.double()) < (1e-3 if dtype == torch.bfloat16 else 2e-4)

@@ -24,6 +24,7 @@ from qspec.kernels import launch, reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.models.decoder import AttentionContext, rotate
 from qspec.models.inputs import Gated
 from qspec.transforms import InputTransform
 from tests.kernels.cases import (
@@ -368,3 +369,22 @@ def test_attention_of_few_queries_is_near_float64(
     expected = scores.softmax(-1) @ v.double().repeat_interleave(shared, 1)
     assert found.dtype == torch.float16
     assert relative_error(found, expected) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("batch", "heads", "tokens", "width", "shared"),
+    [(1, 4, 5, 64, True), (2, 1, 3, 128, False), (2, 33, 2, 128, True)],  # of 33 heads two programs take a token
+)
+def test_rotary_positions_are_the_decoders_bits(
+    batch: int, heads: int, tokens: int, width: int, shared: bool, dtype: torch.dtype
+) -> None:
+    """x is a part of longer rows; the tables are one for all sequences, or one for each."""
+    whole = torch.randn(batch, tokens, heads + 2, width).to(dtype)
+    x = whole[:, :, 1 : heads + 1].transpose(1, 2)
+    angles = 7 * torch.rand(1 if shared else batch, 1, tokens, width // 2)
+    angles = torch.cat((angles, angles), dim=-1)
+    context = AttentionContext(angles.cos(), angles.sin(), None, slice(None))
+    found = launch.rotate(KernelLibrary(), x, context.cos, context.sin)
+    assert found.shape == x.shape
+    assert torch.equal(found, rotate(x, context))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qspec import resources
-from qspec.catalog import AttentionKernel, GemmKernel, RowKernel
+from qspec.catalog import AttentionKernel, GemmKernel, RotaryKernel, RowKernel
 from qspec.cli.planned import planned
 from qspec.errors import UsageError
 from qspec.hadamard_orders import factors
@@ -109,6 +109,11 @@ def test_compiles_as_it_must(kernel: Kernel, target: str) -> None:
 @pytest.mark.parametrize(("queries", "target"), [(32, "sm_80"), (32, "sm_90"), (64, "sm_90"), (64, "sm_100")])
 def test_attention_compiles(queries: int, target: str) -> None:
     assert compile_ahead(AttentionKernel(128), target, queries).problems == ()
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_rotary_positions_compile(target: str) -> None:
+    assert compile_ahead(RotaryKernel(128), target, 1024).problems == ()
 
 
 # No tiles were found for these, and no shipped recipe plans them: registers are spilled, and of rotations of 64 x 2

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from qspec.catalog import AttentionKernel, GemmKernel, RowKernel
+from qspec.catalog import AttentionKernel, GemmKernel, RotaryKernel, RowKernel
 from qspec.errors import InputError, MachineError
 from qspec.kernels.generate import Kernel, KernelLibrary, digest, file_name, load, render, write
 
@@ -45,6 +45,7 @@ SHOWN: tuple[Kernel, ...] = (
     RowKernel((128, 28), 4, None, True, 1.0),
     RowKernel((128, 148), 8, 64, False, 1.0),
     AttentionKernel(128),
+    RotaryKernel(128),
 )
 LONGEST_LINE = 120
 
@@ -82,7 +83,16 @@ def every_kernel() -> list[Kernel]:
             RowKernel(sizes, bits, group, True, clip, source, number)
             for sizes, clip, source in product(rotations, (1.0, 0.9), ("plain", "rmsnorm", "silu_mul"))
         ]
-    return [*gemms, *floats, *rows, *transforms, AttentionKernel(64), AttentionKernel(128)]
+    return [
+        *gemms,
+        *floats,
+        *rows,
+        *transforms,
+        AttentionKernel(64),
+        AttentionKernel(128),
+        RotaryKernel(64),
+        RotaryKernel(128),
+    ]
 
 
 @pytest.mark.parametrize("kernel", SHOWN, ids=lambda kernel: kernel.name)
