@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import InputError, UsageError
+from qspec.models.engine import engine
 from qspec.models.family import DecoderShape, SamplerKind
 from qspec.models.samplers import dream, llada
 from qspec.models.samplers.cached import Cache
@@ -93,12 +94,15 @@ def sample(
     attention_mask: Tensor | None,
     settings: Settings,
     on_step: Callable[[SampleStep], None] | None = None,
+    *,
+    captured: bool = True,
 ) -> Tensor:
     """Fills `settings.length` tokens after each prompt: ids [b, p] -> [b, p + length], on the model's device.
 
     attention_mask [b, p]: 1 = real, 0 = padding on either side; None = all real. The same seed gives the
-    same random numbers on every device, whatever the model predicts. Errors: InputError for prompts that do
-    not fit the model, NumericsError where its logits are not finite.
+    same random numbers on every device, whatever the model predicts. captured: on a CUDA GPU passes are replayed as
+    graphs (`models.engine`), which changes no bit. Errors: InputError for prompts that do not fit the model,
+    NumericsError where its logits are not finite.
     """
     _check_prompt(model.shape, prompt_ids, settings)
     tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=model.device)
@@ -107,11 +111,11 @@ def sample(
         attention_mask = torch.cat((attention_mask.to(model.device), torch.ones_like(tail)), dim=1)
     canvas = Canvas(ids, attention_mask, prompt_ids.shape[1])
     generator = torch.Generator().manual_seed(settings.seed)
-    report = on_step or (lambda _: None)
+    denoiser = engine(model) if captured else model
     if isinstance(settings, DreamSettings):
-        dream.fill(model, canvas, settings, generator, report)
+        dream.fill(denoiser, canvas, settings, generator, on_step)
     else:
-        llada.fill(model, canvas, settings, generator, report)
+        llada.fill(denoiser, canvas, settings, generator, on_step)
     return canvas.ids
 
 

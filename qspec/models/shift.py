@@ -7,9 +7,13 @@ from torch import Tensor
 
 from qspec.models.family import DecoderShape
 
+ALL = slice(None)
 
-def predictors(hidden: Tensor, shape: DecoderShape, attention_mask: Tensor | None = None) -> Tensor:
-    """Hidden states [b, t, d] after the last block -> [b, t, d] whose logits predict the token at each position.
+
+def predictors(
+    hidden: Tensor, shape: DecoderShape, attention_mask: Tensor | None = None, places: slice = ALL
+) -> Tensor:
+    """Hidden states [b, t, d] after the last block -> [b, n, d] whose logits predict the n tokens at `places`.
 
     They are the same, except in a shifted model (Dream, arXiv 2508.15487): a token is predicted from the one
     before it, and the first token of a row, which has none before it, from itself. attention_mask [b, t]:
@@ -17,12 +21,14 @@ def predictors(hidden: Tensor, shape: DecoderShape, attention_mask: Tensor | Non
     alone would.
     """
     if not shape.shift:
-        return hidden
+        return hidden if places == ALL else hidden[:, places]
+    start, stop, _ = places.indices(hidden.shape[1])
     if attention_mask is None:
-        return torch.cat((hidden[:, :1], hidden[:, :-1]), dim=1)
-    places = torch.arange(hidden.shape[1], device=hidden.device)
-    real = torch.where(attention_mask.to(hidden.device) != 0, places, -1)
+        before = hidden[:, max(start - 1, 0) : stop - 1]
+        return before if start else torch.cat((hidden[:, :1], before), dim=1)
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    real = torch.where(attention_mask.to(hidden.device) != 0, positions, -1)
     before = torch.full_like(real, -1)
     before[:, 1:] = real.cummax(-1).values[:, :-1]  # the last real place before each
-    source = torch.where(before < 0, places, before)
-    return hidden.gather(1, source.unsqueeze(-1).expand_as(hidden))
+    source = torch.where(before < 0, positions, before)[:, start:stop]
+    return hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))

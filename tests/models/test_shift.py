@@ -34,3 +34,14 @@ def test_a_token_is_predicted_from_the_real_one_before_it(mask: list[int] | None
 
 def test_without_a_shift_every_position_predicts_itself() -> None:
     assert predictors(HIDDEN, LLADA.shape(TINY), torch.ones(2, 6)) is HIDDEN
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_DREAM])
+@pytest.mark.parametrize("mask", [None, [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+@pytest.mark.parametrize("places", [slice(0, 6), slice(0, 2), slice(2, 5), slice(5, 6)])
+def test_predictors_of_some_places_are_those_of_all(
+    config: dict[str, int], mask: list[int] | None, places: slice
+) -> None:
+    shape = LLADA.shape(config) if config is TINY else DREAM.shape(config)
+    real = None if mask is None else torch.tensor([[1] * 6, mask])
+    assert torch.equal(predictors(HIDDEN, shape, real, places), predictors(HIDDEN, shape, real)[:, places])

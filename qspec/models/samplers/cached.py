@@ -22,7 +22,8 @@ from torch import Tensor
 
 from qspec.errors import UsageError
 from qspec.models.decoder import Decoder, Window
-from qspec.models.samplers.common import Around, Denoiser
+from qspec.models.engine import Engine
+from qspec.models.samplers.common import Around, Denoiser, WindowedDenoiser
 
 Cache = Literal["prefix", "dual"]
 
@@ -34,7 +35,7 @@ def for_steps(model: Denoiser, cache: Cache | None, block: slice) -> Denoiser:
     """
     if cache is None:
         return model
-    if not isinstance(model, Decoder):
+    if not isinstance(model, Decoder | Engine):
         raise UsageError(f"a {type(model).__name__} keeps no keys and values", hint="leave cache out")
     start = max(0, block.start - int(model.shape.shift))
     return Cached(model, slice(start, block.stop if cache == "dual" else None))
@@ -46,10 +47,10 @@ def check_cache(cache: str | None) -> None:
         raise UsageError(f"unknown cache {cache!r}", hint=f"choose one of {', '.join(get_args(Cache))}")
 
 
-class Cached(Around[Decoder]):
+class Cached(Around[WindowedDenoiser]):
     """A `Denoiser` for the steps of one block: the first call computes all tokens, those after it `tokens` alone."""
 
-    def __init__(self, model: Decoder, tokens: slice) -> None:
+    def __init__(self, model: WindowedDenoiser, tokens: slice) -> None:
         super().__init__(model)
         self.tokens = tokens
         self._window: Window | None = None

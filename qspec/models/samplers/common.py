@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from qspec.errors import NumericsError, UsageError
+from qspec.models.decoder import Window
 from qspec.models.family import DecoderShape
-from qspec.models.shift import predictors
+from qspec.models.shift import ALL, predictors
 from qspec.seeds import LARGEST_SEED
 
 HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
@@ -31,6 +33,16 @@ class Denoiser(Protocol):
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor: ...
 
     def finish(self, x: Tensor) -> Tensor: ...
+
+
+class WindowedDenoiser(Denoiser, Protocol):
+    """One that keeps keys and values, and computes windows of a canvas; `Decoder` and `Engine` do."""
+
+    def window(self, batch: int, length: int) -> Window: ...
+
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, window: Window | None = None
+    ) -> Tensor: ...
 
 
 M = TypeVar("M", bound=Denoiser)
@@ -85,21 +97,43 @@ class Canvas:
         return self.ids[:, self.prompt :]
 
 
-def predicting(model: Denoiser, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """One forward pass: x [b, t, d] that `model.finish` turns into the logits of each position's own token."""
-    return predictors(model.hidden(ids, attention_mask), model.shape, attention_mask)
+def predicting(model: Denoiser, ids: Tensor, attention_mask: Tensor | None, places: slice = ALL) -> Tensor:
+    """One forward pass: x [b, n, d] that `model.finish` turns into the logits of the tokens at `places`."""
+    return predictors(model.hidden(ids, attention_mask), model.shape, attention_mask, places)
 
 
-def token_logits(model: Denoiser, hidden: Tensor) -> Tensor:
+def token_logits(model: Denoiser, hidden: Tensor, finite: Finite | None = None) -> Tensor:
     """float32 logits [..., vocab] of hidden [..., d], whatever the model computes in: all that becomes a probability.
 
     Ids that are no token (`Denoiser.absent`) get the lowest float32, whose probability is 0; with -inf a KL's
-    0 (inf - inf) would be NaN. Errors: NumericsError where a logit is NaN or Inf.
+    0 (inf - inf) would be NaN. Errors: NumericsError where a logit is NaN or Inf, at once or when `finite` is asked.
     """
     logits = model.finish(hidden).float()
-    if not bool(logits.isfinite().all()):
-        raise not_finite(model, hidden.dtype)
+    noted = Finite() if finite is None else finite
+    noted.note("logits", logits, lambda: not_finite(model, hidden.dtype))
+    if finite is None:
+        noted.check()
     return logits if model.absent is None else logits.masked_fill(model.absent, torch.finfo(torch.float32).min)
+
+
+class Finite:
+    """Whether the numbers of several steps were finite. To ask is to wait for the device, so steps only take notes."""
+
+    def __init__(self) -> None:
+        self._notes: dict[str, tuple[Tensor, Callable[[], NumericsError]]] = {}
+
+    def note(self, name: str, numbers: Tensor, error: Callable[[], NumericsError]) -> None:
+        """error: what `check` raises if one of the numbers of this name is NaN or Inf."""
+        finite = numbers.isfinite().all()
+        if name in self._notes:
+            finite = finite & self._notes[name][0]
+        self._notes[name] = (finite, error)
+
+    def check(self) -> None:
+        """Errors: NumericsError of the first name of which a number was NaN or Inf."""
+        for finite, error in self._notes.values():
+            if not bool(finite):
+                raise error()
 
 
 def not_finite(model: Denoiser, dtype: torch.dtype) -> NumericsError:
@@ -153,3 +187,8 @@ def check_seed(seed: int) -> None:
     """Errors: UsageError for a seed that torch's generator does not tell from another."""
     if not 0 <= seed <= LARGEST_SEED:
         raise UsageError(f"seed is {seed}; it must lie in 0..{LARGEST_SEED}")
+
+
+def commit(text: Tensor, chosen: Tensor, tokens: Tensor) -> None:
+    """Writes tokens where they were chosen, all [b, n]. By a mask: to index by one waits for the device."""
+    text.copy_(torch.where(chosen, tokens, text))

@@ -35,10 +35,12 @@ from qspec.models.samplers.common import (
     HEAD_VALUES,
     Canvas,
     Denoiser,
+    Finite,
     SampleStep,
     check_finite,
     check_positive,
     check_seed,
+    commit,
     most_confident,
     predicting,
     token_logits,
@@ -46,6 +48,7 @@ from qspec.models.samplers.common import (
 
 Alg = Literal["origin", "maskgit_plus", "topk_margin", "entropy"]
 EPS = 1e-3
+CHECKED = 16  # steps after which it is asked whether all logits were finite
 
 
 @dataclass(frozen=True)
@@ -94,45 +97,59 @@ def fill(
     canvas: Canvas,
     settings: DreamSettings,
     generator: torch.Generator,
-    on_step: Callable[[SampleStep], None],
+    on_step: Callable[[SampleStep], None] | None,
 ) -> None:
     """Fills the canvas in place."""
-    text = canvas.text
+    text, finite = canvas.text, Finite()
     denoiser = for_steps(model, settings.cache, slice(canvas.prompt, canvas.ids.shape[1]))
     for index, share in enumerate(settings.shares()):
         masked = text == model.shape.mask_token
-        tokens, confidence = _predict(denoiser, canvas, masked, settings, generator)
+        masks = masked.sum(1).tolist()  # of each row; the step's only wait for the device
+        tokens, confidence = _predict(denoiser, canvas, masked, max(masks), settings, generator, finite)
         if settings.alg == "origin":
             chosen = masked & (_uniform(masked, generator) < share)
         else:
-            count = int(masked.sum() / len(masked) * share)  # float32 both, as published
+            count = int(torch.tensor(sum(masks)) / len(masks) * share)  # float32 both, as published
             chosen = most_confident(_order(confidence, settings.alg_temp, generator), count)
-        text[chosen] = tokens[chosen]
-        on_step(SampleStep(index, chosen, tokens, confidence))
+        commit(text, chosen, tokens)
+        if on_step is not None:
+            on_step(SampleStep(index, chosen, tokens, confidence))
+        if index % CHECKED == CHECKED - 1:
+            finite.check()
+    finite.check()
 
 
 def _predict(
-    model: Denoiser, canvas: Canvas, masked: Tensor, settings: DreamSettings, generator: torch.Generator
+    model: Denoiser,
+    canvas: Canvas,
+    masked: Tensor,
+    most: int,
+    settings: DreamSettings,
+    generator: torch.Generator,
+    finite: Finite,
 ) -> tuple[Tensor, Tensor]:
-    """x0 int64 and confidence float32 [b, length]; where no mask is, the text as it is and -inf."""
-    tokens = canvas.text.clone()
-    confidence = torch.full(tokens.shape, -torch.inf, device=tokens.device)
-    draws = _uniform(masked, generator)[masked] if settings.temperature > 0 else None
-    x = predicting(model, canvas.ids, canvas.attention_mask)[:, canvas.prompt :][masked]  # [masks, d]
-    found: list[tuple[Tensor, Tensor]] = []
-    size = max(1, HEAD_VALUES // model.shape.vocab)
-    for start in range(0, len(x), size):
-        part = slice(start, start + size)
-        p = probabilities(token_logits(model, x[part]), settings.temperature, settings.top_p, settings.top_k)
-        chosen = p.argmax(-1) if draws is None else _drawn(p, draws[part])
-        found.append((chosen, _confidence(p, chosen, settings.alg)))
-    if found:
-        tokens[masked], confidence[masked] = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return tokens, confidence
+    """x0 int64 and confidence float32 [b, length]; where no mask is, the text as it is and -inf.
+
+    most: masks of the row that has the most.
+    """
+    text = canvas.text
+    draws = _uniform(masked, generator) if settings.temperature > 0 else None
+    hidden = predicting(model, canvas.ids, canvas.attention_mask, slice(canvas.prompt, canvas.ids.shape[1]))
+    places = masked.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]  # masks come first
+    tokens, confidence = text.clone(), torch.full(text.shape, -torch.inf, device=text.device)
+    size = max(1, HEAD_VALUES // (model.shape.vocab * len(text)))
+    for start in range(0, most, size):
+        part = places[:, start : start + size]
+        x = hidden.gather(1, part.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
+        p = probabilities(token_logits(model, x, finite), settings.temperature, settings.top_p, settings.top_k)
+        chosen = p.argmax(-1) if draws is None else _drawn(p, draws.gather(1, part))
+        tokens.scatter_(1, part, chosen)
+        confidence.scatter_(1, part, _confidence(p, chosen, settings.alg))
+    return torch.where(masked, tokens, text), confidence.masked_fill(~masked, -torch.inf)
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int | None) -> Tensor:
-    """p [n, vocab] of logits [n, vocab]: temperature, then top-p, then top-k, then softmax.
+    """p [..., vocab] of logits [..., vocab]: temperature, then top-p, then top-k, then softmax.
 
     Top-p keeps the likeliest tokens through the first whose running sum exceeds top_p; top-k keeps the tokens
     that are no less likely than the k-th.
@@ -150,14 +167,14 @@ def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int |
 
 
 def _drawn(p: Tensor, u: Tensor) -> Tensor:
-    """A token for each row of p [n, vocab], by its running sum in float64; u ~ U(0, 1) [n]."""
+    """A token for each row of p [..., vocab], by its running sum in float64; u ~ U(0, 1) [...]."""
     running = p.double().cumsum(-1)
-    token = torch.searchsorted(running, (u * running[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+    token = torch.searchsorted(running, (u * running[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
     return token.clamp(max=p.shape[-1] - 1)
 
 
 def _confidence(p: Tensor, chosen: Tensor, alg: Alg) -> Tensor:
-    """float32 [n] of p [n, vocab]; for "origin", which does not use it, that of the token."""
+    """float32 [...] of p [..., vocab]; for "origin", which does not use it, that of the token."""
     if alg == "topk_margin":
         first, second = p.topk(2).values.unbind(-1)
         return first - second

@@ -32,10 +32,12 @@ from qspec.models.samplers.cached import Cache, check_cache, for_steps
 from qspec.models.samplers.common import (
     Canvas,
     Denoiser,
+    Finite,
     SampleStep,
     check_finite,
     check_positive,
     check_seed,
+    commit,
     most_confident,
     predicting,
     token_logits,
@@ -95,24 +97,29 @@ def fill(
     canvas: Canvas,
     settings: SamplerSettings,
     generator: torch.Generator,
-    on_step: Callable[[SampleStep], None],
+    on_step: Callable[[SampleStep], None] | None,
 ) -> None:
     """Fills the canvas in place."""
     mask, index = model.shape.mask_token, 0
+    padding = canvas.attention_mask
+    if padding is not None and settings.cfg > 0:
+        padding = torch.cat((padding, padding))
     for first in range(0, settings.length, settings.block):
         window = slice(first, first + settings.block)
         block = canvas.text[:, window]  # a view: writing to it fills the canvas
         place = slice(canvas.prompt + window.start, canvas.prompt + window.stop)
-        denoiser = for_steps(model, settings.cache, place)
+        denoiser, finite = for_steps(model, settings.cache, place), Finite()
         for count in settings.commits():
-            logits = _block_logits(denoiser, canvas, place, settings.cfg)
+            logits = _block_logits(denoiser, canvas, padding, place, settings.cfg, finite)
             tokens = _choose(logits, settings.temperature, generator)
             confidence = _confidence(logits, tokens, settings.remasking, generator)
             chosen = most_confident(confidence.masked_fill(block != mask, -torch.inf), count)
-            block[chosen] = tokens[chosen]
-            step = SampleStep(index, *(_spread(part, window, canvas.text) for part in (chosen, tokens, confidence)))
-            on_step(step)
+            commit(block, chosen, tokens)
+            if on_step is not None:
+                parts = (_spread(part, window, canvas.text) for part in (chosen, tokens, confidence))
+                on_step(SampleStep(index, *parts))
             index += 1
+        finite.check()
 
 
 def _spread(part: Tensor, window: slice, text: Tensor) -> Tensor:
@@ -122,19 +129,22 @@ def _spread(part: Tensor, window: slice, text: Tensor) -> Tensor:
     return whole
 
 
-def _block_logits(model: Denoiser, canvas: Canvas, place: slice, cfg: float) -> Tensor:
-    """float32 logits [b, block, vocab] of one block, at `place` on the canvas, with guidance."""
-    mask = canvas.attention_mask
+def _block_logits(
+    model: Denoiser, canvas: Canvas, padding: Tensor | None, place: slice, cfg: float, finite: Finite
+) -> Tensor:
+    """float32 logits [b, block, vocab] of one block, at `place` on the canvas, with guidance.
+
+    padding: the attention mask, of both branches where there is guidance.
+    """
     if cfg == 0:
-        x = predicting(model, canvas.ids, mask)
-        return token_logits(model, x[:, place])
+        return token_logits(model, predicting(model, canvas.ids, padding, place), finite)
     unconditional = canvas.ids.clone()
     unconditional[:, : canvas.prompt] = model.shape.mask_token
-    both = predicting(model, torch.cat((canvas.ids, unconditional)), None if mask is None else torch.cat((mask, mask)))
-    logits, unguided = token_logits(model, both[:, place]).chunk(2)
+    both = predicting(model, torch.cat((canvas.ids, unconditional)), padding, place)
+    logits, unguided = token_logits(model, both, finite).chunk(2)
     guided = unguided + (cfg + 1) * (logits - unguided)
-    if not bool(guided.isfinite().all()):
-        raise NumericsError(f"guidance takes the logits out of float32's range at cfg {cfg:g}", hint="lower cfg")
+    too_far = f"guidance takes the logits out of float32's range at cfg {cfg:g}"
+    finite.note("guided", guided, lambda: NumericsError(too_far, hint="lower cfg"))
     return guided
 
 
