@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from qspec.bench.generation_data import read as read_generation
 from tests.models.layout import LLADA_8B
 
 ROOT = Path(__file__).parent.parent
@@ -54,13 +55,30 @@ def test_transcripts(command: str, shown: str, folder: Path) -> None:
 def test_the_table_of_times_is_what_was_measured() -> None:
     steps = json.loads((ROOT / "docs" / "performance" / "step.json").read_text())["steps"]
     measured = {(s["recipe"], s["tokens"]): s for s in steps if s["model"] == "llada" and s["compiled"]}
-    rows = re.findall(r"^\| `paper/(\w+)`[^|]*((?:\| [0-9.]+ ){6})\|$", README, flags=re.MULTILINE)
+    shown_steps = README.partition("Generating text")[0]
+    rows = re.findall(r"^\| `paper/(\w+)`[^|]*((?:\| [0-9.]+ ){6})\|$", shown_steps, flags=re.MULTILINE)
     assert {recipe for recipe, _ in rows} == {recipe for recipe, _ in measured}
     for recipe, shown in rows:
         found: list[str] = []
         for tokens in (1024, 32):
             ours, base = (measured[recipe, tokens][who]["milliseconds"] for who in ("ours", "base"))
             found += [f"{ours:.1f}", f"{base:.1f}", f"{base / ours:.2f}"]
+        assert shown.replace("|", " ").split() == found
+
+
+def test_the_table_of_generated_texts_is_what_was_measured() -> None:
+    run = read_generation([ROOT / "docs" / "performance" / "generate.json"])
+    cells = {(c.recipe, c.cache): c for c in run.cells if c.batch == 1 and c.execution == "captured"}
+    rows = re.findall(
+        r"^\| `paper/(\w+)`[^|]*((?:\| [0-9.]+ ){6})\|$", README.partition("Generating text")[2], re.MULTILINE
+    )
+    assert {recipe for recipe, _ in rows} == {recipe for recipe, _ in cells} - {"bf16"}
+    for recipe, shown in rows:
+        found: list[str] = []
+        for cache in ("none", "dual"):
+            cell = cells[recipe, cache]
+            numbers = (cell.step_milliseconds, run.over(cell, "eager"), run.over(cell, "captured"))
+            found += [f"{number:.2f}" for number in numbers if number is not None]
         assert shown.replace("|", " ").split() == found
 
 

@@ -1,6 +1,7 @@
 """`qspec bench`: what the matrix products take on this GPU, beside cuBLAS, the GPU's limits and other packages.
 
 `qspec bench --step`: what a whole denoising step takes, beside the same model in bf16.
+`qspec bench --generate`: what whole texts take by the sampler, beside the same model in bf16.
 `qspec bench --rows`: what the row kernels take, beside a copy of the same bytes.
 """
 
@@ -20,6 +21,7 @@ SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 MODELS = ("llada", "dream")
 TOKENS, STEP_TOKENS = "1,16,64,256,1024,4096", "32,1024"  # of products, of steps
 ROW_TOKENS = "1,64,1024"
+LENGTH, BATCHES = 256, "1,8"  # of generated texts
 RECIPES = ("rtn_w8a8", "rtn_w4a4", "duquant_w4a4", "gptq_w4a16")  # in recipes/paper: of both families
 
 
@@ -33,6 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"and W4A16 of recipes/paper); --shape names models, and --tokens (default {STEP_TOKENS}) what a step computes "
         "of a canvas of 1024 tokens, the others kept by a dual cache",
     )
+    parser.add_argument(
+        "--generate",
+        nargs="*",
+        metavar="RECIPE",
+        help="time whole texts by the sampler instead, under these recipes (none given: those of --step); --shape has "
+        "the models",
+    )
+    parser.add_argument("--length", type=int, metavar="N", help=f"with --generate: new tokens (default: {LENGTH})")
+    parser.add_argument("--batch", metavar="LIST", help=f"with --generate: texts at once (default: {BATCHES})")
     parser.add_argument(
         "--rows",
         action="store_true",
@@ -72,10 +83,19 @@ def run(args: argparse.Namespace) -> int:
     require_folder(Path(args.out))
     if args.document:
         require_file(Path(args.document))
-        around(Path(args.document), "rows" if args.rows else "bench" if args.step is None else "step")
-    if args.rows:
-        return _rows(args)
-    return _products(args) if args.step is None else _steps(args)
+        around(Path(args.document), mode_of(args))
+    return {"bench": _products, "step": _steps, "rows": _rows, "generate": _generate}[mode_of(args)](args)
+
+
+def mode_of(args: argparse.Namespace) -> str:
+    """What is timed, which names its files and marks. Errors: UsageError for two modes at once."""
+    asked = {"step": args.step is not None, "generate": args.generate is not None, "rows": args.rows}
+    modes = [mode for mode, wanted in asked.items() if wanted] or ["bench"]
+    if len(modes) > 1:
+        raise UsageError(f"--{modes[0]} and --{modes[1]} are two runs", hint="ask for one")
+    if args.generate is None and (args.length is not None or args.batch is not None):
+        raise UsageError("--length and --batch belong to --generate")
+    return modes[0]
 
 
 def _products(args: argparse.Namespace) -> int:
@@ -107,7 +127,6 @@ def _steps(args: argparse.Namespace) -> int:
             "--step takes recipes and whole models", hint=f"--shape {' or '.join(MODELS)}, no --format, no --no-peers"
         )
 
-    from qspec import resources
     from qspec.bench.step_data import markdown, read
     from qspec.cli.terminal import Terminal
     from qspec.progress import Quiet
@@ -117,15 +136,47 @@ def _steps(args: argparse.Namespace) -> int:
     else:
         from qspec.bench.step import run_steps
 
-        recipes = [Path(file) for file in args.step] or [resources.recipes() / "paper" / f"{n}.qs" for n in RECIPES]
         compiled = (False, True) if args.compile else (False,)
-        steps = run_steps(recipes, models, tokens, compiled, Quiet() if args.quiet else Terminal())
+        progress = Quiet() if args.quiet else Terminal()
+        steps = run_steps(recipes_of(args.step), models, tokens, compiled, progress)
     return _keep("step", Path(args.out), steps.as_json(), markdown(steps), args.document)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    models = args.shape or ["llada"]
+    if args.format or args.no_peers or args.compile or args.tokens or not set(models) <= set(MODELS):
+        raise UsageError(
+            "--generate takes recipes and whole models",
+            hint=f"--shape {' or '.join(MODELS)}, --length, --batch; no --format, --no-peers, --compile, --tokens",
+        )
+    length, batches = LENGTH if args.length is None else args.length, numbers_of(args.batch or BATCHES, "--batch")
+    if length < 1 or length % 32:
+        raise UsageError(f"--length {length} is not a multiple of 32", hint="texts are filled in blocks of 32")
+
+    from qspec.bench.generation_data import markdown, read
+    from qspec.cli.terminal import Terminal
+    from qspec.progress import Quiet
+
+    if args.results:
+        run = read([Path(file) for file in args.results])
+    else:
+        from qspec.bench.generation import Texts, run_generation
+
+        texts = Texts(length, batches, ("none", "prefix", "dual"))
+        run = run_generation(recipes_of(args.generate), models, texts, Quiet() if args.quiet else Terminal())
+    return _keep("generate", Path(args.out), run.as_json(), markdown(run), args.document)
+
+
+def recipes_of(given: Sequence[str]) -> list[Path]:
+    """These, or the ones of recipes/paper that models are timed under."""
+    from qspec import resources
+
+    return [Path(file) for file in given] or [resources.recipes() / "paper" / f"{name}.qs" for name in RECIPES]
 
 
 def _rows(args: argparse.Namespace) -> int:
     models, tokens = args.shape or MODELS, tokens_of(args.tokens or ROW_TOKENS)
-    if args.format or args.no_peers or args.compile or args.step is not None or not set(models) <= set(MODELS):
+    if args.format or args.no_peers or args.compile or not set(models) <= set(MODELS):
         raise UsageError(
             "--rows takes whole models", hint=f"--shape {' or '.join(MODELS)}, no other option but --tokens"
         )
@@ -186,8 +237,13 @@ def shapes_of(texts: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def tokens_of(text: str) -> list[int]:
-    """`1,16,64` as numbers."""
+    """`1,16,64` as numbers of tokens."""
+    return numbers_of(text, "--tokens")
+
+
+def numbers_of(text: str, option: str) -> list[int]:
+    """`1,16,64` as numbers. Errors: UsageError for anything else."""
     parts = text.split(",")
     if not all(re.fullmatch(r"[1-9]\d{0,5}", part.strip()) for part in parts):
-        raise UsageError(f"--tokens {text!r} is not a list of numbers of tokens", hint="such as 1,16,64")
+        raise UsageError(f"{option} {text!r} is not a list of numbers", hint="such as 1,16,64")
     return [int(part) for part in parts]

@@ -1,0 +1,91 @@
+"""Times of whole texts on a CUDA GPU: the sampler on models as recipes compile them, beside the same in bf16.
+
+Weights are random, as those of `bench.step`: their tokens mean nothing, and take as long as others do. Every text is
+generated twice, with fewer steps first, in which kernels are compiled and passes captured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from qspec import passes
+from qspec.bench.generation_data import BF16, Execution, Generation, GenerationCell
+from qspec.bench.measure import need_gpu
+from qspec.bench.step import DTYPE, quantized
+from qspec.bench.step_data import MODELS
+from qspec.kernels import attention
+from qspec.language import load_recipe
+from qspec.models.decoder import Decoder
+from qspec.models.registry import FAMILIES
+from qspec.models.sampler import DreamSettings, Settings, sample, settings_for
+from qspec.plan import make_plan
+from qspec.progress import Progress
+from qspec.report.environment import environment
+
+PROMPT, BLOCK = 128, 32  # tokens
+WARM = 3  # steps of a block that see every pass eagerly, captured, and replayed
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is generated: length tokens in as many steps, for every batch size and cache ("none", "prefix", "dual")."""
+
+    length: int
+    batches: Sequence[int]
+    caches: Sequence[str]
+
+
+def run_generation(recipes: Sequence[Path], models: Sequence[str], texts: Texts, progress: Progress) -> Generation:
+    """Times every model in bf16, eager and captured, and under every recipe. Raises MachineError, RecipeError."""
+    need_gpu()
+    cells: list[GenerationCell] = []
+    for model in models:
+        family, shape = MODELS[model]
+        plans = [make_plan(load_recipe(path, passes.available(), {}, FAMILIES).spec, family, shape) for path in recipes]
+        plain = attention.install(Decoder(family, shape, device="cuda", dtype=DTYPE).requires_grad_(False))
+        for execution in ("eager", "captured"):
+            progress.step(f"{model}  {BF16}, {execution}")
+            cells += _measure(plain, model, BF16, execution, texts)
+        for plan in plans:
+            progress.step(f"{model}  {plan.spec.name}")
+            cells += _measure(quantized(plan, plain), model, plan.spec.name, "captured", texts)
+    return Generation(environment(), tuple(cells))
+
+
+def _measure(decoder: Decoder, model: str, recipe: str, execution: Execution, texts: Texts) -> Iterator[GenerationCell]:
+    for batch, cache in product(texts.batches, texts.caches):
+        settings = _settings(decoder, texts.length, cache)
+        if settings is None:
+            continue
+        prompts = torch.randint(decoder.shape.mask_token, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+        captured = execution == "captured"
+        sample(decoder, prompts, None, _few_steps(settings), captured=captured)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        sample(decoder, prompts, None, settings, captured=captured)
+        torch.cuda.synchronize()
+        seconds, peak = time.perf_counter() - start, torch.cuda.max_memory_allocated()
+        sizes = (batch, PROMPT, settings.length, settings.steps)
+        yield GenerationCell(model, recipe, execution, cache, *sizes, seconds, peak)
+
+
+def _settings(decoder: Decoder, length: int, cache: str) -> Settings | None:
+    """One token a step, in blocks where the sampler has them; None for a cache that it does not have."""
+    if decoder.shape.sampler == "dream":
+        kept = None if cache == "none" else cache
+        return None if cache == "dual" else settings_for(decoder.shape, length, cache=kept)
+    return settings_for(decoder.shape, length, block=BLOCK, cache=None if cache == "none" else cache)
+
+
+def _few_steps(settings: Settings) -> Settings:
+    """As many steps as see every pass eagerly, captured, and replayed."""
+    if isinstance(settings, DreamSettings):
+        return replace(settings, steps=min(settings.steps, WARM))
+    return replace(settings, steps=min(settings.steps, WARM * settings.blocks))

@@ -1,0 +1,89 @@
+"""What follows from measured texts and how it is shown; which texts are timed, on a CPU. Times need a GPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qspec.bench.generation import PROMPT, Texts, _few_steps, _measure, _settings
+from qspec.bench.generation_data import Generation, GenerationCell, markdown, read
+from qspec.cli import main
+from qspec.models.decoder import Decoder
+from qspec.models.sampler import DreamSettings, SamplerSettings
+from tests.models.test_cached import dream, llada
+
+EAGER = GenerationCell("llada", "bf16", "eager", "none", 2, 128, 64, 64, 6.4, 20_000_000_000)
+CAPTURED = replace(EAGER, execution="captured", seconds=3.2)
+OURS = replace(CAPTURED, recipe="w4a4", seconds=1.6, peak=6_200_000_000)
+RUN = Generation({"gpu": "A GPU", "torch": "2", "triton": "3"}, (EAGER, CAPTURED, OURS, replace(OURS, cache="dual")))
+
+
+def test_rates_and_ratios() -> None:
+    assert EAGER.step_milliseconds == pytest.approx(100.0)
+    assert EAGER.tokens_per_second == pytest.approx(20.0)
+    assert RUN.over(OURS, "eager") == pytest.approx(4.0)
+    assert RUN.over(OURS, "captured") == pytest.approx(2.0)
+    assert RUN.over(RUN.cells[3], "eager") is None  # bf16 was not timed with this cache
+
+
+def test_a_run_is_shown_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = "| w4a4 | captured | none | 2 | 25.00 | 80 | 4.00 | 2.00 | 6.2 |"
+    lines = markdown(RUN).splitlines()
+    assert "**llada**, prompt 128, 64 tokens in 64 steps" in lines
+    assert row in lines
+    assert "| w4a4 | captured | dual | 2 | 25.00 | 80 |  |  | 6.2 |" in lines
+    stored = tmp_path / "generate.json"
+    stored.write_text(json.dumps(RUN.as_json()))
+    assert read([stored]) == RUN
+    assert main(["bench", "--generate", "--results", str(stored), "--out", str(tmp_path / "out")]) == 0
+    assert row in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "generate.json").read_text()) == json.loads(stored.read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--generate", "--length", "100"], "--length 100 is not a multiple of 32"),
+        (["--generate", "--batch", "1,x"], "--batch '1,x' is not a list of numbers"),
+        (["--generate", "--rows"], "--generate and --rows are two runs"),
+        (["--batch", "1"], "--length and --batch belong to --generate"),
+        (["--generate", "--shape", "12288x4096"], "--generate takes recipes and whole models"),
+    ],
+)
+def test_options_that_do_not_fit(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_token_a_step_and_a_warm_up_that_sees_every_pass() -> None:
+    model = llada()
+    settings = _settings(model, 64, "dual")
+    assert settings == SamplerSettings(64, 64, 32, cache="dual")
+    assert _few_steps(settings) == SamplerSettings(64, 6, 32, cache="dual")
+    assert _settings(dream(), 64, "dual") is None
+    assert _settings(dream(), 64, "prefix") == DreamSettings(64, 64, cache="prefix")
+    assert _few_steps(DreamSettings(64, 64)) == DreamSettings(64, 3)
+    assert isinstance(model, Decoder)
+
+
+def test_every_batch_and_cache_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[tuple[int, ...], object, bool]] = []
+
+    def sample(*given: Any, captured: bool) -> None:
+        asked.append((tuple(given[1].shape), given[3], captured))
+
+    monkeypatch.setattr("qspec.bench.generation.sample", sample)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda: None)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 7)
+    cells = list(_measure(llada(), "llada", "w4a4", "captured", Texts(32, (1, 2), ("none", "dual"))))
+    assert [(c.batch, c.cache, c.steps, c.peak) for c in cells] == [
+        (1, "none", 32, 7), (1, "dual", 32, 7), (2, "none", 32, 7), (2, "dual", 32, 7),
+    ]  # fmt: skip
+    assert [(shape, captured) for shape, _, captured in asked] == [
+        ((batch, PROMPT), True) for batch in (1, 1, 1, 1, 2, 2, 2, 2)
+    ]
