@@ -64,7 +64,7 @@ def plane_assembly(bits, half, odd):
     offset = "$6" if three else "$5"
     high, sign = (6, 4) if three else (3, 2)  # bits of a code that the plane of two has, and the highest
     lines = [
-        "{ .reg .b32 a, h" + (", b, l" if three else "") + ", quarter, c;"
+        "{ .reg .b32 a, h" + (", l" if three else "") + ", quarter, c;"
         " mov.b32 quarter, 0x3E803E80; mov.b32 c, 0x42C042C0;",
         f"sub.rn.bf16x2 c, c, {offset};",
     ]

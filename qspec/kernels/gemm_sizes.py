@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from qspec.catalog import GemmKernel, planes, power_of_two
 
 PIECE = 128  # channels of one product of 8-bit operands; half as many of 16-bit ones
-NEVER = 1 << 31  # tokens
+# Tokens from which writing weights down and multiplying by cuBLAS is faster than the portable kernel, measured or by
+# analogy: the more an element costs to unpack in every tile, the earlier.
+WHOLE_CODES, ONE_PLANE, SEVERAL_PLANES = 512, 256, 128
+# and than the kernel of 9.0, which decodes nibbles in registers in one step
+HOPPER_NIBBLES, HOPPER_OTHERS = 4096, 2048
+NEVER = 1 << 31  # of gated GEMMs, which cuBLAS gives a kernel more
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,12 @@ class GemmSizes:
 
 
 def cublas_from(kernel: GemmKernel) -> tuple[int, int]:
-    """Tokens from which cuBLAS is faster than the portable kernel, and than that of 9.0: measured, or by analogy."""
-    cut = planes(kernel.weight_bits)
-    nibbles = GemmSizes.of(kernel).nibbles
-    portable = 512 if nibbles or not cut else 256 if len(cut) == 1 else 128
+    """Tokens from which cuBLAS is faster than the portable kernel, and than that of 9.0."""
+    cut, nibbles = planes(kernel.weight_bits), GemmSizes.of(kernel).nibbles
+    portable = WHOLE_CODES if nibbles or not cut else ONE_PLANE if len(cut) == 1 else SEVERAL_PLANES
     if kernel.gated:
         return portable, NEVER
-    return portable, 4096 if nibbles else 2048
+    return portable, HOPPER_NIBBLES if nibbles else HOPPER_OTHERS
 
 
 def _product_tile(step: int, *, floating: bool) -> int:

@@ -1,7 +1,7 @@
 """Runs one block of a PTX kernel on NumPy, and watches its shared memory for races.
 
 Gluon has no interpreter. Its PTX is short and nearly free of branches, so all threads step together: a register is an
-array over the threads. What the second row kernels use is here, nothing else; an instruction that is missing is named.
+array over the threads. What the tests need is here, nothing else; an instruction that is missing is named.
 Between two barriers no byte of shared memory may be written by one warp and touched by another, and what a wgmma reads
 must have been fenced, passed a barrier, and stay until the wait.
 """
@@ -32,7 +32,8 @@ BINARY: dict[str, Callable] = {
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,
     "xor": lambda a, b: a ^ b,
-    "div": lambda a, b: a / b,
+    "div": lambda a, b: a / b if a.dtype.kind == "f" else np.trunc(a.astype(float) / b).astype(a.dtype),
+    "rem": np.fmod,
 }
 UNARY: dict[str, Callable] = {
     "sqrt": np.sqrt,
@@ -290,9 +291,33 @@ class Block:
             a, b, c = (self.get(operand, kind) for operand in operands[1:4])
             self.put(operands[0], a * b + c, active)
 
-    def do_fma(self, _: list[str], operands: list[str], active: np.ndarray) -> None:
+    def do_fma(self, opcode: list[str], operands: list[str], active: np.ndarray) -> None:
+        if opcode[-1] == "bf16x2":
+            self.put_pairs(operands, lambda a, b, c: a * b + c, active)
+            return
         a, b, c = (self.get(operand, "f32").astype(np.float64) for operand in operands[1:4])
         self.put(operands[0], (a * b + c).astype(np.float32), active)
+
+    def do_sub(self, opcode: list[str], operands: list[str], active: np.ndarray) -> None:
+        if opcode[-1] == "bf16x2":
+            self.put_pairs(operands, lambda a, b: a - b, active)
+        else:
+            self.put(operands[0], self.get(operands[1], opcode[-1]) - self.get(operands[2], opcode[-1]), active)
+
+    def put_pairs(self, operands: list[str], function: Callable, active: np.ndarray) -> None:
+        """Of words of two bfloat16 each; the result must be exact in float32, and is rounded once."""
+        words = [self.get(operand, "b32") for operand in operands[1:]]
+        low, high = (bfloat16(function(*(widened(word >> place & 0xFFFF) for word in words))) for place in (0, 16))
+        self.put(operands[0], low | high << 16, active)
+
+    def do_lop3(self, _: list[str], operands: list[str], active: np.ndarray) -> None:
+        """Bit i of the table is the result where the operands' bits are those of i, the first the highest."""
+        words, table = [self.get(operand, "b32") for operand in operands[1:4]], int(operands[4], 0)
+        result = np.zeros_like(words[0])
+        for index in range(8):
+            if table >> index & 1:
+                result |= np.bitwise_and.reduce([w if index >> 2 - i & 1 else ~w for i, w in enumerate(words)])
+        self.put(operands[0], result, active)
 
     def do_abs(self, opcode: list[str], operands: list[str], active: np.ndarray) -> None:
         kind = opcode[-1]

@@ -1,4 +1,4 @@
-"""The MMA partition of quantized operands on compute capability 9.0: int8 codes, or fp8_e4m3."""
+"""Sums of quantized operands on compute capability 9.0: of int8 codes, or of fp8_e4m3."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
