@@ -31,6 +31,10 @@ class Span(NamedTuple):
         """The smallest span over both (of one source)."""
         return Span(min(self.start, other.start), max(self.end, other.end), self.path)
 
+    def moved(self, offset: int, path: str) -> Span:
+        """The span of a text's part, where the text stands at `offset` of `path`."""
+        return Span(self.start + offset, self.end + offset, path)
+
 
 @dataclass(frozen=True)
 class Position:

@@ -140,7 +140,7 @@ def _cells(tree: Tree) -> tuple[str, ...]:
         )
         cells += [[] for _ in range(len(cells), max(starts, default=0) + 1)]
         cells[-1] += part.leaves()
-    return tuple(spelled(iter(cell)) for cell in cells)
+    return tuple(spelled(cell) for cell in cells)
 
 
 # --- columns ---

@@ -7,7 +7,7 @@ runs what it holds when it is read.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -88,17 +88,19 @@ def parse(start: str, text: str, path: str = "", offset: int = 0) -> tuple[Tree,
 
     path, offset: where the text stands. Raises Mismatch.
     """
-    reader = _Reader(path, offset)
-    tree = reader.tree(_parsed(start, text))
-    return tree, reader.problems
+    tree, problems = _parsed(start, text)
+    return tree.moved(offset, path), [replace(p, span=p.span.moved(offset, path)) for p in problems]
 
 
 @lru_cache(maxsize=4096)
-def _parsed(start: str, text: str) -> Any:
+def _parsed(start: str, text: str) -> tuple[Tree, list[Diagnostic]]:
+    """`parse` for a text that stands alone: recipes have many statements in common."""
     try:
-        return lark_parser(*STARTS).parse(text, start=start)
+        found = lark_parser(*STARTS).parse(text, start=start)
     except lark.UnexpectedInput as error:
         raise _mismatch(error, text) from None
+    reader = _Reader([])
+    return reader.tree(found), reader.problems
 
 
 def _mismatch(error: Any, text: str) -> Mismatch:
@@ -113,11 +115,9 @@ def _mismatch(error: Any, text: str) -> Mismatch:
 
 @dataclass
 class _Reader:
-    """Lark's trees -> ours: placed in their file, without what may be written or left out."""
+    """Lark's trees -> ours, without what may be written or left out."""
 
-    path: str
-    offset: int
-    problems: list[Diagnostic] = field(default_factory=list)
+    problems: list[Diagnostic]
 
     def tree(self, found: Any) -> Tree:
         parts = [self.tree(part) if isinstance(part, lark.Tree) else self._leaf(part) for part in found.children]
@@ -126,9 +126,9 @@ class _Reader:
             case "arguments" | "rollouts" if isinstance(parts[-2], Leaf) and parts[-2].kind == "COMMA":
                 del parts[-2]
             case "apply" if len(parts) == 4:
-                after = Span(parts[1].span.end, parts[1].span.end, self.path)
+                after = Span(parts[1].span.end, parts[1].span.end)
                 parts.insert(2, Tree("arguments", (Leaf("LPAR", "(", after), Leaf("RPAR", ")", after)), after))
-        tree = Tree(rule, tuple(parts), self._span(found.meta))
+        tree = Tree(rule, tuple(parts), Span(found.meta.start_pos, found.meta.end_pos))
         match rule:
             case "index":
                 self._check_index(tree)
@@ -137,7 +137,7 @@ class _Reader:
         return tree
 
     def _leaf(self, token: Any) -> Leaf:
-        leaf = Leaf(token.type, str(token), self._span(token))
+        leaf = Leaf(token.type, str(token), Span(token.start_pos, token.end_pos))
         match leaf.kind:
             case "NAME" if len(token) > 64:
                 message = f"the name {quote(leaf.text, 20)} has {len(token)} characters"
@@ -148,9 +148,6 @@ class _Reader:
             case "NUMBER" if not math.isfinite(float(token)):
                 self._report("QS009", f"{quote(leaf.text)} is not a finite number", leaf, "write a smaller number")
         return leaf
-
-    def _span(self, place: Any) -> Span:
-        return Span(self.offset + place.start_pos, self.offset + place.end_pos, self.path)
 
     def _report(self, code: str, message: str, part: Leaf | Tree, hint: str) -> None:
         self.problems.append(Diagnostic(code, message, part.span, hint))

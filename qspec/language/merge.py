@@ -86,7 +86,7 @@ def merge_file(path: str | Path) -> Merged:
 def merge(source: Source, problems: tuple[Diagnostic, ...] = ()) -> Merged:
     """Flattens an already read source; its bases are looked up beside it."""
     merged = Merged(source.path)
-    _add(merged, source, problems, (Path(source.path).resolve(),))
+    _add(merged, source, problems, (Path(source.path),))
     return merged
 
 
@@ -134,7 +134,7 @@ def _extend(merged: Merged, node: Tree, source: Source, chain: tuple[Path, ...],
     name = str(path.value)
     wrong = _base_problem(name)
     target = Path(source.path).parent / name
-    if not wrong and target.resolve() in chain:
+    if not wrong and target.resolve() in [path.resolve() for path in chain]:
         wrong = "it extends itself"
     if not wrong and len(chain) > MAX_BASES:
         wrong = f"it is more than {MAX_BASES} files deep"
@@ -152,7 +152,7 @@ def _extend(merged: Merged, node: Tree, source: Source, chain: tuple[Path, ...],
         merged.partial = True
         return
     if base.path not in merged.sources:
-        _add(merged, base, tuple(problems), (*chain, target.resolve()))
+        _add(merged, base, tuple(problems), (*chain, target))
 
 
 def _base_problem(path: str) -> str | None:

@@ -155,18 +155,19 @@ class PassCheck:
         """Transforms for which a scheme has no kernel."""
         found: dict[tuple[int, str, str], Diagnostic] = {}
         for i, use in enumerate(self.spec.passes):
-            alike: dict[tuple[str, int, int, Scheme], ModuleEntry] = {}  # linears of one kind, size and scheme
+            alike: dict[tuple[str, int, int, str], tuple[ModuleEntry, Scheme]] = {}  # by kind, size and scheme's name
             for m in self.reach[i]:
                 entry, scheme = self.layout.modules[m], self.schemes[m]
                 if scheme is not None:
-                    alike.setdefault((entry.role.part, entry.in_features, entry.out_features, scheme), entry)
-            for (*_, scheme), entry in alike.items():
+                    key = (entry.role.part, entry.in_features, entry.out_features, scheme.name)
+                    alike.setdefault(key, (entry, scheme))
+            for entry, scheme in alike.values():
                 try:
                     kernels_for(scheme, use.params.rotations(entry, scheme))
                 except NoKernel as missing:
                     place = f" on `{missing.where}`" if missing.where else ""
                     message = f"`{use.name}` cannot run with scheme `{scheme.name}`{place}: {missing.what}"
                     hint = "change the parameters of the pass, or the scheme"
-                    key = (i, scheme.name, missing.what)
-                    found.setdefault(key, Diagnostic("QS043", message, use.span, hint))
+                    problem = Diagnostic("QS043", message, use.span, hint)
+                    found.setdefault((i, scheme.name, missing.what), problem)
         return list(found.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 from qspec.diagnostics import Span, quote
@@ -43,7 +43,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Term:
-    """Something between commas, as it is spelled."""
+    """Something between commas; its spelling says it all."""
 
     text: str
     span: Span = field(compare=False)
@@ -56,14 +56,14 @@ class Term:
 class RoleTerm(Term):
     """`blocks[*].mlp.{gate,up}`."""
 
-    segments: tuple[Segment, ...]
+    segments: tuple[Segment, ...] = field(compare=False)
 
 
 @dataclass(frozen=True)
 class ModuleTerm(Term):
     """`module("regex")`: modules whose whole checkpoint name the pattern matches."""
 
-    pattern: str
+    pattern: str = field(compare=False)
     pattern_span: Span = field(compare=False)
 
 
@@ -138,6 +138,7 @@ def name_matches(term: AnyTerm, name: ModuleEntry, layers: int) -> bool:
     return path_matches(term, name.role.path, layers)
 
 
+@lru_cache(maxsize=1 << 16)
 def path_matches(term: RoleTerm, path: Path, layers: int) -> bool:
     """Whether the term's steps fit the path."""
     steps = term.segments

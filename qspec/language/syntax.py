@@ -7,7 +7,7 @@ compare its comments' texts: none may be lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,8 +37,12 @@ class Leaf(NamedTuple):
                 return self.text[1:]
         return self.text
 
-    def leaves(self) -> Iterator[Leaf]:
-        yield self
+    def leaves(self) -> list[Leaf]:
+        return [self]
+
+    def moved(self, offset: int, path: str) -> Leaf:
+        """The same, its span taken as one of a text that stands at `offset` of `path`."""
+        return Leaf(self.kind, self.text, self.span.moved(offset, path))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Leaf) and self[:2] == other[:2]
@@ -54,15 +58,15 @@ class Tree(NamedTuple):
     parts: tuple[Leaf | Tree, ...]
     span: Span
 
-    def leaves(self) -> Iterator[Leaf]:
+    def leaves(self) -> list[Leaf]:
         """Every word and sign."""
-        for part in self.parts:
-            yield from part.leaves()
+        return [leaf for part in self.parts for leaf in part.leaves()]
 
     @property
     def key(self) -> Leaf:
         """The keyword that a statement or setting starts with."""
-        return next(self.leaves())
+        first = self.parts[0]
+        return first if isinstance(first, Leaf) else first.key
 
     @property
     def values(self) -> list[Leaf]:
@@ -82,6 +86,11 @@ class Tree(NamedTuple):
         parts = (change(part) if isinstance(part, Leaf) else part.mapped(change) for part in self.parts)
         return self._replace(parts=tuple(parts))
 
+    def moved(self, offset: int, path: str) -> Tree:
+        """The same, its spans taken as those of a text that stands at `offset` of `path`."""
+        parts = tuple([part.moved(offset, path) for part in self.parts])
+        return Tree(self.rule, parts, self.span.moved(offset, path))
+
     def __str__(self) -> str:
         return spelled(self.leaves())
 
@@ -92,7 +101,7 @@ class Tree(NamedTuple):
         return hash(self[:2])
 
 
-def spelled(leaves: Iterator[Leaf]) -> str:
+def spelled(leaves: Iterable[Leaf]) -> str:
     """The canonical spelling: one space between words, none inside brackets, around dots and after commas in braces."""
     found, before, braces = "", "", 0
     for leaf in leaves:
