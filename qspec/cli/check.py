@@ -50,14 +50,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(path: str, settings: dict[str, str]) -> tuple[tuple[Diagnostic, ...], Mapping[str, Source]]:
-    try:
-        source, problems = decode(read_standard(MAX_BYTES + 1), "<stdin>") if path == "-" else read(path)
-    except OSError as error:
-        what = f"the recipe cannot be read: {error.strerror or error}"
-        raise InputError(what, where=path, hint="check the path; a recipe is a `.qs` file") from None
+    source, problems = read_source(path)
     if problems:
         return tuple(problems), {source.path: source}
     return find_problems(source, passes.available(), settings, FAMILIES)
+
+
+def read_source(path: str) -> tuple[Source, list[Diagnostic]]:
+    """A recipe's text, of standard input for "-", and why it is none. Raises InputError where it cannot be read."""
+    try:
+        return decode(read_standard(MAX_BYTES + 1), "<stdin>") if path == "-" else read(path)
+    except OSError as error:
+        what = f"the recipe cannot be read: {error.strerror or error}"
+        raise InputError(what, where=path, hint="check the path; a recipe is a `.qs` file") from None
 
 
 def _print(found: list[Diagnostic], sources: dict[str, Source], style: str, files: int) -> None:

@@ -52,7 +52,7 @@ def about(doc: str) -> Any:
     return Field(description=doc)
 
 
-def between(least: float, most: float, doc: str | None = None) -> Any:
+def between(least: float, most: float | None = None, doc: str | None = None) -> Any:
     """In a number's annotation: its bounds, which belong to it, and what it is for."""
     return Field(ge=least, le=most, description=doc)
 

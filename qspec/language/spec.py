@@ -202,11 +202,13 @@ class Weighting:
 class Calibration:
     """Each sample of the text gives `draws` rows. mask: None with rollouts, which bring their own."""
 
-    text: Annotated[TextSource | Rollouts, about("what samples are windows of")] = NamedText("wikitext2")
+    text: Annotated[
+        TextSource | Rollouts, about('what samples are windows of: `"NAME"`, `file(…)` or `rollouts(…)`')
+    ] = NamedText("wikitext2")
     samples: Annotated[int, between(1, 65536, "windows of the text")] = 128
     length: Annotated[int, between(8, 131072, "tokens a sample")] = 2048
     mask: Annotated[MaskDistribution | None, about("share of tokens that the model sees as masks")] = MaskDistribution()
-    draws: Annotated[int, between(1, 1024, "masked versions of each sample: rows = samples × draws")] = 1
+    draws: Annotated[int, between(1, 1024, "masked versions of each sample; rows are samples × draws")] = 1
     weigh: Annotated[Weighting, about("how much a token counts in statistics and Hessians")] = Weighting()
     seed: Annotated[int, between(0, LARGEST_SEED, "of masks and of every random choice")] = 0
 
@@ -354,7 +356,7 @@ class TaskRequest:
     length: Annotated[int, between(1, 8192, "tokens to generate")] = 256
     steps: Annotated[int, between(1, 8192, "passes of the sampler, a multiple of `length` / `block`")] = 256
     block: Annotated[int, between(1, 8192, "tokens of a block, which divides `length`")] = 32
-    limit: Annotated[int | None, about("items; every one by default")] = None
+    limit: Annotated[Annotated[int, between(1)] | None, about("items, every one by default")] = None
 
 
 @dataclass(frozen=True)
