@@ -214,7 +214,7 @@ class Manifest(_Record):
             rotated = records[0].row is not None and records[0].row["rotations"]
             if rotated and records[0].transform is None:
                 raise ValueError(f"{records[0].role} is part of a product, and has a transform of its own")
-        gated = {id(record) for one in products.values() if _gates(one) for record in one}
+        gated = {id(record) for records in products.values() if _gates(records) for record in records}
         for record in self.modules:
             if record.gemm and record.gemm.get("gated") and id(record) not in gated:
                 raise ValueError(f"{record.role} is gated, and no product of gate and up")
@@ -363,12 +363,12 @@ def own_files(folder: Path) -> None:
 
 def snapshot(folder: Path) -> Snapshot:
     """Every file of an artifact but qspec's hidden ones: name, size, time, inode. Another one after any change."""
-    found = set()
+    files = set()
     for name in entries(folder):
         if PurePath(name).parts[0] not in WORK:
             status = (folder / name).lstat()
-            found.add((name, status.st_size, status.st_mtime_ns, status.st_ino))
-    return frozenset(found)
+            files.add((name, status.st_size, status.st_mtime_ns, status.st_ino))
+    return frozenset(files)
 
 
 def require_outside_artifacts(path: Path) -> None:

@@ -113,8 +113,8 @@ def _starts_over(before: Mapping[str, object], lock: Lock) -> str:
     """Why nothing is taken over from an interrupted run."""
     if not before:
         return "the interrupted run's record is damaged: starting over"
-    found = "; ".join(differences(lock.content, before, "before"))
-    return f"starting over, not where the interrupted run stopped: {found}"
+    changes = "; ".join(differences(lock.content, before, "before"))
+    return f"starting over, not where the interrupted run stopped: {changes}"
 
 
 @contextmanager

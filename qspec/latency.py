@@ -73,7 +73,7 @@ def _gate(gate: ModulePlan, tokens: int, gpu: str) -> int:
 
 def basis(summed: Sequence[Product]) -> str:
     """What the times of these rest on, in words."""
-    count, gpu = sum(one.measured for one in summed), summed[0].gpu
+    count, gpu = sum(product.measured for product in summed), summed[0].gpu
     limits = gpu if gpu in BANDWIDTHS else REFERENCE
     return f"{count} of {len(summed)} products as measured on {gpu}, the rest by the limits of {limits}"
 

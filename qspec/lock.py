@@ -77,10 +77,10 @@ class Lock:
 
     def require(self, actual: Lock, where: Path) -> None:
         """Raises InputError that names every key in which `actual` differs from this lock."""
-        found = differences(actual.content, self.content, "locked")
-        if found:
+        changes = differences(actual.content, self.content, "locked")
+        if changes:
             raise InputError(
-                "the lock does not hold: " + "; ".join(found),
+                "the lock does not hold: " + "; ".join(changes),
                 where=str(where),
                 hint="compile without --locked, or make the lock again: qspec lock",
             )
@@ -139,11 +139,11 @@ def _version(package: str) -> str:
 def differences(now: Any, before: Any, word: str, where: str = "") -> list[str]:
     """One sentence for every key in which two locks' contents differ. word: what `before` is called."""
     if isinstance(before, dict) and isinstance(now, dict):
-        found = []
+        sentences = []
         for key in sorted({*before, *now}):
             inner = f"{where}.{key}" if where else key
-            found += differences(now.get(key), before.get(key), word, inner)
-        return found
+            sentences += differences(now.get(key), before.get(key), word, inner)
+        return sentences
     return [] if before == now else [f"{where} is {_short(now)}, {word} {_short(before)}"]
 
 

@@ -236,16 +236,16 @@ def _quality(block: Block) -> dict[str, tuple[float, float]]:
 
     Output: ||x W^T||^2 / ||x W^T - y||^2 with x as the block saw it and y computed from rounded inputs and weights.
     """
-    found: dict[str, tuple[float, float]] = {}
+    quality: dict[str, tuple[float, float]] = {}
 
     def measure(part: str, linear: Linear, x: Tensor) -> None:
         exact = linear.transformed(x) @ linear.weight.T
         rounded = linear.rounded_input(x) @ linear.rounded_weight().T
-        found[part] = (sqnr_db(exact, rounded), sqnr_db(linear.weight, linear.rounded_weight()))
+        quality[part] = (sqnr_db(exact, rounded), sqnr_db(linear.weight, linear.rounded_weight()))
 
     quantized = {part: linear for part, linear in block.linears.items() if linear.quantized is not None}
     block.observed.additions({part: partial(measure, part, linear) for part, linear in quantized.items()})
-    return found
+    return quality
 
 
 def artifact_tensors(

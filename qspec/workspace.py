@@ -81,10 +81,10 @@ class _Progress(_Record):
     def read(cls, path: Path) -> _Progress | None:
         """None where there is no record, or it is not as it was written."""
         try:
-            found = cls.model_validate_json(read_input(path)) if path.is_file() else None
+            progress = cls.model_validate_json(read_input(path)) if path.is_file() else None
         except (ValidationError, OSError):
             return None
-        return found if found is not None and found.digest == content_digest(found._content()) else None
+        return progress if progress is not None and progress.digest == content_digest(progress._content()) else None
 
 
 def require_place(out: Path) -> Path:

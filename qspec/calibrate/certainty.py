@@ -22,15 +22,15 @@ def certainty(model: Denoiser, ids: Tensor, masked: Tensor) -> Tensor:
     taken once from the unquantized model, the same for all layers, and not scaled to a mean of 1.
     Raises NumericsError where the model's logits are not finite.
     """
-    found = torch.ones(ids.shape)
+    weights = torch.ones(ids.shape)
     size, head = max(1, BATCH_TOKENS // ids.shape[1]), max(1, HEAD_VALUES // model.shape.vocab)
     for start in range(0, ids.shape[0], size):
         chosen = slice(start, start + size)
-        at = masked[chosen]
-        hidden = predictors(model.hidden(ids[chosen].to(model.device)), model.shape)[at.to(model.device)]
+        positions = masked[chosen]
+        hidden = predictors(model.hidden(ids[chosen].to(model.device)), model.shape)[positions.to(model.device)]
         confident = [_confidence(model, part) for part in torch.split(hidden, head)]
-        found[chosen][at] = torch.cat(confident).cpu()
-    return found
+        weights[chosen][positions] = torch.cat(confident).cpu()
+    return weights
 
 
 def _confidence(model: Denoiser, hidden: Tensor) -> Tensor:

@@ -99,11 +99,11 @@ def describe(site: str, magnitudes: Tensor) -> SiteOutliers:
     peak, median, typical = float(peaks.max()), float(peaks.median()), float(magnitudes.median())
     rms = float(magnitudes.square().mean(dtype=torch.float64).sqrt())
     ratio, times_typical = _quotient(peak, median), _quotient(peak, typical)
-    found = ratio >= OUTLIER_RATIO
-    spanning = int(_spanning(magnitudes, order[0], median).sum()) if found else 0
+    outlying = ratio >= OUTLIER_RATIO
+    spanning = int(_spanning(magnitudes, order[0], median).sum()) if outlying else 0
     return SiteOutliers(
         site=site,
-        kind=("massive" if times_typical >= MASSIVE_TIMES else "normal") if found else "none",
+        kind=("massive" if times_typical >= MASSIVE_TIMES else "normal") if outlying else "none",
         tokens=magnitudes.shape[0],
         channels=magnitudes.shape[1],
         peak=peak,
@@ -112,19 +112,19 @@ def describe(site: str, magnitudes: Tensor) -> SiteOutliers:
         typical=typical,
         times_typical=times_typical,
         crest=_quotient(peak, rms),
-        outlier_channels=int((peaks >= OUTLIER_RATIO * median).sum()) if found else 0,
+        outlier_channels=int((peaks >= OUTLIER_RATIO * median).sum()) if outlying else 0,
         spanning_tokens=spanning,
         tokens_spanned=spanning / magnitudes.shape[0],
         top=tuple(ChannelPeak(j, float(peaks[j]), float(magnitudes[:, j].mean())) for j in order),
     )
 
 
-def largest_tokens(magnitudes: Tensor, found: SiteOutliers, most: int) -> list[tuple[int, float]]:
+def largest_tokens(magnitudes: Tensor, outliers: SiteOutliers, most: int) -> list[tuple[int, float]]:
     """(row, |x|) of the tokens that the top channel's outlier spans, the largest first, at most `most`."""
-    if found.kind == "none":
+    if outliers.kind == "none":
         return []
-    channel = found.top[0].channel
-    rows = _spanning(magnitudes, channel, found.median).nonzero()[:, 0]
+    channel = outliers.top[0].channel
+    rows = _spanning(magnitudes, channel, outliers.median).nonzero()[:, 0]
     order = magnitudes[rows, channel].argsort(descending=True, stable=True)[:most]
     return [(int(row), float(magnitudes[row, channel])) for row in rows[order]]
 

@@ -72,14 +72,14 @@ def trajectory(model: Denoiser, prompts: Tensor, steps: int, length: int, seed: 
 def _pick(states: Tensor, bucket: int, wanted: Rollouts, mask: int, generator: torch.Generator) -> Tensor:
     """One of the states [steps, length] whose share of masks lies in (bucket / B, (bucket + 1) / B]."""
     masks, room = _masks(states, wanted.prompt, mask), states.shape[1] - wanted.prompt
-    found = states[(masks * wanted.buckets + room - 1) // room == bucket + 1]  # whole numbers: no rounding
-    if not found.shape[0]:
+    candidates = states[(masks * wanted.buckets + room - 1) // room == bucket + 1]  # whole numbers: no rounding
+    if not candidates.shape[0]:
         low, high = bucket / wanted.buckets, (bucket + 1) / wanted.buckets
         raise InputError(
             f"a rollout passes through no state with a share of masks above {low:g} and up to {high:g}",
             hint="choose more `steps` or fewer `buckets` for `rollouts` in the calibrate block",
         )
-    return found[int(torch.randint(found.shape[0], (), generator=generator))]
+    return candidates[int(torch.randint(candidates.shape[0], (), generator=generator))]
 
 
 def _masks(ids: Tensor, prompt: int, mask: int) -> Tensor:

@@ -78,12 +78,12 @@ def find_baseline(record: ModelRecord, model: str | None) -> Path:
             f"the unquantized model {model or record.id} is not on this machine",
             hint="give it: qspec eval ARTIFACT --model FOLDER",
         )
-    found = checkpoint_hashes(folder)
+    hashes = checkpoint_hashes(folder)
     for name, digest in record.files.items():
-        if found.get(name) != digest:
+        if hashes.get(name) != digest:
             raise InputError(
                 f"this is not the checkpoint that the artifact was compiled from: {name} is "
-                + ("another file" if name in found else "missing"),
+                + ("another file" if name in hashes else "missing"),
                 where=str(folder),
                 hint="give the original: qspec eval ARTIFACT --model FOLDER",
             )

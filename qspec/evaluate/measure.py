@@ -102,9 +102,9 @@ class _Run:
     def nelbo(self, request: NelboRequest, sources: DataSources) -> None:
         name, text = text_name(request.text), sources.heldout(request.text)
         with self._part(f"nelbo on {task_label(name, text.source)}") as parts:
-            found = measure_nelbo(self.baseline, self.quantized, self.tokenizer, text, request, self.seed, parts)
-        self.metrics.append(found.metric)
-        self.kl.extend(found.kl)
+            result = measure_nelbo(self.baseline, self.quantized, self.tokenizer, text, request, self.seed, parts)
+        self.metrics.append(result.metric)
+        self.kl.extend(result.kl)
 
     def task(self, task: TaskData) -> None:
         models = (self.baseline, self.quantized, self.tokenizer, task)
@@ -115,10 +115,10 @@ class _Run:
                     self.metrics.append(measure_choices(*models, self.seed, parts))
                 continue
             with self._part(name) as parts:
-                found = measure_task(*models, scoring, self.seed, parts)
-            self.metrics.append(found.metric)
-            self.flips.append(found.flips)
-            self.samples.extend(found.samples)
+                result = measure_task(*models, scoring, self.seed, parts)
+            self.metrics.append(result.metric)
+            self.flips.append(result.flips)
+            self.samples.extend(result.samples)
 
     @contextmanager
     def _part(self, name: str) -> Iterator[Parts]:

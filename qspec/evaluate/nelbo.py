@@ -65,7 +65,7 @@ def windows(text: TextData, tokenizer: Tokenizer, vocab: int, samples: int, leng
     A text shorter than one window is one sample. Errors: InputError for one of fewer than 8 tokens, and
     for tokens that an embedding of `vocab` rows lacks.
     """
-    ids = [token for one in text.documents for token in encode(tokenizer, one, vocab)]
+    ids = [token for document in text.documents for token in encode(tokenizer, document, vocab)]
     if len(ids) < SHORTEST:
         raise InputError(f"the text has {len(ids)} tokens, fewer than {SHORTEST}", where=str(text.path))
     tokens = torch.tensor(ids, dtype=torch.int64)
@@ -132,12 +132,12 @@ def _add(sums: _Sums, batch: Batch, baseline: Denoiser, quantized: Denoiser) -> 
     rows = torch.tensor(batch.rows)
     for part in slices(targets.numel(), baseline.shape.vocab):
         p, q = log_probabilities(baseline, before[part]), log_probabilities(quantized, after[part])
-        found = targets[part].unsqueeze(1)
+        tokens = targets[part].unsqueeze(1)
         index = rows[place[part].cpu()]
         kl = (q.exp() * (q - p)).sum(-1)
         for total, values in (
-            (sums.baseline, -p.gather(1, found)[:, 0]),
-            (sums.quantized, -q.gather(1, found)[:, 0]),
+            (sums.baseline, -p.gather(1, tokens)[:, 0]),
+            (sums.quantized, -q.gather(1, tokens)[:, 0]),
             (sums.kl, kl),
             (sums.masked, torch.ones_like(kl)),
         ):
@@ -154,11 +154,11 @@ def _buckets(text: str, rows: Sequence[MaskedRow], sums: _Sums) -> tuple[KlBucke
     """Mean KL at the masked positions of rows in each fifth of the mask ratios (0, 1]; without empty fifths."""
     ratios = torch.tensor([row.masked.double().mean().item() for row in rows])
     bucket = (ratios * BUCKETS - 1e-6).floor().clamp(0, BUCKETS - 1).long()
-    found = []
+    buckets = []
     for index in range(BUCKETS):
         chosen = bucket == index
         positions = int(sums.masked[chosen].sum())
         if positions:
             kl = float(sums.kl[chosen].sum()) / positions
-            found.append(KlBucket(text, index / BUCKETS, (index + 1) / BUCKETS, kl, positions))
-    return tuple(found)
+            buckets.append(KlBucket(text, index / BUCKETS, (index + 1) / BUCKETS, kl, positions))
+    return tuple(buckets)

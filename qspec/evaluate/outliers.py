@@ -35,11 +35,11 @@ class OutlierReport:
 
 def collect(decoder: Decoder, ids: Tensor, stage: Stage) -> dict[str, tuple[SiteOutliers, Picture]]:
     """Table row and picture of every site of a decoder, for masked ids [b, t]; online transforms applied."""
-    found: dict[str, tuple[SiteOutliers, Picture]] = {}
+    outliers: dict[str, tuple[SiteOutliers, Picture]] = {}
 
     def observe(site: str, x: Tensor) -> None:
         magnitudes = magnitudes_of(x)
-        found[site] = describe(site, magnitudes), picture(site, stage, magnitudes)
+        outliers[site] = describe(site, magnitudes), picture(site, stage, magnitudes)
 
     linears: dict[str, nn.Module] = {}
     for entry in decoder.family.modules(decoder.shape):
@@ -47,7 +47,7 @@ def collect(decoder: Decoder, ids: Tensor, stage: Stage) -> dict[str, tuple[Site
             linears.setdefault(entry.site, decoder.module(entry.role))
     with torch.no_grad(), watching(linears, observe):
         decoder.hidden(ids.to(decoder.device))
-    return found
+    return outliers
 
 
 def compare(baseline: Decoder, quantized: Decoder, ids: Tensor) -> OutlierReport:

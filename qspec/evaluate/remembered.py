@@ -40,8 +40,8 @@ class Remembered(Around[Decoder]):
 def _digest(ids: Tensor, mask: Tensor | None) -> bytes:
     """Of shape and content."""
     parts = [ids] if mask is None else [ids, mask]
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        found.update(repr((part.shape, part.dtype)).encode())
-        found.update(part.cpu().contiguous().numpy().tobytes())
-    return found.digest()
+        digest.update(repr((part.shape, part.dtype)).encode())
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.digest()

@@ -149,8 +149,8 @@ def is_right(text: str, reference: str, scoring: Scoring) -> bool:
     """Whether a generated text answers like the reference."""
     if scoring == "exact":
         return text.strip() == reference.strip()
-    found = last_number(text)
-    return found is not None and found == last_number(reference)
+    number = last_number(text)
+    return number is not None and number == last_number(reference)
 
 
 def last_number(text: str) -> Decimal | None:

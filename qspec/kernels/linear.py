@@ -182,5 +182,5 @@ class QuantLinear(nn.Module):
     def _check_residual(self, residual: Tensor, prepared: PreparedInput) -> None:
         shape = (*prepared.shape[:-1], self.out_features)
         if residual.shape != shape or residual.dtype != prepared.dtype:
-            found = f"{residual.dtype} {list(residual.shape)}"
-            raise InputError(f"a residual {found} for an output {prepared.dtype} {list(shape)}")
+            actual = f"{residual.dtype} {list(residual.shape)}"
+            raise InputError(f"a residual {actual} for an output {prepared.dtype} {list(shape)}")

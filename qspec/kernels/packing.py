@@ -387,9 +387,9 @@ def _check_tensor(name: str, tensor: Tensor | None, dtype: torch.dtype, shape: t
     if tensor is None:
         raise InputError("a tensor is missing", where=name, hint=hint)
     if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        found = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
+        actual = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
         wanted = f"{dtype} {list(shape)}".removeprefix("torch.")
-        raise InputError(f"a tensor is {found}, not {wanted}", where=name, hint=hint)
+        raise InputError(f"a tensor is {actual}, not {wanted}", where=name, hint=hint)
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise InputError("a tensor holds NaN or Inf", where=name, hint=hint)
 

@@ -33,10 +33,10 @@ class Available(Mapping[str, type[Pass]]):
         if name in BUILT_IN:
             return BUILT_IN[name]
         point = _third_party()[name]
-        found = point.load()
-        if not (isinstance(found, type) and issubclass(found, Pass)):
+        loaded = point.load()
+        if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
             raise QspecError(f"{point.value} is not a qspec Pass", where=f"entry point {point.name}")
-        return found
+        return loaded
 
     def __iter__(self) -> Iterator[str]:
         return iter((*BUILT_IN, *_third_party()))
@@ -52,11 +52,11 @@ def available() -> Available:
 
 @cache
 def _third_party() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-        if point.name in BUILT_IN or point.name in found:
+        if point.name in BUILT_IN or point.name in points:
             raise QspecError(
                 f"two passes are named {point.name!r}", where=point.value, hint="uninstall one of the packages"
             )
-        found[point.name] = point
-    return found
+        points[point.name] = point
+    return points

@@ -185,12 +185,12 @@ class Observed:
         usable = [i for i, batch in enumerate(self.stream.batches) if bool((batch.weight > 0).any())]
         wanted = min(len(usable), -(-tokens // self.stream.batches[0].weight.numel()))
         chosen = {usable[i * len(usable) // wanted] for i in range(wanted)}
-        found = []
+        inputs = []
         for i, (x, batch) in enumerate(self.stream.inputs(self.in_basis)):
             if i in chosen:
                 seen = self._seen({site}, x, batch)[site]
-                found.append(SiteInput(seen.reshape(*batch.weight.shape, -1), batch.context, batch.weight))
-        return found
+                inputs.append(SiteInput(seen.reshape(*batch.weight.shape, -1), batch.context, batch.weight))
+        return inputs
 
     def consume(self, site: str, given: SiteInput) -> Tensor:
         """[b, t, out]: what the module computes that reads the site's input: attention, MLP, or the one linear."""

@@ -78,7 +78,7 @@ def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:
         m.entry.role.block
         for group in products(modules)
         for m in group
-        if [one.entry.role.part for one in group] == ["mlp.gate", "mlp.up"] and m.entry.out_features % GATE == 0
+        if [linear.entry.role.part for linear in group] == ["mlp.gate", "mlp.up"] and m.entry.out_features % GATE == 0
     }
 
     def kernels(m: ModulePlan) -> LayerKernels | None:

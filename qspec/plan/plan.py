@@ -62,13 +62,13 @@ class Plan:
 
     def kernels(self) -> tuple[RowKernel | GemmKernel, ...]:
         """Every distinct kernel that some layer will run, sorted by name."""
-        found: dict[str, RowKernel | GemmKernel] = {}
+        kernels: dict[str, RowKernel | GemmKernel] = {}
         for module in self.modules:
             if module.kernels is not None:
                 for kernel in (module.kernels.row, module.kernels.gemm):
                     if kernel is not None:
-                        found[kernel.name] = kernel
-        return tuple(found[name] for name in sorted(found))
+                        kernels[kernel.name] = kernel
+        return tuple(kernels[name] for name in sorted(kernels))
 
     def pass_counts(self) -> tuple[int, ...]:
         """How many modules each pass touches."""
@@ -154,10 +154,10 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool 
 def _pairs(spec: Spec, layout: Layout, layers: int) -> list[tuple[ModuleEntry, Scheme]]:
     """Every linear of the blocks with the scheme that it gets, and with those that a search offers it."""
     offers = spec.search.offers if spec.search else ()
-    found = [(entry, rule.scheme) for entry, rule in zip(layout.modules, layout.decided, strict=True) if rule]
+    pairs = [(entry, rule.scheme) for entry, rule in zip(layout.modules, layout.decided, strict=True) if rule]
     for offer, touched in zip(offers, matches([o.selector for o in offers], layout.modules, layers), strict=True):
-        found += [(layout.modules[m], choice) for m in touched for choice in offer.choices]
-    return [(entry, scheme) for entry, scheme in found if scheme is not None and entry.role.block is not None]
+        pairs += [(layout.modules[m], choice) for m in touched for choice in offer.choices]
+    return [(entry, scheme) for entry, scheme in pairs if scheme is not None and entry.role.block is not None]
 
 
 def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
