@@ -34,18 +34,18 @@ class Infeasible(InputError):  # noqa: N818 - read as a statement: `except Infea
 
 def allocate(losses: Losses, limits: Sequence[Limit], gap: float = 0.0) -> Layout:
     """The best layout. Raises Infeasible, naming the smallest budget that can be held, where there is none."""
-    found = _solve(losses, limits, [limit.most for limit in limits], gap)
-    if found is None:
+    layout = _solve(losses, limits, [limit.most for limit in limits], gap)
+    if layout is None:
         raise Infeasible(_why(limits), hint="raise the budget, or offer cheaper choices")
-    return found
+    return layout
 
 
 def _solve(losses: Losses, limits: Sequence[Limit], most: list[int], gap: float) -> Layout | None:
     for _ in range(TIGHTENED):
-        found = _milp(losses, limits, most, gap)
-        over = [0 if found is None else max(0, limit.cost(found) - limit.most) for limit in limits]
+        layout = _milp(losses, limits, most, gap)
+        over = [0 if layout is None else max(0, limit.cost(layout) - limit.most) for limit in limits]
         if not any(over):
-            return found
+            return layout
         most = [m - o for m, o in zip(most, over, strict=True)]
     raise NumericsError("the integer program's budgets do not hold in exact arithmetic")
 
@@ -122,11 +122,11 @@ def _why(limits: Sequence[Limit]) -> str:
 
 def _with_the_others(limits: Sequence[Limit]) -> list[tuple[Limit, int]]:
     """For each budget the least that a layout costs which holds all others; without those that have none."""
-    found = []
+    least = []
     for limit in limits:
         others = [other for other in limits if other is not limit]
         costs = [[float(c - min(row)) for c in row] for row in limit.costs]
         best = _solve(costs, others, [other.most for other in others], 0.0)
         if best is not None:
-            found.append((limit, limit.cost(best)))
-    return found
+            least.append((limit, limit.cost(best)))
+    return least

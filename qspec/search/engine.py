@@ -149,11 +149,11 @@ class Engine:
     def _probe(self, job: Probe) -> Result:
         """For each target, the loss with its linears rounded and everything else as it was."""
         block, states = self._probed(job), self._at(job.block).rows
-        found = {}
+        losses = {}
         for target in job.targets:
             with _rounding(block, target):
-                found[str(target)] = asdict(self._loss_from(block.module, job.block, states))
-        return found
+                losses[str(target)] = asdict(self._loss_from(block.module, job.block, states))
+        return losses
 
     def _noise(self, job: Noise) -> Result:
         """For each target, a = loss / t^2, for noise on its weights that makes a relative error t of its outputs.
@@ -161,14 +161,14 @@ class Engine:
         The linearity theorem of arXiv 2411.17525, whose t is the relative error of the weights themselves.
         """
         states = self._at(job.block).rows
-        found = {}
+        losses = {}
         for target in job.targets:
             module = self.inputs.checkpoint.load_block(job.block, self.device, self.dtype)
             watched = [_Noisy(module, part, self._generator(f"noise/{job.block}/{part}")) for part in target.parts]
             loss = self._loss_from(module, job.block, states)
             noise, signal = sum(w.noise for w in watched), sum(w.signal for w in watched)
-            found[str(target)] = asdict(loss.scaled(signal / noise if noise else 0.0))  # silent linears lose nothing
-        return found
+            losses[str(target)] = asdict(loss.scaled(signal / noise if noise else 0.0))  # silent linears lose nothing
+        return losses
 
     def _errors(self, job: Errors) -> Result:
         """For each target, t^2 = sum ||y^ - y||^2 / sum ||y||^2 of its outputs on the rows of the loss."""
@@ -300,14 +300,14 @@ class _Noisy:
 
 def _direct(block: Block, targets: Sequence[ProbeTarget], rows: int) -> dict[str, tuple[Tensor, list[Directed]]]:
     """Puts fresh `Directed`s in the place of the targets' linears. Returns each target's step [rows] and linears."""
-    found = {}
+    directed = {}
     for target in targets:
         step = torch.zeros(rows, device=block.linears[target.parts[0]].weight.device, requires_grad=True)
         linears = [Directed(block.linears[part], step) for part in target.parts]
         for part, linear in zip(target.parts, linears, strict=True):
             block.module.replace(part, linear)
-        found[str(target)] = (step, linears)
-    return found
+        directed[str(target)] = (step, linears)
+    return directed
 
 
 @contextmanager

@@ -16,10 +16,10 @@ ROW = 16.0
 
 def figures(outcome: Outcome) -> dict[str, Figure]:
     """By name: the Pareto curve, and a heat map for each scheme."""
-    names = list(dict.fromkeys(one.scheme for one in outcome.sensitivities))
-    found = [pareto(outcome)] if len(outcome.curve) > 1 else []
-    found += [sensitivity_map(outcome.sensitivities, name) for name in names]
-    return {figure.name: figure for figure in found}
+    names = list(dict.fromkeys(sensitivity.scheme for sensitivity in outcome.sensitivities))
+    drawn = [pareto(outcome)] if len(outcome.curve) > 1 else []
+    drawn += [sensitivity_map(outcome.sensitivities, name) for name in names]
+    return {figure.name: figure for figure in drawn}
 
 
 def pareto(outcome: Outcome) -> Figure:
@@ -54,19 +54,19 @@ def pareto(outcome: Outcome) -> Figure:
 
 def _dots(found: FoundLayout) -> Iterator[tuple[Layout, float, str, str]]:
     """Rivals, and over them the layout found."""
-    for one in found.measured:
-        if one.origin not in ("solver", "neighbour") and one.layout != found.layout:
-            yield one.layout, one.loss, "f-base", one.origin
+    for layout in found.measured:
+        if layout.origin not in ("solver", "neighbour") and layout.layout != found.layout:
+            yield layout.layout, layout.loss, "f-base", layout.origin
     if found.loss is not None:
         yield found.layout, found.loss, "f-quant", "found"
 
 
 def sensitivity_map(sensitivities: Sequence[Sensitivity], scheme: str) -> Figure:
     """A row for each unit's linears, a column for each block; darker loses more, by powers of ten."""
-    own = [one for one in sensitivities if one.scheme == scheme]
-    rows = list(dict.fromkeys(one.target.parts for one in own))
-    blocks = max(one.target.block for one in own) + 1
-    every = [math.log10(max(one.loss.mean, FLOOR)) for one in sensitivities]
+    own = [sensitivity for sensitivity in sensitivities if sensitivity.scheme == scheme]
+    rows = list(dict.fromkeys(sensitivity.target.parts for sensitivity in own))
+    blocks = max(sensitivity.target.block for sensitivity in own) + 1
+    every = [math.log10(max(sensitivity.loss.mean, FLOOR)) for sensitivity in sensitivities]
     low, high = min(every), max(every)
     cell = (WIDTH - LABEL) / blocks
     svg = Svg(WIDTH, 18 + ROW * len(rows) + 6, f"Loss of each layer alone in {scheme}")
@@ -74,10 +74,10 @@ def sensitivity_map(sensitivities: Sequence[Sensitivity], scheme: str) -> Figure
     for index, parts in enumerate(rows):
         names = ", ".join(part.rpartition(".")[2] for part in parts)
         svg.text(LABEL - 6, 18 + ROW * index + 12, names, "t", "end")
-    for one in own:
-        depth = (math.log10(max(one.loss.mean, FLOOR)) - low) / ((high - low) or 1.0)
-        x, y = LABEL + cell * one.target.block, 18 + ROW * rows.index(one.target.parts)
-        tip = f"{one.target} in {scheme}: {one.loss.mean:.4g}"
+    for sensitivity in own:
+        depth = (math.log10(max(sensitivity.loss.mean, FLOOR)) - low) / ((high - low) or 1.0)
+        x, y = LABEL + cell * sensitivity.target.block, 18 + ROW * rows.index(sensitivity.target.parts)
+        tip = f"{sensitivity.target} in {scheme}: {sensitivity.loss.mean:.4g}"
         svg.rect(x + 0.75, y + 0.75, cell - 1.5, ROW - 1.5, "f-accent", tip, 0.05 + 0.9 * depth)
     caption = f"Loss with one layer alone in {scheme}. Columns are blocks; stronger colour, more loss (logarithmic)."
     return Figure(f"sensitivity-{scheme}", caption, svg)

@@ -93,8 +93,8 @@ class LossRows:
             with fast_products():
                 hidden = self.hidden(last, x, reference.batch, reference.context)
             rows[index] = self._row_means(reference, hidden)
-        found: list[float] = rows.tolist()
-        return found
+        means: list[float] = rows.tolist()
+        return means
 
     def summary(self, rows: Sequence[float]) -> Loss:
         """Of the losses of all rows."""
@@ -120,12 +120,12 @@ class LossRows:
 
     def score(self, reference: Reference, generator: torch.Generator) -> Tensor:
         """The gradient of sum_i -log p(v_i) by `reference.hidden`, for tokens v_i drawn from p; [positions, d]."""
-        found = []
+        gradients = []
         for part in slices(reference.hidden.shape[0], self.model.shape.vocab):
             with torch.enable_grad():
                 hidden = reference.hidden[part].detach().requires_grad_()
                 p = log_probabilities(self.model, hidden)
                 drawn = torch.multinomial(p.detach().exp().cpu(), 1, generator=generator).to(p.device)
                 (gradient,) = torch.autograd.grad(-p.gather(1, drawn).sum(), hidden)
-            found.append(gradient)
-        return torch.cat(found)
+            gradients.append(gradient)
+        return torch.cat(gradients)

@@ -66,9 +66,9 @@ def _check(text: str, space: Space, layout: Layout) -> None:
     spec = load_source(source, passes.available(), {}, FAMILIES).spec
     plan = make_plan(spec, FAMILIES[space.plan.family], space.plan.shape, standin=True)  # lengths were checked before
     wanted = space.choices(layout)
-    found = {str(m.entry.role): m.scheme for m in plan.modules if m.entry.role.block is not None}
+    written = {str(m.entry.role): m.scheme for m in plan.modules if m.entry.role.block is not None}
     same_bits = plan.bits_per_weight == space.planned(layout).bits_per_weight
-    if found != wanted or not same_bits or format_source(text) != text:
+    if written != wanted or not same_bits or format_source(text) != text:
         raise QspecError("the recipe that was written does not mean the layout that was found")
 
 
@@ -81,7 +81,8 @@ def _moved(calibrate: Calibration, before: Path, after: Path) -> Calibration:
 
 def _moved_evaluation(evaluate: Evaluation, before: Path, after: Path) -> Evaluation:
     return replace(
-        evaluate, nelbo=tuple(replace(one, text=_moved_text(one.text, before, after)) for one in evaluate.nelbo)
+        evaluate,
+        nelbo=tuple(replace(request, text=_moved_text(request.text, before, after)) for request in evaluate.nelbo),
     )
 
 

@@ -70,17 +70,17 @@ def refine(
 
 def best(measured: Sequence[MeasuredLayout]) -> MeasuredLayout:
     """The first, unless another surely loses less: then the surest, and so on from that one."""
-    found = measured[0]
+    chosen = measured[0]
     while True:
-        surest = min(measured, key=lambda one: most_lost(one, found))
-        if most_lost(surest, found) >= 0:
-            return found
-        found = surest
+        surest = min(measured, key=lambda layout: most_lost(layout, chosen))
+        if most_lost(surest, chosen) >= 0:
+            return chosen
+        chosen = surest
 
 
-def most_lost(one: MeasuredLayout, other: MeasuredLayout) -> float:
+def most_lost(layout: MeasuredLayout, other: MeasuredLayout) -> float:
     """The mean difference of their losses, and `SURE` standard errors of it added; 0 between equals."""
-    differences = [a - b for a, b in zip(one.rows, other.rows, strict=True)]
+    differences = [a - b for a, b in zip(layout.rows, other.rows, strict=True)]
     error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0
     return fmean(differences) + SURE * error
 
@@ -110,14 +110,14 @@ def neighbours(
         allowed &= both <= limit.most - limit.cost(centre)
     places = np.flatnonzero(allowed)
     order = places[np.argsort(total.reshape(-1)[places], kind="stable")]
-    found: list[Layout] = []
+    layouts: list[Layout] = []
     for place in order.tolist():
         first, second = divmod(place, len(moves) + 1)
         layout = list(centre)
         for index in (first, second) if second < len(moves) else (first,):
             layout[moves[index][0]] = moves[index][1]
         if tuple(layout) not in known:
-            found.append(tuple(layout))
-        if len(found) == count:
+            layouts.append(tuple(layout))
+        if len(layouts) == count:
             break
-    return found
+    return layouts

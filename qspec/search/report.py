@@ -29,6 +29,8 @@ def _context(outcome: Outcome) -> dict[str, Any]:
         "outcome": outcome,
         "spec": outcome.space.plan.spec,
         "search": outcome.search,
-        "worst": sorted(outcome.sensitivities, key=lambda one: -one.loss.mean)[:12],
-        "maps": [f"sensitivity-{n}" for n in dict.fromkeys(one.scheme for one in outcome.sensitivities)],
+        "worst": sorted(outcome.sensitivities, key=lambda sensitivity: -sensitivity.loss.mean)[:12],
+        "maps": [
+            f"sensitivity-{n}" for n in dict.fromkeys(sensitivity.scheme for sensitivity in outcome.sensitivities)
+        ],
     }

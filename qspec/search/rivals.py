@@ -13,8 +13,8 @@ from qspec.search.space import Layout, Space
 
 def rivals(space: Space, limits: Sequence[Limit]) -> dict[str, Layout]:
     """By name; none where no scheme that is offered everywhere holds the budgets everywhere."""
-    found = [layout for choice in space.offered if (layout := space.uniform(choice)) is not None]
-    uniform = sorted((layout for layout in found if holds(layout, limits)), key=limits[0].cost)
+    uniforms = [layout for choice in space.offered if (layout := space.uniform(choice)) is not None]
+    uniform = sorted((layout for layout in uniforms if holds(layout, limits)), key=limits[0].cost)
     if not uniform:
         return {}
     order = evenly(len(space.units))
@@ -40,16 +40,16 @@ def first_last(space: Space, limits: Sequence[Limit], uniform: Sequence[Layout])
 
 def filled(layout: Layout, limits: Sequence[Limit], order: Sequence[int]) -> Layout:
     """Each unit in this order gets the dearest option that still fits."""
-    found = list(layout)
+    richer = list(layout)
     costs, ranked = limits[0].costs, by_cost(limits[0])
     for unit in order:
         for option in reversed(ranked[unit]):
-            if costs[unit][option] <= costs[unit][found[unit]]:
+            if costs[unit][option] <= costs[unit][richer[unit]]:
                 break
-            if holds((*found[:unit], option, *found[unit + 1 :]), limits):
-                found[unit] = option
+            if holds((*richer[:unit], option, *richer[unit + 1 :]), limits):
+                richer[unit] = option
                 break
-    return tuple(found)
+    return tuple(richer)
 
 
 def holds(layout: Layout, limits: Sequence[Limit]) -> bool:

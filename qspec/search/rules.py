@@ -36,7 +36,7 @@ class Line:
 def rules_of(table: Table) -> list[str]:
     """Statements that give every part in every block what the table says, in canonical form."""
     parts, count = tuple(table), len(next(iter(table.values())))
-    _, _, lines = min(_candidates(table), key=lambda one: (_terms(one[2]), one[0], one[1]))
+    _, _, lines = min(_candidates(table), key=lambda candidate: (_terms(candidate[2]), candidate[0], candidate[1]))
     lines = _pruned(lines, table)
     return [_statement(line, parts, count) for line in lines]
 
@@ -93,12 +93,12 @@ def _grouped(cells: Mapping[tuple[str, Name], tuple[int, ...]], parts: Sequence[
     return lines
 
 
-def _spelt(found: Sequence[str], parts: Sequence[str]) -> list[tuple[str, ...]]:
+def _spelt(chosen: Sequence[str], parts: Sequence[str]) -> list[tuple[str, ...]]:
     """The parts cut so that each piece can be written as one term: all, several whole groups, or some of one group."""
-    if len(found) == len(parts):
-        return [tuple(found)]
+    if len(chosen) == len(parts):
+        return [tuple(chosen)]
     groups: dict[str, list[str]] = {}
-    for part in found:
+    for part in chosen:
         groups.setdefault(part.rpartition(".")[0], []).append(part)
     return [tuple(own) for own in groups.values()]
 
@@ -119,12 +119,12 @@ def _pruned(lines: list[Line], table: Table) -> list[Line]:
 
 def _decided(flat: Sequence[tuple[int, Term]], lines: Sequence[Line], table: Table) -> dict[str, tuple[Name, ...]]:
     count = len(next(iter(table.values())))
-    found: dict[str, list[Name]] = {part: ["" for _ in range(count)] for part in table}
+    names: dict[str, list[Name]] = {part: ["" for _ in range(count)] for part in table}
     for i, term in flat:
         for part in term.parts:
             for block in term.blocks:
-                found[part][block] = lines[i].name
-    return {part: tuple(row) for part, row in found.items()}
+                names[part][block] = lines[i].name
+    return {part: tuple(row) for part, row in names.items()}
 
 
 def _terms(lines: Sequence[Line]) -> int:
@@ -139,13 +139,13 @@ def _spelling(lines: Sequence[Line]) -> tuple[int, int]:
 
 def runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
     """Consecutive stretches, both ends included."""
-    found: list[tuple[int, int]] = []
+    intervals: list[tuple[int, int]] = []
     for block in blocks:
-        if found and found[-1][1] == block - 1:
-            found[-1] = (found[-1][0], block)
+        if intervals and intervals[-1][1] == block - 1:
+            intervals[-1] = (intervals[-1][0], block)
         else:
-            found.append((block, block))
-    return found
+            intervals.append((block, block))
+    return intervals
 
 
 def _statement(line: Line, parts: Sequence[str], count: int) -> str:

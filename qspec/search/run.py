@@ -69,7 +69,7 @@ class FoundLayout:
 
     def measured_of(self, origin: str) -> float | None:
         """The loss of the layout of this origin; None where it was not measured, or is the solver's too."""
-        return next((one.loss for one in self.measured if one.origin == origin), None)
+        return next((layout.loss for layout in self.measured if layout.origin == origin), None)
 
 
 @dataclass(frozen=True)
@@ -189,32 +189,32 @@ class _Run:
     def results(self, jobs: Sequence[Job]) -> list[Result]:
         """In the order of the jobs."""
         keys = [key_of(job, self.facts, self.schemes) for job in jobs]
-        found: dict[str, Result] = {}
+        results: dict[str, Result] = {}
         for key, job in zip(keys, jobs, strict=True):
             kept = self.store.get(key)
             if kept is None:
                 continue
             if fits(job, kept, self.rows):
-                found[key] = kept
+                results[key] = kept
             else:
                 self.progress.note(f"{self.store.path(key)} is damaged: measured again")
-        if self.resume and not found:
+        if self.resume and not results:
             raise InputError(
                 "there is no earlier search to resume",
                 where=str(self.store.folder),
                 hint="leave --resume out; what is kept of other models, calibrations or rows does not count",
             )
         self.resume = False
-        missing = [job for key, job in zip(keys, jobs, strict=True) if key not in found]
-        places = [key for key in keys if key not in found]
+        missing = [job for key, job in zip(keys, jobs, strict=True) if key not in results]
+        places = [key for key in keys if key not in results]
         for done, (place, result) in enumerate(self.workers.run(missing), 1):
             if not fits(missing[place], result, self.rows):
                 job = missing[place]
                 where = "a whole layout" if isinstance(job, Trial) else f"block {job.block}"
                 raise NumericsError("a measured loss is NaN or Inf", where=where)
-            found[places[place]] = self.store.put(places[place], result)
+            results[places[place]] = self.store.put(places[place], result)
             self.progress.step(f"{done} of {len(missing)}")
-        return [found[key] for key in keys]
+        return [results[key] for key in keys]
 
 
 def probe(space: Space, kind: Probing, results: Results) -> tuple[Sensitivity, ...]:
@@ -227,10 +227,10 @@ def probe(space: Space, kind: Probing, results: Results) -> tuple[Sensitivity, .
     if kind == "noise":
         return _by_noise(cells, results)
     job = Fisher if kind == "fisher" else Probe
-    found = results([job(block, scheme, targets) for (block, scheme), targets in cells.items()])
+    losses = results([job(block, scheme, targets) for (block, scheme), targets in cells.items()])
     return tuple(
         Sensitivity(target, scheme, _loss(result[str(target)]))
-        for ((_, scheme), targets), result in zip(cells.items(), found, strict=True)
+        for ((_, scheme), targets), result in zip(cells.items(), losses, strict=True)
         for target in targets
     )
 
@@ -257,7 +257,7 @@ def _loss(result: Result) -> Loss:
 
 def option_losses(space: Space, sensitivities: Sequence[Sensitivity]) -> list[list[float]]:
     """For each unit, of each option: the sum of what its targets lose alone; 0 where a unit has no choice."""
-    table = {(one.target, one.scheme): one.loss.mean for one in sensitivities}
+    table = {(sensitivity.target, sensitivity.scheme): sensitivity.loss.mean for sensitivity in sensitivities}
     return [
         [0.0] if unit.pinned else [sum(table[target, s.name] for target, s in o.probes) for o in unit.options]
         for unit in space.units

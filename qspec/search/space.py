@@ -91,13 +91,13 @@ class Space:
 
     def targets(self) -> dict[ProbeTarget, tuple[Scheme, ...]]:
         """Everything to probe, with its schemes: a unit without a choice needs no probe."""
-        found: dict[ProbeTarget, dict[str, Scheme]] = {}
+        schemes: dict[ProbeTarget, dict[str, Scheme]] = {}
         for unit in self.units:
             if not unit.pinned:
                 for option in unit.options:
                     for target, scheme in option.probes:
-                        found.setdefault(target, {})[scheme.name] = scheme
-        return {target: tuple(schemes.values()) for target, schemes in found.items()}
+                        schemes.setdefault(target, {})[scheme.name] = scheme
+        return {target: tuple(named.values()) for target, named in schemes.items()}
 
     @property
     def offered(self) -> tuple[Choice, ...]:
@@ -154,8 +154,8 @@ def _unit(plan: Plan, search: Search, site: str, members: Sequence[ModulePlan]) 
 
 def _offered(search: Search, module: ModulePlan, layers: int) -> tuple[Choice, ...]:
     """The last offer that selects the module; without one, what its rule says."""
-    found = [offer for offer in search.offers if offer.selector.matches(module.entry, layers)]
-    return found[-1].choices if found else (module.scheme,)
+    offers = [offer for offer in search.offers if offer.selector.matches(module.entry, layers)]
+    return offers[-1].choices if offers else (module.scheme,)
 
 
 def _option(plan: Plan, members: Sequence[ModulePlan], row: Sequence[Choice], fused: bool) -> Option:
