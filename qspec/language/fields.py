@@ -84,9 +84,13 @@ class Refusal(Exception):  # noqa: N818 - carries an answer, not a failure
     kind: Literal["type", "range"] = "type"
 
 
-@cache
-def settings(cls: Any) -> Mapping[str, Setting]:
+def settings(cls: type) -> Mapping[str, Setting]:
     """Keyword -> setting, in order."""
+    return _settings(cls)
+
+
+@cache
+def _settings(cls: type) -> Mapping[str, Setting]:
     hints = get_type_hints(cls, include_extras=True)
     found = {}
     for f in fields(cls):
@@ -98,7 +102,7 @@ def settings(cls: Any) -> Mapping[str, Setting]:
     return found
 
 
-def required(cls: Any) -> list[str]:
+def required(cls: type) -> list[str]:
     """The settings without a default."""
     return [key for key, setting in settings(cls).items() if setting.default is MISSING]
 

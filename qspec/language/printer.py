@@ -39,7 +39,7 @@ def _block(kind: str, lines: list[str], defaults: bool) -> list[str]:
 
 def _settings(block: Any, defaults: bool, *but: str) -> Iterator[str]:
     """The settings of a block, or only those without their default."""
-    for key, setting in settings(type(block)).items():  # type: ignore[arg-type]  # a class is hashable
+    for key, setting in settings(type(block)).items():
         value = getattr(block, setting.field)
         if key not in but and value is not None and (defaults or value != setting.default):
             yield f"{key} {written(value)}" if key != "kernels" else f"kernels triton for {written(value)}"

@@ -24,7 +24,7 @@ class Reader:
 
     def block(self, cls: type[T], nodes: Mapping[str, Tree], block: str, **given: Any) -> T:
         """An instance from the settings of a block; one that does not fit keeps its default, after a report."""
-        for key, setting in settings(cls).items():  # type: ignore[arg-type]  # a class is hashable
+        for key, setting in settings(cls).items():
             if key in nodes and setting.field not in given:
                 value = self._setting(setting, nodes[key], block)
                 if value is not None:

@@ -17,6 +17,7 @@ from qspec.language.printer import written
 from qspec.language.spec import BLOCK_CLASSES, Pass
 
 _TABLE = re.compile(r"(<!-- settings of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PASSES = re.compile(r"(<!-- passes -->\n).*?(<!-- end -->)", re.DOTALL)
 _PASS = re.compile(r"\bapply\s+(\w+)\s*\([^()]*$")
 
 
@@ -28,9 +29,18 @@ class Completion:
     doc: str
 
 
-def filled(page: str) -> str:
-    """The page with each `<!-- settings of BLOCK -->` table written anew."""
-    return _TABLE.sub(lambda m: f"{m[1]}{table(BLOCK_CLASSES[m[2]])}\n{m[3]}", page)
+def filled(page: str, passes: Mapping[str, type[Pass]]) -> str:
+    """The page with the tables of `<!-- settings of BLOCK -->` and `<!-- passes -->` written anew."""
+    page = _TABLE.sub(lambda m: f"{m[1]}{table(BLOCK_CLASSES[m[2]])}\n{m[3]}", page)
+    return _PASSES.sub(lambda m: f"{m[1]}{_passes_table(passes)}\n{m[2]}", page)
+
+
+def _passes_table(passes: Mapping[str, type[Pass]]) -> str:
+    rows = ["| pass | what it does; its parameters | default |", "|---|---|---|"]
+    for name, cls in passes.items():
+        rows.append(f"| `{name}` | {cls.__doc__} | |")
+        rows += [f"| | `{one.key}`: {_says(one)} | {_default(one)} |" for one in settings(cls).values()]
+    return "\n".join(rows)
 
 
 def table(cls: Any) -> str:
@@ -43,17 +53,18 @@ def _says(setting: Setting) -> str:
     """What a setting is for, and what it takes."""
     known = [name for one in metadata(setting.hint) if isinstance(one, Known) for name in one.names]
     spelled = any(isinstance(one, Form) for one in metadata(setting.hint))
-    choices = known or ([] if spelled else words(setting.hint))
-    return setting.doc + (f": {', '.join(f'`{word}`' for word in choices)}" if choices else _bounds(setting.hint))
+    takes = [*_bounds(setting.hint), *(f"`{word}`" for word in known or ([] if spelled else words(setting.hint)))]
+    return f"{setting.doc}: {', '.join(takes)}" if takes else setting.doc
 
 
-def _bounds(hint: Any) -> str:
+def _bounds(hint: Any) -> list[str]:
     """The least and the largest number that an annotation admits."""
     schema = TypeAdapter(hint).json_schema()
-    number = next((one for one in [schema, *schema.get("anyOf", [])] if "minimum" in one), None)
-    if number is None:
-        return ""
-    return f", {number['minimum']} … {number['maximum']}" if "maximum" in number else f", {number['minimum']} or more"
+    numbers = {**schema, **{key: value for one in schema.get("anyOf", []) for key, value in one.items()}}
+    if {"minimum", "maximum"} <= numbers.keys():
+        return [f"{numbers['minimum']} … {numbers['maximum']}"]
+    forms = {"exclusiveMinimum": "above {}", "exclusiveMaximum": "below {}", "minimum": "{} or more"}
+    return [form.format(numbers[key]) for key, form in forms.items() if key in numbers]
 
 
 def _default(setting: Setting) -> str:

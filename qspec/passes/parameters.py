@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Gt, Lt
 
 from qspec import hadamard_orders
 from qspec.catalog import ROTATION_BLOCKS
 from qspec.errors import InputError
 from qspec.formats import Scheme
+from qspec.language.fields import about, between
 from qspec.language.spec import Fact, Pass
 from qspec.models.family import DecoderShape, ModuleEntry
 
@@ -24,30 +25,28 @@ _PLAIN = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
 
 @dataclass(frozen=True)
 class Smooth(Pass):
-    """x, W --> x / s, W s: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)  (arXiv 2211.10438, eq. 4).
-
-    Parameters: alpha, how much of the difficulty moves to the weights; 0.5 in the paper, 0.8-0.9 tuned on LLaMA.
-    """
+    """Moves outliers from activations into weights, by a factor for each input channel (arXiv 2211.10438)."""
 
     algorithm: ClassVar[str] = "qspec.passes.smooth"
 
-    alpha: Annotated[float, Ge(0), Le(1)] | Literal["search"] = 0.5
+    alpha: Annotated[
+        Annotated[float, between(0, 1)] | Literal["search"],
+        about("how much of the difficulty moves to the weights; `search` tries 0.3 … 0.95 for each input"),
+    ] = 0.5
 
     requires: ClassVar[frozenset[Fact]] = _PLAIN
 
 
 @dataclass(frozen=True)
 class Awq(Pass):
-    """x, W --> x / s, W s: s_j = (mean|X_j|)^r, the r with the least error behind rounded weights  (arXiv 2306.00978).
-
-    Parameters: clip; tokens, the size of the sample that r is chosen on, in whole calibration batches: 128 x 512 in the
-    paper of the diffusion LLMs' quantization (arXiv 2508.14896). Means and clips always see every token.
-    """
+    """Scales input channels by their activations, as far as that helps attention and MLP; clips (arXiv 2306.00978)."""
 
     algorithm: ClassVar[str] = "qspec.passes.awq"
 
-    clip: bool = True
-    tokens: Annotated[int, Ge(1), Le(1 << 24)] = 8192
+    clip: Annotated[bool, about("whether to search clips too")] = True
+    tokens: Annotated[
+        int, between(1, 1 << 24, "of the sample that factors are chosen on, in whole calibration batches")
+    ] = 8192  # 128 x 512 in the paper of the diffusion LLMs' quantization (arXiv 2508.14896)
 
     requires: ClassVar[frozenset[Fact]] = _PLAIN
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.OPEN_RANGE})
@@ -59,15 +58,12 @@ class Awq(Pass):
 
 @dataclass(frozen=True)
 class ClipSearch(Pass):
-    """Chooses the clip ratio of every group of W for the quantizer that comes; W itself stays  (arXiv 2306.00978).
-
-    Parameters: grid, steps of the ratio from 1 to 0; shrink, how far the search goes.
-    """
+    """Searches each group's clip for the least output error (AWQ's second half, arXiv 2306.00978)."""
 
     algorithm: ClassVar[str] = "qspec.passes.clip"
 
-    grid: Annotated[int, Ge(2), Le(1000)] = 20
-    shrink: Annotated[float, Gt(0), Lt(1)] = 0.5
+    grid: Annotated[int, between(2, 1000, "steps of the ratio from 1 to 0")] = 20
+    shrink: Annotated[float, Gt(0), Lt(1), about("how far the search goes, to the ratio 1 - `shrink`")] = 0.5
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FLOAT_WEIGHTS, Fact.OPEN_RANGE})
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.OPEN_RANGE})
@@ -75,15 +71,12 @@ class ClipSearch(Pass):
 
 @dataclass(frozen=True)
 class RotateDuquant(Pass):
-    """x W^T --> T(x) (W T^-1)^T,  T(x) = (x R1)[zigzag] R2  (arXiv 2406.01721, sections 3.2-3.3).
-
-    Parameters: block, channels in a rotation; steps, greedy steps tried.
-    """
+    """Block rotation, zigzag permutation, block rotation of each input (DuQuant, arXiv 2406.01721)."""
 
     algorithm: ClassVar[str] = "qspec.passes.rotate_duquant"
 
-    block: Annotated[int, Ge(16), Le(1024)] = 128
-    steps: Annotated[int, Ge(1), Le(4096)] = 256
+    block: Annotated[int, between(16, 1024, "channels in a rotation")] = 128
+    steps: Annotated[int, between(1, 4096, "greedy steps tried")] = 256
 
     requires: ClassVar[frozenset[Fact]] = _PLAIN
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
@@ -100,16 +93,16 @@ class RotateDuquant(Pass):
 
 @dataclass(frozen=True)
 class Quarot(Pass):
-    """Rotates the residual stream, the heads' values and the MLP's hidden state (arXiv 2404.00456, section 4.1).
-
-    Parameters: residual, online, whether to do each; heads, which rotation the heads' values get.
-    """
+    """Hadamard rotations of the residual stream, of heads' values and of the MLP's hidden state (arXiv 2404.00456)."""
 
     algorithm: ClassVar[str] = "qspec.passes.quarot"
 
-    residual: bool = True
-    heads: Literal["within", "across", "none"] = "within"
-    online: bool = True
+    residual: Annotated[bool, about("of the residual stream, which takes every layer of the blocks")] = True
+    heads: Annotated[
+        Literal["within", "across", "none"],
+        about("of each head's values, or across all heads, at run time, before `o`"),
+    ] = "within"
+    online: Annotated[bool, about("of the input of `down`, at run time")] = True
 
     requires: ClassVar[frozenset[Fact]] = _PLAIN
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_INPUT})
@@ -156,16 +149,15 @@ class Quarot(Pass):
 
 @dataclass(frozen=True)
 class Gptq(Pass):
-    """W --> codes(W) with least ||(W - W^) X||^2, column by column (arXiv 2210.17323, algorithm 1).
-
-    Parameters: damp; order, "activation" (largest diag H first) or "natural"; block, columns of a lazy update.
-    """
+    """Quantizes column by column; each makes up for the rounding of those before (arXiv 2210.17323)."""
 
     algorithm: ClassVar[str] = "qspec.passes.gptq"
 
-    damp: Annotated[float, Gt(0), Lt(1)] = 0.01
-    order: Literal["activation", "natural"] = "activation"
-    block: Annotated[int, Ge(1), Le(4096)] = 128
+    damp: Annotated[float, Gt(0), Lt(1), about("added to the Hessian, times the mean of its diagonal")] = 0.01
+    order: Annotated[Literal["activation", "natural"], about("of columns, the most active first or as they stand")] = (
+        "activation"
+    )
+    block: Annotated[int, between(1, 4096, "columns of a lazy update")] = 128
 
     requires: ClassVar[frozenset[Fact]] = _FLOAT
     establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
@@ -175,17 +167,16 @@ class Gptq(Pass):
 
 @dataclass(frozen=True)
 class Gptaq(Pass):
-    """W --> codes(W) with least ||W X_fp - W^ X||^2  (arXiv 2504.02692, algorithm 1).
-
-    Parameters: damp, order, block as in `gptq`; strength, a factor of P: the code's by default, 1 is the paper's.
-    """
+    """As `gptq`, making up for the rounding of everything before this linear too (arXiv 2504.02692)."""
 
     algorithm: ClassVar[str] = "qspec.passes.gptaq"
 
-    damp: Annotated[float, Gt(0), Lt(1)] = 0.01
-    order: Literal["activation", "natural"] = "activation"
-    block: Annotated[int, Ge(1), Le(4096)] = 128
-    strength: Annotated[float, Ge(0), Le(1)] = 0.25
+    damp: Annotated[float, Gt(0), Lt(1), about("added to the Hessian, times the mean of its diagonal")] = 0.01
+    order: Annotated[Literal["activation", "natural"], about("of columns, the most active first or as they stand")] = (
+        "activation"
+    )
+    block: Annotated[int, between(1, 4096, "columns of a lazy update")] = 128
+    strength: Annotated[float, between(0, 1, "of the correction; the authors' code has 0.25, the paper 1")] = 0.25
 
     requires: ClassVar[frozenset[Fact]] = _FLOAT
     establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
@@ -196,7 +187,7 @@ class Gptaq(Pass):
 
 @dataclass(frozen=True)
 class Rtn(Pass):
-    """W --> codes(W): round to nearest, with the clip of the scheme (ratio, or searched by MSE)."""
+    """Quantizes by rounding to nearest."""
 
     algorithm: ClassVar[str] = "qspec.passes.rtn"
     requires: ClassVar[frozenset[Fact]] = _FLOAT

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import TypeAdapter
 
-from qspec import resources
+from qspec import passes, resources
 from qspec.cli import main
 from qspec.diagnostics import RecipeError, Source
 from qspec.language import grammar, mistakes, reference, resolve
@@ -85,9 +85,9 @@ def test_schema_completion_and_reference_follow() -> None:
     }  # fmt: skip
     assert ("stride", "tokens between windows") in complete("calibrate {\n  samples 3 st")
     assert complete("calibrate {\n  pad ") == [("left", ""), ("right", "")]
-    page = filled("a\n<!-- settings of calibrate -->\n<!-- end -->\nb\n")
+    page = filled("a\n<!-- settings of calibrate -->\n<!-- end -->\nb\n", {})
     assert page.endswith(
-        "\n| `stride` | tokens between windows, 1 … 64 | `1` |\n"
+        "\n| `stride` | tokens between windows: 1 … 64 | `1` |\n"
         "| `pad` | where short windows are filled: `left`, `right` | `right` |\n<!-- end -->\nb\n"
     )
 
@@ -99,10 +99,10 @@ def complete(text: str, after: str = "") -> list[tuple[str, str]]:
 def test_the_page_has_the_settings_as_they_are() -> None:
     page = PAGE.read_text(encoding="utf-8")
     if os.environ.get("QSPEC_UPDATE_GOLDENS") == "1":
-        page = filled(page)
+        page = filled(page, passes.available())
         PAGE.write_text(page, encoding="utf-8")
     assert page.count("<!-- settings of ") == 5
-    assert filled(page) == page
+    assert filled(page, passes.available()) == page
 
 
 def test_bounds_hold_for_what_may_be_left_out() -> None:
@@ -113,7 +113,7 @@ def test_bounds_hold_for_what_may_be_left_out() -> None:
 
 
 def test_tables() -> None:
-    assert table(TaskRequest).split("\n")[-1] == "| `limit` | items, every one by default, 1 or more |  |"
+    assert table(TaskRequest).split("\n")[-1] == "| `limit` | items, every one by default: 1 or more |  |"
     assert table(Emit).split("\n")[-1] == (
         "| `regime` | tokens that a forward pass carries: `block_decode`, `full_sequence` | `full_sequence` |"
     )
@@ -157,5 +157,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_every_setting_says_what_it_is_for() -> None:
-    for name, cls in BLOCK_CLASSES.items():
+    for name, cls in {**BLOCK_CLASSES, **passes.available()}.items():
         assert [key for key, one in settings(cls).items() if not one.doc] == [], name
