@@ -21,6 +21,7 @@ from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.locate import checkpoint_locate, is_name
 from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
 from qspec.models.tokens import check_mask_token, know_tokens
 
@@ -29,7 +30,7 @@ UNLIMITED = 1 << 60
 
 
 def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Decoder, Any]:
-    """(model, tokenizer) of an artifact, or of an unquantized checkpoint folder.
+    """(model, tokenizer) of an artifact, or of an unquantized checkpoint: its folder, hub id, or a stand-in's name.
 
     model(input_ids, attention_mask=None).logits is [batch, tokens, vocab]. device: "auto", "cpu" or "cuda"; dtype: of
     activations and kept weights, float32 on a CPU and bfloat16 on a GPU unless given.
@@ -49,12 +50,18 @@ def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = Non
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """The folder of an artifact or a checkpoint. Errors: InputError where there is none."""
+    """The folder of an artifact or checkpoint, of a bundled stand-in (tiny-llada), or of a hub id in the local cache.
+
+    Errors: InputError where there is none.
+    """
     folder = Path(path)
     refuse_file(folder)
-    if not folder.is_dir():
-        raise InputError("no such folder", where=str(folder), hint="give an artifact or a checkpoint folder")
-    return folder
+    if folder.is_dir():
+        return folder
+    found = checkpoint_locate(path) if isinstance(path, str) and is_name(path) else None
+    if found is None:
+        raise InputError("no such folder", where=str(path), hint="give an artifact, a checkpoint folder, or tiny-llada")
+    return found
 
 
 def find_device(name: str) -> torch.device:

@@ -13,8 +13,16 @@ if TYPE_CHECKING:
     from qspec.models.sampler import Denoiser, Settings, Tokenizer
 
 
+OPTIONS = (
+    "temperature", "seed", "cache", "cfg", "remasking", "threshold", "factor", "logits_eos_inf",
+    "confidence_eos_eot_inf", "alg", "alg_temp", "top_p", "top_k",
+)  # fmt: skip
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", metavar="ARTIFACT", help="a compiled model, or a checkpoint folder")
+    parser.add_argument(
+        "artifact", metavar="ARTIFACT", help="a compiled model, a checkpoint folder, hub id or stand-in"
+    )
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument("--length", type=int, default=128, help="tokens to generate (default: 128)")
     parser.add_argument("--steps", type=int, help="forward passes (default: one for each token)")
@@ -31,6 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     llada.add_argument("--block", type=int, help="tokens denoised together (default: all of them)")
     llada.add_argument("--cfg", type=float, metavar="SCALE", help="guidance (default: 0, none)")
     llada.add_argument("--remasking", choices=("low_confidence", "random"), help="(default: low_confidence)")
+    llada.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="commit all tokens of this confidence or more: fewer steps",
+    )
+    llada.add_argument("--factor", type=float, metavar="F", help="commit by Fast-dLLM's bound on a row's confidences")
+    llada.add_argument("--logits-eos-inf", action="store_true", default=None, help="never take the end-of-text token")
+    llada.add_argument(
+        "--confidence-eos-eot-inf", action="store_true", default=None, help="commit tokens that end the text last"
+    )
     dream = parser.add_argument_group("Dream's sampler")
     algorithms = ("origin", "maskgit_plus", "topk_margin", "entropy")
     dream.add_argument("--alg", choices=algorithms, help="which masks are filled first (default: entropy)")
@@ -55,8 +74,9 @@ def _settings(args: argparse.Namespace) -> Settings:
 
     _, shape, _ = read_config(checkpoint_folder(args.artifact))
     check_block(shape, args.length, args.block)
-    names = ("temperature", "seed", "cfg", "remasking", "alg", "alg_temp", "top_p", "top_k", "cache")
-    options = {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in OPTIONS}
+    if shape.sampler == "llada":
+        options["stop"] = True
     return settings_for(shape, args.length, args.steps, args.block, **options)
 
 

@@ -17,6 +17,11 @@ REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]*", re.ASCII)
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # never pickles, never code
 
 
+def is_name(text: str) -> bool:
+    """Whether this can be a stand-in's name or a hub id."""
+    return STANDIN.fullmatch(text) is not None or HUB_ID.fullmatch(text) is not None
+
+
 def checkpoint_locate(
     id_or_path: str | Path, revision: str | None = "main", download: bool = False, weights: bool = True
 ) -> Path | None:

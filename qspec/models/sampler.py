@@ -51,8 +51,9 @@ class Tokenizer(Encodes, Protocol):
 class Sampling(TypedDict, total=False):
     """Settings by name; None and what is left out are the sampler's own.
 
-    cfg and remasking are of LLaDA's sampler; alg, alg_temp, top_p and top_k of Dream's. cache: what a block's steps do
-    not compute again (`samplers.cached`), which changes the text; None, everything is computed.
+    cfg, remasking, threshold, factor, logits_eos_inf, confidence_eos_eot_inf and stop are of LLaDA's sampler
+    (`samplers.llada`); alg, alg_temp, top_p and top_k of Dream's. cache: what a block's steps do not compute again
+    (`samplers.cached`), which changes the text; None, everything is computed.
     """
 
     temperature: float
@@ -60,6 +61,11 @@ class Sampling(TypedDict, total=False):
     cache: Cache | None
     cfg: float | None
     remasking: Remasking | None
+    threshold: float | None
+    factor: float | None
+    logits_eos_inf: bool | None
+    confidence_eos_eot_inf: bool | None
+    stop: bool | None
     alg: Alg | None
     alg_temp: float | None
     top_p: float | None
@@ -133,10 +139,13 @@ def generate(
     """Continues a prompt, or several in one batch, and returns the new text up to the end-of-text token.
 
     steps None: one token a step. block: tokens that LLaDA's sampler denoises together; None, all of `length`, which is
-    what Dream's does. sampling: settings of the model's own sampler. Errors: UsageError for one of another sampler and
+    what Dream's does. sampling: settings of the model's own sampler; LLaDA's stops at the end of the text unless `stop`
+    is False, which gives the same text. Errors: UsageError for one of another sampler and
     for settings that do not divide, InputError for a prompt that is no text or does not fit the model.
     """
     check_block(model.shape, length, block)
+    if model.shape.sampler == "llada":
+        sampling.setdefault("stop", True)
     settings = settings_for(model.shape, length, steps, block, **sampling)
     return continue_text(model, tokenizer, prompt, settings, on_step)
 

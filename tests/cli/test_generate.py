@@ -138,3 +138,17 @@ def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     assert generate._shown(text) == text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert generate._shown(text) == "a\\x1b[2J\n\tb\\u202e\\x07é"
+
+
+def test_a_stand_in_is_named_as_for_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--prompt", "Problem: 2+2", "--length", "4", "--block", "4", "--device", "cpu"]
+    assert main(["generate", "tiny-llada", *arguments]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["tiny-nothing", "nobody/nothing", "no/such/folder"])
+def test_a_name_that_is_no_model(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", name, "--prompt", "x"]) == 3
+    err = capsys.readouterr().err
+    assert "no such folder" in err or "is neither a folder nor a hub id" in err
+    assert name in err

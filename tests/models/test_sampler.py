@@ -79,13 +79,30 @@ def naive(model: Decoder, prompt: list[int], row: int, rows: int, settings: Samp
                 score = logits[i]
                 if settings.temperature > 0:
                     score = np.exp(logits[i]) / (-np.log(u[i - start])) ** settings.temperature
+                if settings.logits_eos_inf:
+                    logits[i][EOS] = score[EOS] = -1e30
                 token = int(np.argmax(score))
                 probabilities = np.exp(logits[i]) / np.exp(logits[i]).sum()
                 sure = luck[i - start] if settings.remasking == "random" else probabilities[token]
+                if settings.confidence_eos_eot_inf and token == EOS:
+                    sure = -1
                 candidates.append((sure, i, token))
-            for _, i, token in sorted(candidates, reverse=True)[:count]:
+            candidates.sort(reverse=True)
+            for _, i, token in candidates[: max(count, number_of_sure([c[0] for c in candidates], settings))]:
                 canvas[i] = token
+        if settings.stop and EOS in canvas[len(prompt) :]:
+            return canvas[: places.stop] + [EOS] * (len(canvas) - places.stop)
     return canvas
+
+
+def number_of_sure(confidences: list[float], settings: SamplerSettings) -> int:
+    """Of confidences, the largest first: how many Fast-dLLM commits (arXiv 2505.22618, section 3.3)."""
+    if settings.threshold is not None:
+        return sum(c >= settings.threshold for c in confidences)
+    if settings.factor is None:
+        return 0
+    fails = (n for n, c in enumerate(confidences, 1) if (n + 1) * (1 - c) > settings.factor)
+    return next(fails, len(confidences) + 1) - 1
 
 
 def full_logits(model: Decoder, canvas: list[int]) -> Any:
@@ -102,6 +119,11 @@ SETTINGS = {
     "temperature": SamplerSettings(12, 6, 4, temperature=0.7, seed=3),
     "high temperature": SamplerSettings(8, 8, 8, temperature=2.0, seed=11),
     "random": SamplerSettings(12, 6, 6, remasking="random", seed=1),
+    "threshold": SamplerSettings(12, 12, 6, threshold=0.25),
+    "threshold, two a step": SamplerSettings(12, 6, 12, threshold=0.4),
+    "factor": SamplerSettings(12, 12, 6, factor=1.7),
+    "no end": SamplerSettings(12, 6, 6, logits_eos_inf=True),
+    "ends last": SamplerSettings(12, 12, 6, confidence_eos_eot_inf=True),
     "random, temperature, guidance": SamplerSettings(10, 4, 5, temperature=1.0, remasking="random", cfg=0.5, seed=8),
 }
 
@@ -264,6 +286,10 @@ def test_commits_are_even_with_the_remainder_first(per_block: int, blocks: int, 
         ((8, 8, 8, 0.0, "random", float("inf")), "cfg is inf", ""),
         ((8, 8, 8, 0.0, "random", 0.0, -1), "seed is -1; it must lie in 0..4294967295", ""),
         ((8, 8, 8, 0.0, "random", 0.0, 2**32), "seed is 4294967296", ""),
+        ((8, 8, 8, 0.0, "low_confidence", 0.0, 0, None, 0.0), "threshold is 0.0; it must lie above 0 and up to 1", ""),
+        ((8, 8, 8, 0.0, "low_confidence", 0.0, 0, None, None, -1.0), "factor is -1.0; it must be a finite number", ""),
+        ((8, 8, 8, 0.0, "low_confidence", 0.0, 0, None, 0.9, 1.0), "threshold and factor are two rules", "one of"),
+        ((8, 8, 8, 0.0, "random", 0.0, 0, None, 0.9), "parallel commits need confidences", "leave remasking out"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(values: Sequence[Any], what: str, hint: str) -> None:
@@ -271,6 +297,41 @@ def test_settings_that_do_not_fit_are_refused(values: Sequence[Any], what: str, 
         SamplerSettings(*values)
     assert what in caught.value.what
     assert hint in (caught.value.hint or "")
+
+
+def test_parallel_commits_take_fewer_steps_and_commit_what_is_sure() -> None:
+    """Two of four positions are certain: the first step takes them, the next ones one each of the others."""
+    logits = torch.zeros(4, VOCAB)
+    logits[[0, 2], 7] = 20.0
+    logits[1, 8] = 1.0
+
+    model = Scripted(lambda _: torch.cat((torch.zeros(1, VOCAB), logits)).unsqueeze(0))
+    steps: list[SampleStep] = []
+    settings = SamplerSettings(4, 4, 4, threshold=0.9)
+    sample(model, torch.tensor([[1]]), None, settings, steps.append)
+    assert [step.committed[0].nonzero().flatten().tolist() for step in steps] == [[0, 2], [1], [3]]
+
+
+def test_blocks_behind_the_end_of_all_texts_are_not_computed() -> None:
+    """Row 0 ends in the first block, row 1 in the second; the third of three blocks is end-of-text tokens."""
+    passes = 0
+
+    def scripted(canvas: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        logits = torch.zeros(*canvas.shape, VOCAB)
+        logits[:, :, 9] = 3.0
+        logits[0, 3, EOS] = logits[1, 6, EOS] = 9.0
+        return logits
+
+    prompts = torch.tensor([[1, 2], [3, 4]])
+    stopped = sample(Scripted(scripted), prompts, None, SamplerSettings(12, 12, 4, stop=True))
+    assert passes == 8
+    whole = sample(Scripted(scripted), prompts, None, SamplerSettings(12, 12, 4))
+    assert passes == 8 + 12
+    assert torch.equal(stopped[:, :10], whole[:, :10])
+    assert (stopped[:, 10:] == EOS).all()
+    assert [until(row, EOS) for row in stopped[:, 2:].tolist()] == [until(row, EOS) for row in whole[:, 2:].tolist()]
 
 
 def test_prompts_that_do_not_fit_are_refused() -> None:

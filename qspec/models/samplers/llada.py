@@ -14,13 +14,23 @@ l = un + (s + 1)(cond - un), where `un` are the logits with the prompt masked to
 
 With a cache the steps of a block after its first compute a part of the canvas alone (`cached`).
 
+Parallel commits (Fast-dLLM, arXiv 2505.22618) are an approximation that takes fewer steps: besides its share a step
+commits every position that is sure, and a block ends when no mask is left. Sure is, of confidences c_1 >= c_2 >= ... of
+a row,
+
+    c_i >= threshold
+    c_j >= 1 - factor / (j + 1) for all j <= i        (theorem 1 there)
+
+Two options of LLaDA's own code against answers that end too soon: logits_eos_inf never takes the end-of-text token;
+confidence_eos_eot_inf commits tokens that end the text after all others of the block.
+
 Logits are needed for the current block only, and are turned to float32 before guidance and softmax whatever
 the model computes in: ties of 16-bit confidences break differently for a quantized model and its original.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,14 +54,17 @@ from qspec.models.samplers.common import (
 )
 
 Remasking = Literal["low_confidence", "random"]
+LAST = -1.0  # a confidence below all others, which are probabilities
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """length: tokens to generate. steps: forwards in all. block: tokens of one block. cfg: guidance scale s.
-    cache: None computes every step in full.
+    """length: tokens to generate. steps: forwards in all, at most. block: tokens of one block. cfg: guidance scale s.
+    cache: None computes every step in full. threshold, factor: of parallel commits, one of them. stop: once every row
+    has a token that ends the text, blocks behind it are filled with the end-of-text token, and not computed.
 
-    Errors: UsageError unless block divides length, the number of blocks divides steps, and steps <= length.
+    Errors: UsageError unless block divides length, the number of blocks divides steps, and steps <= length; for values
+    out of their range, and for parallel commits by random confidences.
     """
 
     length: int
@@ -62,6 +75,11 @@ class SamplerSettings:
     cfg: float = 0.0
     seed: int = 0
     cache: Cache | None = None
+    threshold: float | None = None
+    factor: float | None = None
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    stop: bool = False
 
     def __post_init__(self) -> None:
         check_positive(length=self.length, steps=self.steps, block=self.block)
@@ -81,6 +99,21 @@ class SamplerSettings:
         check_finite(temperature=self.temperature, cfg=self.cfg)
         check_seed(self.seed)
         check_cache(self.cache)
+        self._check_parallel()
+
+    def _check_parallel(self) -> None:
+        if self.threshold is not None and self.factor is not None:
+            raise UsageError("threshold and factor are two rules for parallel commits", hint="give one of them")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise UsageError(f"threshold is {self.threshold}; it must lie above 0 and up to 1")
+        if self.factor is not None and not 0 < self.factor < float("inf"):
+            raise UsageError(f"factor is {self.factor}; it must be a finite number above 0")
+        if self.parallel and self.remasking == "random":
+            raise UsageError("parallel commits need confidences", hint="leave remasking out")
+
+    @property
+    def parallel(self) -> bool:
+        return self.threshold is not None or self.factor is not None
 
     @property
     def blocks(self) -> int:
@@ -111,15 +144,42 @@ def fill(
         denoiser, finite = for_steps(model, settings.cache, place), Finite()
         for count in settings.commits():
             logits = _block_logits(denoiser, canvas, padding, place, settings.cfg, finite)
+            if settings.logits_eos_inf:
+                logits[..., model.shape.eos_token] = torch.finfo(torch.float32).min
             tokens = _choose(logits, settings.temperature, generator)
             confidence = _confidence(logits, tokens, settings.remasking, generator)
-            chosen = most_confident(confidence.masked_fill(block != mask, -torch.inf), count)
+            if settings.confidence_eos_eot_inf:
+                confidence = confidence.masked_fill(_among(tokens, model.shape.ends), LAST)
+            left = confidence.masked_fill(block != mask, -torch.inf)
+            chosen = most_confident(left, count)
+            if settings.parallel:
+                chosen |= _sure(left, settings)
             commit(block, chosen, tokens)
             if on_step is not None:
                 parts = (_spread(part, window, canvas.text) for part in (chosen, tokens, confidence))
                 on_step(SampleStep(index, *parts))
             index += 1
+            if settings.parallel and not bool((block == mask).any()):
+                break
         finite.check()
+        if settings.stop and bool(_among(canvas.text[:, : window.stop], model.shape.ends).any(1).all()):
+            canvas.text[:, window.stop :] = model.shape.eos_token
+            break
+
+
+def _sure(confidence: Tensor, settings: SamplerSettings) -> Tensor:
+    """bool, like confidence [b, B]: the positions that parallel commits take; none of those that are -inf."""
+    if settings.threshold is not None:
+        return confidence >= settings.threshold
+    values, positions = confidence.sort(dim=-1, descending=True, stable=True)
+    number = torch.arange(1, values.shape[-1] + 1, device=values.device)
+    sure = (values >= 1 - (settings.factor or 0.0) / (number + 1)) & (values > -torch.inf)
+    return torch.zeros_like(sure).scatter(-1, positions, sure.cumprod(-1).bool())
+
+
+def _among(tokens: Tensor, chosen: Sequence[int]) -> Tensor:
+    """bool, like tokens: whether each is one of the chosen."""
+    return torch.stack([tokens == one for one in chosen]).any(0)
 
 
 def _spread(part: Tensor, window: slice, text: Tensor) -> Tensor:
