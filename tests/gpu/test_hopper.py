@@ -1,6 +1,6 @@
 """The second kernels, for compute capability 9.0: every choice of options, odd shapes, graphs, torch.compile.
 
-N of 203 is none of theirs: rows that the copy engine does not take run the plain kernel.
+N of 203 is none of theirs: rows that TMA does not take run the portable kernel.
 
 python -m pytest tests/gpu/test_hopper.py -m gpu
 """
