@@ -28,14 +28,18 @@ from qspec.plan import make_plan
 from qspec.progress import Progress
 from qspec.report.environment import environment
 
-PROMPT, BLOCK = 128, 32  # tokens
+BLOCK = 32  # tokens
 WARM = 3  # steps of a block that see every pass eagerly, captured, and replayed
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What is generated: length tokens in as many steps, for every batch size and cache ("none", "prefix", "dual")."""
+    """What is generated: length tokens in as many steps behind prompts of `prompt`, for every batch size and cache.
 
+    caches: of "none", "prefix", "dual".
+    """
+
+    prompt: int
     length: int
     batches: Sequence[int]
     caches: Sequence[str]
@@ -48,13 +52,14 @@ def run_generation(recipes: Sequence[Path], models: Sequence[str], texts: Texts,
     for model in models:
         family, shape = MODELS[model]
         plans = [make_plan(load_recipe(path, passes.available(), {}, FAMILIES).spec, family, shape) for path in recipes]
-        plain = attention.install(Decoder(family, shape, device="cuda", dtype=DTYPE).requires_grad_(False))
+        decoder = attention.install(Decoder(family, shape, device="cuda", dtype=DTYPE).requires_grad_(False))
         for execution in ("eager", "captured"):
             progress.step(f"{model}  {BF16}, {execution}")
-            cells += _measure(plain, model, BF16, execution, texts)
+            cells += _measure(decoder, model, BF16, execution, texts)
         for plan in plans:
             progress.step(f"{model}  {plan.spec.name}")
-            cells += _measure(quantized(plan, plain), model, plan.spec.name, "captured", texts)
+            decoder = quantized(plan, decoder)  # takes over what lies outside the blocks
+            cells += _measure(decoder, model, plan.spec.name, "captured", texts)
     return Generation(environment(), tuple(cells))
 
 
@@ -63,7 +68,9 @@ def _measure(decoder: Decoder, model: str, recipe: str, execution: Execution, te
         settings = _settings(decoder, texts.length, cache)
         if settings is None:
             continue
-        prompts = torch.randint(decoder.shape.mask_token, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+        prompts = torch.randint(
+            decoder.shape.mask_token, (batch, texts.prompt), generator=torch.Generator().manual_seed(0)
+        )
         captured = execution == "captured"
         sample(decoder, prompts, None, _few_steps(settings), captured=captured)
         torch.cuda.synchronize()
@@ -72,7 +79,7 @@ def _measure(decoder: Decoder, model: str, recipe: str, execution: Execution, te
         sample(decoder, prompts, None, settings, captured=captured)
         torch.cuda.synchronize()
         seconds, peak = time.perf_counter() - start, torch.cuda.max_memory_allocated()
-        sizes = (batch, PROMPT, settings.length, settings.steps)
+        sizes = (batch, texts.prompt, settings.length, settings.steps)
         yield GenerationCell(model, recipe, execution, cache, *sizes, seconds, peak)
 
 

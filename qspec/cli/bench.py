@@ -21,7 +21,7 @@ SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 MODELS = ("llada", "dream")
 TOKENS, STEP_TOKENS = "1,16,64,256,1024,4096", "32,1024"  # of products, of steps
 ROW_TOKENS = "1,64,1024"
-LENGTH, BATCHES = 256, "1,8"  # of generated texts
+PROMPT, LENGTH, BATCHES = 128, 256, "1,8"  # of generated texts
 RECIPES = ("rtn_w8a8", "rtn_w4a4", "duquant_w4a4", "gptq_w4a16")  # in recipes/paper: of both families
 
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the models",
     )
     parser.add_argument("--length", type=int, metavar="N", help=f"with --generate: new tokens (default: {LENGTH})")
+    parser.add_argument("--prompt", type=int, metavar="N", help=f"with --generate: tokens before (default: {PROMPT})")
     parser.add_argument("--batch", metavar="LIST", help=f"with --generate: texts at once (default: {BATCHES})")
     parser.add_argument(
         "--rows",
@@ -93,8 +94,8 @@ def mode_of(args: argparse.Namespace) -> str:
     modes = [mode for mode, wanted in asked.items() if wanted] or ["bench"]
     if len(modes) > 1:
         raise UsageError(f"--{modes[0]} and --{modes[1]} are two runs", hint="ask for one")
-    if args.generate is None and (args.length is not None or args.batch is not None):
-        raise UsageError("--length and --batch belong to --generate")
+    if args.generate is None and (args.prompt, args.length, args.batch) != (None, None, None):
+        raise UsageError("--prompt, --length and --batch belong to --generate")
     return modes[0]
 
 
@@ -147,11 +148,15 @@ def _generate(args: argparse.Namespace) -> int:
     if args.format or args.no_peers or args.compile or args.tokens or not set(models) <= set(MODELS):
         raise UsageError(
             "--generate takes recipes and whole models",
-            hint=f"--shape {' or '.join(MODELS)}, --length, --batch; no --format, --no-peers, --compile, --tokens",
+            hint=f"--shape {' or '.join(MODELS)}, --prompt, --length, --batch; none of --format, --no-peers, --compile, "
+            "--tokens",
         )
-    length, batches = LENGTH if args.length is None else args.length, numbers_of(args.batch or BATCHES, "--batch")
+    batches = numbers_of(args.batch or BATCHES, "--batch")
+    prompt, length = (n if given is None else given for given, n in ((args.prompt, PROMPT), (args.length, LENGTH)))
     if length < 1 or length % 32:
         raise UsageError(f"--length {length} is not a multiple of 32", hint="texts are filled in blocks of 32")
+    if prompt < 1:
+        raise UsageError(f"--prompt {prompt} is not a number of tokens")
 
     from qspec.bench.generation_data import markdown, read
     from qspec.cli.terminal import Terminal
@@ -162,7 +167,7 @@ def _generate(args: argparse.Namespace) -> int:
     else:
         from qspec.bench.generation import Texts, run_generation
 
-        texts = Texts(length, batches, ("none", "prefix", "dual"))
+        texts = Texts(prompt, length, batches, ("none", "prefix", "dual"))
         run = run_generation(recipes_of(args.generate), models, texts, Quiet() if args.quiet else Terminal())
     return _keep("generate", Path(args.out), run.as_json(), markdown(run), args.document)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qspec.bench.generation import PROMPT, Texts, _few_steps, _measure, _settings
+from qspec.bench.generation import Texts, _few_steps, _measure, _settings
 from qspec.bench.generation_data import Generation, GenerationCell, markdown, read
 from qspec.cli import main
 from qspec.models.decoder import Decoder
@@ -49,8 +49,9 @@ def test_a_run_is_shown_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (["--generate", "--length", "100"], "--length 100 is not a multiple of 32"),
         (["--generate", "--batch", "1,x"], "--batch '1,x' is not a list of numbers"),
+        (["--generate", "--prompt", "0"], "--prompt 0 is not a number of tokens"),
         (["--generate", "--rows"], "--generate and --rows are two runs"),
-        (["--batch", "1"], "--length and --batch belong to --generate"),
+        (["--batch", "1"], "--prompt, --length and --batch belong to --generate"),
         (["--generate", "--shape", "12288x4096"], "--generate takes recipes and whole models"),
     ],
 )
@@ -80,10 +81,10 @@ def test_every_batch_and_cache_is_timed(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("synchronize", "reset_peak_memory_stats"):
         monkeypatch.setattr(f"torch.cuda.{name}", lambda: None)
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 7)
-    cells = list(_measure(llada(), "llada", "w4a4", "captured", Texts(32, (1, 2), ("none", "dual"))))
+    cells = list(_measure(llada(), "llada", "w4a4", "captured", Texts(5, 32, (1, 2), ("none", "dual"))))
     assert [(c.batch, c.cache, c.steps, c.peak) for c in cells] == [
         (1, "none", 32, 7), (1, "dual", 32, 7), (2, "none", 32, 7), (2, "dual", 32, 7),
     ]  # fmt: skip
     assert [(shape, captured) for shape, _, captured in asked] == [
-        ((batch, PROMPT), True) for batch in (1, 1, 1, 1, 2, 2, 2, 2)
+        ((batch, 5), True) for batch in (1, 1, 1, 1, 2, 2, 2, 2)
     ]
