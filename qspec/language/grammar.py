@@ -15,14 +15,13 @@ import lark
 
 from qspec import resources
 from qspec.diagnostics import Diagnostic, Span, quote
+from qspec.language.pieces import BLOCK_KINDS, LINE_KINDS
 from qspec.language.syntax import Leaf, Tree
 
-BLOCKS = ("recipe", "calibrate", "scheme", "search", "evaluate", "emit")
-LINES = ("version", "extends", "param", "layers", "apply")
 STARTS = (
-    *LINES,
-    *(f"{kind}_head" for kind in BLOCKS),
-    *(f"{kind}_body" for kind in (*BLOCKS, "task")),
+    *LINE_KINDS.values(),
+    *(f"{kind}_head" for kind in BLOCK_KINDS),
+    *(f"{kind}_body" for kind in (*BLOCK_KINDS, "task")),
     "selector",
 )
 END = "$END"

@@ -45,9 +45,7 @@ class Reader:
         for tree in (node, *node.trees()):
             for cls in classes:
                 if getattr(cls, "rule", "") == tree.rule:
-                    return self.instance(
-                        cls, tree, owner if tree.rule in ("named_text", "distribution") else tree.key.text
-                    )
+                    return self.instance(cls, tree, tree.key.text if _is_call(cls, tree) else owner)
         (cls,) = classes  # spelled behind the keyword itself
         return self.instance(cls, node._replace(parts=node.parts[1:]), owner)
 
@@ -134,3 +132,9 @@ class Reader:
                 self.merged.twice(f"{known.kind} {quote(word.text)}", word.span, found[word.text])
             found.setdefault(word.text, word.span)
         return tuple(found)
+
+
+def _is_call(cls: Any, tree: Tree) -> bool:
+    """Whether the tree starts with a name of its own, as `file("x.txt")` does, and not with the first field's value."""
+    first = next(iter(settings(cls).values()))
+    return tree.key.kind not in VALUES and tree.key.text not in words(first.hint)

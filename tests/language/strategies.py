@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from qspec.diagnostics import Span
 from qspec.language import grammar
 from qspec.language import syntax as s
+from qspec.language.pieces import BLOCK_KINDS
 
 AT = Span(0, 0)
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
@@ -157,7 +158,7 @@ STATEMENTS = st.one_of(
     *map(statement, LINES),
     *(
         _block(kind, kind in ("recipe", "scheme"), setting(kind) | TASKS if kind == "evaluate" else setting(kind))
-        for kind in grammar.BLOCKS
+        for kind in BLOCK_KINDS
     ),
 )
 FILES = st.builds(

@@ -16,6 +16,7 @@ from qspec.cli import main
 from qspec.diagnostics import RecipeError, Source
 from qspec.language import grammar, mistakes, reference, resolve
 from qspec.language.fields import about, between, settings
+from qspec.language.pieces import BLOCK_KINDS
 from qspec.language.reference import completions, filled, table
 from qspec.language.spec import BLOCK_CLASSES, Calibration, Emit, TaskRequest
 from tests.language.fakes import PASSES, ROOT, codes, load, recipe
@@ -119,7 +120,7 @@ def test_tables() -> None:
     )
 
 
-STATEMENTS = ["qspec", "extends", "param", "layers", "apply", *grammar.BLOCKS]
+STATEMENTS = ["qspec", "extends", "param", "layers", "apply", *BLOCK_KINDS]
 
 
 @pytest.mark.parametrize(
