@@ -6,6 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from .hopper_operands import WARPGROUP_ROWS, WARPGROUP_WARPS
 from .hopper_shared import partition_barrier, tma_store
+from .silu import SILU_PTX
 
 
 @gluon.jit
@@ -14,15 +15,7 @@ def approximate_silu(x):
 
     So x below -87 gives 0.
     """
-    return gl.inline_asm_elementwise(
-        """{ .reg .f32 e; mul.f32 e, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 e, e;
-        add.f32 e, e, 0f3F800000; rcp.approx.ftz.f32 e, e; mul.f32 $0, $1, e; }""",
-        "=f,f",
-        [x],
-        dtype=gl.float32,
-        is_pure=True,
-        pack=1,
-    )
+    return gl.inline_asm_elementwise(SILU_PTX, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit

@@ -29,7 +29,7 @@ def operand_tiles(buffer, COUNT: gl.constexpr, HEIGHT: gl.constexpr, WIDTH: gl.c
 @gluon.jit
 def allocate_boxes(desc, COUNT: gl.constexpr):
     """[COUNT, *box]: buffers of what a tensor descriptor's boxes hold."""
-    return gl.allocate_shared_memory(desc.dtype, [COUNT] + desc.block_shape, desc.layout)  # noqa: RUF005
+    return gl.allocate_shared_memory(desc.dtype, [COUNT] + desc.block_shape, desc.layout)
 
 
 @gluon.jit

@@ -1,6 +1,10 @@
 """How activation quantization kernels are launched: this decides the speed, never the result."""
 
+import torch
 import triton
+
+from .hopper_rows_layouts import spans_of
+from .launch import capability_of, multiprocessors_of
 
 ONE_WAVE = 128  # rows; a GPU has about as many multiprocessors
 LEAST_CHANNELS = 1024  # of a program of short rows
@@ -42,3 +46,52 @@ def rotated_row_tiles(columns, blocks, held, group=None, group_held=None):
     warps = max(warps, min(8, rows * length // 512), min(16, rows * length // 2048))
     sizes = {"ROWS": rows, "LENGTH": length, "ROTATED": rotated, "GROUPED": grouped}
     return {**sizes, "num_warps": warps, "num_stages": 1}
+
+
+def hopper_rows_fit(columns, block):
+    """Whether the kernel for 9.0 holds a row: blocks of 128 channels, at most 256 of `block`, in shared memory."""
+    return columns % 128 == 0 and columns <= min(24576, 256 * block)
+
+
+def hopper_takes_rows(x, block):
+    """Whether that kernel runs here: bfloat16 rows that fit, on such a GPU."""
+    return x.dtype == torch.bfloat16 and hopper_rows_fit(x.shape[1], block) and capability_of(x) // 10 == 9
+
+
+def hopper_row_tiles(tokens, columns, blocks, fine, normed):
+    """What a program of the kernel for 9.0 holds, and launch options.
+
+    blocks: sizes of the rotations. fine: whether rows keep 22 bits between them. normed: whether rows are.
+
+    PROGRAMS: on a multiprocessor. READ: pieces read ahead, NEXT: of the next row too.
+    """
+    read, last = columns // 128, columns // blocks[-1]
+    permuted = len(blocks) == 2
+    spans = spans_of(blocks[-1])
+    # Two short rows fill a tile of 64 blocks, where there are rows for all multiprocessors.
+    rows = 2 if tokens > 132 and read <= 32 and not (permuted and len(spans) > 1) else 1
+    slots = 32 if rows == 2 else 64 if read <= 64 else 128 if read <= 128 else 192
+    options = {"ROWS": rows, "B": slots, "HEAD": min(rows * slots, 128), "TAIL": max(rows * slots - 128, 0)}
+    if permuted:
+        # Narrow spans have no layout for a tail of 64 rows.
+        sizes = (64 // rows, 128, 192, 256) if spans[-1][1] >= 64 else (64, 128, 256)
+        slots2 = next(size for size in sizes if size >= last)
+        split = slots2 == 192
+        options |= {"B2": slots2, "HEAD2": 128 if split else rows * slots2, "TAIL2": 64 if split else 0}
+    else:
+        options |= {"B2": slots, "HEAD2": options["HEAD"], "TAIL2": options["TAIL"]}
+    if read <= 32:
+        return {**options, "PROGRAMS": 2, "READ": 2, "NEXT": True, "num_warps": 8}
+    if read <= 128 and (normed or (permuted and fine)):
+        return {**options, "PROGRAMS": 1, "READ": 2, "NEXT": True, "num_warps": 8}  # shared memory, or registers
+    if read <= 128:
+        return {**options, "PROGRAMS": 2, "READ": 2, "NEXT": False, "num_warps": 8, "maxnreg": 128}
+    return {**options, "PROGRAMS": 1, "READ": 2, "NEXT": False, "num_warps": 16}
+
+
+def launch_hopper_rows(kernel, arguments, x, options):
+    """As many programs as run at once walk the rows. arguments: of the kernel, up to the stride of x."""
+    programs = options.pop("PROGRAMS") * multiprocessors_of(x)
+    M, K = x.shape
+    grid = (min(triton.cdiv(M, options["ROWS"]), programs),)
+    kernel[grid](*arguments, M, x.stride(0), K=K, launch_pdl=True, enable_fp_fusion=False, **options)

@@ -22,7 +22,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from qspec import resources
 from qspec.catalog import (
     INTEGER,
-    SMALLEST_PRODUCT,
     AttentionKernel,
     GemmKernel,
     RotaryKernel,
@@ -274,16 +273,4 @@ def _row_values(kernel: RowKernel) -> dict[str, Any]:
         "group": kernel.group,
         "group_held": group_held,
         "hopper": kernel.hopper,
-        "spans": spans(rotations[-1]) if kernel.hopper else [],
     }
-
-
-def spans(size: int) -> list[list[int]]:
-    """First column and width of the powers of two, 16 or more, that hold `size` columns: 128 and 32 hold 148."""
-    found, start = [], 0
-    padded = -(-size // SMALLEST_PRODUCT) * SMALLEST_PRODUCT
-    while start < padded:
-        width = 1 << (padded - start).bit_length() - 1
-        found.append([start, width])
-        start += width
-    return found

@@ -1,4 +1,4 @@
-"""Runs `interpreted.py` and `interpreted_devices.py` in processes that import Triton as an interpreter."""
+"""Runs the files `interpreted*.py` in processes that import Triton as an interpreter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_devices.py"])
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_devices.py", "interpreted_rows.py"])
 def test_every_interpreted_case_passes(name: str) -> None:
     cases = FOLDER / name
     tests = len(re.findall(r"^def test_", cases.read_text(), re.MULTILINE))
