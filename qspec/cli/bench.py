@@ -148,7 +148,7 @@ def _generate(args: argparse.Namespace) -> int:
     if args.format or args.no_peers or args.compile or args.tokens or not set(models) <= set(MODELS):
         raise UsageError(
             "--generate takes recipes and whole models",
-            hint=f"--shape {' or '.join(MODELS)}, --prompt, --length, --batch; none of --format, --no-peers, --compile, "
+            hint=f"--shape {' or '.join(MODELS)}, --prompt, --length, --batch; not --format, --no-peers, --compile, "
             "--tokens",
         )
     batches = numbers_of(args.batch or BATCHES, "--batch")

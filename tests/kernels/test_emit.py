@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,12 @@ def test_device_functions_take_few_arguments() -> None:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef):
                 assert len(node.args.args) <= 8, f"{path.name}: {node.name}"
+
+
+def test_templates_hold_little_but_text() -> None:
+    """Fewer than one line in twenty of codegen/ is a template's tag: kernels are device functions."""
+    files = [path for path in resources.codegen().rglob("*") if path.suffix in (".py", ".jinja")]
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    tags = [line for line in lines if re.search(r"\{[%#]", line)]
+    assert len(files) > 40
+    assert len(tags) < len(lines) / 20
