@@ -177,8 +177,8 @@ def test_few_tokens_leave_room_behind_them(bits: int) -> None:
         assert values.untyped_storage().nbytes() == max(tokens, 16) * 64 * values.element_size()
     module = library(None).module(GemmKernel(4, None, True, 4, None, True))
     memory = torch.arange(20 * 8, dtype=torch.int8).reshape(20, 8)
-    assert module.with_room(memory[:1], 16).shape == (16, 8)
-    assert torch.equal(module.with_room(memory[2:5], 16), memory[2:18])
-    assert torch.equal(module.with_room(memory[15:17], 16), memory[15:20])  # no more than there are
-    assert torch.equal(module.with_room(memory[:17], 16), memory)
-    assert torch.equal(module.with_room(memory[:16], 16), memory[:16])
+    assert module.with_rows_behind(memory[:1], 16).shape == (16, 8)
+    assert torch.equal(module.with_rows_behind(memory[2:5], 16), memory[2:18])
+    assert torch.equal(module.with_rows_behind(memory[15:17], 16), memory[15:20])  # no more than there are
+    assert torch.equal(module.with_rows_behind(memory[:17], 16), memory)
+    assert torch.equal(module.with_rows_behind(memory[:16], 16), memory[:16])
