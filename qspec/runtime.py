@@ -270,8 +270,9 @@ def _require_sizes(folder: Path) -> None:
 class ChatTemplate:
     """Messages as text, by the chat template of the tokenizer beside a checkpoint, which is read when it is needed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, answered: bool = False) -> None:
+        """answered: the text ends where the model's answer begins."""
+        self.folder, self.answered = folder, answered
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -286,7 +287,8 @@ class ChatTemplate:
                 hint=f"put chat_template.jinja into {self.folder}, or give a field that holds text",
             )
         try:
-            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False))
+            options = {"tokenize": False, "add_generation_prompt": self.answered}
+            return str(self._tokenizer.apply_chat_template(list(messages), **options))
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             what = f"the chat template does not take these messages: {str(error).partition(chr(10))[0]}"
             raise InputError(what, where=where, hint="give them in the order that the template asks for") from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qspec.cli.output import write
-from qspec.errors import visible
+from qspec.cli.output import say, write
+from qspec.errors import UsageError, visible
 
 if TYPE_CHECKING:
     from qspec.models.sampler import Denoiser, Settings, Tokenizer
@@ -23,7 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact", metavar="ARTIFACT", help="a compiled model, a checkpoint folder, hub id or stand-in"
     )
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--prompt", metavar="TEXT", help="the text to continue")
+    given.add_argument(
+        "--file", metavar="FILE", help='JSON lines, each with a "prompt" or with chat "messages"; needs --out'
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="with --file: JSON lines with the texts; an interrupted run resumes",
+    )
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="with --file: texts at once (default: 8)")
     parser.add_argument("--length", type=int, default=128, help="tokens to generate (default: 128)")
     parser.add_argument("--steps", type=int, help="forward passes (default: one for each token)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
@@ -61,9 +72,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from qspec.runtime import load
 
+    if (args.file is None) != (args.out is None):
+        raise UsageError("--file and --out belong together", hint="texts for a file of prompts go to a file")
+    if args.batch < 1:
+        raise UsageError(f"--batch is {args.batch}; it must be at least 1")
     settings = _settings(args)  # refuses what does not fit before a model is loaded
+    if args.file is not None:
+        return _fill(args, settings)
     model, tokenizer = load(args.artifact, device=args.device)
     write(_shown(_generate(model, tokenizer, args.prompt, settings)) + "\n")
+    return 0
+
+
+def _fill(args: argparse.Namespace, settings: Settings) -> int:
+    """Texts for a file of prompts."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from qspec.files import require_file
+    from qspec.runtime import ChatTemplate, checkpoint_folder, load
+    from qspec.texts import TextFile, read_prompts
+
+    folder = checkpoint_folder(args.artifact)
+    prompts = read_prompts(Path(args.file), ChatTemplate(folder, answered=True))
+    texts = TextFile(Path(args.out), prompts, settings, args.batch)
+    require_file(texts.path)
+    texts.kept()  # refuses a file of other texts before a model is loaded
+    model, tokenizer = load(args.artifact, device=args.device)
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("texts", total=len(prompts))
+        texts.fill(model, tokenizer, lambda count: bar.advance(task, count))
+    say(f"texts: {texts.path}")
     return 0
 
 
@@ -81,16 +122,12 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _generate(model: Denoiser, tokenizer: Tokenizer, prompt: str, settings: Settings) -> str:
-    """The text, with a progress bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """The text; on a terminal its canvas is shown as it is denoised."""
+    from qspec.cli.canvas import Canvas, LiveCanvas
     from qspec.models.sampler import continue_text
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("denoising", total=settings.steps)
-        return continue_text(model, tokenizer, prompt, settings, lambda _: bar.advance(task))
+    with LiveCanvas(Canvas(tokenizer, settings.length, model.shape.ends)) as live:
+        return continue_text(model, tokenizer, prompt, settings, live.update if live.shown else None)
 
 
 def _shown(text: str) -> str:

@@ -40,14 +40,20 @@ def read_documents(path: Path, field: str | None = None, chat: Chat | None = Non
 
 
 def _document(row: Row, field: str, path: Path, line: int, chat: Chat | None) -> str:
-    messages = row.get(field)
-    if chat is None or not isinstance(messages, list):
+    if chat is None or not isinstance(row.get(field), list):
         return text_field(row, field, path, line)
-    for one in messages:
-        if not isinstance(one, dict) or not all(isinstance(one.get(key), str) for key in ("role", "content")):
-            what = f'field "{field}" must be a list of messages, each with a "role" and a "content" of text'
-            raise InputError(what, where=f"{path}:{line}")
+    messages = messages_field(row, field, path, line)
     return _whole(chat(messages, f"{path}:{line}"), field, path, line) if messages else ""
+
+
+def messages_field(row: Row, name: str, path: Path, line: int) -> list[Row]:
+    """row[name] as messages {role, content}."""
+    messages = row.get(name)
+    for one in messages if isinstance(messages, list) else [None]:
+        if not isinstance(one, dict) or not all(isinstance(one.get(key), str) for key in ("role", "content")):
+            what = f'field "{name}" must be a list of messages, each with a "role" and a "content" of text'
+            raise InputError(what, where=f"{path}:{line}")
+    return list(messages or ())
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:

@@ -168,10 +168,21 @@ def continue_text(
     if not prompts:
         return cast(Prompt, [])
     encoded = [encode(tokenizer, text, model.shape.vocab, special=True) for text in prompts]
-    ids, mask = left_padded(encoded, model.shape.pad_token)
-    rows = sample(model, ids, mask, settings, on_step)[:, ids.shape[1] :].tolist()
-    texts = [tokenizer.decode(until(row, *model.shape.ends), skip_special_tokens=True) for row in rows]
+    texts = continue_ids(model, tokenizer, encoded, settings, on_step)
     return texts[0] if isinstance(prompt, str) else texts
+
+
+def continue_ids(
+    model: Denoiser,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    on_step: Callable[[SampleStep], None] | None = None,
+) -> list[str]:
+    """The new texts behind prompts of tokens, in one batch, each up to the token that ends it."""
+    ids, mask = left_padded(prompts, model.shape.pad_token)
+    rows = sample(model, ids, mask, settings, on_step)[:, ids.shape[1] :].tolist()
+    return [tokenizer.decode(until(row, *model.shape.ends), skip_special_tokens=True) for row in rows]
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from qspec.cli import main
+from qspec.cli.canvas import Canvas
 from qspec.models.checkpoint import load_decoder
-from qspec.models.sampler import DreamSettings, SamplerSettings, Settings, sample, until
+from qspec.models.sampler import DreamSettings, SamplerSettings, SampleStep, Settings, sample, until
 from tests.models import dream_layout
 from tests.models.layout import TINY, random_weights, write_checkpoint
 
@@ -152,3 +156,124 @@ def test_a_name_that_is_no_model(name: str, capsys: pytest.CaptureFixture[str]) 
     err = capsys.readouterr().err
     assert "no such folder" in err or "is neither a folder nor a hub id" in err
     assert name in err
+
+
+class TestFile:
+    PROMPTS = ("2+2=", "hello", "a", "world", "0")
+    OPTIONS = ("--length", "8", "--block", "4", "--device", "cpu", "--batch", "2")
+
+    def arguments(self, folder: Path, tmp_path: Path, *more: str) -> list[str]:
+        source = tmp_path / "prompts.jsonl"
+        source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in self.PROMPTS))
+        return [
+            "generate",
+            str(folder),
+            "--file",
+            str(source),
+            "--out",
+            str(tmp_path / "out.jsonl"),
+            *self.OPTIONS,
+            *more,
+        ]
+
+    def test_every_prompt_gets_the_text_that_it_gets_alone(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(self.arguments(folder, tmp_path)) == 0
+        assert capsys.readouterr().out == f"texts: {tmp_path / 'out.jsonl'}\n"
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["prompt"] for row in rows] == list(self.PROMPTS)
+        settings = SamplerSettings(8, 8, 4, stop=True)
+        assert [row["text"] for row in rows] == [expected(folder, prompt, settings) for prompt in self.PROMPTS]
+        assert {row["sampling"]["block"] for row in rows} == {4}
+
+    @pytest.mark.parametrize("kept", [0, 1, 100, 300, 700, 900])
+    def test_an_interrupted_run_ends_with_the_same_bytes(self, folder: Path, tmp_path: Path, kept: int) -> None:
+        """Cut within a line, within a batch, and behind one."""
+        out = tmp_path / "out.jsonl"
+        assert main(self.arguments(folder, tmp_path)) == 0
+        whole = out.read_bytes()
+        out.write_bytes(whole[:kept])
+        assert main(self.arguments(folder, tmp_path)) == 0
+        assert out.read_bytes() == whole
+        assert main(self.arguments(folder, tmp_path)) == 0
+        assert out.read_bytes() == whole
+
+    def test_texts_of_other_prompts_or_settings_are_left_alone(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(self.arguments(folder, tmp_path)) == 0
+        whole = (tmp_path / "out.jsonl").read_bytes()
+        capsys.readouterr()
+        assert main(self.arguments(folder, tmp_path, "--seed", "1")) == 3
+        err = capsys.readouterr().err
+        assert "the file holds texts of other prompts, or sampled otherwise" in err
+        assert f"{tmp_path / 'out.jsonl'}:1" in err
+        assert (tmp_path / "out.jsonl").read_bytes() == whole
+
+    def test_messages_need_a_chat_template(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = self.arguments(folder, tmp_path)
+        messages = [{"role": "user", "content": "hello"}]
+        (tmp_path / "prompts.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+        assert main(arguments) == 3
+        assert "the tokenizer has no chat template" in capsys.readouterr().err
+        other = Path(shutil.copytree(folder, tmp_path / "chat"))
+        template = "{% for m in messages %}{{ m.content }}!{% endfor %}{% if add_generation_prompt %}={% endif %}"
+        (other / "chat_template.jinja").write_text(template)
+        arguments[1] = str(other)
+        assert main(arguments) == 0
+        (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+        assert row["prompt"] == "hello!="
+        assert row["text"] == expected(folder, "hello!=", SamplerSettings(8, 8, 4, stop=True))
+
+    @pytest.mark.parametrize(
+        ("change", "code", "what"),
+        [
+            (lambda a: a[:4] + a[6:], 2, "--file and --out belong together"),
+            (lambda a: [*a, "--prompt", "x"], 2, "not allowed with argument"),
+            (lambda a: [*a, "--batch", "0"], 2, "--batch is 0"),
+        ],
+    )
+    def test_options_that_do_not_fit(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, code: int, what: str
+    ) -> None:
+        assert main(change(self.arguments(folder, tmp_path))) == code
+        assert what in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("text", "what"), [("", "the file has no prompts"), ('{"text": "x"}\n', 'no field "prompt"')]
+    )
+    def test_files_without_prompts(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, what: str
+    ) -> None:
+        arguments = self.arguments(folder, tmp_path)
+        (tmp_path / "prompts.jsonl").write_text(text)
+        assert main(arguments) == 3
+        assert what in capsys.readouterr().err
+
+
+def test_the_canvas_shows_what_is_decided() -> None:
+    class Pieces:
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            raise NotImplementedError
+
+        def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+            assert skip_special_tokens
+            return "".join(chr(token) for token in token_ids)
+
+    def step(places: list[int], text: str) -> SampleStep:
+        committed = torch.zeros(1, 6, dtype=torch.bool)
+        committed[0, places] = True
+        tokens = torch.tensor([[ord(c) for c in text]])
+        return SampleStep(0, committed, tokens, torch.ones(1, 6))
+
+    canvas = Canvas(Pieces(), 6, (ord("$"),))
+    assert canvas.text() == "······"
+    canvas.update(step([1, 2], "xabxxx"))
+    assert canvas.text() == "·ab···"
+    canvas.update(step([4], "zzzz$z"))
+    assert canvas.text() == "·ab·"
+    canvas.update(step([0], "ozzzzz"))
+    assert canvas.text() == "oab·"

@@ -1,0 +1,113 @@
+"""Texts for a file of prompts, batch by batch; an interrupted run resumes behind its last whole batch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qspec.data.files import Chat, messages_field, read_rows, text_field
+from qspec.errors import InputError
+from qspec.files import machine_errors
+from qspec.models.sampler import Denoiser, Settings, Tokenizer, continue_ids
+from qspec.models.tokens import encode
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue. templated: made of messages by a chat template, which has its own special tokens."""
+
+    text: str
+    templated: bool = False
+
+    def ids(self, tokenizer: Tokenizer, vocab: int) -> list[int]:
+        """Its tokens. Errors: InputError for text that is none, or holds ids beyond `vocab`."""
+        return encode(tokenizer, self.text, vocab, special=not self.templated)
+
+
+def read_prompts(path: Path, chat: Chat) -> list[Prompt]:
+    """Of a JSON-lines file whose rows have a "prompt" of text, or "messages" that `chat` makes a prompt of.
+
+    Errors: InputError naming file and line, and for a file without rows.
+    """
+    found = []
+    for line, row in read_rows(path):
+        if "messages" in row:
+            found.append(Prompt(chat(messages_field(row, "messages", path, line), f"{path}:{line}"), templated=True))
+        else:
+            found.append(Prompt(text_field(row, "prompt", path, line)))
+    if not found:
+        raise InputError("the file has no prompts", where=str(path), hint='a line is {"prompt": "..."}')
+    return found
+
+
+def continue_all(
+    model: Denoiser, tokenizer: Tokenizer, prompts: Sequence[Prompt], settings: Settings, batch: int
+) -> Iterator[list[str]]:
+    """The new texts, `batch` prompts at a time."""
+    for start in range(0, len(prompts), batch):
+        rows = [prompt.ids(tokenizer, model.shape.vocab) for prompt in prompts[start : start + batch]]
+        yield continue_ids(model, tokenizer, rows, settings)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A JSON-lines file of {prompt, text, sampling}, one row a prompt, written batch by batch."""
+
+    path: Path
+    prompts: Sequence[Prompt]
+    settings: Settings
+    batch: int
+
+    def fill(self, model: Denoiser, tokenizer: Tokenizer, on_texts: Callable[[int], None]) -> None:
+        """Adds what is missing; on_texts: told how many texts came. Errors: as `kept`, MachineError for a full disk."""
+        done, size = self.kept()
+        with machine_errors(self.path), self.path.open("ab") as stream:
+            stream.truncate(size)
+            on_texts(done)
+            for texts in continue_all(model, tokenizer, self.prompts[done:], self.settings, self.batch):
+                rows = zip(self.prompts[done : done + len(texts)], texts, strict=True)
+                stream.write(b"".join(self._line(prompt, text) for prompt, text in rows))
+                stream.flush()
+                os.fsync(stream.fileno())
+                done += len(texts)
+                on_texts(len(texts))
+
+    def kept(self) -> tuple[int, int]:
+        """Texts of whole batches that the file has, and their bytes; what an interruption cut off does not count.
+
+        Errors: InputError where it holds texts of other prompts, or sampled otherwise.
+        """
+        if not self.path.exists():
+            return 0, 0
+        with machine_errors(self.path):
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        for number, line in enumerate(whole):
+            expected = self.prompts[number] if number < len(self.prompts) else None
+            if expected is None or not self._continues(line, expected):
+                raise InputError(
+                    "the file holds texts of other prompts, or sampled otherwise",
+                    where=f"{self.path}:{number + 1}",
+                    hint="give another --out, or remove the file",
+                )
+        complete = len(whole) == len(self.prompts)
+        done = len(whole) if complete else len(whole) // self.batch * self.batch
+        return done, sum(map(len, whole[:done]))
+
+    def _continues(self, line: bytes, prompt: Prompt) -> bool:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(row, dict) and (row.get("prompt"), row.get("sampling")) == (prompt.text, self._sampling())
+
+    def _line(self, prompt: Prompt, text: str) -> bytes:
+        row = {"prompt": prompt.text, "text": text, "sampling": self._sampling()}
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+    def _sampling(self) -> dict[str, Any]:
+        return asdict(self.settings)
