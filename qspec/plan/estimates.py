@@ -26,9 +26,9 @@ def compile_memory(plan: Plan) -> int:
     float64, the calibration stream (and the unquantized model's, at a block's input and output, where a pass
     compares with it), one batch of it inside a block (six tensors of the width and two of the MLP's at once), the
     embedding and the head. Before that, where rollouts or certainties want it, the whole model in float32, as a
-    CPU computes; a GPU takes half of that. Between models of different sizes, the measured peak of GPTQ on a CPU
-    grows as the estimate does within a factor of 1.25 (`tests/end_to_end/test_memory.py`). Memory that is freed and
-    that the allocator keeps is not counted.
+    CPU computes; a GPU takes half of that. Between models of different sizes, and with each of these terms the largest
+    in turn, the measured peak on a CPU grows as the estimate does within a factor of 1.25
+    (`tests/end_to_end/test_memory.py`). Memory that is freed and that the allocator keeps is not counted.
     """
     block = plan.block_weights // plan.shape.layers * 4 * 3
     hessian = max(m.entry.in_features for m in plan.linears()) ** 2 * 8 * 4
