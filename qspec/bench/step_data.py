@@ -44,10 +44,10 @@ MODELS: Mapping[str, tuple[Family, DecoderShape]] = {  # LLaDA-8B, Dream-7B
 
 
 def kind_of(kernel: str) -> str:
-    """What a GPU kernel does, by its name."""
+    """What a GPU kernel does, by its name. Rows that leave as floats are norms, gates and transforms: "rest"."""
     for start, kind in OURS:
         if kernel.startswith(start):
-            return kind
+            return "rest" if start == "row_" and "_float" in kernel else kind
     if ATTENTION.search(kernel):
         return "attention"
     return "GEMM" if GEMM.search(kernel) else "rest"

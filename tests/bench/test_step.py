@@ -45,6 +45,7 @@ def test_the_models_are_the_published_ones() -> None:
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64", "GEMM"),
         ("void cublasLt::splitKreduce_kernel<32, 16, int>", "GEMM"),
         ("row_rmsnorm_none_int8_token_sym", "activation quantization"),
+        ("row_rmsnorm_none_float", "rest"),
         ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, cutlass::bfloat16_t>>", "attention"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3_64x128x128", "attention"),
         ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80", "attention"),

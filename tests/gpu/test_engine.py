@@ -139,6 +139,7 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
         sample(plain, *prompts(1, 0, False), settings_of(plain, {}))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_steps_of_llada_wait_for_nothing() -> None:
     """The host runs ahead of the GPU: torch reports a synchronization within a block's replayed steps as an error."""
     model = model_of("llada", "duquant_w4a4")

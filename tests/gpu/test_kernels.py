@@ -144,13 +144,14 @@ def test_row_kernels_without_transform_are_the_references_bits(
 
 
 @triton.jit
-def _count_wrong(wrong, ENCODE: tl.constexpr, BITS: tl.constexpr, EXPONENT: tl.constexpr, BLOCK: tl.constexpr):
+def _count_wrong(wrong, QUOTIENT: tl.constexpr, BITS: tl.constexpr, EXPONENT: tl.constexpr, BLOCK: tl.constexpr):
     """y of BITS bits over s: how often the code is not that of IEEE division."""
     s = ((tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)) | 0x3F800000).to(tl.float32, bitcast=True)
     one = tl.program_id(1) << (24 - BITS) | (127 + EXPONENT) << 23
     y = (tl.zeros((BLOCK,), tl.int32) + one).to(tl.float32, bitcast=True)
     expected = (tl.div_rn(y, s) + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
-    tl.atomic_add(wrong, tl.sum((ENCODE(y, s, False) != expected).to(tl.int32)))
+    code = (QUOTIENT(y, s, False) + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+    tl.atomic_add(wrong, tl.sum((code != expected).to(tl.int32)))
 
 
 @pytest.mark.parametrize("bits", [8, 11])
@@ -159,10 +160,10 @@ def test_every_quotient_of_short_numbers_has_the_code_of_ieee_division(bits: int
 
     So have those of every other format and size, by powers of two.
     """
-    encode = library.module(RowKernel((), 8, None, True, 1.0)).encode
+    quotient = library.module(RowKernel((), 8, None, True, 1.0)).quotient
     for exponent in (7, 8):
         wrong = torch.zeros(1, dtype=torch.int32, device="cuda")
-        _count_wrong[2**23 // 1024, 2 ** (bits - 1)](wrong, encode, bits, exponent, 1024, enable_fp_fusion=False)
+        _count_wrong[2**23 // 1024, 2 ** (bits - 1)](wrong, quotient, bits, exponent, 1024, enable_fp_fusion=False)
         assert wrong.item() == 0
 
 
