@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qspec.catalog import PACKING, GemmKernel, LayerKernels, RowKernel
+from qspec.catalog import PACKING, ActivationKernel, GemmKernel, LayerKernels
 from qspec.errors import InputError
 from qspec.files import read_errors, read_input, sha256, take_lock, unfinished, write_whole
 from qspec.seeds import LARGEST_SEED
@@ -92,7 +92,7 @@ class ModuleRecord(_Record):
     """One module of the model as it was compiled.
 
     row, gemm: kernels as in the catalogue, None where kept. transform: the module whose tensors hold the input's.
-    merged: the first module of those that are computed as one product; each has its own tensors.
+    merged: the first module of those that are computed as one GEMM; each has its own tensors.
     """
 
     role: str
@@ -117,7 +117,7 @@ class ModuleRecord(_Record):
         """The catalogue's value."""
         if self.gemm is None:
             return None
-        row = RowKernel(**self.row | {"rotations": tuple(self.row["rotations"])}) if self.row else None
+        row = ActivationKernel(**self.row | {"rotations": tuple(self.row["rotations"])}) if self.row else None
         return LayerKernels(row, GemmKernel(**self.gemm))
 
     @property
@@ -127,8 +127,8 @@ class ModuleRecord(_Record):
         return None if self.row is None else self.row["rotations"], self.in_features, self.transform
 
     @property
-    def product(self) -> tuple[Any, ...]:
-        """What the modules of one product have in common."""
+    def joined(self) -> tuple[Any, ...]:
+        """What the modules of one GEMM have in common."""
         return *self.input, self.row, self.gemm, self.bias
 
     @model_validator(mode="after")
@@ -150,14 +150,14 @@ class ModuleRecord(_Record):
         return self
 
 
-def _alike(record: ModuleRecord, other: ModuleRecord | None, what: Literal["input", "product"]) -> bool:
-    """Whether a module can share its input, or a product, with another one of its block."""
+def _alike(record: ModuleRecord, other: ModuleRecord | None, what: Literal["input", "joined"]) -> bool:
+    """Whether a module can share its input, or a GEMM, with another one of its block."""
     block = record.role.partition(".")[0]
     return other is not None and block == other.role.partition(".")[0] and getattr(record, what) == getattr(other, what)
 
 
 def _gates(records: list[ModuleRecord]) -> bool:
-    """Whether the modules of a product are gate and up."""
+    """Whether the modules of a GEMM are gate and up."""
     return [record.role.partition(".")[2] for record in records] == ["mlp.gate", "mlp.up"]
 
 
@@ -202,22 +202,22 @@ class Manifest(_Record):
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"a {what} stands twice")
-        products: dict[str, list[ModuleRecord]] = {}
+        gemms: dict[str, list[ModuleRecord]] = {}
         for record in self.modules:
             if record.transform is not None and not _alike(record, modules.get(record.transform), "input"):
                 raise ValueError(f"{record.role} has the transform of a module with another input")
             if record.merged is not None:
-                products.setdefault(record.merged, []).append(record)
-        for first, records in products.items():
-            if not all(_alike(record, modules.get(first), "product") for record in records):
-                raise ValueError(f"{records[0].role} is part of a product with modules of other kernels")
+                gemms.setdefault(record.merged, []).append(record)
+        for first, records in gemms.items():
+            if not all(_alike(record, modules.get(first), "joined") for record in records):
+                raise ValueError(f"{records[0].role} is part of a GEMM with modules of other kernels")
             rotated = records[0].row is not None and records[0].row["rotations"]
             if rotated and records[0].transform is None:
-                raise ValueError(f"{records[0].role} is part of a product, and has a transform of its own")
-        gated = {id(record) for records in products.values() if _gates(records) for record in records}
+                raise ValueError(f"{records[0].role} is part of a GEMM, and has a transform of its own")
+        gated = {id(record) for records in gemms.values() if _gates(records) for record in records}
         for record in self.modules:
             if record.gemm and record.gemm.get("gated") and id(record) not in gated:
-                raise ValueError(f"{record.role} is gated, and no product of gate and up")
+                raise ValueError(f"{record.role} is gated, and no GEMM of gate and up")
         return self
 
     def require_packing(self, folder: Path) -> None:
@@ -511,7 +511,7 @@ def _changed(path: Path) -> InputError:
     )
 
 
-def kernel_fields(kernel: RowKernel | GemmKernel | None) -> dict[str, Any] | None:
+def kernel_fields(kernel: ActivationKernel | GemmKernel | None) -> dict[str, Any] | None:
     """A kernel as the manifest stores it: JSON's own values."""
     if kernel is None:
         return None

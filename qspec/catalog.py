@@ -1,7 +1,7 @@
 """The kernels that exist, as frozen values: which formats they take, and what they are called. No torch.
 
-A layer runs one GEMM kernel and, before it, a row kernel where its input needs work (an online transform,
-quantization, or both). The plan asks `kernels_for` which ones a scheme needs; the generator renders
+A layer runs one GEMM kernel and, before it, an activation quantization kernel where its input needs work (an online
+transform, quantization, or both). The plan asks `kernels_for` which ones a scheme needs; the generator renders
 those values and nothing else. Every field is checked on construction, so that a name or a rendered
 line holds only integers and words from here.
 """
@@ -24,11 +24,11 @@ FLOATS = tuple(name for name, number in NUMBER_FORMATS.items() if number.kind ==
 PLANES = (4, 2, 1)  # bits of the pieces that a packed code is cut into, the highest first
 ROTATION_BLOCKS = (16, 32, 64, 128)  # of a first rotation: its matrix is held in shared memory
 SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 32, 18944 = 128 x 148, 768 = 64 x 12
-SMALLEST_PRODUCT = 16  # channels of a product on the tensor cores
+SMALLEST_PRODUCT = 16  # channels of one product on the tensor cores
 HEAD_WIDTHS = (64, 128)
 FEW = 64  # queries that the attention kernel takes
 PAIR = 2  # channels of a byte of 4-bit floats
-GATE = 8  # channels of gate, and then of up, that follow one another in a gated product
+GATE = 8  # channels of gate, and then of up, that follow one another in a gated GEMM
 PACKING = (
     1  # the format of packed weights (`kernels.packing`): the next number where other bytes stand for the same codes
 )
@@ -36,7 +36,7 @@ PACK_BLOCKS = (128, 64, 32)  # input channels whose codes are packed together
 CLIP_RANGE = (0.01, 1.0)
 HOPPER_BITS = (2, 3, 4)  # of the weights that their weight-only kernels take
 HOPPER_BLOCK = 128  # input channels that the kernels for compute capability 9.0 take at once
-HOPPER_ROTATION = 160  # the largest second rotation that its row kernels hold
+HOPPER_ROTATION = 160  # the largest second rotation that its activation quantization kernels hold
 MAX_COLUMNS = 32768  # the int32 sum of K products of 8-bit differences: 255 * 255 * K < 2^31
 
 SUPPORTED = (
@@ -55,7 +55,7 @@ class NoKernel(InputError):  # noqa: N818 - read as a statement: `except NoKerne
 
 
 @dataclass(frozen=True)
-class RowKernel:
+class ActivationKernel:
     """One pass over the rows of X [tokens, K]: the online transform, then dynamic quantization.
 
     rotations: block sizes of the rotations of the transform (`qspec.transforms`): none, one, or two with a permutation
@@ -80,7 +80,7 @@ class RowKernel:
         _require(self.source in SOURCES, f"rows made by {self.source} have no kernel")
         if self.bits == 16:
             computes = self.rotations != () or self.source != "plain"
-            _require(computes, "16-bit activations need no row kernel where nothing is computed of them")
+            _require(computes, "16-bit activations need no kernel where nothing is computed of them")
             plain = self.group is None and self.symmetric and self.clip == 1.0
             _require(plain and self.number == INTEGER, "16-bit activations have no codes and no scales")
             return
@@ -181,7 +181,7 @@ class GemmKernel:
 
     @property
     def cublas(self) -> bool:
-        """Whether its file can hand the product to cuBLAS: `dense` weights, or fp8_e4m3 as it is.
+        """Whether its file can hand the GEMM to cuBLAS: `dense` weights, or fp8_e4m3 as it is.
 
         A kernel that gates what cuBLAS gave takes longer than cuBLAS is faster at fp8_e4m3.
         """
@@ -267,16 +267,16 @@ class RotaryKernel:
 class LayerKernels:
     """What one quantized linear launches; row is None when its input is used as it comes."""
 
-    row: RowKernel | None
+    row: ActivationKernel | None
     gemm: GemmKernel
 
     @property
     def rotations(self) -> tuple[int, ...]:
-        """Block sizes of the rotations of the input, as the row kernel has them."""
+        """Block sizes of the rotations of the input, as the activation quantization kernel has them."""
         return self.row.rotations if self.row else ()
 
     def gated(self) -> LayerKernels:
-        """Of gate and up as one product that gives silu(gate) up."""
+        """Of gate and up as one GEMM that gives silu(gate) up."""
         return replace(self, gemm=replace(self.gemm, gated=True))
 
     def plain(self) -> LayerKernels:
@@ -306,14 +306,14 @@ class LayerKernels:
 def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = (), source: str = "plain") -> LayerKernels:
     """The kernels of a linear with this scheme whose input is rotated in blocks of these sizes. Raises NoKernel.
 
-    source: of what the input is computed, for the row kernel to do (`SOURCES`).
+    source: of what the input is computed, for the activation quantization kernel to do (`SOURCES`).
     """
     weights, activations = scheme.weights, scheme.activations
     number = _number(weights)
     weight_group = _format(weights, WEIGHT_BITS, "weights", "channel")
     if activations is None:
         computes = rotations or source != "plain"
-        row = RowKernel(rotations, 16, None, True, 1.0, source=source) if computes else None
+        row = ActivationKernel(rotations, 16, None, True, 1.0, source=source) if computes else None
         gemm = GemmKernel(weights.number.bits, weight_group, weights.symmetric, 16, None, True, number)
         return LayerKernels(row, gemm)
     group = _format(activations, ACTIVATION_BITS, "activations", "token")
@@ -323,7 +323,7 @@ def kernels_for(scheme: Scheme, rotations: tuple[int, ...] = (), source: str = "
     clip = float(activations.clip.ratio) if activations.clip.kind == "ratio" else 1.0
     bits = activations.number.bits
     return LayerKernels(
-        RowKernel(rotations, bits, group, activations.symmetric, clip, source, number),
+        ActivationKernel(rotations, bits, group, activations.symmetric, clip, source, number),
         GemmKernel(weights.number.bits, weight_group, weights.symmetric, bits, group, activations.symmetric, number),
     )
 
@@ -342,7 +342,7 @@ def power_of_two(size: int) -> int:
 
 
 def rotated_width(order: int) -> int:
-    """Columns in which a row kernel holds the blocks of its last rotation, of this order."""
+    """Columns in which an activation quantization kernel holds the blocks of its last rotation, of this order."""
     return max(power_of_two(order), SMALLEST_PRODUCT)
 
 
@@ -352,7 +352,7 @@ def planes(bits: int) -> tuple[int, ...]:
 
 
 def _number(fmt: TensorFormat) -> str:
-    """Of `RowKernel` and `GemmKernel`: a float format's name, or `INTEGER`."""
+    """Of `ActivationKernel` and `GemmKernel`: a float format's name, or `INTEGER`."""
     return fmt.number.name if fmt.number.kind == "float" else INTEGER
 
 

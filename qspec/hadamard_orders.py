@@ -13,7 +13,7 @@ def exists(order: int) -> bool:
 
 
 def factors(channels: int, where: str) -> tuple[int, ...]:
-    """Orders of Hadamard matrices that a row kernel runs, one or two: their Kronecker product is the block of the
+    """Orders of Hadamard matrices that a kernel runs online, one or two: their Kronecker product is the block of the
     largest block-diagonal rotation of `channels` channels.
 
     One block where an order or a product of two reaches that far: 12288 = 128 x 96, 18944 = 128 x 148, 768 = 64 x 12.

@@ -1,9 +1,9 @@
 """How long linears and their inputs take on a GPU: measured where `qspec tune` measured, or else by its limits.
 
-    row kernel   launch + bytes moved / bandwidth
-    gate         where gate and up are two products, or kept: one row more for the row kernel of down to read; or,
+    activation quantization    launch + bytes moved / bandwidth
+    gate         where gate and up are two GEMMs, or kept: one row more for down's activation quantization to read; or,
                  where it has none (16 bits; gate's stand for down's), launch + bytes moved / bandwidth
-    product      the time in the GPU's table (`kernels.tuned`) of its kernel, N, K and bucket of M; or, without one,
+    GEMM         the time in the GPU's table (`kernels.tuned`) of its kernel, N, K and bucket of M; or, without one,
                  launch + max(bytes moved / bandwidth, operations / rate)
 
 Limits and launches are as measured (docs/search.md). It weighs the choices of a search against each other; it does not
@@ -18,19 +18,19 @@ from dataclasses import dataclass
 import torch
 
 from qspec.kernels import tuned
-from qspec.plan import FLOAT_BITS, ModulePlan, products
+from qspec.plan import FLOAT_BITS, ModulePlan, gemms
 
 REFERENCE = "NVIDIA H100 80GB HBM3"  # stands in where this machine has no GPU, and for the limits of unknown ones
 BANDWIDTHS = {REFERENCE: 3000, "NVIDIA H200": 4300}  # bytes a nanosecond: a copy
-# Operations a nanosecond, by the bits of the products: bfloat16, as which 4-bit floats are multiplied on these GPUs,
+# Operations a nanosecond, by the bits of the GEMMs: bfloat16, as which 4-bit floats are multiplied on these GPUs,
 # or int8 and fp8.
 RATES = {16: 790_000, 8: 1_200_000}
 LAUNCH = 2000  # nanoseconds of a kernel that does nothing
 
 
 @dataclass(frozen=True)
-class Product:
-    """The product of some linears of one input for X [tokens, K]. measured: whether the table of `gpu` has it."""
+class TimedGemm:
+    """The GEMM of some linears of one input for X [tokens, K]. measured: whether the table of `gpu` has it."""
 
     kernel: str
     channels: int  # N
@@ -47,12 +47,12 @@ def timed_gpu(device: torch.device) -> str:
 
 
 def pass_time(modules: Iterable[ModulePlan], tokens: int, gpu: str) -> int:
-    """Nanoseconds of linears of one block for X [tokens, in]: their inputs, each made once, and their products."""
+    """Nanoseconds of linears of one block for X [tokens, in]: their inputs, each made once, and their GEMMs."""
     modules = tuple(modules)
     inputs = {(m.entry.site, m.kernels and m.kernels.row): m for m in modules}
     times = [_input(m, tokens, gpu) for m in inputs.values()]
     times += [_gate(m, tokens, gpu) for m in modules if m.entry.role.part == "mlp.gate"]
-    return sum(times) + sum(product(group, tokens, gpu).nanoseconds for group in products(modules))
+    return sum(times) + sum(gemm(group, tokens, gpu).nanoseconds for group in gemms(modules))
 
 
 def _input(module: ModulePlan, tokens: int, gpu: str) -> int:
@@ -64,22 +64,22 @@ def _input(module: ModulePlan, tokens: int, gpu: str) -> int:
 
 
 def _gate(gate: ModulePlan, tokens: int, gpu: str) -> int:
-    """silu(gate) up where no product gives it. What reads it is not known here."""
+    """silu(gate) up where no GEMM gives it. What reads it is not known here."""
     if gate.kernels is not None and gate.kernels.gemm.gated:
         return 0
     row = tokens * gate.entry.out_features * FLOAT_BITS
     return LAUNCH + _memory(3 * row, gpu) if _bits(gate) == FLOAT_BITS else _memory(row, gpu)
 
 
-def basis(summed: Sequence[Product]) -> str:
+def basis(summed: Sequence[TimedGemm]) -> str:
     """What the times of these rest on, in words."""
-    count, gpu = sum(product.measured for product in summed), summed[0].gpu
+    count, gpu = sum(gemm.measured for gemm in summed), summed[0].gpu
     limits = gpu if gpu in BANDWIDTHS else REFERENCE
-    return f"{count} of {len(summed)} products as measured on {gpu}, the rest by the limits of {limits}"
+    return f"{count} of {len(summed)} GEMMs as measured on {gpu}, the rest by the limits of {limits}"
 
 
-def product(group: Sequence[ModulePlan], tokens: int, gpu: str) -> Product:
-    """Of linears that are computed as one (`plan.products`)."""
+def gemm(group: Sequence[ModulePlan], tokens: int, gpu: str) -> TimedGemm:
+    """Of linears that are computed as one (`plan.gemms`)."""
     first = group[0]
     channels, columns = sum(m.entry.out_features for m in group), first.entry.in_features
     measured = first.kernels and tuned.microseconds(gpu, first.kernels.gemm, channels, columns, tokens)
@@ -91,11 +91,11 @@ def product(group: Sequence[ModulePlan], tokens: int, gpu: str) -> Product:
         floats = _bits(first) == FLOAT_BITS or (first.kernels is not None and first.kernels.gemm.pairs)
         rate = RATES[FLOAT_BITS if floats else 8]
         time = LAUNCH + max(_memory(moved, gpu), -(-2 * tokens * channels * columns // rate))
-    return Product(first.kernel.rpartition(" ")[2], channels, columns, tokens, gpu, time, bool(measured))
+    return TimedGemm(first.kernel.rpartition(" ")[2], channels, columns, tokens, gpu, time, bool(measured))
 
 
 def _bits(module: ModulePlan) -> int:
-    """Of each value of the input that the product reads."""
+    """Of each value of the input that the GEMM reads."""
     return module.kernels.row.bits if module.kernels and module.kernels.row else FLOAT_BITS
 
 

@@ -227,7 +227,7 @@ def record_of(plan: Plan, module: ModulePlan) -> ModuleRecord:
         passes=tuple(use.name for use in module.passes),
         row=kernel_fields(kernels.row) if kernels else None,
         gemm=kernel_fields(kernels.gemm) if kernels else None,
-        merged=plan.product(module),
+        merged=plan.gemm(module),
     )
 
 

@@ -171,7 +171,7 @@ def install_block(
     """
     by_module = {record.module: record for record in records}
     transforms: dict[str, Any] = {}
-    products: dict[str, dict[str, PackedLinear]] = {}  # by the first module: a product's parts
+    gemms: dict[str, dict[str, PackedLinear]] = {}  # by the first module: a GEMM's parts
     prefix = _common_prefix(by_module, block)
     for part, path in block.paths.items():
         name = f"{prefix}{path}"
@@ -188,8 +188,8 @@ def install_block(
         )
         if record.transform is not None:
             packed = packed.with_transform(transforms.setdefault(record.transform, packed.transform))
-        products.setdefault(record.merged or name, {})[part] = packed
-    for parts in products.values():
+        gemms.setdefault(record.merged or name, {})[part] = packed
+    for parts in gemms.values():
         linears = list(parts.values())
         whole = QuantLinear(linears[0] if len(linears) == 1 else PackedLinear.merged(linears), kernels).to(device)
         cut = parts_of(whole, [linear.out_features for linear in linears]) if len(linears) > 1 else [whole]

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from qspec.catalog import GemmKernel, LayerKernels, NoKernel, RowKernel, kernels_for, pack_block, planes
+from qspec.catalog import ActivationKernel, GemmKernel, LayerKernels, NoKernel, kernels_for, pack_block, planes
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, Scheme, TensorFormat
 
 NO_CLIP = Clip()
@@ -149,7 +149,7 @@ def test_no_kernel_for_these_rotations(rotations: tuple[int, ...]) -> None:
 def test_only_checked_values_make_a_kernel(fields: tuple[object, ...]) -> None:
     """A kernel's fields become source text, so nothing else may get in."""
     with pytest.raises(NoKernel):
-        RowKernel(*fields)  # type: ignore[arg-type]
+        ActivationKernel(*fields)  # type: ignore[arg-type]
 
 
 def test_names_are_unique() -> None:
@@ -163,7 +163,7 @@ def test_names_are_unique() -> None:
         for asym in (True, False)
     ]
     assert len({kernel.name for kernel in kernels}) == len(kernels)
-    clips = {RowKernel((), 4, None, True, clip).name for clip in (1.0, 0.9, 0.95, 0.09)}
+    clips = {ActivationKernel((), 4, None, True, clip).name for clip in (1.0, 0.9, 0.95, 0.09)}
     assert len(clips) == 4
 
 

@@ -103,7 +103,7 @@ def test_linears_of_one_input_and_scheme_are_one_product() -> None:
     assert f"\n  blocks[1..{last}]: attention.q + attention.k\n" in render(plan, None) + "\n"
     v = plan.module("blocks[1].attention.v")
     assert v is not None
-    assert plan.product(v) is None
+    assert plan.gemm(v) is None
 
 
 W4A16 = "scheme s {\nweights int4 per group 64\nactivations none\n}\nlayers blocks[*].* use s\n"

@@ -1,5 +1,5 @@
-"""`qspec bench`, `qspec tune`: times of the matrix products on a GPU, beside cuBLAS, its limits and other packages;
-of row kernels, and of whole denoising steps."""
+"""`qspec bench`, `qspec tune`: times of the GEMMs on a GPU, beside cuBLAS, its limits and other packages;
+of activation quantization kernels, and of whole denoising steps."""
 
 from qspec.bench.data import FORMATS, LLADA, Bench, Cell
 from qspec.bench.measure import run_bench, tune

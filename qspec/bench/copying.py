@@ -1,4 +1,5 @@
-"""A copy by a Triton kernel that is launched as the row kernels are: what moving their bytes takes at the least.
+"""A copy by a Triton kernel that is launched as activation quantization kernels are: the least that moving their bytes
+takes.
 
 torch's copy is a copying node of a CUDA graph, and slower: on an H100 7.1 us for 12.6 MB where this one takes 5.6, 28.6
 for 62.9 MB where it takes 23.4, and as fast only from hundreds of megabytes on.

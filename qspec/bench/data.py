@@ -15,7 +15,7 @@ from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 LLADA = ((12288, 4096), (4096, 4096), (24576, 4096), (4096, 12288))  # N x K: q/k/v, o, gate/up, down, merged
 DREAM = ((4608, 3584), (3584, 3584), (37888, 3584), (3584, 18944))
 BASE = "cuBLAS bf16"  # what ratios are over
-# Peers whose times count the quantization of their input: a call takes bfloat16 and gives the product. cuBLAS fp8 gets
+# Peers whose times count the quantization of their input: a call takes bfloat16 and gives the GEMM. cuBLAS fp8 gets
 # its operands in 8 bits.
 WITH_INPUT = frozenset(("humming W4A8", "humming W8A8", "gemlite W8A8"))
 
@@ -45,9 +45,9 @@ FORMATS: Mapping[str, Scheme] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One product Y [M, N] = X W^T in one format.
+    """One GEMM Y [M, N] = X W^T in one format.
 
-    microseconds: of our kernel. whole: with the row kernel that quantizes its input, the same where there is none.
+    microseconds: of our kernel. whole: with the quantization of its input, the same where there is none.
     others: microseconds by name; `BASE` is among them. weight_bytes: codes, scales and zero points.
     """
 
@@ -99,7 +99,7 @@ class Bench:
     failed: Mapping[str, str]
 
     def peak(self, fmt: str) -> float:
-        """10^12 operations a second that a format's products can have: 8-bit operands take half the time."""
+        """10^12 operations a second that a format's GEMMs can have: 8-bit operands take half the time."""
         return self.arithmetic * (1 if FORMATS[fmt].activations is None else 2)
 
     def limit(self, cell: Cell) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 from qspec import numerics
 from qspec.bench.data import FORMATS, Bench, Cell
 from qspec.bench.peers import Calls, peers_of
-from qspec.catalog import GemmKernel, RowKernel, kernels_for
+from qspec.catalog import ActivationKernel, GemmKernel, kernels_for
 from qspec.errors import MachineError
 from qspec.kernels import launch, tuned
 from qspec.kernels.ahead import compilers
@@ -68,8 +68,8 @@ def tune(
 ) -> dict[str, Any]:
     """The fastest options of every kernel, shape and bucket of tokens, as entries of `kernels.tuned`.
 
-    They are chosen behind the row kernel of an RMSNorm, as in a model: what a product can ask for while that one runs,
-    it need not wait for afterwards. The time of an entry is the product's alone.
+    They are chosen behind the activation quantization kernel of an RMSNorm, as in a model: what a GEMM can ask for
+    while that one runs, it need not wait for afterwards. The time of an entry is the GEMM's alone.
 
     workers: processes that compile beforehand. Raises MachineError without a GPU.
     """
@@ -103,10 +103,10 @@ def tune(
                     continue
                 best, options = min(timed, key=lambda pair: pair[0])
                 prepared = launch.prepare(library, row, None, given)
-                alone = graph_time(_products(library, packed, prepared, options))
+                alone = graph_time(_gemms(library, packed, prepared, options))
                 name = tuned.key(gemm, channels, columns, count, triton.__version__)
                 entries[name] = {"options": options, "microseconds": round(alone, 2)}
-                progress.note(f"{name}  {alone:.1f} us, {best:.1f} with its row kernel, of {len(timed)}")
+                progress.note(f"{name}  {alone:.1f} us, {best:.1f} with its input's quantization, of {len(timed)}")
             del packed
     return entries
 
@@ -147,7 +147,7 @@ def replay_time(graph: torch.cuda.CUDAGraph, replays: int = REPLAYS, lasting: fl
 def _cell(fmt: str, packed: list[PackedLinear], x: Tensor) -> Cell:
     library = KernelLibrary()
     prepared = launch.prepare(library, packed[0].kernels.row, None, x)
-    time = graph_time(_products(library, packed, prepared, None))
+    time = graph_time(_gemms(library, packed, prepared, None))
     whole = time
     if packed[0].kernels.row is not None:
         whole = graph_time([_whole(library, linear, linear.kernels.row, x) for linear in packed])
@@ -155,7 +155,7 @@ def _cell(fmt: str, packed: list[PackedLinear], x: Tensor) -> Cell:
     return Cell(fmt, channels, columns, x.shape[0], time, whole, packed[0].stored_bits() // 8, {})
 
 
-def _products(
+def _gemms(
     library: KernelLibrary, packed: list[PackedLinear], prepared: PreparedInput, options: tuned.Options | None
 ) -> Calls:
     return [lambda p=p: launch.multiply(library, p, prepared, options) for p in packed]  # type: ignore[misc]
@@ -164,22 +164,22 @@ def _products(
 def _whole(
     library: KernelLibrary,
     packed: PackedLinear,
-    row: RowKernel | None,
+    row: ActivationKernel | None,
     given: LayerInput,
     options: tuned.Options | None = None,
 ) -> Callable[[], Tensor]:
     return lambda: launch.multiply(library, packed, launch.prepare(library, row, None, given), options)
 
 
-def _normed(packed: PackedLinear, tokens: int) -> tuple[RowKernel, Normed]:
-    """The linear's row kernel as it stands behind an RMSNorm, and what it reads."""
-    row = packed.kernels.row or RowKernel((), 16, None, True, 1.0, "rmsnorm")
+def _normed(packed: PackedLinear, tokens: int) -> tuple[ActivationKernel, Normed]:
+    """The linear's activation quantization kernel as it stands behind an RMSNorm, and what it reads."""
+    row = packed.kernels.row or ActivationKernel((), 16, None, True, 1.0, "rmsnorm")
     gain = torch.ones(packed.in_features, device="cuda", dtype=torch.bfloat16)
     return replace(row, source="rmsnorm"), Normed(_input(tokens, packed.in_features), gain, 1e-5)
 
 
 def _input(tokens: int, columns: int) -> Tensor:
-    """X [M, K] as a row kernel leaves it."""
+    """X [M, K] as an activation quantization kernel leaves it."""
     x = launch.with_room((tokens, columns), torch.bfloat16, torch.device("cuda"))
     return x.normal_()
 

@@ -1,4 +1,4 @@
-"""Times of the row kernels on a CUDA GPU, beside a copy of the same bytes: what quantizing an input takes, and must.
+"""Times of the activation quantization kernels on a CUDA GPU, beside a copy of the same bytes: the least they can take.
 
 Every call has inputs and results of its own, as every copy has: results in one place would stay in the second-level
 cache, and no call would write to memory.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qspec.bench.measure import cold_copies, graph_time, need_gpu
 from qspec.bench.rows_data import RowCell, Rows, kernels_of
-from qspec.catalog import RowKernel
+from qspec.catalog import ActivationKernel
 from qspec.kernels import launch
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.launch import PlacedTransform
@@ -24,7 +24,7 @@ from qspec.transforms import InputTransform
 
 
 def run_rows(models: Sequence[str], tokens: Sequence[int], progress: Progress) -> Rows:
-    """Times every row kernel of the models' widths. Raises MachineError without a GPU."""
+    """Times every activation quantization kernel of the models' widths. Raises MachineError without a GPU."""
     need_gpu()
     library, copies = KernelLibrary(), dict[int, float]()
     cells = []
@@ -36,7 +36,9 @@ def run_rows(models: Sequence[str], tokens: Sequence[int], progress: Progress) -
     return Rows(environment(), tuple(cells))
 
 
-def _cell(library: KernelLibrary, row: RowKernel, tokens: int, columns: int, copies: dict[int, float]) -> RowCell:
+def _cell(
+    library: KernelLibrary, row: ActivationKernel, tokens: int, columns: int, copies: dict[int, float]
+) -> RowCell:
     inputs = 2 if row.source == "silu_mul" else 1
     moved = tokens * (columns * (2 * inputs + 1) + 4)
     placed = _transform(row.rotations, columns)
@@ -48,7 +50,7 @@ def _cell(library: KernelLibrary, row: RowKernel, tokens: int, columns: int, cop
 
 
 def _call(
-    library: KernelLibrary, row: RowKernel, placed: PlacedTransform | None, given: LayerInput
+    library: KernelLibrary, row: ActivationKernel, placed: PlacedTransform | None, given: LayerInput
 ) -> Callable[[], object]:
     kept = []  # the memory that a graph's call writes
 

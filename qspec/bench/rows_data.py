@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qspec.bench.data import own, read_runs
-from qspec.catalog import RowKernel
+from qspec.catalog import ActivationKernel
 
 WIDTHS: Mapping[str, tuple[tuple[int, str], ...]] = {  # of LLaDA-8B and Dream-7B: K, and what it is computed of
     "llada": ((4096, "rmsnorm"), (12288, "silu_mul")),
@@ -20,7 +20,7 @@ MADE = {"plain": "x", "rmsnorm": "RMSNorm", "silu_mul": "silu(gate) up"}
 
 @dataclass(frozen=True)
 class RowCell:
-    """One row kernel on X [tokens, columns] in bfloat16.
+    """One activation quantization kernel on X [tokens, columns] in bfloat16.
 
     bytes_moved: what it must read and write. microseconds: its time. copy: that of moving as many bytes by a copy
     (`bench.copying`).
@@ -53,10 +53,10 @@ class Rows:
         return {**asdict(self), "cells": [{**asdict(cell), "share": round(cell.share, 3)} for cell in self.cells]}
 
 
-def kernels_of(model: str) -> list[tuple[RowKernel, int]]:
-    """The row kernels of a model's widths, and K: unrotated, rotated once, as DuQuant and as QuaRot rotate."""
+def kernels_of(model: str) -> list[tuple[ActivationKernel, int]]:
+    """The kernels of a model's widths, and K: unrotated, rotated once, as DuQuant and as QuaRot rotate."""
     return [
-        (RowKernel(rotations, 4 if rotations else 8, None, True, 1.0, source=source), columns)
+        (ActivationKernel(rotations, 4 if rotations else 8, None, True, 1.0, source=source), columns)
         for columns, made in WIDTHS[model]
         for source in ("plain", made)
         for rotations in ((), (BLOCK,), (BLOCK, BLOCK), (BLOCK, columns // BLOCK))

@@ -30,8 +30,8 @@ COMMANDS: Mapping[str, str] = {
     "eval": "measure a compiled model again",
     "report": "render a compiled model's report again",
     "kernels": "list, print and compile the generated kernels",
-    "bench": "time the matrix products on a GPU, against cuBLAS, its limits and other packages",
-    "tune": "measure the fastest tile sizes of the matrix products on this GPU",
+    "bench": "time the GEMMs on a GPU, against cuBLAS, its limits and other packages",
+    "tune": "measure the fastest tile sizes of the GEMMs on this GPU",
 }
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141  # what a shell reports for SIGPIPE

@@ -1,8 +1,8 @@
-"""`qspec bench`: what the matrix products take on this GPU, beside cuBLAS, the GPU's limits and other packages.
+"""`qspec bench`: what the GEMMs take on this GPU, beside cuBLAS, the GPU's limits and other packages.
 
 `qspec bench --step`: what a whole denoising step takes, beside the same model in bf16.
 `qspec bench --generate`: what whole texts take by the sampler, beside the same model in bf16.
-`qspec bench --rows`: what the row kernels take, beside a copy of the same bytes.
+`qspec bench --rows`: what the activation quantization kernels take, beside a copy of the same bytes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from qspec.errors import UsageError
 FORMATS = ("w4a16_g128", "w3a16_g128", "w4a4", "w4a8", "w8a8", "w8a8_fp8")
 SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 MODELS = ("llada", "dream")
-TOKENS, STEP_TOKENS = "1,16,64,256,1024,4096", "32,1024"  # of products, of steps
+TOKENS, STEP_TOKENS = "1,16,64,256,1024,4096", "32,1024"  # of GEMMs, of steps
 ROW_TOKENS = "1,64,1024"
 PROMPT, LENGTH, BATCHES = 128, 256, "1,8"  # of generated texts
 RECIPES = ("rtn_w8a8", "rtn_w4a4", "duquant_w4a4", "gptq_w4a16")  # in recipes/paper: of both families
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_products(parser, TOKENS)
+    add_gemm_arguments(parser, TOKENS)
     parser.add_argument(
         "--step",
         nargs="*",
@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows",
         action="store_true",
-        help=f"time the row kernels instead, of the models that --shape names (default: both); --tokens {ROW_TOKENS}",
+        help="time the activation quantization kernels instead, of the models that --shape names (default: both); "
+        f"--tokens {ROW_TOKENS}",
     )
     parser.add_argument("--compile", action="store_true", help="with --step: also under torch.compile")
     parser.add_argument("--no-peers", action="store_true", help="time only qspec's kernels")
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_products(parser: argparse.ArgumentParser, tokens: str) -> None:
+def add_gemm_arguments(parser: argparse.ArgumentParser, tokens: str) -> None:
     """What is timed: formats, shapes, numbers of tokens, these if none are given."""
     parser.add_argument("--format", action="append", choices=FORMATS, help="as often as wanted (default: all)")
     parser.add_argument(
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.document:
         require_file(Path(args.document))
         around(Path(args.document), mode_of(args))
-    return {"bench": _products, "step": _steps, "rows": _rows, "generate": _generate}[mode_of(args)](args)
+    return {"bench": _gemms, "step": _steps, "rows": _rows, "generate": _generate}[mode_of(args)](args)
 
 
 def mode_of(args: argparse.Namespace) -> str:
@@ -99,7 +100,7 @@ def mode_of(args: argparse.Namespace) -> str:
     return modes[0]
 
 
-def _products(args: argparse.Namespace) -> int:
+def _gemms(args: argparse.Namespace) -> int:
     if args.compile:
         raise UsageError("--compile belongs to --step")
     shapes, tokens = shapes_of(args.shape or ["llada"]), tokens_of(args.tokens or TOKENS)

@@ -60,7 +60,7 @@ def render(plan: Plan, notice: str | None) -> str:
     lines += ["", "layers"]
     lines += _layers(plan)
     if merged := _merged(plan):
-        lines += ["", "one product each", *merged]
+        lines += ["", "one GEMM each", *merged]
     if notes(plan):
         lines += ["", "notes", *(f"  {note}" for note in notes(plan))]
     return "\n".join(lines)
@@ -91,7 +91,7 @@ def _layers(plan: Plan) -> list[str]:
 
 
 def _merged(plan: Plan) -> list[str]:
-    """One line for all blocks in which the same linears are one product."""
+    """One line for all blocks in which the same linears are one GEMM."""
     groups: dict[str, list[int]] = {}
     for index in range(plan.shape.layers):
         for group in plan.merged(index):

@@ -1,4 +1,4 @@
-"""`qspec tune`: the fastest tile sizes of the matrix products on this GPU, kept for later runs."""
+"""`qspec tune`: the fastest tile sizes of the GEMMs on this GPU, kept for later runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from qspec.cli.bench import FORMATS, add_products, shapes_of, tokens_of
+from qspec.cli.bench import FORMATS, add_gemm_arguments, shapes_of, tokens_of
 from qspec.cli.output import say
 from qspec.errors import UsageError
 
@@ -14,7 +14,7 @@ TOKENS = "8,16,64,256,1024,4096,8192"  # the last is the bucket of `full_sequenc
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_products(parser, TOKENS)
+    add_gemm_arguments(parser, TOKENS)
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that compile (default: the processor's cores)"
     )
@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
     gpu = torch.cuda.get_device_name()
     path = Path(args.out) if args.out else tuned.own_file(gpu)
     tuned.write(path, gpu, entries)
-    say(f"{len(entries)} products measured on {gpu}: {path}")
+    say(f"{len(entries)} GEMMs measured on {gpu}: {path}")
     return 0

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qspec.catalog import FEW, INTEGER, PACK_BLOCKS, AttentionKernel, GemmKernel, RotaryKernel, RowKernel
+from qspec.catalog import FEW, INTEGER, PACK_BLOCKS, ActivationKernel, AttentionKernel, GemmKernel, RotaryKernel
 from qspec.errors import MachineError, UsageError
 from qspec.formats import zero_bits
 from qspec.kernels.generate import Kernel, library
@@ -123,7 +123,7 @@ def compile_ahead(
     """Compiles the kernel as it is launched for X [tokens, columns] in bfloat16, N 4096.
 
     columns: K; by default the smallest from 4096 that the kernel takes. Attention has 32 heads, `columns` keys, and as
-    many queries as it takes. residual: whether a product adds one.
+    many queries as it takes. residual: whether a GEMM adds one.
 
     Raises UsageError for an unknown target, MachineError without Triton or its tools.
     """
@@ -139,7 +139,7 @@ def compile_ahead(
     if isinstance(kernel, GemmKernel) and kernel.dense:
         dense = _compile_dense(module, kernel, TARGETS[target], columns)
         problems += _excesses(TARGETS[target], _resources(dense.asm["cubin"])[1], int(dense.metadata.shared))
-    if isinstance(kernel, RowKernel) and _second(module, kernel, TARGETS[target], columns):
+    if isinstance(kernel, ActivationKernel) and _second(module, kernel, TARGETS[target], columns):
         problems += misplaced(compiled.asm["ttgir"], shared)
     return AheadReport(kernel.name, target, found, registers, stack, shared, problems)
 
@@ -189,7 +189,7 @@ def _excesses(target: Target, stack: int, shared: int) -> tuple[str, ...]:
 def misreduced(ttgir: str) -> tuple[str, ...]:
     """Reductions that Triton 3.6 gets wrong, in sentences.
 
-    It numbers the warps that share a reduction as if they followed one another. In a layout that is a matrix product's,
+    It numbers the warps that share a reduction as if they followed one another. In a layout that is a GEMM's,
     reshaped, they need not: `warp = [[0, 2048], [1, 0], [0, 64]]` has the warps of axis 1 on both sides of axis 0's.
     """
     warps = {name: re.findall(r"\[([\d, ]+)\]", bases) for name, bases in LAYOUTS.findall(ttgir)}
@@ -203,7 +203,7 @@ def misreduced(ttgir: str) -> tuple[str, ...]:
 
 
 def misplaced(ttgir: str, shared: int) -> tuple[str, ...]:
-    """Shared memory of a second row kernel beyond its one allocation, at whose start it takes its addresses to be."""
+    """Shared memory of a second kernel of rows beyond its one allocation, where it takes its addresses to start."""
     sizes = [1024 * int(kilobytes) for kilobytes in ALLOCATED.findall(ttgir)]
     if sizes == [shared]:
         return ()
@@ -225,7 +225,7 @@ def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
 
 def _columns(kernel: Kernel) -> int:
     """The smallest K from 4096 that the kernel's groups and blocks divide."""
-    if isinstance(kernel, RowKernel):
+    if isinstance(kernel, ActivationKernel):
         sizes: tuple[int | None, ...] = (*kernel.rotations, kernel.group)
     elif isinstance(kernel, GemmKernel):
         sizes = (kernel.weight_group, kernel.activation_group)
@@ -270,7 +270,7 @@ def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, colu
     elif isinstance(kernel, RotaryKernel):
         tiles = module.rotary_tiles(ATTENTION_HEADS, kernel.width)
     else:
-        choose = getattr(module, "tiles" if isinstance(kernel, RowKernel) else _gemm_tiles(kernel))
+        choose = getattr(module, "tiles" if isinstance(kernel, ActivationKernel) else _gemm_tiles(kernel))
         known = {"tokens": tokens, "columns": columns, "capability": target.capability}
         tiles = choose(**{name: known[name] for name in inspect.signature(choose).parameters})
     return dict(tiles)
@@ -377,7 +377,7 @@ def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
         return types[name]
     if name in ("codes", "activations"):
         return "*u8" if kernel.pairs else "*i8"
-    if isinstance(kernel, RowKernel) or name == "activation_scale":
+    if isinstance(kernel, ActivationKernel) or name == "activation_scale":
         return "*u8" if kernel.pairs else "*fp32"
     if name == "weight_scale":
         return "*u8" if kernel.pairs else "*fp16" if kernel.weight_group else "*fp32"

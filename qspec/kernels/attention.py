@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qspec.catalog import FEW, HEAD_WIDTHS, RowKernel
+from qspec.catalog import FEW, HEAD_WIDTHS, ActivationKernel
 from qspec.kernels import launch
 from qspec.kernels.generate import library
 from qspec.models.decoder import TORCH, AttentionContext, Decoder, Operations
@@ -46,7 +46,7 @@ def value_of(given: LayerInput) -> Tensor:
     """`qspec.models.inputs.value_of`, in one pass over memory."""
     if isinstance(given, Tensor) or not _takes(given.x):
         return TORCH.value_of(given)
-    row = RowKernel((), 16, None, True, 1.0, source=source_of(given))
+    row = ActivationKernel((), 16, None, True, 1.0, source=source_of(given))
     with torch.cuda.device(given.x.device):
         return launch.prepare(library(None), row, None, given).values.view(given.x.shape)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from qspec.catalog import INTEGER, RowKernel
+from qspec.catalog import INTEGER, ActivationKernel
 
 MADE = {"plain": "x", "rmsnorm": "RMSNorm(x)", "silu_mul": "silu(x) up"}
 ROTATED = ("{}", "{} R", "({} R0)[P] R1")  # by the number of rotations
 
 
-def describe_rows(kernel: RowKernel) -> str:
+def describe_rows(kernel: ActivationKernel) -> str:
     """The text of the docstring, without the quotes."""
     parts = [kernel.name, _summary(kernel), _codes(kernel), _formula(kernel), _source(kernel)]
     parts += ["\n".join(_shapes(kernel)), "\n".join((*_launch(kernel), *_rotation(kernel), *_rounding(kernel)))]
@@ -16,14 +16,14 @@ def describe_rows(kernel: RowKernel) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _summary(kernel: RowKernel) -> str:
+def _summary(kernel: ActivationKernel) -> str:
     steps = {"plain": "", "rmsnorm": ", normed", "silu_mul": ", gated"}[kernel.source]
     steps += ("", ", rotated", ", rotated, permuted and rotated again")[len(kernel.rotations)]
     steps += ", quantized" if kernel.bits != 16 else ""
     return f"The rows of X [M, K]{steps}, in one pass over memory."
 
 
-def _codes(kernel: RowKernel) -> str:
+def _codes(kernel: ActivationKernel) -> str:
     if kernel.bits == 16:
         return ""
     codes = f"int{kernel.bits}" if kernel.number == INTEGER else kernel.number
@@ -31,14 +31,14 @@ def _codes(kernel: RowKernel) -> str:
     return f"{codes} codes {f'per group of {kernel.group} channels' if kernel.group else 'per token'}{symmetry}"
 
 
-def _formula(kernel: RowKernel) -> str:
+def _formula(kernel: ActivationKernel) -> str:
     lines = [f"y = {ROTATED[len(kernel.rotations)].format(MADE[kernel.source])}"]
     if kernel.bits != 16:
         lines += _quantization(kernel)
     return "\n".join(f"    {line}" for line in lines)
 
 
-def _quantization(kernel: RowKernel) -> list[str]:
+def _quantization(kernel: ActivationKernel) -> list[str]:
     clip = "" if kernel.clip == 1.0 else f"{kernel.clip!r} "
     reach, least = float(kernel.format.reach), "1 if that is 0, else 2^-100 or more"
     low, high = int(kernel.format.qmin), int(kernel.format.qmax)
@@ -63,7 +63,7 @@ def _quantization(kernel: RowKernel) -> list[str]:
     ]
 
 
-def _source(kernel: RowKernel) -> str:
+def _source(kernel: ActivationKernel) -> str:
     return {
         "plain": "",
         "rmsnorm": "RMSNorm(x) = gain x / sqrt(mean(x^2) + eps), rounded to the dtype of x before and after the gain.",
@@ -71,7 +71,7 @@ def _source(kernel: RowKernel) -> str:
     }[kernel.source]
 
 
-def _shapes(kernel: RowKernel) -> list[str]:
+def _shapes(kernel: ActivationKernel) -> list[str]:
     """A line for every tensor that `run` takes."""
     lines = ["x             [M, K], float32, float16 or bfloat16; a row may be a part of a longer one"]
     if kernel.source == "rmsnorm":
@@ -87,7 +87,7 @@ def _shapes(kernel: RowKernel) -> list[str]:
     return [*lines, *_results(kernel)]
 
 
-def _results(kernel: RowKernel) -> list[str]:
+def _results(kernel: ActivationKernel) -> list[str]:
     if kernel.bits == 16:
         return ["out           [M, K], the dtype of x"]
     groups = f"K/{kernel.group}" if kernel.group else "1"
@@ -106,7 +106,7 @@ def _results(kernel: RowKernel) -> list[str]:
     ]
 
 
-def _launch(kernel: RowKernel) -> tuple[str, ...]:
+def _launch(kernel: ActivationKernel) -> tuple[str, ...]:
     return (
         f"A program holds whole rows{' and their rotations' if kernel.rotations else ''}.",
         "From compute capability 9.0 on (PDL) it is launched before the kernel ahead of it has ended, lets the next",
@@ -114,7 +114,7 @@ def _launch(kernel: RowKernel) -> tuple[str, ...]:
     )
 
 
-def _rotation(kernel: RowKernel) -> tuple[str, ...]:
+def _rotation(kernel: ActivationKernel) -> tuple[str, ...]:
     if not kernel.rotations:
         return ()
     between = len(kernel.rotations) > 1
@@ -133,7 +133,7 @@ def _rotation(kernel: RowKernel) -> tuple[str, ...]:
     )
 
 
-def _rounding(kernel: RowKernel) -> tuple[str, ...]:
+def _rounding(kernel: ActivationKernel) -> tuple[str, ...]:
     if kernel.bits == 16:
         return ()
     corrected = "the quotient is" if kernel.rotations else "float32 quotients are"
@@ -154,7 +154,7 @@ def _rounding(kernel: RowKernel) -> tuple[str, ...]:
     )
 
 
-def _hopper(kernel: RowKernel) -> str:
+def _hopper(kernel: ActivationKernel) -> str:
     if not kernel.hopper:
         return ""
     start = (

@@ -22,10 +22,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from qspec import resources
 from qspec.catalog import (
     INTEGER,
+    ActivationKernel,
     AttentionKernel,
     GemmKernel,
     RotaryKernel,
-    RowKernel,
     power_of_two,
     rotated_width,
 )
@@ -36,17 +36,17 @@ from qspec.kernels.describe_rows import describe_rows
 from qspec.kernels.emit import with_device_functions
 from qspec.kernels.gemm_sizes import PIECE, GemmSizes, cublas_from
 
-Kernel = RowKernel | GemmKernel | AttentionKernel | RotaryKernel
+Kernel = ActivationKernel | GemmKernel | AttentionKernel | RotaryKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
 ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
-OPTIONAL = ("gain", "eps", "up", "rotation1", "permutation", "zero", "unit")  # parameters that not all row kernels have
+OPTIONAL = ("gain", "eps", "up", "rotation1", "permutation", "zero", "unit")  # parameters not all have
 
 
 @lru_cache(maxsize=256)
 def render(kernel: Kernel) -> str:
     """The source of a kernel's Triton file."""
-    if isinstance(kernel, RowKernel):
+    if isinstance(kernel, ActivationKernel):
         template, values = "row", _row_values(kernel)
     elif isinstance(kernel, AttentionKernel):
         template, values = "attention", {"width": kernel.width}
@@ -236,14 +236,14 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
     }
 
 
-def _row_parameters(kernel: RowKernel) -> tuple[str, ...]:
+def _row_parameters(kernel: ActivationKernel) -> tuple[str, ...]:
     """What `run` takes."""
     sources = {"plain": (), "rmsnorm": ("gain", "eps"), "silu_mul": ("up",)}[kernel.source]
     transforms = ((), ("rotation0",), ("rotation0", "rotation1", "permutation"))[len(kernel.rotations)]
     return ("x", *sources, *transforms, *kernel.results)
 
 
-def _row_values(kernel: RowKernel) -> dict[str, Any]:
+def _row_values(kernel: ActivationKernel) -> dict[str, Any]:
     quantize, rotations = kernel.bits != 16, kernel.rotations
     group = kernel.group or 1
     group_held = power_of_two(group)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.catalog import PAIR, AttentionKernel, RotaryKernel, RowKernel
+from qspec.catalog import PAIR, ActivationKernel, AttentionKernel, RotaryKernel
 from qspec.errors import InputError
 from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class PlacedTransform:
-    """An input transform as the row kernels read it, on one device.
+    """An input transform as the activation quantization kernels read it, on one device.
 
     rotations: float16 [block, block]. permutation: int16 [K], or None.
     """
@@ -38,15 +38,15 @@ class PlacedTransform:
         return cls(tuple(r.contiguous() for r in placed.rotations), permutation)
 
     def arguments(self) -> dict[str, Tensor]:
-        """The parameters of a row kernel that hold the transform."""
+        """The parameters of an activation quantization kernel that hold the transform."""
         named = {f"rotation{index}": rotation for index, rotation in enumerate(self.rotations)}
         return named if self.permutation is None else {**named, "permutation": self.permutation}
 
 
 def prepare(
-    library: KernelLibrary, row: RowKernel | None, transform: PlacedTransform | None, given: LayerInput
+    library: KernelLibrary, row: ActivationKernel | None, transform: PlacedTransform | None, given: LayerInput
 ) -> PreparedInput:
-    """The input through the row kernel, as `reference.prepare` defines it."""
+    """The input through the activation quantization kernel, as `reference.prepare` defines it."""
     reference.check_source(row, given)
     if row is None or row.source == "plain":
         given = value_of(given)
@@ -67,8 +67,8 @@ def prepare(
     return prepared(row, list(results.values()), x)
 
 
-def prepared(row: RowKernel, results: Sequence[Tensor], x: Tensor) -> PreparedInput:
-    """What a row kernel made of x [..., K], from its results in the order of `outputs`."""
+def prepared(row: ActivationKernel, results: Sequence[Tensor], x: Tensor) -> PreparedInput:
+    """What an activation quantization kernel made of x [..., K], from its results in the order of `outputs`."""
     named = dict(zip(row.results, results, strict=True))
     values = named["out"] if row.bits == 16 else named["codes"]
     return PreparedInput(values, named.get("scale"), named.get("zero"), x.shape, x.dtype, named.get("unit"))
@@ -87,8 +87,8 @@ def _alike(x: Tensor, up: Tensor) -> dict[str, Tensor | float]:
     return {"x": x, "up": up.to(x.dtype)}
 
 
-def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
-    """What the row kernel fills for X [M, K], by parameter."""
+def outputs(row: ActivationKernel, rows: Tensor) -> dict[str, Tensor]:
+    """What the activation quantization kernel fills for X [M, K], by parameter."""
     tokens, columns = rows.shape
     scales = ((columns // row.group) if row.group else 1, tokens)
     kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -101,7 +101,7 @@ def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
     results = {}
     for name in row.results:
         shape, dtype = kinds[name]
-        read = name in ("codes", "out")  # by a product
+        read = name in ("codes", "out")  # by a GEMM
         results[name] = (
             with_room(shape, dtype, rows.device) if read else torch.empty(shape, dtype=dtype, device=rows.device)
         )
@@ -109,7 +109,7 @@ def outputs(row: RowKernel, rows: Tensor) -> dict[str, Tensor]:
 
 
 def with_room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An empty tensor [M, ...] with memory for `ROOM` rows behind its start: products of few tokens read so many."""
+    """An empty tensor [M, ...] with memory for `ROOM` rows behind its start: GEMMs of few tokens read so many."""
     return torch.empty((max(shape[0], ROOM), *shape[1:]), dtype=dtype, device=device)[: shape[0]]
 
 
@@ -145,11 +145,11 @@ def multiply(
     """Y [..., N] in the input's dtype, as `reference.multiply` defines it.
 
     options: tile sizes, or `tuned.CUBLAS`; None takes the measured ones, or else those that the kernel's file chooses.
-    residual: [..., N] in the input's dtype; none of a gated product, which gives [..., N/2].
+    residual: [..., N] in the input's dtype; none of a gated GEMM, which gives [..., N/2].
     """
     values, gemm = prepared.values, packed.kernels.gemm
     channels = gemm.channels(packed.out_features)
-    make = with_room if gemm.gated else torch.empty  # read by a product
+    make = with_room if gemm.gated else torch.empty  # read by a GEMM
     out = make((values.shape[0], channels), dtype=prepared.dtype, device=values.device)
     arguments = {"weights": packed.codes, "weight_scale": packed.scale, "bias": packed.bias, "out": out}
     if residual is not None:

@@ -29,8 +29,8 @@ class QuantLinear(nn.Module):
     """y = T(x) W^T + b with W packed, and T(x) quantized where the scheme says so.
 
     Buffers codes, scale, unit, zero, bias in the layout of `qspec.kernels.packing`. Linears that read one input
-    prepare it once: `multiply` takes what `prepare` of any of them made, if row kernel and transform are
-    the same. Of a gated kernel W is of gate and up, and y = silu(gate) up.
+    prepare it once: `multiply` takes what `prepare` of any of them made, if their activation quantization kernel and
+    transform are the same. Of a gated kernel W is of gate and up, and y = silu(gate) up.
     """
 
     codes: Tensor
@@ -68,7 +68,7 @@ class QuantLinear(nn.Module):
 
     @property
     def input_key(self) -> tuple[object, ...]:
-        """Equal for linears that prepare an input identically: one row kernel, one transform."""
+        """Equal for linears that prepare an input identically: one activation quantization kernel, one transform."""
         return (self.kernels.row, self.transform)
 
     def prepare(self, given: LayerInput) -> PreparedInput:
@@ -170,7 +170,7 @@ class QuantLinear(nn.Module):
         return self
 
     def _place(self) -> PlacedTransform | None:
-        """The transform where the row kernels read it; None where none is, or the reference runs."""
+        """The transform where kernels read it; None where none is, or the reference runs."""
         if self.transform is None or self.codes.device.type != "cuda":
             return None
         return PlacedTransform.of(self.transform, self.codes.device)

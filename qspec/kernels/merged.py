@@ -1,4 +1,4 @@
-"""Linears of one input as one product: q, k and v, or gate and up, where the recipe gives them one scheme."""
+"""Linears of one input as one GEMM: q, k and v, or gate and up, where the recipe gives them one scheme."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qspec.transforms import InputTransform
 class MergedPart(nn.Module):
     """One of several linears that are computed as one: the channels first .. last - 1 of `whole`.
 
-    To whoever shares a prepared input (`qspec.models.decoder.project`), the whole product is what is prepared once,
+    To whoever shares a prepared input (`qspec.models.decoder.project`), the whole GEMM is what is prepared once,
     and a part is cut out of it.
     """
 
@@ -39,7 +39,7 @@ class MergedPart(nn.Module):
 
     @property
     def input_key(self) -> tuple[object, ...]:
-        """Equal for the parts of one product."""
+        """Equal for the parts of one GEMM."""
         return ("merged", self.whole)
 
     def prepare(self, given: LayerInput) -> Tensor:
@@ -59,7 +59,7 @@ class MergedPart(nn.Module):
 
 
 class GatedPart(nn.Module):
-    """Gate or up where one product, `whole`, gives silu(gate) up: neither has an output of its own."""
+    """Gate or up where one GEMM, `whole`, gives silu(gate) up: neither has an output of its own."""
 
     def __init__(self, whole: QuantLinear) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec.catalog import GemmKernel, LayerKernels, RowKernel
+from qspec.catalog import ActivationKernel, GemmKernel, LayerKernels
 from qspec.kernels import launch, reference
 from qspec.kernels.generate import library
 from qspec.kernels.packing import PackedLinear
@@ -24,7 +24,7 @@ from qspec.models.inputs import Gated, LayerInput, Normed
 from qspec.transforms import InputTransform
 
 
-def text_of(kernel: GemmKernel | RowKernel) -> str:
+def text_of(kernel: GemmKernel | ActivationKernel) -> str:
     """A kernel as the operator takes it."""
     return json.dumps(asdict(kernel))
 
@@ -35,9 +35,9 @@ def _kernels(text: str) -> LayerKernels:
 
 
 @lru_cache(maxsize=256)
-def _row(text: str) -> RowKernel:
+def _row(text: str) -> ActivationKernel:
     fields = json.loads(text)
-    return RowKernel(**fields | {"rotations": tuple(fields["rotations"])})
+    return ActivationKernel(**fields | {"rotations": tuple(fields["rotations"])})
 
 
 @torch.library.custom_op("qspec::prepare", mutates_args=())
@@ -108,6 +108,6 @@ def multiply(
 
 
 @multiply.register_fake
-def _product_shape(x: list[Tensor], *others: Any) -> Tensor:
+def _gemm_shape(x: list[Tensor], *others: Any) -> Tensor:
     shape, dtype, kernel = others[2:5]
     return x[0].new_empty(x[0].shape[0], _kernels(kernel).gemm.channels(shape[0]), dtype=dtype)

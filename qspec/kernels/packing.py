@@ -58,7 +58,7 @@ of nvfp4, whose `unit` is float32 [N] (`qspec.numerics`). Zero points are int8 [
 4 bits, and for others uint8 [groups, ceil(N/2)] with channel 2i in the low and channel 2i + 1 in the high nibble
 of byte i. Biases are float32 [N].
 
-Gate and up that one product gives as silu(gate) up (`GemmKernel.gated`) are stored apart. Where they are put together,
+Gate and up that one GEMM gives as silu(gate) up (`GemmKernel.gated`) are stored apart. Where they are put together,
 8 channels of gate and the same 8 of up follow one another: rows r and r + 8 of the 16 that a warp multiplies are one
 thread's.
 """
@@ -175,7 +175,7 @@ class PackedLinear:
 
     Unsigned codes are packed as signed ones, half their range lower, as are their zero points.
 
-    out_features: N; of a gated product Y has half as many. codes: int8 [N, K] or uint8 [N, K bits/8].
+    out_features: N; of a gated GEMM Y has half as many. codes: int8 [N, K] or uint8 [N, K bits/8].
     scale: [groups, N]. unit: None but for nvfp4. zero: None if symmetric.
     bias: float32 [N].
     transform: of the input, before it is quantized; linears that read one input share the object.

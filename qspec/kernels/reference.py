@@ -11,7 +11,7 @@ steps that divide both operands' groups (one step of K where neither operand is 
     acc  = acc * sW[n]                                 if weights have one scale a channel
     y    = acc + b[n], rounded to the dtype of x
     y    = y + residual[m, n], rounded once more       if there is one
-    y    = silu(gate) up of gate and up in y           of a gated product (`models.inputs.Gated`)
+    y    = silu(gate) up of gate and up in y           of a gated GEMM (`models.inputs.Gated`)
 
 No operation is fused, so that the kernels' outputs are the same bits. With 16-bit activations
 (W4A16, W8A16) the weights are dequantized to float32 and multiplied, and so are both operands in float
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import GATE, INTEGER, PAIR, GemmKernel, RowKernel
+from qspec.catalog import GATE, INTEGER, PAIR, ActivationKernel, GemmKernel
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
 from qspec.kernels.packing import PackedLinear, pack, stored_scales, unpack, unpacked_scales
@@ -39,7 +39,7 @@ EXACT = 2**24  # float32 holds every integer up to here
 
 @dataclass(frozen=True)
 class PreparedInput:
-    """A linear's input after the row kernel, shared by every linear that prepares it alike.
+    """A linear's input after the activation quantization kernel, shared by every linear that prepares it alike.
 
     values: codes int8 [M, K], 4-bit floats in pairs uint8 [M, K/2] (`kernels.packing`), or floats where activations
     stay in 16 bits.
@@ -58,9 +58,9 @@ class PreparedInput:
 
 @dataclass(frozen=True)
 class ReferenceWeight:
-    """A packed weight made ready for float32 matrix products, once.
+    """A packed weight made ready for float32 GEMMs, once.
 
-    values: float32 [N, K]: q - z, or the dequantized weights where products are not of integers.
+    values: float32 [N, K]: q - z, or the dequantized weights where GEMMs are not of integers.
     scale: float32 [groups, N], which these still want; ones where they want none.
     """
 
@@ -81,14 +81,14 @@ class ReferenceWeight:
         return cls(kernel, values, left, packed.bias)
 
 
-def activation_format(row: RowKernel) -> TensorFormat:
-    """The row kernel's quantization as the definition in `qspec.numerics` takes it."""
+def activation_format(row: ActivationKernel) -> TensorFormat:
+    """The activation quantization kernel's quantization as the definition in `qspec.numerics` takes it."""
     granularity = Granularity("token") if row.group is None else Granularity("group", row.group)
     return TensorFormat(row.format, granularity, row.symmetric, Clip("ratio", row.clip))
 
 
-def check_source(row: RowKernel | None, given: LayerInput) -> None:
-    """Raises InputError where the row kernel computes a linear's input of something else than is given."""
+def check_source(row: ActivationKernel | None, given: LayerInput) -> None:
+    """Raises InputError where the kernel computes a linear's input of something else than is given."""
     source = source_of(given)
     if row is not None and row.source not in ("plain", source):
         raise InputError(
@@ -97,10 +97,10 @@ def check_source(row: RowKernel | None, given: LayerInput) -> None:
         )
 
 
-def prepare(row: RowKernel | None, transform: InputTransform | None, given: LayerInput) -> PreparedInput:
+def prepare(row: ActivationKernel | None, transform: InputTransform | None, given: LayerInput) -> PreparedInput:
     """The input x [..., K] that `given` is or stands for, transformed and quantized as `row` says.
 
-    Raises NumericsError on NaN and Inf, InputError where row kernel and input do not fit each other.
+    Raises NumericsError on NaN and Inf, InputError where kernel and input do not fit each other.
     """
     check_source(row, given)
     x = value_of(given)
@@ -138,7 +138,7 @@ def multiply(weight: ReferenceWeight, prepared: PreparedInput, residual: Tensor 
 
 
 def _exact(kernel: GemmKernel) -> bool:
-    """Whether its products are of integers."""
+    """Whether its GEMMs are of integers."""
     return kernel.number == INTEGER and kernel.activation_bits != 16
 
 

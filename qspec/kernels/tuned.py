@@ -1,4 +1,4 @@
-"""Measured choices for the matrix products, by GPU: hints, which decide the speed, and of sums of floats the rounding.
+"""Measured choices for the GEMMs, by GPU: hints, which decide the speed, and of sums of floats the rounding.
 
 A file holds {"gpu": ..., "entries": {key: {"options": {...}, "microseconds": ...}}}. The key names kernel, N, K, the
 bucket of M and the version of Triton, since a compiler may turn another choice into the fastest: the entry of the
@@ -7,8 +7,8 @@ version that runs is taken, else that of the nearest one, which costs speed only
 does not take (`accepts`), such as those of an older form of the kernels, are passed over; where none is left, the file
 chooses by itself.
 
-Options are tile sizes (`NAMES`), or `CUBLAS`: the product is cuBLAS's, as the kernel's file says at its top. Integer
-products are the same bits by any tile sizes. Others add float32 in another order; and for `CUBLAS` each weight that
+Options are tile sizes (`NAMES`), or `CUBLAS`: the GEMM is cuBLAS's, as the kernel's file says at its top. Integer
+GEMMs are the same bits by any tile sizes. Others add float32 in another order; and for `CUBLAS` each weight that
 meets 16-bit inputs is rounded to their dtype first, which no tile size does.
 """
 
@@ -70,9 +70,9 @@ def own_file(gpu: str) -> Path:
 
 
 def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, device: torch.device) -> Options | None:
-    """The fastest measured options for this product on this device, or None.
+    """The fastest measured options for this GEMM on this device, or None.
 
-    Of a gated product those of the same one without a gate; of `CUBLAS`, which would take it a kernel more, its file
+    Of a gated GEMM those of the same one without a gate; of `CUBLAS`, which would take it a kernel more, its file
     decides.
     """
     if device.type != "cuda":
@@ -82,7 +82,7 @@ def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, de
 
 
 def microseconds(gpu: str, kernel: GemmKernel, channels: int, columns: int, tokens: int) -> float | None:
-    """The measured time of this product on a GPU by the options that it gets there; None without an entry."""
+    """The measured time of this GEMM on a GPU by the options that it gets there; None without an entry."""
     entry = _entry(gpu, kernel, channels, columns, bucket(tokens))
     return None if entry is None else float(entry["microseconds"])
 
@@ -190,7 +190,7 @@ def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> 
 
 
 def accepts(kernel: GemmKernel, columns: int, options: Options) -> bool:
-    """Whether the kernel's file can run a product over K `columns` with these options: it has such a form, and a
+    """Whether the kernel's file can run a GEMM over K `columns` with these options: it has such a form, and a
     multiprocessor has the shared memory and the registers for SHARE of its programs.
     """
     if options == CUBLAS:

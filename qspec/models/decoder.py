@@ -333,7 +333,7 @@ class QuantizedLinear(Protocol):
 
     @property
     def input_key(self) -> object:
-        """Equal for linears that prepare an input identically: one row kernel, one transform."""
+        """Equal for linears that prepare an input identically: one activation quantization kernel, one transform."""
         ...
 
     def prepare(self, given: LayerInput) -> object: ...
@@ -363,8 +363,8 @@ def project(linears: Sequence[nn.Module], given: LayerInput, value_of: ValueOf =
     return outputs
 
 
-class GatedProduct(Protocol):
-    """Gate or up of a block, which one product computes together."""
+class GatedGemm(Protocol):
+    """Gate or up of a block, which one GEMM computes together."""
 
     def gated(self, given: LayerInput) -> Tensor:
         """silu(gate) up."""
@@ -372,9 +372,9 @@ class GatedProduct(Protocol):
 
 
 def gated(gate: nn.Module, up: nn.Module, given: LayerInput, value_of: ValueOf = value_of) -> LayerInput:
-    """silu(gate) up for one shared input: where one product gives it that, else for the reader to compute."""
+    """silu(gate) up for one shared input: where one GEMM gives it that, else for the reader to compute."""
     if hasattr(gate, "gated"):
-        return cast(GatedProduct, gate).gated(given)
+        return cast(GatedGemm, gate).gated(given)
     return Gated(*project([gate, up], given, value_of))
 
 

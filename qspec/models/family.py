@@ -103,7 +103,7 @@ class ModuleEntry:
 
     @property
     def source(self) -> str:
-        """Of what a block computes this linear's input: a row kernel's word (`qspec.catalog.SOURCES`)."""
+        """Of what a block computes this linear's input: the word for it (`qspec.catalog.SOURCES`)."""
         return SOURCES.get(self.site.partition(".")[2], "plain")
 
 

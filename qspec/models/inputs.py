@@ -55,7 +55,7 @@ def value_of(given: LayerInput) -> Tensor:
 
 
 def source_of(given: LayerInput) -> str:
-    """What a row kernel calls it (`qspec.catalog.SOURCES`)."""
+    """What an activation quantization kernel calls it (`qspec.catalog.SOURCES`)."""
     return "plain" if isinstance(given, Tensor) else given.source
 
 

@@ -86,7 +86,7 @@ class RotateDuquant(Pass):
         return (self.block, self.block)
 
     def fitting(self, channels: int) -> str | None:
-        """The largest block that row kernels take and that divides all inputs."""
+        """The largest block that kernels rotate online and that divides all inputs."""
         sizes = [size for size in ROTATION_BLOCKS if channels % size == 0]
         return f"rotate_duquant(block = {max(sizes)})" if sizes else None
 

@@ -1,6 +1,6 @@
 """The plan: what will happen to every module, its true bits, and what that will take. No torch, no weights."""
 
-from qspec.plan.modules import FLOAT_BITS, ModulePlan, bits_text, gated, products, stored_bits, tensor_bits
+from qspec.plan.modules import FLOAT_BITS, ModulePlan, bits_text, gated, gemms, stored_bits, tensor_bits
 from qspec.plan.plan import BATCH_TOKENS, Plan, make_plan, plan_module
 
 __all__ = [
@@ -10,9 +10,9 @@ __all__ = [
     "Plan",
     "bits_text",
     "gated",
+    "gemms",
     "make_plan",
     "plan_module",
-    "products",
     "stored_bits",
     "tensor_bits",
 ]

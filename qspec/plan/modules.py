@@ -52,15 +52,15 @@ class ModulePlan:
 
     @property
     def kernel(self) -> str:
-        """Names of the kernels that will run it, the row kernel first; "bf16" where it is kept."""
+        """Names of the kernels that will run it, the activation quantization kernel first; "bf16" where it is kept."""
         if self.kernels is None:
             return "bf16"
         row = [self.kernels.row.name] if self.kernels.row else []
         return " + ".join([*row, self.kernels.gemm.name])
 
 
-def products(modules: Iterable[ModulePlan]) -> tuple[tuple[ModulePlan, ...], ...]:
-    """The linears of a block, together where they are one product: of one input, with one scheme and fate."""
+def gemms(modules: Iterable[ModulePlan]) -> tuple[tuple[ModulePlan, ...], ...]:
+    """The linears of a block, together where they are one GEMM: of one input, with one scheme and fate."""
     groups: dict[tuple[object, ...], list[ModulePlan]] = {}
     for m in modules:
         key = str(m.entry.role) if m.kernels is None else (m.entry.site, m.kernels, m.passes, m.entry.bias)
@@ -69,14 +69,14 @@ def products(modules: Iterable[ModulePlan]) -> tuple[tuple[ModulePlan, ...], ...
 
 
 def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:
-    """Linears, as `plan_module` has them, with silu(gate) up in the product of gate and up where they are one.
+    """Linears, as `plan_module` has them, with silu(gate) up in the GEMM of gate and up where they are one.
 
-    Down reads what that gives; elsewhere its row kernel computes it of the two.
+    Down reads what that gives; elsewhere its activation quantization kernel computes it of the two.
     """
     modules = tuple(modules)
     made = {
         m.entry.role.block
-        for group in products(modules)
+        for group in gemms(modules)
         for m in group
         if [linear.entry.role.part for linear in group] == ["mlp.gate", "mlp.up"] and m.entry.out_features % GATE == 0
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from qspec.catalog import GemmKernel, RowKernel, kernels_for
+from qspec.catalog import ActivationKernel, GemmKernel, kernels_for
 from qspec.diagnostics import Diagnostic
 from qspec.errors import InputError
 from qspec.fitting import fitted, require_groups, require_rotations
@@ -21,7 +21,7 @@ from qspec.plan.modules import (
     ModulePlan,
     bias_of,
     gated,
-    products,
+    gemms,
     rotations_of,
     stored_bits,
     tensor_bits,
@@ -48,11 +48,11 @@ class Plan:
         return tuple(m for m in self.modules if m.entry.role.block == index)
 
     def merged(self, index: int) -> tuple[tuple[ModulePlan, ...], ...]:
-        """The linears of a block that are computed as one product, where these are several."""
-        return tuple(group for group in products(self.block(index)) if len(group) > 1)
+        """The linears of a block that are computed as one GEMM, where these are several."""
+        return tuple(group for group in gemms(self.block(index)) if len(group) > 1)
 
-    def product(self, module: ModulePlan) -> str | None:
-        """The first module of the product that a linear is part of; None where it is one of its own."""
+    def gemm(self, module: ModulePlan) -> str | None:
+        """The first module of the GEMM that a linear is part of; None where it is one of its own."""
         groups = () if module.entry.role.block is None else self.merged(module.entry.role.block)
         return next((group[0].entry.module for group in groups if module in group), None)
 
@@ -60,9 +60,9 @@ class Plan:
         """By any name that a recipe may call it: `head` is the embedding where they are one tensor."""
         return next((m for m in self.modules if any(str(name.role) == role for name in m.entry.names)), None)
 
-    def kernels(self) -> tuple[RowKernel | GemmKernel, ...]:
+    def kernels(self) -> tuple[ActivationKernel | GemmKernel, ...]:
         """Every distinct kernel that some layer will run, sorted by name."""
-        kernels: dict[str, RowKernel | GemmKernel] = {}
+        kernels: dict[str, ActivationKernel | GemmKernel] = {}
         for module in self.modules:
             if module.kernels is not None:
                 for kernel in (module.kernels.row, module.kernels.gemm):

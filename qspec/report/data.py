@@ -243,7 +243,7 @@ def _calibration(record: CalibrationRecord) -> CalibrationInfo:
 
 
 def kernel_names(record: ModuleRecord) -> list[str]:
-    """The kernels that run a module, the row kernel first; none where it is kept."""
+    """The kernels that run a module, the activation quantization first; none where it is kept."""
     kernels = record.kernels
     if kernels is None:
         return []

@@ -12,8 +12,8 @@ from fractions import Fraction
 from math import ceil, floor
 
 from qspec.language.spec import BUDGET_UNITS, REGIMES, Budget
-from qspec.latency import REFERENCE, Product, pass_time, product
-from qspec.plan import ModulePlan, products, stored_bits, tensor_bits
+from qspec.latency import REFERENCE, TimedGemm, gemm, pass_time
+from qspec.plan import ModulePlan, gemms, stored_bits, tensor_bits
 from qspec.plan.estimates import running_memory
 from qspec.search.space import Layout, Space
 
@@ -24,7 +24,7 @@ DIGITS = 4  # of a cost that is shown
 class Limit:
     """costs: for each unit, of each option. fixed: what every layout costs beside. most: what a layout may cost.
 
-    products: of a time, every distinct product that it may sum, and whether it was measured.
+    gemms: of a time, every distinct GEMM that it may sum, and whether it was measured.
     """
 
     budget: Budget
@@ -32,7 +32,7 @@ class Limit:
     fixed: int
     most: int
     per_unit: Fraction  # the smallest unit's worth in the budget's own: of bits 1 / block weights
-    products: tuple[Product, ...] = ()
+    gemms: tuple[TimedGemm, ...] = ()
 
     def cost(self, layout: Layout) -> int:
         return self.fixed + sum(row[index] for row, index in zip(self.costs, layout, strict=True))
@@ -72,8 +72,8 @@ def _limit(space: Space, budget: Budget, gpu: str) -> Limit:
     tokens = REGIMES[budget.regime][1]
     most, per_unit = floor(amount * 1000), Fraction(1, 1000 * scale)
     times = _additive(space, budget, lambda own: pass_time(own, tokens, gpu), 0, most, per_unit)
-    groups = (group for unit in space.units for option in unit.options for group in products(option.modules))
-    return replace(times, products=tuple(dict.fromkeys(product(group, tokens, gpu) for group in groups)))
+    groups = (group for unit in space.units for option in unit.options for group in gemms(option.modules))
+    return replace(times, gemms=tuple(dict.fromkeys(gemm(group, tokens, gpu) for group in groups)))
 
 
 def _whole_bytes(space: Space, budget: Budget, most: int, beside: int, per_unit: Fraction) -> Limit:

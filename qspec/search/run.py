@@ -143,8 +143,8 @@ def search(
         any_layout = allocate([[0.0] * len(unit.options) for unit in space.units], own)
         recipe_text(space, any_layout, _name(target.stem), (), target.parent)
         for limit in own:
-            if limit.products:
-                progress.note(f"{limit.budget}: {basis(limit.products)}")
+            if limit.gemms:
+                progress.note(f"{limit.budget}: {basis(limit.gemms)}")
     store = Store(folder / "results")
     remove_unfinished(folder)
     rows = search_rows(inputs)
@@ -332,7 +332,7 @@ def _comments(outcome: Outcome, found: FoundLayout) -> tuple[str, ...]:
     name = search.loss if search.loss != "task" else f"loss on {search.task}"
     measured = "" if found.loss is None else f", measured {found.loss:.4g} ({len(found.measured)} layouts)"
     where = f"the stand-in {outcome.model}" if outcome.standin else outcome.model
-    times = tuple(f"Times of {limit.budget}: {basis(limit.products)}." for limit in found.limits if limit.products)
+    times = tuple(f"Times of {limit.budget}: {basis(limit.gemms)}." for limit in found.limits if limit.gemms)
     return (
         f"{FOUND} {spec.name}: {costs}.",
         f"Bits per weight: {bits_text(found.bits, found.model_bits, 4)}; a budget of bits counts the blocks.",
@@ -356,7 +356,7 @@ def evidence(outcome: Outcome, found: FoundLayout) -> dict[str, Any]:
             {"budget": str(o.budget), "found": o.shown(o.cost(found.layout)), "least": o.shown(o.least)}
             for o in found.limits
         ],
-        "products": [asdict(one) for limit in found.limits for one in limit.products],
+        "gemms": [asdict(one) for limit in found.limits for one in limit.gemms],
         "predicted": found.predicted,
         "measured": found.loss,
         "layout": dict(trial(outcome.space, found.layout).schemes),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qspec.catalog import GemmKernel, RowKernel
+from qspec.catalog import ActivationKernel, GemmKernel
 from qspec.kernels import launch, reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.launch import PlacedTransform
@@ -38,7 +38,7 @@ def on_cpu(prepared: PreparedInput) -> PreparedInput:
 
 
 def prepared_on_gpu(
-    library: KernelLibrary, row: RowKernel | None, transform: InputTransform | None, given: LayerInput
+    library: KernelLibrary, row: ActivationKernel | None, transform: InputTransform | None, given: LayerInput
 ) -> PreparedInput:
     device = given.device if isinstance(given, Tensor) else given.x.device
     placed = None if transform is None else PlacedTransform.of(transform, device)
@@ -95,7 +95,7 @@ def check_integer_product(packed: PackedLinear, weight: ReferenceWeight, x: Tens
     assert torch.equal(found.cpu(), reference.multiply(weight, on_cpu(prepared)))
 
 
-def check_plain_rows(row: RowKernel, x: Tensor, library: KernelLibrary) -> None:
+def check_plain_rows(row: ActivationKernel, x: Tensor, library: KernelLibrary) -> None:
     """Without a transform the GPU's codes, scales and zero points are the reference's."""
     found = on_cpu(prepared_on_gpu(library, row, None, x))
     expected = reference.prepare(row, None, x.cpu())
@@ -106,7 +106,9 @@ def check_plain_rows(row: RowKernel, x: Tensor, library: KernelLibrary) -> None:
         assert torch.equal(found.zero, expected.zero)
 
 
-def check_rotated_rows(row: RowKernel, columns: int, tokens: int, dtype: torch.dtype, library: KernelLibrary) -> None:
+def check_rotated_rows(
+    row: ActivationKernel, columns: int, tokens: int, dtype: torch.dtype, library: KernelLibrary
+) -> None:
     """After a transform codes may differ at ties, and the error is no larger than the reference's."""
     transform = random_transform(row.rotations, columns, seed=columns)
     assert transform is not None

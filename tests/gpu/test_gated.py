@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec.catalog import RowKernel
+from qspec.catalog import ActivationKernel
 from qspec.kernels import launch, reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.linear import QuantLinear
@@ -41,7 +41,7 @@ OTHERS = (
 )
 TOKENS = (1, 3, 17, 123, 1000)
 SHAPES = ((12288, 4096), (18944, 3584), (200, 1280), (24, 768))  # channels of gate, input channels
-GATE = RowKernel((), 16, None, True, 1.0, source="silu_mul")
+GATE = ActivationKernel((), 16, None, True, 1.0, source="silu_mul")
 
 
 def apart(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qspec.catalog import RowKernel
+from qspec.catalog import ActivationKernel
 from qspec.errors import InputError
 from qspec.kernels import reference
 from qspec.kernels.generate import KernelLibrary
@@ -62,17 +62,17 @@ WEIGHT_ONLY = (
     Format(w_bits=8, a_bits=16),
 )
 PLAIN_ROWS = (
-    RowKernel((), 4, None, True, 0.9),
-    RowKernel((), 8, None, False, 1.0),
-    RowKernel((), 8, 128, True, 1.0),
-    RowKernel((), 4, 64, False, 0.95),
+    ActivationKernel((), 4, None, True, 0.9),
+    ActivationKernel((), 8, None, False, 1.0),
+    ActivationKernel((), 8, 128, True, 1.0),
+    ActivationKernel((), 4, 64, False, 0.95),
 )
 ROTATED_ROWS = (
-    RowKernel((128,), 4, None, True, 1.0),
-    RowKernel((64,), 8, 128, False, 1.0),
-    RowKernel((128, 128), 4, None, True, 0.9),
-    RowKernel((128, 128), 8, None, True, 1.0),
-    RowKernel((128, 128), 4, 64, False, 1.0),
+    ActivationKernel((128,), 4, None, True, 1.0),
+    ActivationKernel((64,), 8, 128, False, 1.0),
+    ActivationKernel((128, 128), 4, None, True, 0.9),
+    ActivationKernel((128, 128), 8, None, True, 1.0),
+    ActivationKernel((128, 128), 4, 64, False, 1.0),
 )
 
 
@@ -136,7 +136,7 @@ def test_weight_only_products_are_near_float64(fmt: Format, shape: tuple[int, in
 @pytest.mark.parametrize("columns", [4096, 12288, 18944])
 @pytest.mark.parametrize("row", PLAIN_ROWS, ids=lambda row: row.name)
 def test_row_kernels_without_transform_are_the_references_bits(
-    row: RowKernel, columns: int, library: KernelLibrary
+    row: ActivationKernel, columns: int, library: KernelLibrary
 ) -> None:
     for tokens in TOKENS:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -160,7 +160,7 @@ def test_every_quotient_of_short_numbers_has_the_code_of_ieee_division(bits: int
 
     So have those of every other format and size, by powers of two.
     """
-    quotient = library.module(RowKernel((), 8, None, True, 1.0)).quotient
+    quotient = library.module(ActivationKernel((), 8, None, True, 1.0)).quotient
     for exponent in (7, 8):
         wrong = torch.zeros(1, dtype=torch.int32, device="cuda")
         _count_wrong[2**23 // 1024, 2 ** (bits - 1)](wrong, quotient, bits, exponent, 1024, enable_fp_fusion=False)
@@ -169,7 +169,9 @@ def test_every_quotient_of_short_numbers_has_the_code_of_ieee_division(bits: int
 
 @pytest.mark.parametrize("columns", [4096, 12288])
 @pytest.mark.parametrize("row", ROTATED_ROWS, ids=lambda row: row.name)
-def test_row_kernels_with_transform_are_near_float64(row: RowKernel, columns: int, library: KernelLibrary) -> None:
+def test_row_kernels_with_transform_are_near_float64(
+    row: ActivationKernel, columns: int, library: KernelLibrary
+) -> None:
     for tokens in TOKENS:
         for dtype in (torch.float32, torch.bfloat16):
             check_rotated_rows(row, columns, tokens, dtype, library)
@@ -183,7 +185,7 @@ def test_transforms_alone_are_near_float64(
     transform = random_transform(rotations, 4096, seed=3)
     assert transform is not None
     x = random_input(123, 4096, 3, dtype, device="cuda")
-    found = prepared_on_gpu(library, RowKernel(rotations, 16, None, True, 1.0), transform, x)
+    found = prepared_on_gpu(library, ActivationKernel(rotations, 16, None, True, 1.0), transform, x)
     assert found.values.dtype == dtype
     assert relative_error(found.values, expected_transform(transform, x)) < limit
 
@@ -192,7 +194,7 @@ def test_a_small_transform_by_whole_matrices(library: KernelLibrary) -> None:
     transform = random_transform((16, 16), 96, seed=3)
     assert transform is not None
     x = random_input(19, 96, 3, device="cuda")
-    row = RowKernel((16, 16), 16, None, True, 1.0)
+    row = ActivationKernel((16, 16), 16, None, True, 1.0)
     found = prepared_on_gpu(library, row, transform, x)
     assert relative_error(found.values, transformed(transform, x.cpu())) < 1e-5
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qspec.catalog import RowKernel
+from qspec.catalog import ActivationKernel
 from qspec.kernels import reference
 from qspec.kernels.generate import KernelLibrary
 from tests.gpu.on_gpu import check_rotated_rows, expected_transform, on_cpu, prepared_on_gpu
@@ -32,7 +32,7 @@ TOKENS = (1, 5, 123, 301)  # the last one is where second kernels hold two rows 
 # 128 x 2, 128 x 8 and 128 x 36 have pieces of 16 columns.
 HADAMARD_ROWS = (
     *(
-        (RowKernel((first, second), 4, None, True, 1.0), first * second)
+        (ActivationKernel((first, second), 4, None, True, 1.0), first * second)
         for first, second in (
             (128, 32),
             (128, 96),
@@ -48,17 +48,20 @@ HADAMARD_ROWS = (
             (64, 256),
         )
     ),
-    (RowKernel((16, 16), 4, None, True, 1.0), 11008),  # 43 blocks, of which each is a Hadamard matrix of order 256
-    (RowKernel((32,), 8, None, True, 1.0), 1184),
-    (RowKernel((128, 108), 4, None, True, 1.0), 13824),
-    (RowKernel((128, 28), 8, 128, False, 1.0), 3584),  # groups cut blocks: through scratch
-    (RowKernel((128, 148), 4, 64, True, 1.0), 18944),
-    (RowKernel((64, 8), 4, 128, False, 0.9), 4096),  # a group is several blocks
+    (
+        ActivationKernel((16, 16), 4, None, True, 1.0),
+        11008,
+    ),  # 43 blocks, of which each is a Hadamard matrix of order 256
+    (ActivationKernel((32,), 8, None, True, 1.0), 1184),
+    (ActivationKernel((128, 108), 4, None, True, 1.0), 13824),
+    (ActivationKernel((128, 28), 8, 128, False, 1.0), 3584),  # groups cut blocks: through scratch
+    (ActivationKernel((128, 148), 4, 64, True, 1.0), 18944),
+    (ActivationKernel((64, 8), 4, 128, False, 0.9), 4096),  # a group is several blocks
 )
 
 
 @pytest.mark.parametrize(("row", "columns"), HADAMARD_ROWS, ids=lambda part: getattr(part, "name", part))
-def test_rows_are_near_float64(row: RowKernel, columns: int, library: KernelLibrary) -> None:
+def test_rows_are_near_float64(row: ActivationKernel, columns: int, library: KernelLibrary) -> None:
     for tokens in TOKENS:
         check_rotated_rows(row, columns, tokens, torch.bfloat16, library)
 
@@ -88,7 +91,7 @@ def test_rows_compute_their_input_as_the_reference(
     source: str, rotations: tuple[int, ...], columns: int, dtype: torch.dtype, library: KernelLibrary
 ) -> None:
     for bits in (4, 8):
-        row = RowKernel(rotations, bits, None, True, 1.0, source=source)
+        row = ActivationKernel(rotations, bits, None, True, 1.0, source=source)
         transform = random_transform(rotations, columns, 1)
         for tokens in TOKENS:
             given = random_given(source, tokens, columns, tokens, dtype, "cuda")
@@ -102,7 +105,7 @@ def test_rows_compute_their_input_as_the_reference(
 @pytest.mark.parametrize("rotations", [(128,), (128, 128), (128, 64)], ids=str)
 def test_other_widths_and_clips(rotations: tuple[int, ...], columns: int, library: KernelLibrary) -> None:
     for bits in (4, 8):
-        row = RowKernel(rotations, bits, None, True, 0.9)
+        row = ActivationKernel(rotations, bits, None, True, 0.9)
         for tokens in (1, 301):
             check_rotated_rows(row, columns, tokens, torch.bfloat16, library)
 
@@ -115,7 +118,7 @@ def test_what_is_not_finite_shows_in_the_scale(
     for tokens in (3, 301):
         x = random_input(tokens, 4096, tokens, torch.bfloat16, device="cuda")
         x[2, 1000] = worst
-        row = RowKernel(rotations, 4, None, True, 1.0)
+        row = ActivationKernel(rotations, 4, None, True, 1.0)
         found = prepared_on_gpu(library, row, random_transform(rotations, 4096, 1), x)
         finite = found.scale[0].isfinite()
         assert not finite[2]
@@ -124,7 +127,7 @@ def test_what_is_not_finite_shows_in_the_scale(
 
 def test_rows_of_float32_are_near_float64(library: KernelLibrary) -> None:
     for tokens in TOKENS:
-        check_rotated_rows(RowKernel((128, 28), 4, None, True, 1.0), 3584, tokens, torch.float32, library)
+        check_rotated_rows(ActivationKernel((128, 28), 4, None, True, 1.0), 3584, tokens, torch.float32, library)
 
 
 @pytest.mark.parametrize("rotations", [(128, 148), (128, 28), (32, 256)])
@@ -133,5 +136,5 @@ def test_transforms_alone_are_near_float64(rotations: tuple[int, int], library: 
     transform = random_transform(rotations, columns, seed=3)
     assert transform is not None
     x = random_input(123, columns, 3, device="cuda")
-    found = prepared_on_gpu(library, RowKernel(rotations, 16, None, True, 1.0), transform, x)
+    found = prepared_on_gpu(library, ActivationKernel(rotations, 16, None, True, 1.0), transform, x)
     assert relative_error(found.values, expected_transform(transform, x)) < 1e-5

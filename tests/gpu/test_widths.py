@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qspec.catalog import RowKernel
+from qspec.catalog import ActivationKernel
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.reference import ReferenceWeight
 from tests.gpu.on_gpu import (
@@ -53,10 +53,10 @@ WEIGHT_ONLY = (
     (Format(w_bits=8, w_group=56, a_bits=16), 896),
 )
 ROWS = (
-    (RowKernel((), 8, 56, False, 1.0), 3584),
-    (RowKernel((), 4, 448, True, 0.9), 896),
-    (RowKernel((), 8, 1184, False, 1.0), 18944),
-    (RowKernel((), 4, 1, True, 1.0), 896),
+    (ActivationKernel((), 8, 56, False, 1.0), 3584),
+    (ActivationKernel((), 4, 448, True, 0.9), 896),
+    (ActivationKernel((), 8, 1184, False, 1.0), 18944),
+    (ActivationKernel((), 4, 1, True, 1.0), 896),
 )
 
 
@@ -91,6 +91,6 @@ def test_three_bits_with_other_floats(dtype: torch.dtype, limit: float, library:
 
 
 @pytest.mark.parametrize(("row", "columns"), ROWS, ids=lambda part: getattr(part, "name", part))
-def test_row_kernels_are_the_references_bits(row: RowKernel, columns: int, library: KernelLibrary) -> None:
+def test_row_kernels_are_the_references_bits(row: ActivationKernel, columns: int, library: KernelLibrary) -> None:
     for tokens in TOKENS:
         check_plain_rows(row, random_input(tokens, columns, tokens, torch.bfloat16, device="cuda"), library)

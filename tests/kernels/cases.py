@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import GemmKernel, RowKernel, kernels_for
+from qspec.catalog import ActivationKernel, GemmKernel, kernels_for
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, NumberFormat, Scheme, TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput
@@ -193,7 +193,7 @@ def exact_input(given: LayerInput) -> Tensor:
     return given.double()
 
 
-def scale_tolerance(row: RowKernel, dtype: torch.dtype) -> float:
+def scale_tolerance(row: ActivationKernel, dtype: torch.dtype) -> float:
     """Of a scale after rotations: between two of them 4-bit rows of 16-bit floats keep 11 bits, else 22.
 
     The last bit of a mean square, which depends on the order of its sum, moves values of a norm that is rounded to 16
@@ -360,7 +360,7 @@ def poisoned_memory() -> Iterator[None]:
 
 ROWS = (
     *(
-        RowKernel(rotations, bits, group, symmetric, clip)
+        ActivationKernel(rotations, bits, group, symmetric, clip)
         for rotations in ((), (32,), (64, 64))
         for bits, group, symmetric, clip in (
             (4, None, True, 1.0),
@@ -370,15 +370,15 @@ ROWS = (
             (4, 64, True, 1.0),
         )
     ),
-    RowKernel((), 8, 48, False, 1.0),
-    RowKernel((), 4, 1, False, 1.0),
-    RowKernel((), 4, 1200, True, 1.0),  # three tiles, the last masked
-    RowKernel((), 8, 2048, False, 1.0),
-    RowKernel((32,), 8, 48, True, 1.0),  # neither divides the other
-    RowKernel((64, 12), 4, None, True, 0.9),
-    RowKernel((32, 12), 8, 24, False, 1.0),
-    RowKernel((32, 8), 8, 64, False, 1.0),  # a group is several blocks
-    RowKernel((32, 12), 4, 64, True, 1.0),  # a group cuts a block
+    ActivationKernel((), 8, 48, False, 1.0),
+    ActivationKernel((), 4, 1, False, 1.0),
+    ActivationKernel((), 4, 1200, True, 1.0),  # three tiles, the last masked
+    ActivationKernel((), 8, 2048, False, 1.0),
+    ActivationKernel((32,), 8, 48, True, 1.0),  # neither divides the other
+    ActivationKernel((64, 12), 4, None, True, 0.9),
+    ActivationKernel((32, 12), 8, 24, False, 1.0),
+    ActivationKernel((32, 8), 8, 64, False, 1.0),  # a group is several blocks
+    ActivationKernel((32, 12), 4, 64, True, 1.0),  # a group cuts a block
 )
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec.catalog import RowKernel
+from qspec.catalog import ActivationKernel
 from qspec.errors import InputError
 from qspec.kernels import launch, reference, tuned
 from qspec.kernels.generate import KernelLibrary
@@ -111,7 +111,7 @@ def test_a_residual_is_added_to_the_rounded_product(fmt: Format, dtype: torch.dt
 def test_a_gated_product_is_that_of_a_product_and_a_row_kernel(fmt: Format, dtype: torch.dtype) -> None:
     """In float32 up to the last bits of numpy's sums and exponentials, which differ by where a number lies."""
     library = KernelLibrary()
-    row = RowKernel((), 16, None, True, 1.0, source="silu_mul")
+    row = ActivationKernel((), 16, None, True, 1.0, source="silu_mul")
     for seed, (columns, (tokens, channels)) in enumerate(zip(widths(fmt), ((5, 40), (17, 72), (1, 8)), strict=False)):
         gated, plain = random_gates(fmt, channels, columns, seed, bias=tokens != 5)
         prepared = reference.prepare(gated.kernels.row, None, random_input(tokens, columns, seed, dtype))
@@ -129,7 +129,7 @@ def test_a_gated_product_is_that_of_a_product_and_a_row_kernel(fmt: Format, dtyp
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_gated_product_of_cublas(bias: bool) -> None:
     library = KernelLibrary()
-    row = RowKernel((), 16, None, True, 1.0, source="silu_mul")
+    row = ActivationKernel((), 16, None, True, 1.0, source="silu_mul")
     gated, plain = random_gates(WEIGHT_ONLY[2], 72, 384, 5, bias)
     prepared = launch.prepare(library, None, None, random_input(40, 384, 5, torch.float16))
     gate, up = launch.multiply(library, plain, prepared, tuned.CUBLAS).chunk(2, dim=1)
@@ -179,14 +179,14 @@ def test_floats_of_32_bits_are_not_multiplied_by_rounded_weights() -> None:
     assert torch.equal(found, launch.multiply(library, packed, prepared))
 
 
-def prepared_by(row: RowKernel, transform: InputTransform | None, x: Tensor) -> PreparedInput:
+def prepared_by(row: ActivationKernel, transform: InputTransform | None, x: Tensor) -> PreparedInput:
     placed = None if transform is None else PlacedTransform.of(transform, x.device)
     return launch.prepare(KernelLibrary(), row, placed, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.rotations], ids=lambda row: row.name)
-def test_row_kernel_without_transform_equals_the_reference(row: RowKernel, dtype: torch.dtype) -> None:
+def test_row_kernel_without_transform_equals_the_reference(row: ActivationKernel, dtype: torch.dtype) -> None:
     unit = row.group or 32
     last = -(-1056 // unit) * unit  # several tiles and a tail
     for tokens, columns in ((1, unit), (5, unit * 3), (17, last)):
@@ -209,7 +209,7 @@ def test_row_kernel_computes_its_input_as_the_reference(
     rotations: tuple[int, ...], source: str, dtype: torch.dtype
 ) -> None:
     """Sums and exponentials are the device's own: a code may differ at a tie, and the error is the reference's."""
-    row = RowKernel(rotations, 8, None, True, 1.0, source=source)
+    row = ActivationKernel(rotations, 8, None, True, 1.0, source=source)
     for tokens, columns in ((1, 96), (5, 192), (3, 96 * 13)):  # the last with a tail
         given = random_given(source, tokens, columns, tokens, dtype)
         transform = random_transform(rotations, columns, tokens)
@@ -227,13 +227,13 @@ def test_row_kernel_computes_its_input_as_the_reference(
 
 
 def test_row_kernel_of_another_input_is_refused() -> None:
-    row = RowKernel((), 8, None, True, 1.0, source="rmsnorm")
+    row = ActivationKernel((), 8, None, True, 1.0, source="rmsnorm")
     with pytest.raises(InputError, match="computes rmsnorm"):
         launch.prepare(KernelLibrary(), row, None, random_input(2, 64, 0))
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.rotations], ids=lambda row: row.name)
-def test_row_kernel_with_transform_is_near_float64(row: RowKernel) -> None:
+def test_row_kernel_with_transform_is_near_float64(row: ActivationKernel) -> None:
     unit = math.lcm(row.group or 1, *row.rotations)
     for tokens, columns in ((1, unit), (5, unit * 3), (17, unit)):
         transform = random_transform(row.rotations, columns, tokens)
@@ -258,7 +258,7 @@ def test_row_kernel_with_transform_is_near_float64(row: RowKernel) -> None:
     ],
 )
 def test_transform_alone_is_near_float64(rotations: tuple[int, ...], dtype: torch.dtype, limit: float) -> None:
-    row = RowKernel(rotations, 16, None, True, 1.0)
+    row = ActivationKernel(rotations, 16, None, True, 1.0)
     columns = math.lcm(*rotations)
     transform = random_transform(rotations, columns, seed=3)
     x = random_input(9, columns, 3, dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qspec import resources
-from qspec.catalog import AttentionKernel, GemmKernel, RotaryKernel, RowKernel
+from qspec.catalog import ActivationKernel, AttentionKernel, GemmKernel, RotaryKernel
 from qspec.cli.planned import planned
 from qspec.errors import UsageError
 from qspec.hadamard_orders import factors
@@ -27,16 +27,16 @@ KERNELS: tuple[Kernel, ...] = (
     GemmKernel(4, 32, True, 4, 32, True, "mxfp4"),
     GemmKernel(4, 16, True, 4, 16, True, "nvfp4"),
     GemmKernel(4, 16, True, 16, None, True, "nvfp4"),
-    RowKernel((), 4, 16, True, 1.0, "rmsnorm", "nvfp4"),
-    RowKernel((128,), 4, 32, True, 1.0, "silu_mul", "mxfp4"),
-    RowKernel((128, 96), 8, None, True, 1.0, number="fp8_e4m3"),
-    RowKernel((), 8, None, True, 1.0),
-    RowKernel((), 4, 64, False, 0.9),
-    RowKernel((), 8, None, True, 1.0, source="rmsnorm"),
-    RowKernel((128,), 4, None, True, 1.0, source="silu_mul"),
-    RowKernel((64,), 4, 128, True, 1.0),
-    RowKernel((128, 128), 4, None, True, 0.9),
-    RowKernel((128, 148), 4, None, True, 1.0),
+    ActivationKernel((), 4, 16, True, 1.0, "rmsnorm", "nvfp4"),
+    ActivationKernel((128,), 4, 32, True, 1.0, "silu_mul", "mxfp4"),
+    ActivationKernel((128, 96), 8, None, True, 1.0, number="fp8_e4m3"),
+    ActivationKernel((), 8, None, True, 1.0),
+    ActivationKernel((), 4, 64, False, 0.9),
+    ActivationKernel((), 8, None, True, 1.0, source="rmsnorm"),
+    ActivationKernel((128,), 4, None, True, 1.0, source="silu_mul"),
+    ActivationKernel((64,), 4, 128, True, 1.0),
+    ActivationKernel((128, 128), 4, None, True, 0.9),
+    ActivationKernel((128, 148), 4, None, True, 1.0),
     GemmKernel(3, 128, False, 16, None, True),
     GemmKernel(4, 448, False, 16, None, True),
     GemmKernel(7, 48, False, 8, 64, False),
@@ -56,12 +56,12 @@ OTHERS: tuple[Kernel, ...] = (
     GemmKernel(3, 1, False, 8, 1, False),
     *FLOAT_GATES,
     *(
-        RowKernel(rotations, 8, group, False, 0.9)
+        ActivationKernel(rotations, 8, group, False, 0.9)
         for rotations in ((), (32,), (128,), (64, 2), (128, 28), (128, 96), (128, 148), (128, 256))
         for group in (None, 24, 128, 4096)
         if (rotations[-1:], group) != ((148,), 4096)  # no width has both
     ),
-    *(RowKernel((128, second), 16, None, True, 1.0) for second in (2, 28, 128, 256)),
+    *(ActivationKernel((128, second), 16, None, True, 1.0) for second in (2, 28, 128, 256)),
 )
 
 
@@ -232,7 +232,7 @@ SPILLS = pytest.mark.xfail(reason="the portable kernel spills: a rotation of 148
     ],
 )
 def test_rows_of_the_models_widths_fit(rotations: tuple[int, ...], columns: int, target: str) -> None:
-    kernel = RowKernel(rotations, 4, None, True, 0.9)
+    kernel = ActivationKernel(rotations, 4, None, True, 0.9)
     assert compile_ahead(kernel, target, columns=columns).problems == ()
 
 
@@ -240,7 +240,7 @@ def test_rows_of_the_models_widths_fit(rotations: tuple[int, ...], columns: int,
 @pytest.mark.parametrize("columns", [256, 512, 1024, 11008])
 def test_blocks_of_online_rotations_fit(columns: int, source: str) -> None:
     """Of 256 x 43 = 11008 channels, 128 x 2 would be held as 128 x 16: eight times as many places."""
-    kernel = RowKernel(factors(columns, "x"), 4, None, True, 1.0, source)
+    kernel = ActivationKernel(factors(columns, "x"), 4, None, True, 1.0, source)
     report = compile_ahead(kernel, "sm_90", columns=columns)
     assert report.problems == ()
     assert report.stack == 0
@@ -249,14 +249,14 @@ def test_blocks_of_online_rotations_fit(columns: int, source: str) -> None:
 @pytest.mark.parametrize(("second", "columns"), [(12, 1536), (36, 4608), (144, 18432)])
 def test_second_kernels_hold_pieces_of_16_columns(second: int, columns: int) -> None:
     """Such a piece of a second rotation is 16 x 16 in float16: half a kilobyte, in which shared memory is counted."""
-    report = compile_ahead(RowKernel((128, second), 4, None, True, 1.0), "sm_90", columns=columns)
+    report = compile_ahead(ActivationKernel((128, second), 4, None, True, 1.0), "sm_90", columns=columns)
     assert report.problems == ()
     assert report.stack == 0
 
 
 def test_rows_that_a_second_kernel_cannot_hold_take_the_first() -> None:
     """As launched: a last rotation of 8 fits up to 256 blocks, 2048 channels."""
-    row = RowKernel((128, 8), 4, None, True, 1.0)
+    row = ActivationKernel((128, 8), 4, None, True, 1.0)
     held, wider = (compile_ahead(row, "sm_90", columns=columns) for columns in (2048, 3072))
     assert held.problems == wider.problems == ()
     assert {name.split(".")[0] for name in held.instructions} == {"wgmma"}
@@ -278,7 +278,7 @@ def test_second_row_kernels_compile(
     source: str, rotations: tuple[int, ...], bits: int, columns: int, tokens: int
 ) -> None:
     """Of what they compute, see test_second_rows.py."""
-    kernel = RowKernel(rotations, bits, None, True, 1.0, source=source)
+    kernel = ActivationKernel(rotations, bits, None, True, 1.0, source=source)
     assert kernel.hopper
     report = compile_ahead(kernel, "sm_90", tokens, columns)
     assert report.problems == ()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from qspec.catalog import AttentionKernel, GemmKernel, RotaryKernel, RowKernel
+from qspec.catalog import ActivationKernel, AttentionKernel, GemmKernel, RotaryKernel
 from qspec.errors import InputError, MachineError
 from qspec.kernels.generate import Kernel, KernelLibrary, digest, file_name, load, render, write
 
@@ -30,20 +30,20 @@ SHOWN: tuple[Kernel, ...] = (
     GemmKernel(4, 16, True, 4, 16, True, "nvfp4"),
     GemmKernel(4, None, True, 4, None, True, gated=True),
     GemmKernel(4, 128, True, 16, None, True, gated=True),
-    RowKernel((), 8, None, True, 1.0, number="fp8_e4m3"),
-    RowKernel((128,), 4, 32, True, 0.9, number="mxfp4"),
-    RowKernel((), 4, 16, True, 1.0, "rmsnorm", "nvfp4"),
-    RowKernel((), 8, None, True, 1.0),
-    RowKernel((), 8, 48, False, 1.0),
-    RowKernel((), 4, 64, False, 1.0),
-    RowKernel((), 8, None, True, 1.0, source="rmsnorm"),
-    RowKernel((128, 96), 4, None, True, 1.0, source="silu_mul"),
-    RowKernel((64,), 4, 128, True, 1.0),
-    RowKernel((128,), 16, None, True, 1.0),
-    RowKernel((128, 128), 4, None, True, 0.9),
-    RowKernel((64, 64), 8, 32, False, 1.0),
-    RowKernel((128, 28), 4, None, True, 1.0),
-    RowKernel((128, 148), 8, 64, False, 1.0),
+    ActivationKernel((), 8, None, True, 1.0, number="fp8_e4m3"),
+    ActivationKernel((128,), 4, 32, True, 0.9, number="mxfp4"),
+    ActivationKernel((), 4, 16, True, 1.0, "rmsnorm", "nvfp4"),
+    ActivationKernel((), 8, None, True, 1.0),
+    ActivationKernel((), 8, 48, False, 1.0),
+    ActivationKernel((), 4, 64, False, 1.0),
+    ActivationKernel((), 8, None, True, 1.0, source="rmsnorm"),
+    ActivationKernel((128, 96), 4, None, True, 1.0, source="silu_mul"),
+    ActivationKernel((64,), 4, 128, True, 1.0),
+    ActivationKernel((128,), 16, None, True, 1.0),
+    ActivationKernel((128, 128), 4, None, True, 0.9),
+    ActivationKernel((64, 64), 8, 32, False, 1.0),
+    ActivationKernel((128, 28), 4, None, True, 1.0),
+    ActivationKernel((128, 148), 8, 64, False, 1.0),
     AttentionKernel(128),
     RotaryKernel(128),
 )
@@ -66,13 +66,13 @@ def every_kernel() -> list[Kernel]:
     floats += [replace(kernel, gated=True) for kernel in (*gemms[::7], *floats)]
     rotations = [(), (16,), (128,), (128, 128), (64, 2), (64, 12), (32, 28), (128, 148), (128, 256)]
     rows = [
-        RowKernel(sizes, bits, group, symmetric, clip)
+        ActivationKernel(sizes, bits, group, symmetric, clip)
         for sizes, (bits, clip), group, symmetric in product(rotations, ((4, 1.0), (8, 0.9)), groups, (True, False))
     ]
-    transforms = [RowKernel(sizes, 16, None, True, 1.0) for sizes in rotations if sizes]
+    transforms = [ActivationKernel(sizes, 16, None, True, 1.0) for sizes in rotations if sizes]
     rows += [replace(row, source=source) for row, source in product(rows, ("rmsnorm", "silu_mul"))]
     transforms += [
-        RowKernel(sizes, 16, None, True, 1.0, source=source)
+        ActivationKernel(sizes, 16, None, True, 1.0, source=source)
         for sizes, source in product(rotations, ("rmsnorm", "silu_mul"))
     ]
     for number, bits, group in (("fp8_e4m3", 8, None), ("mxfp4", 4, 32), ("nvfp4", 4, 16)):
@@ -80,7 +80,7 @@ def every_kernel() -> list[Kernel]:
         gemms += [GemmKernel(bits, group, True, 16, None, True, number)]
         gemms += [replace(kernel, gated=True) for kernel in gemms[-2:]]
         rows += [
-            RowKernel(sizes, bits, group, True, clip, source, number)
+            ActivationKernel(sizes, bits, group, True, clip, source, number)
             for sizes, clip, source in product(rotations, (1.0, 0.9), ("plain", "rmsnorm", "silu_mul"))
         ]
     return [

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qspec import numerics
-from qspec.catalog import GemmKernel, RowKernel, kernels_for
+from qspec.catalog import ActivationKernel, GemmKernel, kernels_for
 from qspec.errors import InputError, MachineError
 from qspec.kernels import launch, reference
 from qspec.kernels.generate import library
@@ -168,7 +168,7 @@ def test_torch_compile_takes_the_input_as_one_node(source: str, a_symmetric: boo
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_few_tokens_leave_room_behind_them(bits: int) -> None:
     """Rows that a product of few tokens reads besides: in memory, and never beyond it."""
-    row = RowKernel((), bits, None, True, 1.0, source="rmsnorm")
+    row = ActivationKernel((), bits, None, True, 1.0, source="rmsnorm")
     for tokens in (1, 15, 16, 40):
         results = launch.outputs(row, torch.empty(tokens, 64, dtype=torch.bfloat16))
         values = results["out" if bits == 16 else "codes"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qspec.catalog import LayerKernels, RowKernel
+from qspec.catalog import ActivationKernel, LayerKernels
 from qspec.errors import InputError, NumericsError
 from qspec.kernels import reference
 from qspec.kernels.reference import ReferenceWeight
@@ -66,7 +66,7 @@ def test_weight_only_products_are_near_float64(fmt: Format) -> None:
 def test_prepared_inputs_round_the_transformed_ones(rotations: tuple[int, ...], group: int | None) -> None:
     """|T(x) - s (q - z)| is at most half a step, and codes stay in range."""
     for bits, symmetric in ((4, True), (4, False), (8, True), (8, False)):
-        row = RowKernel(rotations, bits, group, symmetric, 1.0)
+        row = ActivationKernel(rotations, bits, group, symmetric, 1.0)
         transform = random_transform(rotations, 96, seed=1)
         x = random_input(9, 96, 1)
         prepared = reference.prepare(row, transform, x)
@@ -102,7 +102,7 @@ def test_a_transform_alone_keeps_the_dtype() -> None:
     fmt = Format(a_bits=16)
     packed = random_linear(fmt, 5, 64, seed=0, transform=transform)
     assert isinstance(packed.kernels, LayerKernels)
-    assert packed.kernels.row == RowKernel((32,), 16, None, True, 1.0)
+    assert packed.kernels.row == ActivationKernel((32,), 16, None, True, 1.0)
     x = random_input(4, 64, 0, torch.bfloat16)
     prepared = reference.prepare(packed.kernels.row, transform, x)
     assert prepared.values.dtype == torch.bfloat16
@@ -114,12 +114,12 @@ def test_a_transform_alone_keeps_the_dtype() -> None:
 def test_inputs_are_computed_of_what_is_given(source: str) -> None:
     """Against the formulas in float64; rows of their own scale, so that nothing but rounding is left."""
     given = random_given(source, 7, 96, 1)
-    prepared = reference.prepare(RowKernel((), 8, None, True, 1.0, source=source), None, given)
+    prepared = reference.prepare(ActivationKernel((), 8, None, True, 1.0, source=source), None, given)
     exact = exact_input(given)
     step = prepared.scale.T.double()
     assert float(((dequantized_input(prepared) - exact).abs() / step).max()) < 0.5001
     with pytest.raises(InputError, match=f"computes {source}"):
-        reference.prepare(RowKernel((), 8, None, True, 1.0, source=source), None, exact.float())
+        reference.prepare(ActivationKernel((), 8, None, True, 1.0, source=source), None, exact.float())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -127,4 +127,4 @@ def test_values_that_are_not_finite_stop(bad: float) -> None:
     x = random_input(4, 64, 0)
     x[2, 3] = bad
     with pytest.raises(NumericsError):
-        reference.prepare(RowKernel((), 8, None, True, 1.0), None, x)
+        reference.prepare(ActivationKernel((), 8, None, True, 1.0), None, x)

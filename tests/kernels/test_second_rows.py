@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec.catalog import RowKernel
+from qspec.catalog import ActivationKernel
 from qspec.kernels import reference
 from qspec.kernels.ahead import TARGETS, _compile
 from qspec.kernels.generate import library
@@ -28,7 +28,7 @@ MANY = 1024  # rows for which a program takes two of 4096 channels
 
 
 def run(
-    row: RowKernel,
+    row: ActivationKernel,
     transform: InputTransform | None,
     given: LayerInput,
     tokens: int,
@@ -70,18 +70,25 @@ def run(
 
 
 CASES = (
-    (RowKernel((128,), 4, None, True, 1.0, "rmsnorm"), 4096, 3, MANY),
-    (RowKernel((128, 128), 4, None, True, 0.9, "rmsnorm"), 4096, 5, MANY),
-    (RowKernel((128, 28), 8, None, True, 1.0), 3584, 2, 1),
-    (RowKernel((128, 12), 4, None, True, 1.0), 1536, 2, 1),  # a second rotation of 16 x 16 halves: half a kilobyte
-    pytest.param(RowKernel((128, 36), 8, None, True, 1.0), 4608, 2, 1, marks=pytest.mark.slow),
-    (RowKernel((128, 96), 4, None, True, 1.0, "silu_mul"), 12288, 2, MANY),
-    pytest.param(RowKernel((128, 148), 8, None, True, 1.0, "silu_mul"), 18944, 2, MANY, marks=pytest.mark.slow),
+    (ActivationKernel((128,), 4, None, True, 1.0, "rmsnorm"), 4096, 3, MANY),
+    (ActivationKernel((128, 128), 4, None, True, 0.9, "rmsnorm"), 4096, 5, MANY),
+    (ActivationKernel((128, 28), 8, None, True, 1.0), 3584, 2, 1),
+    (
+        ActivationKernel((128, 12), 4, None, True, 1.0),
+        1536,
+        2,
+        1,
+    ),  # a second rotation of 16 x 16 halves: half a kilobyte
+    pytest.param(ActivationKernel((128, 36), 8, None, True, 1.0), 4608, 2, 1, marks=pytest.mark.slow),
+    (ActivationKernel((128, 96), 4, None, True, 1.0, "silu_mul"), 12288, 2, MANY),
+    pytest.param(ActivationKernel((128, 148), 8, None, True, 1.0, "silu_mul"), 18944, 2, MANY, marks=pytest.mark.slow),
 )
 
 
 @pytest.mark.parametrize(("row", "columns", "rows", "tokens"), CASES, ids=lambda part: getattr(part, "name", part))
-def test_second_row_kernels_give_the_references_codes(row: RowKernel, columns: int, rows: int, tokens: int) -> None:
+def test_second_row_kernels_give_the_references_codes(
+    row: ActivationKernel, columns: int, rows: int, tokens: int
+) -> None:
     transform = random_transform(row.rotations, columns, seed=1)
     assert transform is not None
     given = random_given(row.source, rows, columns, rows, torch.bfloat16)
@@ -94,7 +101,7 @@ def test_second_row_kernels_give_the_references_codes(row: RowKernel, columns: i
 
 def test_a_barrier_that_is_missing_shows() -> None:
     """Before places are read, before each product, before values are sent to where a product read, before ranges."""
-    row, columns = RowKernel((128, 128), 4, None, True, 1.0), 1024
+    row, columns = ActivationKernel((128, 128), 4, None, True, 1.0), 1024
     transform = random_transform(row.rotations, columns, seed=1)
     assert transform is not None
     given = random_given("plain", 3, columns, 3, torch.bfloat16)
@@ -116,7 +123,7 @@ def test_quotients_at_ties_are_the_references(bits: int, clip: float) -> None:
     peak = torch.arange(128, 256.0)[:, None]
     below = -torch.arange(1, 256.0).expand(128, -1).minimum(peak)
     x = torch.cat([torch.cat([peak, below], 1) / 2**step for step in range(4)], 1).bfloat16()
-    row = RowKernel((), bits, None, True, clip)
+    row = ActivationKernel((), bits, None, True, clip)
     found, races = run(row, None, x, MANY, blocks=len(x))
     expected = reference.prepare(row, None, x)
     assert torch.equal(found.scale, expected.scale)

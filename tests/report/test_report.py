@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
-from qspec.catalog import PACKING, GemmKernel, RowKernel
+from qspec.catalog import PACKING, ActivationKernel, GemmKernel
 from qspec.errors import InputError
 from qspec.evaluate.results import Measurements, accuracy
 from qspec.report import ReportData, report_data, report_json, write_report
@@ -305,7 +305,7 @@ def test_where_no_item_differs_no_error_is_claimed(tmp_path: Path) -> None:
 
 
 def test_data_from_a_manifest() -> None:
-    row, gemm = RowKernel((64,), 4, None, True, 0.9), GemmKernel(4, None, True, 4, None, True)
+    row, gemm = ActivationKernel((64,), 4, None, True, 0.9), GemmKernel(4, None, True, 4, None, True)
     common = {
         "in_features": 64,
         "out_features": 64,

@@ -113,7 +113,7 @@ def test_times_add_up_by_hand() -> None:
         moved = rows * columns + 4 * rows + 64 * 2 * (written + columns)  # gate and up give half of what they are
         expected += 2000 + -(-moved // 3000)
     assert limit.cost((0,) * 4) == expected
-    assert not any(one.measured for one in limit.products)
+    assert not any(one.measured for one in limit.gemms)
 
 
 @pytest.mark.parametrize(("activations", "gate"), [("int8 per token symmetric", 0), ("none", 2000)])
@@ -152,7 +152,7 @@ def test_times_are_those_of_the_table_where_it_has_them(monkeypatch: pytest.Monk
         2000 + -(-(n * k + 4 * n + 64 * (k + 2 * y)) // 4300) for n, k, y in [(1536, 256, 768), (256, 768, 256)]
     )
     assert limit.cost((0,) * 4) == 7250 + 9500 + rows + limits
-    assert basis(limit.products).startswith("2 of 4 products as measured on NVIDIA H200, the rest")
+    assert basis(limit.gemms).startswith("2 of 4 GEMMs as measured on NVIDIA H200, the rest")
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMES))
