@@ -55,7 +55,7 @@ def test_transcripts(command: str, shown: str, folder: Path) -> None:
 def test_the_table_of_times_is_what_was_measured() -> None:
     steps = json.loads((ROOT / "docs" / "performance" / "step.json").read_text())["steps"]
     measured = {(s["recipe"], s["tokens"]): s for s in steps if s["model"] == "llada" and s["compiled"]}
-    shown_steps = README.partition("Generating text")[0]
+    shown_steps = README.partition("Generating text as")[0]
     rows = re.findall(r"^\| `paper/(\w+)`[^|]*((?:\| [0-9.]+ ){6})\|$", shown_steps, flags=re.MULTILINE)
     assert {recipe for recipe, _ in rows} == {recipe for recipe, _ in measured}
     for recipe, shown in rows:
@@ -70,7 +70,7 @@ def test_the_table_of_generated_texts_is_what_was_measured() -> None:
     run = read_generation([ROOT / "docs" / "performance" / "generate.json"])
     cells = {(c.recipe, c.cache): c for c in run.cells if c.prompt == 960 and c.execution == "captured"}
     rows = re.findall(
-        r"^\| `paper/(\w+)`[^|]*((?:\| [0-9.]+ ){6})\|$", README.partition("Generating text")[2], re.MULTILINE
+        r"^\| `paper/(\w+)`[^|]*((?:\| [0-9.]+ ){6})\|$", README.partition("Generating text as")[2], re.MULTILINE
     )
     assert {recipe for recipe, _ in rows} == {recipe for recipe, _ in cells} - {"bf16"}
     for recipe, shown in rows:
@@ -107,6 +107,13 @@ def test_the_ratios_of_gemms_are_what_was_measured() -> None:
     whole = [cell["others"]["cuBLAS bf16"] / cell["whole"] for cell in cells]
     assert f"W4A4 GEMMs are {min(ratios):.2f} to {max(ratios):.2f} times as fast as bf16" in README
     assert f"{min(whole):.2f} to {max(whole):.2f} times with activation quantization included" in README
+
+
+def test_the_text_is_generated(folder: Path) -> None:
+    """The README's command, of the unquantized stand-in in place of the artifact."""
+    (command,) = re.findall(r"^qspec generate .*$", README, flags=re.MULTILINE)
+    assert "qspec generate build/llada_w4a4 " in command
+    assert "#### 7" in run(command.replace("build/llada_w4a4", "tiny-llada"), folder)
 
 
 @pytest.mark.slow
