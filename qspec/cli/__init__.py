@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "inspect": "find a checkpoint's activation outliers, by layer, input and mask ratio",
     "lock": "write down what a recipe depends on: hashes, versions, seeds",
     "generate": "denoise text with a compiled model",
+    "chat": "talk with a compiled instruct model",
     "eval": "measure a compiled model again",
     "report": "render a compiled model's report again",
     "kernels": "list, print and compile the generated kernels",

@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --file: JSON lines with the texts; an interrupted run resumes",
     )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="with --file: texts at once (default: 8)")
+    add_sampling(parser)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How a text is denoised, and on which device."""
     parser.add_argument("--length", type=int, default=128, help="tokens to generate (default: 128)")
     parser.add_argument("--steps", type=int, help="forward passes (default: one for each token)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
@@ -76,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--file and --out belong together", hint="texts for a file of prompts go to a file")
     if args.batch < 1:
         raise UsageError(f"--batch is {args.batch}; it must be at least 1")
-    settings = _settings(args)  # refuses what does not fit before a model is loaded
+    settings = settings_of(args)  # refuses what does not fit before a model is loaded
     if args.file is not None:
         return _fill(args, settings)
     model, tokenizer = load(args.artifact, device=args.device)
-    write(_shown(_generate(model, tokenizer, args.prompt, settings)) + "\n")
+    write(shown(_generate(model, tokenizer, args.prompt, settings)) + "\n")
     return 0
 
 
@@ -108,7 +113,8 @@ def _fill(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What `add_sampling` was given, for the model that `args.artifact` names. Errors: UsageError, InputError."""
     from qspec.models.config import read_config
     from qspec.models.sampler import check_block, settings_for
     from qspec.runtime import checkpoint_folder
@@ -130,7 +136,7 @@ def _generate(model: Denoiser, tokenizer: Tokenizer, prompt: str, settings: Sett
         return continue_text(model, tokenizer, prompt, settings, live.update if live.shown else None)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Text as it may go to a terminal, which would obey a model's control characters; pipes get all of it."""
     if not sys.stdout.isatty():
         return text

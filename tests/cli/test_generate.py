@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -139,9 +140,9 @@ def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     from qspec.cli import generate
 
     text = "a\x1b[2J\n\tb\u202e\x07é"
-    assert generate._shown(text) == text
+    assert generate.shown(text) == text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert generate._shown(text) == "a\\x1b[2J\n\tb\\u202e\\x07é"
+    assert generate.shown(text) == "a\\x1b[2J\n\tb\\u202e\\x07é"
 
 
 def test_a_stand_in_is_named_as_for_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,3 +278,47 @@ def test_the_canvas_shows_what_is_decided() -> None:
     assert canvas.text() == "·ab·"
     canvas.update(step([0], "ozzzzz"))
     assert canvas.text() == "oab·"
+
+
+class TestChat:
+    TEMPLATE = (
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }},{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    )
+
+    def talk(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, template: str = TEMPLATE
+    ) -> int:
+        other = tmp_path / "chat"
+        if not other.exists():
+            shutil.copytree(folder, other)
+            (other / "chat_template.jinja").write_text(template)
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        return main(["chat", str(other), "--length", "8", "--block", "4", "--device", "cpu"])
+
+    def test_answers_see_what_was_said_before(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        settings = SamplerSettings(8, 8, 4, stop=True)
+        first = expected(folder, "u:2+2,a:", settings)
+        second = expected(folder, f"u:2+2,a:{first},u:so,a:", settings)
+        assert self.talk(folder, tmp_path, monkeypatch, "2+2\n\nso\n/new\n2+2\n") == 0
+        assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n"
+
+    def test_what_does_not_fit_is_said_and_forgotten(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        long = "a" * 60
+        assert self.talk(folder, tmp_path, monkeypatch, f"{long}\n2+2\n") == 0
+        out, err = capsys.readouterr()
+        assert out == expected(folder, "u:2+2,a:", SamplerSettings(8, 8, 4, stop=True)) + "\n"
+        assert "exceed the model's 64 tokens" in err
+        assert "/new begins anew" in err
+
+    def test_a_model_without_a_template(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO("x\n"))
+        assert main(["chat", str(folder), "--device", "cpu"]) == 3
+        err = capsys.readouterr().err
+        assert "the tokenizer has no chat template" in err
+        assert "Traceback" not in err

@@ -1,0 +1,62 @@
+"""`qspec chat ARTIFACT`: a conversation with an instruct model, by its tokenizer's chat template."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from qspec.cli.generate import add_sampling, settings_of, shown
+from qspec.cli.output import flush, tell, write
+from qspec.errors import InputError
+
+NEW = "/new"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", metavar="ARTIFACT", help="a compiled model, checkpoint folder, hub id or stand-in")
+    add_sampling(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from qspec.cli.canvas import Canvas, LiveCanvas
+    from qspec.models.sampler import continue_ids
+    from qspec.runtime import ChatTemplate, checkpoint_folder, load
+    from qspec.texts import Prompt
+
+    settings = settings_of(args)
+    template = ChatTemplate(checkpoint_folder(args.artifact), answered=True)
+    template([{"role": "user", "content": "hello"}], args.artifact)  # refuses a tokenizer that has none
+    model, tokenizer = load(args.artifact, device=args.device)
+    said: list[dict[str, str]] = []
+    for line in _lines():
+        if line == NEW:
+            said.clear()
+            continue
+        asked = [*said, {"role": "user", "content": line}]
+        try:
+            ids = Prompt(template(asked, args.artifact), templated=True).ids(tokenizer, model.shape.vocab)
+            with LiveCanvas(Canvas(tokenizer, settings.length, model.shape.ends)) as live:
+                (answer,) = continue_ids(model, tokenizer, [ids], settings, live.update if live.shown else None)
+        except InputError as error:
+            tell(f"qspec: {error}\n{NEW} begins anew")
+            continue
+        write(shown(answer) + "\n")
+        flush()
+        said = [*asked, {"role": "assistant", "content": answer}]
+    return 0
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, or read from a pipe, without blank lines, until the end of the input."""
+    if sys.stdin.isatty():
+        tell(f"{NEW} begins a new conversation, Ctrl-D ends")
+    while True:
+        if sys.stdin.isatty():
+            write("> ")
+            flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
