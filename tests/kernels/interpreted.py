@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -18,10 +19,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from qspec import resources
 from qspec.catalog import ActivationKernel
 from qspec.errors import InputError
 from qspec.kernels import launch, reference, tuned
-from qspec.kernels.generate import KernelLibrary
+from qspec.kernels.generate import KernelLibrary, render
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
 from qspec.models.decoder import AttentionContext, rotate
@@ -388,3 +390,25 @@ def test_rotary_positions_are_the_decoders_bits(
     found = launch.rotate(KernelLibrary(), x, context.cos, context.sin)
     assert found.shape == x.shape
     assert torch.equal(found, rotate(x, context))
+
+
+@pytest.mark.parametrize("fmt", [INTEGER[0], WEIGHT_ONLY[0], FLOATS[0]], ids=str)
+def test_an_epilogue_is_one_device_function(fmt: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """max(y, 0) in `store_tile`, as CONTRIBUTING shows it, reaches the GEMMs of all three kinds, behind the bias."""
+    columns, tokens, channels = widths(fmt)[0], 5, 33
+    packed = random_linear(fmt, channels, columns, 0)
+    prepared = reference.prepare(packed.kernels.row, None, random_input(tokens, columns, 0))
+    plain = launch.multiply(KernelLibrary(), packed, prepared)
+    home = Path(shutil.copytree(resources.codegen(), tmp_path / "codegen"))
+    file, line = home / "device" / "epilogue.py", "    dtype: tl.constexpr = out.data.dtype.element_ty\n"
+    text = file.read_text()
+    assert text.count(line) == 1
+    file.write_text(text.replace(line, f"    y = tl.maximum(y, 0.0)\n{line}"))
+    monkeypatch.setattr(resources, "codegen", lambda: home)
+    render.cache_clear()
+    try:
+        found = launch.multiply(KernelLibrary(), packed, prepared)
+    finally:
+        render.cache_clear()
+    assert (plain < 0).any()
+    assert torch.equal(found, plain.clamp(min=0))
