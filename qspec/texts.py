@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,6 @@ def read_prompts(path: Path, chat: Chat) -> list[Prompt]:
     return found
 
 
-def continue_all(
-    model: Denoiser, tokenizer: Tokenizer, prompts: Sequence[Prompt], settings: Settings, batch: int
-) -> Iterator[list[str]]:
-    """The new texts, `batch` prompts at a time."""
-    for start in range(0, len(prompts), batch):
-        rows = [prompt.ids(tokenizer, model.shape.vocab) for prompt in prompts[start : start + batch]]
-        yield continue_ids(model, tokenizer, rows, settings)
-
-
 @dataclass(frozen=True)
 class TextFile:
     """A JSON-lines file of {prompt, text, sampling}, one row a prompt, written batch by batch."""
@@ -63,17 +54,29 @@ class TextFile:
     batch: int
 
     def fill(self, model: Denoiser, tokenizer: Tokenizer, on_texts: Callable[[int], None]) -> None:
-        """Adds what is missing; on_texts: told how many texts came. Errors: as `kept`, MachineError for a full disk."""
+        """Adds what is missing; on_texts: told how many texts came.
+
+        Errors: as `kept`, InputError for a prompt that does not fit the model, before the first text; MachineError for
+        a full disk.
+        """
         done, size = self.kept()
+        rows = [prompt.ids(tokenizer, model.shape.vocab) for prompt in self.prompts]
+        for number, row in enumerate(rows, 1):
+            if len(row) + self.settings.length > model.shape.max_length:
+                what = (
+                    f"prompt {number} has {len(row)} tokens: with length {self.settings.length} they exceed the model's"
+                )
+                raise InputError(f"{what} {model.shape.max_length}", hint="shorten the prompt or the length")
         with machine_errors(self.path), self.path.open("ab") as stream:
             stream.truncate(size)
             on_texts(done)
-            for texts in continue_all(model, tokenizer, self.prompts[done:], self.settings, self.batch):
-                rows = zip(self.prompts[done : done + len(texts)], texts, strict=True)
-                stream.write(b"".join(self._line(prompt, text) for prompt, text in rows))
+            for start in range(done, len(rows), self.batch):
+                part = slice(start, start + self.batch)
+                texts = continue_ids(model, tokenizer, rows[part], self.settings)
+                lines = zip(self.prompts[part], texts, strict=True)
+                stream.write(b"".join(self._line(prompt, text) for prompt, text in lines))
                 stream.flush()
                 os.fsync(stream.fileno())
-                done += len(texts)
                 on_texts(len(texts))
 
     def kept(self) -> tuple[int, int]:

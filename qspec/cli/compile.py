@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qspec.cli.options import add_settings, settings_of
-from qspec.cli.output import say
+from qspec.cli.output import near, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             from qspec.report.text import summary
 
             say(summary(artifact.report), end="\n\n")
-        say(f"artifact: {artifact.path}")
+        say(f"artifact: {near(artifact.path)}")
         if artifact.report is not None:
-            say(f"report:   {artifact.path / 'report/report.html'}")
+            say(f"report:   {near(artifact.path / 'report/report.html')}")
     return 0

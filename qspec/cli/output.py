@@ -18,6 +18,12 @@ def say(text: object = "", end: str = "\n") -> None:
     write(f"{visible(str(text))}{end}")
 
 
+def near(path: Path) -> Path:
+    """A path as it is named from the working folder, if it is below that."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def write(text: str) -> None:
     """A text whose control characters are our own colours."""
     try:

@@ -3,8 +3,8 @@
 Attention of few queries, as in a pass over a window, takes the generated kernel, all other torch's: torch 2.11 gives
 the 32 queries of a head one program, so that 32 heads leave three quarters of an H200 idle, where the generated kernel
 shares a head's keys among programs. Rotary positions and what a plain linear reads (RMSNorm, silu(gate) up) take a
-kernel each, where torch's own operations take three to ten passes over memory; the bits are the same. torch.compile
-fuses these by itself, so that a graph that is compiled has torch's.
+kernel each, where torch's own operations take three to ten passes over memory; a norm's sum has another order, the
+rest torch's bits. torch.compile fuses these by itself, so that a graph that is compiled has torch's.
 """
 
 from __future__ import annotations

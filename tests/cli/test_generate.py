@@ -243,6 +243,17 @@ class TestFile:
         assert main(change(self.arguments(folder, tmp_path))) == code
         assert what in capsys.readouterr().err
 
+    def test_a_prompt_that_does_not_fit_is_known_before_the_first_text(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = self.arguments(folder, tmp_path)
+        with (tmp_path / "prompts.jsonl").open("a") as stream:
+            stream.write(json.dumps({"prompt": "a" * 60}) + "\n")
+        assert main(arguments) == 3
+        err = capsys.readouterr().err
+        assert "prompt 6 has 60 tokens: with length 8 they exceed the model's 64" in err
+        assert not (tmp_path / "out.jsonl").exists()
+
     @pytest.mark.parametrize(
         ("text", "what"), [("", "the file has no prompts"), ('{"text": "x"}\n', 'no field "prompt"')]
     )
@@ -257,9 +268,6 @@ class TestFile:
 
 def test_the_canvas_shows_what_is_decided() -> None:
     class Pieces:
-        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-            raise NotImplementedError
-
         def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
             assert skip_special_tokens
             return "".join(chr(token) for token in token_ids)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qspec.cli import main
+from qspec.cli.output import near
 from qspec.diagnostics import Diagnostic, Note, RecipeError, Source, Span, render_text, to_github, to_json
 from qspec.errors import InputError, visible
 from qspec.language.parser import decode
@@ -133,3 +134,9 @@ def test_an_interrupt_while_modules_are_loaded(tmp_path: Path, name: str) -> Non
     line = [sys.executable, "-c", INTERRUPT.format(name=name)]
     done = subprocess.run(line, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
     assert (done.returncode, done.stderr.decode()) == (130, "qspec: interrupted\n")
+
+
+def test_paths_below_the_working_folder_are_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert near(tmp_path / "build" / "a") == Path("build/a")
+    assert near(tmp_path.parent / "b") == tmp_path.parent / "b"
