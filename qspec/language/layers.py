@@ -8,13 +8,15 @@ all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 from qspec.diagnostics import Diagnostic, Note, RecipeError, Source, Span, errors, in_order, listed
 from qspec.formats import Scheme
-from qspec.language.layout import Layout, lay_out, matches
+from qspec.language.layout import Layout, lay_out
 from qspec.language.order import PassCheck
 from qspec.language.parser import read
-from qspec.language.selectors import ModuleTerm, RoleTerm, Selector, name_matches, term_matches
+from qspec.language.selectors import ModuleTable, ModuleTerm, RoleTerm, Selector, name_matches, term_matches
 from qspec.language.spec import Offer, Rule, Spec
 from qspec.language.unmatched import selector_problems
 from qspec.models.family import Family, ModuleEntry
@@ -24,11 +26,11 @@ def verify(spec: Spec, modules: Sequence[ModuleEntry], layers: int) -> Layout:
     """The layout for a real model with `layers` blocks. Raises RecipeError where the recipe does not fit
     it."""
     sources = _sources(spec)
-    found = in_order(problems(spec, modules, layers, sources), sources)
+    table = ModuleTable(modules, layers)
+    found = in_order(problems(spec, table, sources), sources)
     if errors(found):
         raise RecipeError(found, sources)
-    layout = lay_out(spec.rules, modules, layers)
-    return Layout(layout.modules, layout.decided, layout.counts, found)
+    return replace(lay_out(spec.rules, table), warnings=found)
 
 
 def _sources(spec: Spec) -> dict[str, Source]:
@@ -43,15 +45,13 @@ def _sources(spec: Spec) -> dict[str, Source]:
     return sources
 
 
-def problems(
-    spec: Spec, modules: Sequence[ModuleEntry], layers: int, sources: Mapping[str, Source]
-) -> tuple[Diagnostic, ...]:
+def problems(spec: Spec, table: ModuleTable, sources: Mapping[str, Source]) -> tuple[Diagnostic, ...]:
     """Everything that is wrong or odd about the recipe for these modules."""
-    found = selector_problems(_selectors(spec), modules, layers)
-    layout = lay_out(spec.rules, modules, layers)
-    found += _rule_problems(spec.rules, layout, layers) + _offer_problems(spec, layout, layers)
+    found = selector_problems(_selectors(spec), table)
+    layout = lay_out(spec.rules, table)
+    found += _rule_problems(spec.rules, layout) + _offer_problems(spec, layout)
     if not errors(found):
-        found += PassCheck(spec, layout, layers, sources).run()
+        found += PassCheck(spec, layout, sources).run()
     return tuple(dict.fromkeys(found))
 
 
@@ -79,8 +79,8 @@ def _family_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) 
     needs_names = _NeedsNames(spec)
     sure: dict[tuple[str, Span], Diagnostic] | None = None
     for layers in counts:
-        modules = _representatives(spec, family, layers)
-        found = {(d.code, d.span): d for d in problems(spec, modules, layers, sources) if not needs_names(d)}
+        table = _outline(family, _representatives(spec, layers), layers)
+        found = {(d.code, d.span): d for d in problems(spec, table, sources) if not needs_names(d)}
         sure = found if sure is None else {key: d for key, d in sure.items() if key in found}
         if not sure:
             return ()
@@ -108,20 +108,23 @@ def _least_layers(spec: Spec) -> int:
     return max([2, *(i + 1 if i >= 0 else -i for part in _index_parts(spec) for i in part)])
 
 
-def _representatives(spec: Spec, family: Family, layers: int) -> list[ModuleEntry]:
-    """Modules of those blocks at which some selector may change its mind; the others are like one of
-    these."""
+def _representatives(spec: Spec, layers: int) -> tuple[int, ...]:
+    """Those blocks at which some selector may change its mind; the others are like one of these."""
     ends = {(i if i >= 0 else i + layers) + step for part in _index_parts(spec) for i in part for step in (-1, 0, 1)}
-    blocks = sorted(b for b in ends | {0, layers - 1} if 0 <= b < layers)
-    return list(family.outline(blocks))
+    return tuple(sorted(b for b in ends | {0, layers - 1} if 0 <= b < layers))
+
+
+@lru_cache(maxsize=64)
+def _outline(family: Family, blocks: tuple[int, ...], layers: int) -> ModuleTable:
+    return ModuleTable(family.outline(blocks), layers)
 
 
 # --- rules ---
 
 
-def _rule_problems(rules: Sequence[Rule], layout: Layout, layers: int) -> list[Diagnostic]:
+def _rule_problems(rules: Sequence[Rule], layout: Layout) -> list[Diagnostic]:
     found = []
-    tied = {id(rule) for entry in layout.modules if entry.tied for rule in _by_name(rules, entry, layers)}
+    tied = {id(rule) for entry in layout.modules if entry.tied for rule in _by_name(rules, entry, layout.table.layers)}
     winners = list(dict.fromkeys(rule for rule in layout.decided if rule is not None))[:2]
     for count in layout.counts:
         if count.matched and not count.decides and id(count.rule) not in tied:
@@ -137,16 +140,15 @@ def _rule_problems(rules: Sequence[Rule], layout: Layout, layers: int) -> list[D
     return found
 
 
-def _offer_problems(spec: Spec, layout: Layout, layers: int) -> list[Diagnostic]:
+def _offer_problems(spec: Spec, layout: Layout) -> list[Diagnostic]:
     """Choices for what can only be kept, and linears that must share a scheme and cannot."""
     if spec.search is None:
         return []
     found = []
     shared: dict[str, list[tuple[ModuleEntry, Offer | None, tuple[Scheme | None, ...]]]] = {}
     offered: dict[int, Offer] = {}  # module -> the last offer that selects it
-    places = matches([offer.selector for offer in spec.search.offers], layout.modules, layers)
-    for one, modules in zip(spec.search.offers, places, strict=True):
-        offered |= dict.fromkeys(modules, one)
+    for one in spec.search.offers:
+        offered |= dict.fromkeys(layout.table.select(one.selector), one)
     for m, (entry, rule) in enumerate(zip(layout.modules, layout.decided, strict=True)):
         offer = offered.get(m)
         if entry.role.block is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qspec.diagnostics import Diagnostic
-from qspec.language.selectors import Selector
+from qspec.language.selectors import ModuleTable
 from qspec.language.spec import Rule
 from qspec.models.family import ModuleEntry
 
@@ -26,29 +26,24 @@ class Layout:
     """For each module the deciding rule (None: no rule matched, the module is kept), and the rules'
     counts."""
 
-    modules: tuple[ModuleEntry, ...]
+    table: ModuleTable
     decided: tuple[Rule | None, ...]
     counts: tuple[RuleCount, ...]
     warnings: tuple[Diagnostic, ...] = ()
 
-
-def matches(selectors: Sequence[Selector], modules: Sequence[ModuleEntry], layers: int) -> list[tuple[int, ...]]:
-    """For each selector, the places of the modules that it selects; selectors that read alike are asked once."""
-    found = {
-        selector: tuple(m for m, entry in enumerate(modules) if selector.matches(entry, layers))
-        for selector in dict.fromkeys(selectors)
-    }
-    return [found[selector] for selector in selectors]
+    @property
+    def modules(self) -> tuple[ModuleEntry, ...]:
+        return self.table.modules
 
 
-def lay_out(rules: Sequence[Rule], modules: Sequence[ModuleEntry], layers: int) -> Layout:
+def lay_out(rules: Sequence[Rule], table: ModuleTable) -> Layout:
     """Later rules win."""
-    matched = matches([rule.selector for rule in rules], modules, layers)
-    winners = [-1] * len(modules)
+    matched = [table.select(rule.selector) for rule in rules]
+    winners = [-1] * len(table.modules)
     for i, places in enumerate(matched):
         for m in places:
             winners[m] = i
     decides = Counter(winners)
     counts = tuple(RuleCount(rule, len(matched[i]), decides[i]) for i, rule in enumerate(rules))
     decided = tuple(rules[w] if w >= 0 else None for w in winners)
-    return Layout(tuple(modules), decided, counts)
+    return Layout(table, decided, counts)

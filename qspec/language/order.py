@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from qspec.catalog import NoKernel, kernels_for
 from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span
 from qspec.formats import Scheme
-from qspec.language.layout import Layout, matches
+from qspec.language.layout import Layout
 from qspec.language.spec import INITIAL_FACTS, Fact, PassUse, Rule, Spec
 from qspec.models.family import ModuleEntry
 
@@ -26,12 +26,12 @@ _WHY = {
 class PassCheck:
     """Follows the facts of every module through the passes."""
 
-    def __init__(self, spec: Spec, layout: Layout, layers: int, sources: Mapping[str, Source]) -> None:
+    def __init__(self, spec: Spec, layout: Layout, sources: Mapping[str, Source]) -> None:
         self.sources = sources
         self.spec = spec
         self.layout = layout
         self.schemes = [rule.scheme if rule else None for rule in layout.decided]
-        self.reach = matches([use.selector for use in spec.passes], layout.modules, layers)  # pass -> modules
+        self.reach = [layout.table.select(use.selector) for use in spec.passes]  # pass -> modules
         uses: list[list[int]] = [[] for _ in layout.modules]
         for i, places in enumerate(self.reach):
             for m in places:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TypeAlias
 
 from qspec.diagnostics import Span, quote
@@ -138,7 +139,6 @@ def name_matches(term: AnyTerm, name: ModuleEntry, layers: int) -> bool:
     return path_matches(term, name.role.path, layers)
 
 
-@lru_cache(maxsize=1 << 16)
 def path_matches(term: RoleTerm, path: Path, layers: int) -> bool:
     """Whether the term's steps fit the path."""
     steps = term.segments
@@ -164,3 +164,61 @@ def index_range(part: Indices, layers: int) -> range:
         return range(layers)
     low, high = (i + layers if i < 0 else i for i in (part.low, part.high))
     return range(low, high + 1)
+
+
+MOST_TERMS = 1 << 13  # that a table remembers
+
+
+class ModuleTable:
+    """The modules of a model with `layers` blocks by their roles: finds those that a term selects without asking each.
+
+    Answers are those of `Selector.matches`, and are kept: an editor checks the same terms at every keystroke.
+    """
+
+    def __init__(self, modules: Sequence[ModuleEntry], layers: int) -> None:
+        self.modules = tuple(modules)
+        self.layers = layers
+        self._alike: dict[Path, dict[int | None, list[int]]] = {}  # role without its block -> block -> places
+        for place, entry in enumerate(self.modules):
+            for name in entry.names:
+                (first, block), *rest = name.role.path
+                self._alike.setdefault(((first, None), *rest), {}).setdefault(block, []).append(place)
+        self._found: dict[str, tuple[int, ...]] = {}
+
+    def select(self, selector: Selector) -> tuple[int, ...]:
+        """The places of the modules that any term selects, in order."""
+        terms = selector.terms
+        if len(terms) == 1:
+            return self.places(terms[0])
+        return tuple(sorted({place for term in terms for place in self.places(term)}))
+
+    def places(self, term: AnyTerm) -> tuple[int, ...]:
+        """The places of the modules that one term selects, in order."""
+        found = self._found.get(term.text)
+        if found is None:
+            if len(self._found) == MOST_TERMS:
+                self._found.clear()
+            found = self._found[term.text] = self._search(term)
+        return found
+
+    def _search(self, term: AnyTerm) -> tuple[int, ...]:
+        if isinstance(term, ModuleTerm):
+            return tuple(m for m, entry in enumerate(self.modules) if term_matches(term, entry, self.layers))
+        first, *rest = term.segments
+        anywhere = RoleTerm(term.text, term.span, (Segment(first.names, ()), *rest))  # its blocks are looked up
+        places: set[int] = set()
+        for steps, blocks in self._alike.items():
+            if path_matches(anywhere, steps, self.layers):
+                for block in self._blocks(first, blocks):
+                    places.update(blocks[block])
+        return tuple(sorted(places))
+
+    def _blocks(self, step: Segment, blocks: Collection[int | None]) -> Iterable[int | None]:
+        """Those of the blocks that a term's first step names."""
+        if not step.names:
+            return blocks
+        if not step.indices or None in blocks:
+            return blocks if not step.indices and None in blocks else ()
+        if any(part.low is None for part in step.indices):
+            return blocks
+        return {block for part in step.indices for block in index_range(part, self.layers) if block in blocks}

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qspec.diagnostics import Diagnostic, Edit, closest, quote
-from qspec.language.selectors import AnyTerm, ModuleTerm, RoleTerm, Segment, Selector, index_range, term_matches
+from qspec.language.selectors import AnyTerm, ModuleTable, ModuleTerm, RoleTerm, Segment, Selector, index_range
 from qspec.language.syntax import Leaf
 from qspec.models.family import ModuleEntry
 
 
-def selector_problems(selectors: Sequence[Selector], modules: Sequence[ModuleEntry], layers: int) -> list[Diagnostic]:
+def selector_problems(selectors: Sequence[Selector], table: ModuleTable) -> list[Diagnostic]:
     """One diagnostic for each term that selects nothing or names a block that is not there."""
     found = []
-    idle: dict[str, bool] = {}  # by how a term reads: many rules repeat the same one
     for term in (term for selector in selectors for term in selector.terms):
-        bad_index = _index_problem(term, layers)
+        bad_index = _index_problem(term, table.layers)
         if bad_index:
             found.append(bad_index)
             continue
-        text = str(term)
-        if text not in idle:
-            idle[text] = not any(term_matches(term, entry, layers) for entry in modules)
-        if idle[text]:
-            found.append(_matches_nothing(term, modules, layers))
+        if not table.places(term):
+            found.append(_matches_nothing(term, table))
     return found
 
 
@@ -47,7 +43,8 @@ def _index_problem(term: AnyTerm, layers: int) -> Diagnostic | None:
     return None
 
 
-def _matches_nothing(term: AnyTerm, modules: Sequence[ModuleEntry], layers: int) -> Diagnostic:
+def _matches_nothing(term: AnyTerm, table: ModuleTable) -> Diagnostic:
+    modules = table.modules
     if isinstance(term, ModuleTerm):
         hint = f"the pattern must match a whole name such as {modules[len(modules) // 2].module}"
         return Diagnostic("QS030", f"{quote(str(term))} matches no module", term.span, hint)
@@ -65,7 +62,7 @@ def _matches_nothing(term: AnyTerm, modules: Sequence[ModuleEntry], layers: int)
         if guess:
             return Diagnostic("QS030", what, word.span, f"did you mean `{guess}`?", edits=(Edit(word.span, guess),))
         return Diagnostic("QS030", what, word.span, f"roles are {_roles(modules)}")
-    better = _longer(term, modules, layers)
+    better = _longer(term, table)
     if better:
         hint = f"write `{better}`"
         return Diagnostic("QS030", message, term.span, hint, edits=(Edit(term.span, better),))
@@ -93,14 +90,14 @@ def _wrong_word(term: RoleTerm, known: list[set[str]]) -> tuple[Leaf, str | None
     return None
 
 
-def _longer(term: RoleTerm, modules: Sequence[ModuleEntry], layers: int) -> str | None:
+def _longer(term: RoleTerm, table: ModuleTable) -> str | None:
     """A spelling near the term that does select something: `blocks` with its index, or everything below."""
     text = str(term)
     first = term.segments[0]
     if first.names and first.names[0].text == "blocks" and not first.indices:
         text = text.replace("blocks", "blocks[*]", 1)
     for candidate in (text, f"{text}.*"):
-        if candidate != str(term) and any(Selector(candidate).matches(entry, layers) for entry in modules):
+        if candidate != str(term) and table.select(Selector(candidate)):
             return candidate
     return None
 

@@ -107,7 +107,7 @@ class ModuleEntry:
         return SOURCES.get(self.site.partition(".")[2], "plain")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one of each: compared and hashed as itself
 class Family:
     """A family: how to recognise its config, read its shape and name its tensors.
 

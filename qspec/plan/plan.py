@@ -13,7 +13,7 @@ from qspec.errors import InputError
 from qspec.fitting import fitted, require_groups, require_rotations
 from qspec.formats import Scheme
 from qspec.language.layers import verify
-from qspec.language.layout import Layout, RuleCount, matches
+from qspec.language.layout import Layout, RuleCount
 from qspec.language.spec import Calibration, PassUse, Rule, Spec
 from qspec.models.family import DecoderShape, Family, ModuleEntry
 from qspec.plan.modules import (
@@ -137,11 +137,11 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool 
         )
     layout = verify(spec, family.modules(shape), shape.layers)
     calibrate = fitted(spec.calibrate, shape.max_length, standin=standin, where=spec.source)
-    require_groups(_pairs(spec, layout, shape.layers), spec.source)
+    require_groups(_pairs(spec, layout), spec.source)
     for use in spec.passes:
         use.params.check(shape)
     uses: list[list[PassUse]] = [[] for _ in layout.modules]
-    places = matches([use.selector for use in spec.passes], layout.modules, shape.layers)
+    places = [layout.table.select(use.selector) for use in spec.passes]
     for use, touched in zip(spec.passes, places, strict=True):
         for m in touched:
             uses[m].append(use)
@@ -151,12 +151,12 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool 
     return Plan(spec, calibrate, family.name, shape, modules, layout.counts, layout.warnings)
 
 
-def _pairs(spec: Spec, layout: Layout, layers: int) -> list[tuple[ModuleEntry, Scheme]]:
+def _pairs(spec: Spec, layout: Layout) -> list[tuple[ModuleEntry, Scheme]]:
     """Every linear of the blocks with the scheme that it gets, and with those that a search offers it."""
     offers = spec.search.offers if spec.search else ()
     pairs = [(entry, rule.scheme) for entry, rule in zip(layout.modules, layout.decided, strict=True) if rule]
-    for offer, touched in zip(offers, matches([o.selector for o in offers], layout.modules, layers), strict=True):
-        pairs += [(layout.modules[m], choice) for m in touched for choice in offer.choices]
+    for offer in offers:
+        pairs += [(layout.modules[m], choice) for m in layout.table.select(offer.selector) for choice in offer.choices]
     return [(entry, scheme) for entry, scheme in pairs if scheme is not None and entry.role.block is not None]
 
 

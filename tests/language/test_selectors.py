@@ -8,12 +8,14 @@ import time
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qspec.diagnostics import RecipeError
 from qspec.language.layers import verify
 from qspec.language.layout import Layout
 from qspec.language.patterns import Pattern, compiled, problem
-from qspec.language.selectors import Selector
+from qspec.language.selectors import ModuleTable, Selector
 from qspec.models.family import ModuleEntry, Role
 from qspec.models.llada import LLADA
 from tests.language.fakes import load, recipe
@@ -84,6 +86,29 @@ def test_star_is_everything() -> None:
 )
 def test_indices(text: str, layers: int, expected: list[int]) -> None:
     assert blocks(text, layers) == expected
+
+
+INDEX = st.sampled_from(["*", "0", "2", "-1", "-4", "5", "0..2", "-3..-1", "1..-1", "2..9"])
+STEP = st.one_of(
+    st.sampled_from(["blocks", "attention", "mlp", "q", "down", "experts", "head", "embedding", "*", "{gate,up,head}"]),
+    st.lists(INDEX, min_size=1, max_size=3).map(lambda parts: f"blocks[{', '.join(parts)}]"),
+    INDEX.map(lambda part: f"experts[{part}]"),
+)
+TERM = st.lists(STEP, min_size=1, max_size=4).map(".".join)
+RAW = st.sampled_from([r'module("m\.[0-9]\..*")', 'module("m.ff_out")', 'module("x")'])
+
+
+@given(st.lists(st.one_of(TERM, TERM, RAW), min_size=1, max_size=3).map(", ".join), st.sampled_from([1, 3, 6]))
+@settings(max_examples=300, deadline=None)
+def test_a_table_finds_what_matches(text: str, layers: int) -> None:
+    experts = [ModuleEntry(Role("mlp.experts.down", 0, e), f"m.0.e{e}.down", 8, 8, False, "x") for e in range(3)]
+    entries = [*modules(layers), *experts]
+    entries[0] = replace(entries[0], tied=entries.pop(7 * layers + 1))
+    selector = Selector(text)
+    one_by_one = tuple(m for m, entry in enumerate(entries) if selector.matches(entry, layers))
+    table = ModuleTable(entries, layers)
+    assert table.select(selector) == one_by_one
+    assert table.select(selector) == one_by_one  # remembered
 
 
 def test_experts() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qspec.diagnostics import Span
 from qspec.formats import Scheme
 from qspec.language.layout import lay_out
-from qspec.language.selectors import Selector
+from qspec.language.selectors import ModuleTable, Selector
 from qspec.language.spec import Rule
 from qspec.models.registry import FAMILIES
 from qspec.search.rules import Table, rules_of
@@ -29,7 +29,7 @@ def meaning(statements: list[str], blocks: int) -> dict[str, tuple[str | None, .
     ]
     assert len(rules) == len(statements)
     entries = [e for e in FAMILIES["llada"].outline(range(blocks)) if e.role.block is not None]
-    layout = lay_out(rules, entries, blocks)
+    layout = lay_out(rules, ModuleTable(entries, blocks))
     found: dict[str, list[str | None]] = {}
     for entry, rule in zip(layout.modules, layout.decided, strict=True):
         name = rule.text.rpartition(" ")[2] if rule else "-"
