@@ -9,7 +9,6 @@ import pytest
 
 from qspec import passes, resources
 from qspec.cli.plan import render
-from qspec.cli.planned import planned as planned_recipe
 from qspec.errors import InputError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
@@ -19,6 +18,7 @@ from qspec.plan import Plan, make_plan
 from qspec.plan.data import plan_data
 from qspec.plan.estimates import compile_memory, compile_operations
 from qspec.plan.notes import notes
+from qspec.planned import planned as planned_recipe
 from tests.language.fakes import load, recipe
 from tests.models.dream_layout import DREAM_7B
 from tests.models.layout import LLADA_8B

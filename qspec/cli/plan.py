@@ -8,12 +8,12 @@ from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.output import say
-from qspec.cli.planned import planned
 from qspec.language.spec import Weighting
 from qspec.plan import Plan, bits_text
 from qspec.plan.data import plan_data
 from qspec.plan.estimates import compile_memory, compile_operations
 from qspec.plan.notes import notes
+from qspec.planned import planned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.output import say
-from qspec.cli.planned import planned
 from qspec.diagnostics import Source, Span
 from qspec.errors import InputError
+from qspec.planned import planned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from qspec import resources
 from qspec.catalog import ActivationKernel, AttentionKernel, GemmKernel, RotaryKernel
-from qspec.cli.planned import planned
 from qspec.errors import UsageError
 from qspec.hadamard_orders import factors
 from qspec.kernels.ahead import TARGETS, _problems, compile_ahead, misplaced, misreduced
 from qspec.kernels.generate import Kernel
+from qspec.planned import planned
 
 KERNELS: tuple[Kernel, ...] = (
     GemmKernel(4, None, True, 4, None, True),

@@ -1,4 +1,4 @@
-"""A recipe's plan, for the commands that need no weights: plan, why, kernels."""
+"""A recipe's plan, where no weights are needed: `qspec plan`, `why`, `kernels`, editors. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qspec import passes, resources
 from qspec.data.sources import STANDIN_FILE
 from qspec.diagnostics import Source
 from qspec.errors import InputError
-from qspec.language import load_recipe
+from qspec.language import LoadedRecipe, load_recipe
 from qspec.models.config import read_config
 from qspec.models.forms import check_form
 from qspec.models.locate import checkpoint_locate
@@ -27,13 +27,18 @@ class Planned:
     sources: Mapping[str, Source]
 
 
-def planned(recipe: Path, model: str | None, settings: dict[str, str]) -> Planned:
-    """The plan of a recipe.
+def planned(recipe: str | Path, model: str | None, settings: Mapping[str, str]) -> Planned:
+    """The plan of a recipe with these values of its parameters; errors as `load_recipe` and `plan_of`."""
+    return plan_of(load_recipe(recipe, passes.available(), settings, FAMILIES), model)
+
+
+def plan_of(loaded: LoadedRecipe, model: str | None) -> Planned:
+    """The plan of a recipe that is read.
 
     The config comes from `model`, else from the recipe's model in the local cache, else from the stand-in of
-    the recipe's first family.
+    the recipe's first family. Errors: InputError where `model` is not on this machine or cannot be quantized,
+    RecipeError where the recipe does not fit it.
     """
-    loaded = load_recipe(recipe, passes.available(), settings, FAMILIES)
     spec = loaded.spec
     folder = checkpoint_locate(model or spec.model.id, None if model else spec.model.revision, weights=False)
     notice = None
