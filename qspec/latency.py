@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from qspec.kernels import tuned
 from qspec.plan import FLOAT_BITS, ModulePlan, gemms
+
+if TYPE_CHECKING:
+    import torch
 
 REFERENCE = "NVIDIA H100 80GB HBM3"  # stands in where this machine has no GPU, and for the limits of unknown ones
 BANDWIDTHS = {REFERENCE: 3000, "NVIDIA H200": 4300}  # bytes a nanosecond: a copy
@@ -43,6 +45,8 @@ class TimedGemm:
 
 def timed_gpu(device: torch.device) -> str:
     """The GPU whose times count for a search on this device: its own, or `REFERENCE` on a CPU."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else REFERENCE
 
 

@@ -12,10 +12,39 @@ from qspec.diagnostics import Source
 from qspec.errors import InputError
 from qspec.language import LoadedRecipe, load_recipe
 from qspec.models.config import read_config
+from qspec.models.family import DecoderShape, Family
 from qspec.models.forms import check_form
 from qspec.models.locate import checkpoint_locate
 from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a plan needs of a model: its config.json, read. standin: whether the model is a stand-in for others."""
+
+    name: str
+    family: Family
+    shape: DecoderShape
+    standin: bool
+
+    @classmethod
+    def of(cls, folder: Path, name: str | None = None) -> Config:
+        """That of a folder. Errors: InputError where there is none, or none of a known model."""
+        family, shape, _ = read_config(folder)
+        return cls(name or folder.name, family, shape, (folder / STANDIN_FILE).is_file())
+
+
+def find_config(id_or_path: str, revision: str | None = None) -> Config | None:
+    """The config of a folder, a bundled stand-in or a model in the hub's cache; None where this machine has none.
+
+    Errors: InputError for what is no checkpoint, or is quantized already.
+    """
+    folder = checkpoint_locate(id_or_path, revision, weights=False)
+    if folder is None:
+        return None
+    check_form(folder)
+    return Config.of(folder, id_or_path)
 
 
 @dataclass(frozen=True)
@@ -40,14 +69,11 @@ def plan_of(loaded: LoadedRecipe, model: str | None) -> Planned:
     RecipeError where the recipe does not fit it.
     """
     spec = loaded.spec
-    folder = checkpoint_locate(model or spec.model.id, None if model else spec.model.revision, weights=False)
+    config = find_config(model) if model else find_config(spec.model.id, spec.model.revision)
     notice = None
-    if folder is None:
+    if config is None:
         if model:
             raise InputError(f"there is no config.json of {model!r} on this machine", hint="give a folder")
-        folder = resources.standin(spec.families[0])
-        notice = f"{spec.model.id} is not on this machine: planning for the bundled stand-in {folder.name} instead"
-    check_form(folder)
-    family, shape, _ = read_config(folder)
-    plan = make_plan(spec, family, shape, standin=(folder / STANDIN_FILE).is_file())
-    return Planned(plan, notice, loaded.sources)
+        config = Config.of(resources.standin(spec.families[0]))
+        notice = f"{spec.model.id} is not on this machine: planning for the bundled stand-in {config.name} instead"
+    return Planned(make_plan(spec, config.family, config.shape, standin=config.standin), notice, loaded.sources)

@@ -20,15 +20,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from qspec import resources
 from qspec.catalog import HOPPER_BLOCK, GemmKernel
 from qspec.errors import InputError
 from qspec.files import read_input, require_file, write_whole
 from qspec.kernels.generate import cache_folder
+
+if TYPE_CHECKING:
+    import torch
 
 SMALLEST, LARGEST = 8, 8192  # buckets of M: powers of two between these
 SHARED = 228 * 1024  # bytes of shared memory of a multiprocessor of compute capability 9.0; a program takes 1 KB more
@@ -77,6 +78,8 @@ def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, de
     """
     if device.type != "cuda":
         return None
+    import torch
+
     entry = _entry(torch.cuda.get_device_name(device), kernel, channels, columns, bucket(tokens))
     return None if entry is None else dict(entry["options"])
 

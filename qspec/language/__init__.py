@@ -16,7 +16,8 @@ from pathlib import Path
 from qspec.diagnostics import Diagnostic, RecipeError, Source, errors, in_order
 from qspec.errors import InputError
 from qspec.language.layers import outline_problems
-from qspec.language.merge import Merged, merge, merge_file
+from qspec.language.merge import Merged, Read, merge, merge_file
+from qspec.language.parser import read
 from qspec.language.printer import spec_text
 from qspec.language.resolve import Resolver
 from qspec.language.spec import Pass, Spec
@@ -64,9 +65,10 @@ def load_source(
     passes: Mapping[str, type[Pass]],
     settings: Settings = (),
     families: Mapping[str, Family] | None = None,
+    read: Read = read,
 ) -> LoadedRecipe:
-    """As `load_recipe`, for a text that is already here."""
-    return _resolved(merge(source), passes, dict(settings), families or {})
+    """As `load_recipe`, for a text that is already here. read: reads its bases."""
+    return _resolved(merge(source, read=read), passes, dict(settings), families or {})
 
 
 def find_problems(

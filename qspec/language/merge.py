@@ -11,7 +11,7 @@ apply                     all of the base's, or all of the recipe's own: their o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,15 +20,18 @@ from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span, closest, quo
 from qspec.language.parser import parse, read
 from qspec.language.syntax import Block, File, Leaf, Tree
 
+Read = Callable[[Path], tuple[Source, list[Diagnostic]]]  # of a base, as `parser.read`
+
 VERSION = 1
 MAX_BASES = 8
 
 
 @dataclass
 class Merged:
-    """All statements that count, by what they are about. `partial`: some could not be parsed."""
+    """All statements that count, by what they are about. `partial`: some could not be parsed. read: reads bases."""
 
     path: str
+    read: Read = read
     name: Leaf | None = None
     settings: dict[str, dict[str, Tree]] = field(default_factory=dict)  # block -> keyword -> setting
     blocks: dict[str, Block] = field(default_factory=dict)
@@ -83,9 +86,9 @@ def merge_file(path: str | Path) -> Merged:
     return merge(source, tuple(problems))
 
 
-def merge(source: Source, problems: tuple[Diagnostic, ...] = ()) -> Merged:
-    """Flattens an already read source; its bases are looked up beside it."""
-    merged = Merged(source.path)
+def merge(source: Source, problems: tuple[Diagnostic, ...] = (), read: Read = read) -> Merged:
+    """Flattens an already read source; its bases are looked up beside it, by `read`."""
+    merged = Merged(source.path, read)
     _add(merged, source, problems, (Path(source.path),))
     return merged
 
@@ -144,7 +147,7 @@ def _extend(merged: Merged, node: Tree, source: Source, chain: tuple[Path, ...],
         merged.partial = True
         return
     try:
-        base, problems = read(target)
+        base, problems = merged.read(target)
     except OSError as error:
         message = f"{quote(name)} cannot be read: {error.strerror or 'it is not a file'}"
         hint = f"the path starts at the folder of {quote(Path(source.path).name)}; check its spelling"

@@ -13,11 +13,11 @@ from qspec.errors import QspecError
 from qspec.language import load_source
 from qspec.language.formatter import format_source
 from qspec.language.printer import spec_text
+from qspec.language.rules import rules_of
 from qspec.language.selectors import Selector
 from qspec.language.spec import Calibration, Evaluation, FileText, Rollouts, Rule, Spec, TextSource
 from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
-from qspec.search.rules import rules_of
 from qspec.search.space import Choice, Layout, Space
 
 

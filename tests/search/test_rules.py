@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from qspec.diagnostics import Span
 from qspec.formats import Scheme
 from qspec.language.layout import lay_out
+from qspec.language.rules import Table, rules_of
 from qspec.language.selectors import ModuleTable, Selector
 from qspec.language.spec import Rule
 from qspec.models.registry import FAMILIES
-from qspec.search.rules import Table, rules_of
 from tests.search.spaces import PARTS
 
 NAMES = ("w2", "w4", "w8", None)
