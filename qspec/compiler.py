@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,13 +21,14 @@ from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.tokens import CalibrationTokens, repetition
 from qspec.card import model_card
 from qspec.catalog import PACKING
-from qspec.data import DataSources
+from qspec.data import DataPin, DataSources
 from qspec.errors import MachineError
 from qspec.evaluate.requests import check_requests
 from qspec.kernels import generate
 from qspec.language import load_recipe
 from qspec.language.spec import Evaluation, Spec
-from qspec.lock import Lock, checkpoint_hashes, differences, lock_path
+from qspec.lock import Lock, differences, lock_path
+from qspec.machine import machine_facts
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
@@ -59,12 +60,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """locked: refuse other inputs than NAME.lock says. evaluate: measure the result, on data that must be there.
-    download: fetch a checkpoint that is not here. standin: where it is not here, take the bundled one of its family;
-    never if locked.
+    """locked: refuse other inputs than NAME.lock says; "strict", another machine too. evaluate: measure the result, on
+    data that must be there. download: fetch a checkpoint that is not here. standin: where it is not here, take the
+    bundled one of its family; never if locked.
     """
 
-    locked: bool = False
+    locked: bool | Literal["strict"] = False
     evaluate: bool = True
     download: bool = False
     standin: bool = True
@@ -93,10 +94,12 @@ def compile(  # the public name: qspec.compile
     require_place(place)
     inputs = find_inputs(spec, model, device, options=options, progress=progress)
     if lock:
-        lock.require(inputs.lock, lock_path(inputs.recipe))
-    workspace = Workspace(place, inputs.lock.content)
+        wanted = lock if options.evaluate else lock.compiled
+        for told in wanted.require(inputs.lock, lock_path(inputs.recipe), strict=options.locked == "strict"):
+            progress.note(told)
+    workspace = Workspace(place, inputs.facts)
     if workspace.thrown_away is not None:
-        progress.note(_starts_over(workspace.thrown_away, inputs.lock))
+        progress.note(_starts_over(workspace.thrown_away, inputs.facts))
     with _kept(workspace, progress):
         with progress.phase("quantize"):
             records = quantize_blocks(inputs.plan, inputs.checkpoint, inputs.tokens, workspace, inputs.device, progress)
@@ -109,11 +112,11 @@ def compile(  # the public name: qspec.compile
         return Artifact(workspace.publish(), manifest, inputs.plan, report)
 
 
-def _starts_over(before: Mapping[str, object], lock: Lock) -> str:
+def _starts_over(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Why nothing is taken over from an interrupted run."""
     if not before:
         return "the interrupted run's record is damaged: starting over"
-    changes = "; ".join(differences(lock.content, before, "before"))
+    changes = "; ".join(differences(now, before, "before"))
     return f"starting over, not where the interrupted run stopped: {changes}"
 
 
@@ -156,6 +159,12 @@ class Inputs:
         """Its file."""
         return Path(self.spec.source)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that the artifact's bytes depend on, as plain values."""
+        recipe = hashlib.sha256(self.spec.text.encode()).hexdigest()
+        return {**self.lock.compiled.content, "recipe": recipe, "tokens": self.tokens.sha256}
+
 
 def read_recipe(recipe: str | Path, settings: Mapping[str, str] | None = None) -> Spec:
     """What a recipe means with these values of its parameters. Errors: RecipeError; InputError where it is absent."""
@@ -182,12 +191,12 @@ def find_inputs(
     tokenizer = load_tokenizer(origin.folder)
     sources = DataSources(origin.folder, Path(spec.source).parent, chat=ChatTemplate(origin.folder))
     wanted = spec.evaluate if options.evaluate else Evaluation()
-    sources.check(spec.calibrate, wanted)
+    data = sources.check(spec.calibrate, wanted)
     check_requests(wanted, sources, tokenizer, checkpoint.shape)
     tokens = _tokens(plan, checkpoint, origin, sources, tokenizer, target, progress or Quiet())
     if repeats := repetition(tokens.distinct, tokens.drawn):
         (progress or Quiet()).note(repeats)
-    lock = _lock(spec, origin, tokens, target)
+    lock = _lock(spec, origin, data, target)
     return Inputs(spec, target, origin, checkpoint, plan, sources, tokens, lock)
 
 
@@ -228,15 +237,21 @@ def _tokens(
         ) from error
 
 
-def _lock(spec: Spec, origin: Origin, tokens: CalibrationTokens, device: torch.device) -> Lock:
+def find_lock(spec: Spec, model: str | None, device: str, *, download: bool) -> Lock:
+    """The lock of what a recipe names, hashed and not otherwise looked at. Errors: InputError for what is not here."""
+    origin = find_checkpoint(spec, model, download=download, standin=False)
+    sources = DataSources(origin.folder, Path(spec.source).parent, chat=ChatTemplate(origin.folder))
+    return _lock(spec, origin, sources.check(spec.calibrate, spec.evaluate), find_device(device))
+
+
+def _lock(spec: Spec, origin: Origin, data: Sequence[DataPin], device: torch.device) -> Lock:
     return Lock.of(
-        model=origin.id,
+        id=origin.id,
         revision=origin.revision,
-        files=checkpoint_hashes(origin.folder),
-        recipe=hashlib.sha256(spec.text.encode()).hexdigest(),
-        calibration=tokens.sha256,
+        folder=origin.folder,
         seed=spec.calibrate.seed,
-        device=device,
+        data=data,
+        machine=machine_facts(device),
     )
 
 
@@ -249,7 +264,7 @@ def _write_beside(workspace: Workspace, inputs: Inputs) -> None:
     if (checkpoint.folder / GENERATION).is_file():
         workspace.write(GENERATION, (checkpoint.folder / GENERATION).read_bytes())
     workspace.write("recipe.qs", inputs.spec.text)
-    workspace.write("recipe.lock", inputs.lock.text())
+    workspace.write("recipe.lock", inputs.lock.compiled.text())
     workspace.write("README.md", model_card(inputs.spec, inputs.plan, inputs.origin, __version__))
 
 
@@ -300,7 +315,7 @@ def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleR
             family=plan.family,
             standin=origin.standin,
             replacements=tuple(inputs.sources.replacements),
-            files=inputs.lock.content["model"]["files"],
+            files=inputs.lock.files,
         ),
         calibration=_calibration_record(inputs),
         modules=records,

@@ -47,7 +47,7 @@ def run_cells(
     for cell in cells:
         folder = out / cell.name
         inputs = find_inputs(read_recipe(cell.recipe, settings), model, device)
-        done, key = out / f"{cell.name}.done", f"{how(limit, settings)}\n{inputs.lock.text()}"
+        done, key = out / f"{cell.name}.done", f"{how(limit, settings)}\n{json.dumps(inputs.facts)}"
         if done.is_file() and done.read_text(encoding="utf-8") == key:
             print(f"{model} {cell.name}: finished before", flush=True)
             continue

@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add_settings(parser)
     parser.add_argument("--locked", action="store_true", help="refuse anything but what NAME.lock says")
+    parser.add_argument(
+        "--locked=strict", dest="locked", action="store_const", const="strict", help="on another machine too"
+    )
     parser.add_argument("--no-eval", action="store_true", help="leave evaluation and report out")
     parser.add_argument("--download", action="store_true", help="fetch a missing checkpoint from the hub")
     parser.add_argument("--no-standin", action="store_true", help="a missing checkpoint is an error")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from qspec.cli.output import read_standard, say
+from qspec.cli.output import read_standard, say, unified_diff
 from qspec.diagnostics import RecipeError
 from qspec.errors import InputError
 from qspec.language.formatter import format_source
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         differs = text != after
         changed += differs
         if args.diff:
-            say("".join(_diff(path, text, after)), end="")
+            say(unified_diff(text, after, path, f"{path} (formatted)"), end="")
         if path == "-":
             if not (args.check or args.diff):
                 say(after, end="")
@@ -51,13 +50,6 @@ def _formatted(path: str) -> tuple[str, str]:
     if problems:
         raise RecipeError(problems, {source.path: source})
     return data.decode("utf-8"), format_source(source.text, source.path)
-
-
-def _diff(path: str, before: str, after: str) -> list[str]:
-    lines = difflib.unified_diff(
-        before.splitlines(keepends=True), after.splitlines(keepends=True), path, f"{path} (formatted)"
-    )
-    return [line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines]
 
 
 def _write(path: Path, text: str) -> None:

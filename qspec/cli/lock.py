@@ -1,16 +1,19 @@
-"""`qspec lock RECIPE`: writes NAME.lock beside NAME.qs."""
+"""`qspec lock RECIPE...`: writes NAME.lock beside NAME.qs; `--check` tells what is stale, `--diff` shows it."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
-from qspec.cli.output import say
+from qspec.cli.output import say, tell, unified_diff
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a .qs file")
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="a .qs file")
+    parser.add_argument("--check", action="store_true", help="write nothing; tell what is stale, and exit 1 if any is")
+    parser.add_argument("--diff", action="store_true", help="write nothing; print what would change")
     parser.add_argument(
         "--model",
         metavar="PATH_OR_ID",
@@ -22,15 +25,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qspec.compiler import CompileOptions, find_inputs, read_recipe
+    settings = settings_of(args)
+    return max(_run(Path(recipe), settings, args) for recipe in args.recipes)
+
+
+def _run(recipe: Path, settings: Mapping[str, str], args: argparse.Namespace) -> int:
+    from qspec.compiler import find_lock, read_recipe
     from qspec.files import require_file
     from qspec.lock import lock_path
 
-    path = lock_path(Path(args.recipe))
+    path = lock_path(recipe)
+    if args.check:
+        return _check(recipe, path, settings, args)
     require_file(path)
-    spec = read_recipe(args.recipe, settings_of(args))
-    options = CompileOptions(download=args.download, standin=False)
-    inputs = find_inputs(spec, args.model, args.device, options=options)
-    inputs.lock.write(path)
+    lock = find_lock(read_recipe(recipe, settings), args.model, args.device, download=args.download)
+    if args.diff:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        say(unified_diff(before, lock.text(), str(path), f"{path} (now)"), end="")
+        return 0
+    lock.write(path)
     say(path)
     return 0
+
+
+def _check(recipe: Path, path: Path, settings: Mapping[str, str], args: argparse.Namespace) -> int:
+    """Whether the lock is stale. What is not on this machine is not compared, and said."""
+    from qspec.compiler import find_lock, read_recipe
+    from qspec.errors import InputError
+    from qspec.lock import Lock, package_changes, recipe_changes
+
+    lock, spec = Lock.read(path), read_recipe(recipe, settings)
+    try:
+        actual = find_lock(spec, args.model, args.device, download=args.download)
+    except InputError as error:
+        tell(f"{path}: recipe and packages alone were compared: {error}")
+        stale = recipe_changes(lock, spec) + package_changes(lock)
+    else:
+        stale = lock.stale(actual)
+        for difference in lock.machine(actual):
+            say(f"{path}: another machine, which compile tells and --locked=strict refuses: {difference}")
+    for difference in stale:
+        say(f"{path}: stale: {difference}")
+    if not stale:
+        say(f"{path}: holds")
+    return int(bool(stale))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,12 @@ HINT = "send it to a file, or to /dev/null"
 def say(text: object = "", end: str = "\n") -> None:
     """One text on standard output, control characters escaped. Raises MachineError where it cannot be written."""
     write(f"{visible(str(text))}{end}")
+
+
+def unified_diff(before: str, after: str, old: str, new: str) -> str:
+    """Two texts, of these names, as `diff -u` and git show them."""
+    lines = difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), old, new)
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
 def near(path: Path) -> Path:

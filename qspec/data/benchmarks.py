@@ -54,7 +54,8 @@ def gsm8k(folder: Path, request: TaskRequest) -> TaskData:
         TaskItem("".join(shown) + _gsm8k_prompt(row, path, line), text_field(row, "answer", path, line))
         for line, row in read_rows(path)
     ]
-    return _task(request, "GSM8K", "number", items, path, stop=("Question:",))
+    files = [file for file in (home / "train.jsonl", path) if file.is_file()]
+    return _task(request, "GSM8K", "number", items, files, stop=("Question:",))
 
 
 def _gsm8k_prompt(row: Row, path: Path, line: int) -> str:
@@ -69,7 +70,8 @@ def mmlu(folder: Path, request: TaskRequest) -> TaskData:
         raise InputError("no *_test.csv files", where=str(home / "test"))
     items = [item for path in files for item in _mmlu_subject(home, path, request.shots)]
     # a choice is one token long, so that one draw is the exact likelihood
-    return _task(request, "MMLU", "choices", items, home / "test", draws=1)
+    files = [*sorted((home / "dev").glob("*_dev.csv")), *files]
+    return _task(request, "MMLU", "choices", items, files, draws=1)
 
 
 def _mmlu_subject(home: Path, path: Path, shots: int) -> Iterator[TaskItem]:
@@ -114,7 +116,7 @@ class _ChoiceFile:
             raise InputError(what, hint="write shots 0, or leave it out")
         path = folder / self.file
         items = [self.item(row, path, line) for line, row in read_rows(path)]
-        return _task(request, self.title, "choices", items, path)
+        return _task(request, self.title, "choices", items, [path])
 
 
 def _question(row: Row, path: Path, line: int) -> TaskItem:
@@ -155,14 +157,15 @@ def _task(
     title: str,
     scoring: Literal["number", "choices"],
     items: Sequence[TaskItem],
-    path: Path,
+    files: Sequence[Path],
     stop: tuple[str, ...] = (),
     draws: int = 128,
 ) -> TaskData:
     if not items:
-        raise InputError("the task file is empty", where=str(path))
+        raise InputError("the task file is empty", where=str(files[-1]))
     chosen = spread(items, request.limit)
-    return TaskData(request.name, title, (scoring,), chosen, request.length, request.steps, request.block, stop, draws)
+    sizes = (request.length, request.steps, request.block)
+    return TaskData(request.name, title, (scoring,), chosen, *sizes, stop, draws, files=tuple(files))
 
 
 TEXTS: Mapping[str, Callable[[Path, Split], TextData]] = {"wikitext2": wikitext2, "c4": c4}

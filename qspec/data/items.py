@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from qspec.files import sha256
+
 Scoring = Literal["exact", "number", "choices"]
 T = TypeVar("T")
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
 class TextData:
     """title: what was read, for people. documents: at least one, none of them blank. source: what answered in the
-    place of the text that was named, such as "stand-in text"; empty where it is that text."""
+    place of the text that was named, such as "stand-in text"; empty where it is that text. revision: of a published
+    data set."""
 
     title: str
     path: Path
     documents: tuple[str, ...]
     source: str = ""
+    revision: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it was read from."""
+        return (self.path,)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,8 @@ class TaskData:
     scorings: "exact" compares the generated text, stripped, with the answer; "number" the number after ####;
     "choices" rates the choices by likelihood. length, steps, block: the sampler's, for generated text. stop:
     generated text is cut where one of these begins. draws: Monte Carlo draws of each choice's likelihood. source: what
-    answered in the place of the task that was named; empty where the items are that task's.
+    answered in the place of the task that was named; empty where the items are that task's. files, revision: what it
+    was read from, and of which revision of a published data set.
     """
 
     name: str
@@ -60,6 +72,8 @@ class TaskData:
     stop: tuple[str, ...] = ()
     draws: int = 128
     source: str = ""
+    files: tuple[Path, ...] = ()
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,28 @@ class NotMeasured:
 
     def __str__(self) -> str:
         return f"not measured: {self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class DataPin:
+    """Exactly which data a name in a recipe stands for. use: calibration, nelbo or tasks. sha256: of the file, or of
+    what `sha256sum` prints of several, by name; `NOT_MEASURED` for a task that is not run."""
+
+    use: str
+    name: str
+    revision: str
+    sha256: str
+
+    @classmethod
+    def of(cls, use: str, name: str, data: TextData | TaskData | NotMeasured) -> DataPin:
+        """Hashes the files that it was read from."""
+        if isinstance(data, NotMeasured):
+            return cls(use, name, "", NOT_MEASURED)
+        hashes = [(path.name, sha256(path)) for path in data.files]
+        if len(hashes) == 1:
+            return cls(use, name, data.revision, hashes[0][1])
+        listed = "".join(f"{digest}  {file}\n" for file, digest in sorted(hashes))
+        return cls(use, name, data.revision, hashlib.sha256(listed.encode()).hexdigest())
 
 
 def spread(items: Sequence[T], limit: int | None) -> tuple[T, ...]:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from qspec.data.benchmarks import RUNS_CODE, TASKS, TEXTS, Split
 from qspec.data.files import Chat, Row, list_field, read_documents, read_lines, read_rows, text_field
-from qspec.data.items import Choice, NotMeasured, TaskData, TaskItem, TextData, spread
+from qspec.data.items import Choice, DataPin, NotMeasured, TaskData, TaskItem, TextData, spread
 from qspec.errors import InputError
 from qspec.language.spec import Calibration, Evaluation, FileText, TaskRequest, TextSource
 
@@ -71,13 +71,15 @@ class DataSources:
     def __post_init__(self) -> None:
         self.standin = read_standin(self.checkpoint) if self.checkpoint else None
 
-    def check(self, calibrate: Calibration, evaluate: Evaluation) -> None:
-        """Reads everything that the recipe names, so that a missing file is known before hours of work."""
-        self.calibration(calibrate.source)
-        for request in evaluate.nelbo:
-            self.heldout(request.text)
-        for task in evaluate.tasks:
-            self.task(task)
+    def check(self, calibrate: Calibration, evaluate: Evaluation) -> list[DataPin]:
+        """Reads everything that the recipe names, so that a missing file is known before hours of work.
+
+        Returns exactly which data that is, for the lock.
+        """
+        source = calibrate.source
+        pins = [DataPin.of("calibration", source.name, self.calibration(source))]
+        pins += [DataPin.of("nelbo", one.text.name, self.heldout(one.text)) for one in evaluate.nelbo]
+        return pins + [DataPin.of("tasks", task.name, self.task(task)) for task in evaluate.tasks]
 
     def calibration(self, source: TextSource) -> TextData:
         """The text that statistics are taken from."""
@@ -131,6 +133,7 @@ class DataSources:
             block=entry.block,
             draws=STANDIN_DRAWS,
             source=_source(entry.title),
+            files=(path,),
         )
 
     def _record(self, sentence: str) -> None:

@@ -13,7 +13,7 @@ from qspec.evaluate import outliers
 from qspec.evaluate.forward import Progress as Parts
 from qspec.evaluate.forward import Tokenizer
 from qspec.evaluate.likelihood import measure_choices
-from qspec.evaluate.nelbo import measure_nelbo, text_name
+from qspec.evaluate.nelbo import measure_nelbo
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample, task_label
 from qspec.evaluate.tasks import measure_task
@@ -100,7 +100,7 @@ class _Run:
     timings: dict[str, float] = field(default_factory=dict)
 
     def nelbo(self, request: NelboRequest, sources: DataSources) -> None:
-        name, text = text_name(request.text), sources.heldout(request.text)
+        name, text = request.text.name, sources.heldout(request.text)
         with self._part(f"nelbo on {task_label(name, text.source)}") as parts:
             result = measure_nelbo(self.baseline, self.quantized, self.tokenizer, text, request, self.seed, parts)
         self.metrics.append(result.metric)

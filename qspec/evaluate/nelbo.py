@@ -33,7 +33,7 @@ from qspec.evaluate.forward import (
     slices,
 )
 from qspec.evaluate.results import KlBucket, Metric, nelbo
-from qspec.language.spec import FileText, NelboRequest, TextSource
+from qspec.language.spec import NelboRequest
 from qspec.models.sampler import Denoiser
 from qspec.models.tokens import encode
 
@@ -105,14 +105,9 @@ def measure_nelbo(
     rows = masked_rows(passages, DRAWS, seed)
     sums = _score(baseline, quantized, rows, progress)
     samples_of = (_per_sample(sums.baseline, sums), _per_sample(sums.quantized, sums))
-    name = text_name(request.text)
+    name = request.text.name
     metric = nelbo(name, text.title, *samples_of, text.source)
     return NelboResult(metric, _buckets(name, rows, sums))
-
-
-def text_name(source: TextSource) -> str:
-    """A text as metrics name it."""
-    return source.path if isinstance(source, FileText) else source.name
 
 
 @torch.no_grad()

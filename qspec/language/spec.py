@@ -124,6 +124,11 @@ class FileText:
     path: Annotated[str, Quoted()]
     field: Annotated[str, Quoted()] | None = None
 
+    @property
+    def name(self) -> str:
+        """As metrics and locks name it."""
+        return self.path
+
     def __str__(self) -> str:
         return f'file("{self.path}", field = "{self.field}")' if self.field else f'file("{self.path}")'
 

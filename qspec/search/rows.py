@@ -18,7 +18,7 @@ from qspec.evaluate.forward import MaskedRow
 from qspec.evaluate.nelbo import masked_rows
 from qspec.language.printer import spec_data
 from qspec.language.spec import Search, TaskRequest
-from qspec.lock import machine_kind
+from qspec.machine import machine_facts
 from qspec.models.tokens import encode
 from qspec.runtime import load_tokenizer
 from qspec.search.losses import Measure
@@ -128,13 +128,13 @@ def facts(inputs: Inputs, rows: SearchRows) -> dict[str, Any]:
     digest = hashlib.sha256()
     for row in (*rows.probes, *rows.trials):
         digest.update(row.tokens.numpy().tobytes() + row.masked.numpy().tobytes())
-    content = inputs.lock.content
+    tokens = {"tokens_sha256": inputs.tokens.sha256, "seed": inputs.spec.calibrate.seed}
     return {
-        "model": content["model"]["files"],
-        "calibration": content["calibration"],
+        "model": inputs.lock.files,
+        "calibration": tokens,
         "calibrated": calibration(inputs).sha256,
-        "packages": content["packages"],
-        "machine": machine_kind(inputs.device, THREADS),
+        "packages": inputs.lock.content["packages"],
+        "machine": machine_facts(inputs.device, THREADS),
         "passes": [(use.text) for use in inputs.spec.passes],
         "rows": digest.hexdigest(),
         "measure": rows.measure,

@@ -112,7 +112,7 @@ def test_a_folder_as_dream_is_published_goes_through_the_commands(
 
     (model / "merges.txt").write_text((model / "merges.txt").read_text() + "\n")  # the same merges in another file
     code = cli.main(["compile", str(recipe), "--out", str(out), "--no-eval", "--locked", "--device", "cpu"])
-    assert (code, "model.files.merges.txt is" in capsys.readouterr().err) == (3, True)
+    assert (code, "tokenizer.merges.txt is" in capsys.readouterr().err) == (3, True)
 
 
 def test_a_lock_that_is_not_there_is_known_before_anything_is_looked_for(tmp_path: Path) -> None:

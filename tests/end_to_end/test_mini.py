@@ -32,7 +32,7 @@ from qspec.kernels.generate import digest, library
 from qspec.kernels.linear import QuantLinear
 from qspec.language import load_recipe
 from qspec.language.spec import Pass
-from qspec.lock import machine_kind
+from qspec.lock import Lock
 from qspec.models.inputs import value_of
 from qspec.origin import find_checkpoint
 from qspec.passes.parameters import Gptq, RotateDuquant, Smooth
@@ -296,8 +296,8 @@ def test_killed_at_a_kernel_file_the_next_run_ends_in_the_same_bytes(
                 compiled_again()
         assert list((tmp_path / "killed.partial" / "kernels").glob(".*/*.py"))
     monkeypatch.undo()
-    now, before = (machine_kind(torch.device("cpu"), count) for count in (threads + 1, threads))
-    assert notes == [f"starting over, not where the interrupted run stopped: machine is {now}, before {before}"]
+    change = f"machine.threads is {threads + 1}, before {threads}"
+    assert notes == [f"starting over, not where the interrupted run stopped: {change}"]
     assert files(compiled_again().path) == files(compiled.path)
 
 
@@ -473,7 +473,9 @@ def test_missing_calibration_text(mini: Mini, tmp_path: Path, capsys: pytest.Cap
     assert (code, "text.txt" in message) == (3, True)
 
 
-def test_lock_holds_and_refuses(mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lock_holds_and_refuses(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "locked"
     folder.mkdir()
     for name in ("mini.qs", "text.txt"):
@@ -483,10 +485,20 @@ def test_lock_holds_and_refuses(mini: Mini, tmp_path: Path, capsys: pytest.Captu
     assert (code, "there is no lock file" in message) == (3, True)
     assert run(capsys, "lock", recipe, "--device", "cpu")[0] == 0
     assert run(capsys, "compile", recipe, "--locked", *CPU, "--out", tmp_path / "a", "--quiet")[0] == 0
-    assert (tmp_path / "a" / "recipe.lock").read_text() == (folder / "mini.lock").read_text()
+    assert (tmp_path / "a" / "recipe.lock").read_text() == Lock.read(folder / "mini.lock").compiled.text()
     (folder / "text.txt").write_text((folder / "text.txt").read_text().replace("Koso", "Gubur"))
     code, message = run(capsys, "compile", recipe, "--locked", "--device", "cpu", "--out", tmp_path / "b", "--no-eval")
-    assert (code, "calibration.tokens_sha256 is" in message) == (3, True)
+    assert (code, "data.calibration.text.txt.sha256 is" in message) == (3, True)
+    shutil.copy(mini.recipe.parent / "text.txt", folder)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    told = f"machine.threads is {threads + 1}, locked {threads}"
+    code, message = run(
+        capsys, "compile", recipe, "--locked=strict", "--device", "cpu", "--out", tmp_path / "b", "--no-eval"
+    )
+    assert (code, told in message) == (3, True)
+    code, message = run(capsys, "compile", recipe, "--locked", "--device", "cpu", "--out", tmp_path / "b", "--no-eval")
+    assert (code, told in message) == (0, True)
 
 
 def test_gather_reads_no_weights_into_memory(mini: Mini) -> None:

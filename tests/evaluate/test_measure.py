@@ -12,7 +12,7 @@ import pytest
 
 import qspec
 from qspec.data import DataSources
-from qspec.evaluate.measure import measure, text_name
+from qspec.evaluate.measure import measure
 from qspec.language.spec import Evaluation, FileText, NamedText, NelboRequest, TaskRequest
 from qspec.progress import Quiet
 from tests.evaluate.models import SIZE, Characters, oracle, uniform
@@ -95,8 +95,8 @@ def test_nothing_asked_nothing_measured(standin: Path) -> None:
 
 
 def test_text_names() -> None:
-    assert text_name(NamedText("wikitext2")) == "wikitext2"
-    assert text_name(FileText("my/x.jsonl", "text")) == "my/x.jsonl"
+    assert NamedText("wikitext2").name == "wikitext2"
+    assert FileText("my/x.jsonl", "text").name == "my/x.jsonl"
 
 
 def test_the_public_function_and_its_package_share_a_name() -> None:
