@@ -29,6 +29,14 @@ class NumberFormat:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def about(self) -> str:
+        """Its bits and codes in one line."""
+        if self.kind == "float":
+            blocks = f", a scale of 8 bits for each {self.block}" if self.block else ""
+            return f"{self.bits}-bit float, -{self.qmax:g} … {self.qmax:g}{blocks}"
+        return f"{self.bits}-bit integer, codes {self.qmin:g} … {self.qmax:g}"
+
 
 FINER = 5  # integers of at most so many bits reach half a step beyond qmax
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from qspec import passes, resources
-from qspec.cli.plan import render
 from qspec.errors import InputError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
@@ -18,6 +17,7 @@ from qspec.plan import Plan, make_plan
 from qspec.plan.data import plan_data
 from qspec.plan.estimates import compile_memory, compile_operations
 from qspec.plan.notes import notes
+from qspec.plan.text import render
 from qspec.planned import planned as planned_recipe
 from tests.language.fakes import load, recipe
 from tests.models.dream_layout import DREAM_7B

@@ -25,7 +25,7 @@ from qspec.models.family import Family
 
 Settings = Mapping[str, str] | Iterable[tuple[str, str]]
 
-__all__ = ["LoadedRecipe", "RecipeError", "find_problems", "load_recipe", "load_source"]
+__all__ = ["LoadedRecipe", "RecipeError", "Understood", "find_problems", "load_recipe", "load_source", "understand"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,21 @@ class LoadedRecipe:
     spec: Spec
     warnings: tuple[Diagnostic, ...]
     sources: Mapping[str, Source]
+
+
+@dataclass(frozen=True)
+class Understood:
+    """What could be understood of a recipe. spec: None where it has errors."""
+
+    merged: Merged
+    spec: Spec | None
+    problems: tuple[Diagnostic, ...]
+
+    def loaded(self) -> LoadedRecipe:
+        """Its meaning. Raises RecipeError with every diagnostic."""
+        if self.spec is None or errors(self.problems):
+            raise RecipeError(self.problems, self.merged.sources)
+        return LoadedRecipe(replace(self.spec, text=spec_text(self.spec)), self.problems, self.merged.sources)
 
 
 def load_recipe(
@@ -57,7 +72,7 @@ def load_recipe(
     except OSError as error:
         what = f"the recipe cannot be read: {error.strerror or error}"
         raise InputError(what, where=str(path), hint="check the path; a recipe is a `.qs` file") from None
-    return _resolved(merged, passes, dict(settings), families or {})
+    return _understood(merged, passes, settings, families).loaded()
 
 
 def load_source(
@@ -68,7 +83,7 @@ def load_source(
     read: Read = read,
 ) -> LoadedRecipe:
     """As `load_recipe`, for a text that is already here. read: reads its bases."""
-    return _resolved(merge(source, read=read), passes, dict(settings), families or {})
+    return understand(source, passes, settings, families, read).loaded()
 
 
 def find_problems(
@@ -79,30 +94,25 @@ def find_problems(
 ) -> tuple[tuple[Diagnostic, ...], Mapping[str, Source]]:
     """All diagnostics of a text and of its bases, and the texts that they point into: what `qspec check`
     wants."""
-    merged = merge(source)
-    _, found = _spec(merged, passes, dict(settings), families or {})
-    return found, merged.sources
+    found = understand(source, passes, settings, families)
+    return found.problems, found.merged.sources
 
 
-def _resolved(
-    merged: Merged,
+def understand(
+    source: Source,
     passes: Mapping[str, type[Pass]],
-    settings: Mapping[str, str],
-    families: Mapping[str, Family],
-) -> LoadedRecipe:
-    spec, found = _spec(merged, passes, settings, families)
-    if spec is None or errors(found):
-        raise RecipeError(found, merged.sources)
-    return LoadedRecipe(replace(spec, text=spec_text(spec)), found, merged.sources)
+    settings: Settings = (),
+    families: Mapping[str, Family] | None = None,
+    read: Read = read,
+) -> Understood:
+    """Everything that can be known of a text, which may be half-typed. read: reads its bases."""
+    return _understood(merge(source, read=read), passes, settings, families)
 
 
-def _spec(
-    merged: Merged,
-    passes: Mapping[str, type[Pass]],
-    settings: Mapping[str, str],
-    families: Mapping[str, Family],
-) -> tuple[Spec | None, tuple[Diagnostic, ...]]:
-    spec = Resolver(merged, passes, settings, families).spec()
+def _understood(
+    merged: Merged, passes: Mapping[str, type[Pass]], settings: Settings, families: Mapping[str, Family] | None
+) -> Understood:
+    spec = Resolver(merged, passes, dict(settings), families or {}).spec()
     if spec is not None and families:
         merged.problems += outline_problems(spec, [families[name] for name in spec.families], merged.sources)
-    return spec, in_order(merged.problems, merged.sources)
+    return Understood(merged, spec, in_order(merged.problems, merged.sources))

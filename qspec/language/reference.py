@@ -1,32 +1,31 @@
-"""What an author can write, from the spec's classes: the tables of grammar/reference.md, and completion."""
+"""What an author can write, from the spec's classes: the tables of grammar/reference.md, and words about a setting."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from qspec.diagnostics import Source
-from qspec.language import grammar
+from qspec import resources
 from qspec.language.fields import Form, Known, Setting, metadata, settings, words
-from qspec.language.pieces import BLOCK_KINDS, LINE_KINDS, Braces, Piece, cut
 from qspec.language.printer import written
 from qspec.language.spec import BLOCK_CLASSES, Pass
 
 _TABLE = re.compile(r"(<!-- settings of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PASSES = re.compile(r"(<!-- passes -->\n).*?(<!-- end -->)", re.DOTALL)
-_PASS = re.compile(r"\bapply\s+(\w+)\s*\([^()]*$")
+_STATEMENT = re.compile(r"^\| `(\w+)[^|]* \| (.*) \|$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Completion:
-    """A word that may come next, and what it is for."""
-
-    word: str
-    doc: str
+@cache
+def statements() -> Mapping[str, str]:
+    """Statement -> what it says, from the page's table."""
+    page = (resources.grammar() / "reference.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Statements\n")[2].partition("\n### ")[0]
+    return {m[1]: m[2] for m in _STATEMENT.finditer(section)}
 
 
 def filled(page: str, passes: Mapping[str, type[Pass]]) -> str:
@@ -49,12 +48,22 @@ def table(cls: Any) -> str:
     return "\n".join(["| setting | value | default |", "|---|---|---|", *rows])
 
 
-def _says(setting: Setting) -> str:
-    """What a setting is for, and what it takes."""
+def takes(setting: Setting) -> str:
+    """The values that a setting takes, and its default, in one line."""
+    default = "" if setting.default in (MISSING, None, ()) else f"default {written(setting.default)}"
+    return "; ".join(part for part in (", ".join(_takes(setting)) or setting.form, default) if part)
+
+
+def _takes(setting: Setting) -> list[str]:
     known = [name for one in metadata(setting.hint) if isinstance(one, Known) for name in one.names]
     spelled = any(isinstance(one, Form) for one in metadata(setting.hint))
-    takes = [*_bounds(setting.hint), *(f"`{word}`" for word in known or ([] if spelled else words(setting.hint)))]
-    return f"{setting.doc}: {', '.join(takes)}" if takes else setting.doc
+    return [*_bounds(setting.hint), *(known or ([] if spelled else words(setting.hint)))]
+
+
+def _says(setting: Setting) -> str:
+    """What a setting is for, and what it takes."""
+    found = [text if " " in text else f"`{text}`" for text in _takes(setting)]
+    return f"{setting.doc}: {', '.join(found)}" if found else setting.doc
 
 
 def _bounds(hint: Any) -> list[str]:
@@ -71,53 +80,3 @@ def _default(setting: Setting) -> str:
     if setting.default is MISSING:
         return "required"
     return f"`{written(setting.default)}`" if setting.default not in (None, ()) else ""
-
-
-# --- completion ---
-
-
-def completions(source: Source, offset: int, passes: Mapping[str, type[Pass]]) -> list[Completion]:
-    """The words that may stand at an offset: statements, settings, keywords, passes and their parameters.
-
-    The recipe's own names are not among them; nothing is where the text before makes no sense.
-    """
-    text = re.sub(r"\w*$", "", source.text[:offset])  # a word begun is to be completed
-    block, code = _place(Source(source.path, text))
-    if called := _PASS.search(code):
-        return _settings(passes[called[1]]) if called[1] in passes else []
-    if not code.strip() and block is None:
-        return [Completion(word, "") for word in (*LINE_KINDS, *BLOCK_KINDS)]
-    if re.fullmatch(r"apply\s+", code):
-        return [Completion(name, (cls.__doc__ or "").partition("\n")[0]) for name, cls in passes.items()]
-    if block is None:
-        start = LINE_KINDS.get(code.split()[0])
-        return [Completion(word, "") for word in _expected(start, code)] if start else []
-    known = settings(BLOCK_CLASSES[block])
-    found = _expected(f"{block}_body", code)
-    last = known.get(code.split()[-1]) if code.strip() else None
-    if last and not found:  # a word that the grammar takes as a name
-        return [Completion(word, "") for word in words(last.hint)]
-    return [Completion(word, known[word].doc if word in known else "") for word in found]
-
-
-def _settings(cls: type) -> list[Completion]:
-    return [Completion(key, one.doc) for key, one in settings(cls).items()]
-
-
-def _place(source: Source) -> tuple[str | None, str]:
-    """The block that a text ends in, and the code of the statement that it ends in."""
-    items, block = cut(source).items, None
-    while items and isinstance(items[-1], Braces) and items[-1].close == len(source.text):
-        block, items = items[-1].word.split(maxsplit=1)[0], items[-1].items
-    last = items[-1] if items and source.text.rpartition("\n")[2].strip() else None
-    return block, source.text[last.start :] if isinstance(last, Piece) else ""
-
-
-def _expected(start: str, code: str) -> list[str]:
-    """The keywords that may follow a code."""
-    try:
-        grammar.parse(start, f"{code}\0")  # no recipe holds this character
-    except grammar.Mismatch as mismatch:
-        found = [name.strip("`") for name in mismatch.names if mismatch.start == len(code)]
-        return [word for word in found if word.isidentifier()]
-    return []

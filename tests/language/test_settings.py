@@ -14,10 +14,11 @@ from pydantic import TypeAdapter
 from qspec import passes, resources
 from qspec.cli import main
 from qspec.diagnostics import RecipeError, Source
-from qspec.language import grammar, mistakes, reference, resolve
+from qspec.language import completion, grammar, mistakes, reference, resolve
+from qspec.language.completion import Names, completions
 from qspec.language.fields import about, between, settings
 from qspec.language.pieces import BLOCK_KINDS
-from qspec.language.reference import completions, filled, table
+from qspec.language.reference import filled, table
 from qspec.language.spec import BLOCK_CLASSES, Calibration, Emit, TaskRequest
 from tests.language.fakes import PASSES, ROOT, codes, load, recipe
 
@@ -44,7 +45,7 @@ def strided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         one.cache_clear()
     monkeypatch.setattr(resources, "grammar", lambda: tmp_path)
     monkeypatch.setattr(resolve, "Calibration", Strided)
-    for module in (mistakes, reference):
+    for module in (completion, mistakes, reference):
         monkeypatch.setattr(module, "BLOCK_CLASSES", {**BLOCK_CLASSES, "calibrate": Strided})
     yield
     for one in caches:
@@ -94,7 +95,7 @@ def test_schema_completion_and_reference_follow() -> None:
 
 
 def complete(text: str, after: str = "") -> list[tuple[str, str]]:
-    return [(one.word, one.doc) for one in completions(Source("r.qs", text + after), len(text), PASSES)]
+    return [(one.word, one.doc) for one in completions(Source("r.qs", text + after), len(text), Names(PASSES))]
 
 
 def test_the_page_has_the_settings_as_they_are() -> None:
@@ -136,7 +137,8 @@ STATEMENTS = ["qspec", "extends", "param", "layers", "apply", *BLOCK_KINDS]
         ("evaluate {\n  task gsm8k { sh", ["block", "length", "limit", "shots", "steps"]),
         ("layers head ", ["keep", "use"]),
         ("apply ", list(PASSES)),
-        ("apply gptq(damp = 0.1, ", ["damp", "order", "block"]),
+        ("apply gptq(", ["damp", "order", "block"]),
+        ("apply gptq(damp = 0.1, ", ["order", "block"]),
         ("apply nothing(", []),
         ("layers ? ", []),
     ],
@@ -152,7 +154,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["complete", str(path), "2:4"]) == 0
     assert "samples  windows of the text\n" in capsys.readouterr().out
     assert main(["complete", "--json", str(path), "1:1"]) == 0
-    assert capsys.readouterr().out.startswith('[{"word": "qspec", "doc": ""}')
+    assert capsys.readouterr().out.startswith(
+        '[{"word": "qspec", "doc": "the version of the language; first in every file", "kind": "keyword", "detail": ""}'
+    )
     for place in ("2", "0:1", "a:b"):
         assert main(["complete", str(path), place]) == 2
 
