@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "search": "find a scheme for every layer within a budget, and write the recipe",
     "explain": "explain a diagnostic's code",
     "complete": "list the words that may stand at a place of a recipe, for editors",
+    "lsp": "serve recipes to an editor (Language Server Protocol)",
     "inspect": "find a checkpoint's activation outliers, by layer, input and mask ratio",
     "lock": "write down what a recipe depends on: hashes, versions, seeds",
     "generate": "denoise text with a compiled model",
