@@ -61,8 +61,8 @@ class Artifact:
 @dataclass(frozen=True)
 class CompileOptions:
     """locked: refuse other inputs than NAME.lock says; "strict", another machine too. evaluate: measure the result, on
-    data that must be there. download: fetch a checkpoint that is not here. standin: where it is not here, take the
-    bundled one of its family; never if locked.
+    data that must be there. download: fetch a checkpoint and data that are not here. standin: where the checkpoint is
+    not here, take the bundled one of its family; never if locked.
     """
 
     locked: bool | Literal["strict"] = False
@@ -189,7 +189,7 @@ def find_inputs(
     checkpoint = Checkpoint.open(origin.folder)
     plan = make_plan(spec, checkpoint.family, checkpoint.shape, standin=origin.standin)
     tokenizer = load_tokenizer(origin.folder)
-    sources = DataSources(origin.folder, Path(spec.source).parent, chat=ChatTemplate(origin.folder))
+    sources = _sources(spec, origin, download=options.download)
     wanted = spec.evaluate if options.evaluate else Evaluation()
     data = sources.check(spec.calibrate, wanted)
     check_requests(wanted, sources, tokenizer, checkpoint.shape)
@@ -240,8 +240,14 @@ def _tokens(
 def find_lock(spec: Spec, model: str | None, device: str, *, download: bool) -> Lock:
     """The lock of what a recipe names, hashed and not otherwise looked at. Errors: InputError for what is not here."""
     origin = find_checkpoint(spec, model, download=download, standin=False)
-    sources = DataSources(origin.folder, Path(spec.source).parent, chat=ChatTemplate(origin.folder))
+    sources = _sources(spec, origin, download=download)
     return _lock(spec, origin, sources.check(spec.calibrate, spec.evaluate), find_device(device))
+
+
+def _sources(spec: Spec, origin: Origin, *, download: bool) -> DataSources:
+    """What answers the recipe's names of texts and tasks."""
+    place, chat = Path(spec.source).parent, ChatTemplate(origin.folder)
+    return DataSources(origin.folder, place, chat=chat, download=download)
 
 
 def _lock(spec: Spec, origin: Origin, data: Sequence[DataPin], device: torch.device) -> Lock:

@@ -52,9 +52,6 @@ def standin(tmp_path: Path) -> Path:
 @pytest.fixture
 def benchmarks(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
-    write(folder / "wikitext-2/valid.txt", "valid words")
-    write(folder / "wikitext-2/test.txt", "test words")
-    write(folder / "wiki-c4/c4_demo.jsonl", *rows(*({"text": f"document {i}"} for i in range(20))))
     write(folder / "gsm8k/train.jsonl", *rows({"question": "1+1?", "answer": "add\n#### 2"}))
     write(folder / "gsm8k/test.jsonl", *rows({"question": "2+2?", "answer": "add\n#### 4"}))
     write(folder / "mmlu/dev/birds_dev.csv", '"Which, flies?",ant,bee,cow,dog,B')
@@ -125,18 +122,6 @@ def test_tasks_that_run_model_written_code_are_listed(benchmarks: Path, name: st
     assert str(found).startswith(f"not measured: {name}: ")
 
 
-def test_calibration_and_held_out_text_are_different(benchmarks: Path) -> None:
-    sources = real(benchmarks)
-    assert sources.calibration(NamedText("wikitext2")).documents == ("valid words\n",)
-    assert sources.heldout(NamedText("wikitext2")).documents == ("test words\n",)
-    write(benchmarks / "wikitext-2/train.txt", "train words")
-    assert sources.calibration(NamedText("wikitext2")).title == "WikiText-2 train"
-    one, other = sources.calibration(NamedText("c4")).documents, sources.heldout(NamedText("c4")).documents
-    assert (len(one), len(other)) == (18, 2)
-    assert not set(one) & set(other)
-    assert sources.replacements == []
-
-
 def test_gsm8k_prompts(benchmarks: Path) -> None:
     task = real(benchmarks).task(TaskRequest("gsm8k", shots=1))
     assert isinstance(task, TaskData)
@@ -174,9 +159,9 @@ def test_examples_that_a_task_does_not_take_are_an_error(benchmarks: Path) -> No
         real(benchmarks).task(TaskRequest("piqa", shots=2))
 
 
-def test_data_that_are_not_there(tmp_path: Path) -> None:
+def test_tasks_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        DataSources(None, tmp_path, {}).calibration(NamedText("wikitext2"))
+        DataSources(None, tmp_path, {}).task(TaskRequest("gsm8k"))
     assert caught.value.hint is not None
     assert "QSPEC_DATA" in caught.value.hint
     with pytest.raises(InputError, match="QSPEC_DATA does not name a folder"):
@@ -201,7 +186,7 @@ def test_check_reads_everything_that_a_recipe_names(standin: Path, tmp_path: Pat
     calibrate = Calibration(text=NamedText("wikitext2"))
     sources.check(calibrate, Evaluation((NelboRequest(),), (TaskRequest("gsm8k"), TaskRequest("mmlu"))))
     assert len(sources.replacements) == 4
-    with pytest.raises(InputError, match=r"cannot be read"):
+    with pytest.raises(InputError, match=r"data that are not on this machine:\n  .*gone\.txt"):
         sources.check(calibrate, Evaluation((NelboRequest(FileText("gone.txt")),)))
 
 

@@ -54,7 +54,7 @@ def heldout(engine: Engine, samples: int) -> LossRows:
     length = engine.model.shape.max_length
     texts = tuple(itertools.islice(documents("heldout", TEXT), samples * length // 20))  # more than enough
     tokenizer, vocab = load_tokenizer(engine.inputs.origin.folder), engine.model.shape.vocab
-    passages = windows(TextData("held-out", Path("held-out"), texts), tokenizer, vocab, samples, length)
+    passages = windows(TextData("held-out", (Path("held-out"),), texts), tokenizer, vocab, samples, length)
     assert len(passages) == samples
     return LossRows(engine.model, masked_rows(passages, DRAWS, MASKS), "nelbo", 4096)
 

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "complete": "list the words that may stand at a place of a recipe, for editors",
     "lsp": "serve recipes to an editor (Language Server Protocol)",
     "inspect": "find a checkpoint's activation outliers, by layer, input and mask ratio",
+    "data": "list the data that a recipe needs: what is here, how to get the rest",
     "lock": "write down what a recipe depends on: hashes, versions, seeds",
     "generate": "denoise text with a compiled model",
     "chat": "talk with a compiled instruct model",

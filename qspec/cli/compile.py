@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--locked=strict", dest="locked", action="store_const", const="strict", help="on another machine too"
     )
     parser.add_argument("--no-eval", action="store_true", help="leave evaluation and report out")
-    parser.add_argument("--download", action="store_true", help="fetch a missing checkpoint from the hub")
+    parser.add_argument("--download", action="store_true", help="fetch missing checkpoints and data from the hub")
     parser.add_argument("--no-standin", action="store_true", help="a missing checkpoint is an error")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
 

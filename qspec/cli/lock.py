@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint folder, hub id, or bundled stand-in such as tiny-llada, instead of the recipe's",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--download", action="store_true", help="fetch a missing checkpoint from the hub")
+    parser.add_argument("--download", action="store_true", help="fetch missing checkpoints and data from the hub")
     add_settings(parser)
 
 

@@ -13,33 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qspec.data.files import Row, index_field, list_field, read_documents, read_lines, read_rows, text_field
-from qspec.data.items import Choice, TaskData, TaskItem, TextData, spread
+from qspec.data.files import Row, index_field, list_field, read_lines, read_rows, text_field
+from qspec.data.items import Choice, TaskData, TaskItem, spread
 from qspec.errors import InputError
 from qspec.language.spec import TaskRequest
 
-Split = Literal["calibration", "heldout"]
-
 RUNS_CODE = ("humaneval", "mbpp")  # scored by running what the model wrote
-
-
-def wikitext2(folder: Path, split: Split) -> TextData:
-    """WikiText-2: train (or valid) to calibrate, test held out."""
-    home = folder / "wikitext-2"
-    names = ("train.txt", "valid.txt") if split == "calibration" else ("test.txt",)
-    path = next((home / name for name in names if (home / name).is_file()), home / names[-1])
-    return TextData(f"WikiText-2 {path.stem}", path, read_documents(path))
-
-
-def c4(folder: Path, split: Split) -> TextData:
-    """A sample of C4: its first nine tenths to calibrate, the rest held out."""
-    path = folder / "wiki-c4" / "c4_demo.jsonl"
-    documents = read_documents(path, "text")
-    cut = len(documents) * 9 // 10
-    part = documents[:cut] if split == "calibration" else documents[cut:]
-    if not part:
-        raise InputError("too few documents to split", where=str(path))
-    return TextData("C4 sample", path, part)
 
 
 def gsm8k(folder: Path, request: TaskRequest) -> TaskData:
@@ -168,7 +147,6 @@ def _task(
     return TaskData(request.name, title, (scoring,), chosen, *sizes, stop, draws, files=tuple(files))
 
 
-TEXTS: Mapping[str, Callable[[Path, Split], TextData]] = {"wikitext2": wikitext2, "c4": c4}
 TASKS: Mapping[str, Callable[[Path, TaskRequest], TaskData]] = {
     "gsm8k": gsm8k,
     "mmlu": mmlu,

@@ -17,20 +17,15 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class TextData:
-    """title: what was read, for people. documents: at least one, none of them blank. source: what answered in the
-    place of the text that was named, such as "stand-in text"; empty where it is that text. revision: of a published
-    data set."""
+    """title: what was read, for people. files: from which. documents: at least one, none of them blank. source: what
+    answered in the place of the text that was named, such as "stand-in text"; empty where it is that text. revision: of
+    a data set of the hub."""
 
     title: str
-    path: Path
+    files: tuple[Path, ...]
     documents: tuple[str, ...]
     source: str = ""
     revision: str = ""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """What it was read from."""
-        return (self.path,)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Where texts and tasks come from: a stand-in's own files, files below $QSPEC_DATA, or files a recipe names.
+"""Where texts and tasks come from: a stand-in's own files, data sets of the hub, or files a recipe names.
 
 A checkpoint folder with `standin.json` answers every named text and task with its own data and sampler
 lengths, and each such replacement is recorded, so that nobody takes a stand-in's score for the benchmark's.
-Otherwise a name resolves below the folder that the environment variable QSPEC_DATA names:
+Otherwise the name of a text stands for files of the hub (`qspec.data.texts`), and that of a task for files below the
+folder that the environment variable QSPEC_DATA names:
 
-    wikitext-2/{train or valid}.txt to calibrate, test.txt held out     wiki-c4/c4_demo.jsonl {text}
     gsm8k/{train,test}.jsonl {question, answer}     mmlu/{dev,test}/*.csv question,A,B,C,D,answer
     multiple-choice/*.jsonl {question, choices, answer from 0}      hellaswag-1000/hellaswag.jsonl
 """
@@ -14,21 +14,22 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
-from qspec.data.benchmarks import RUNS_CODE, TASKS, TEXTS, Split
+from qspec.data.benchmarks import RUNS_CODE, TASKS
 from qspec.data.files import Chat, Row, list_field, read_documents, read_lines, read_rows, text_field
+from qspec.data.hub import DATA_VARIABLE, Found, HubData
 from qspec.data.items import Choice, DataPin, NotMeasured, TaskData, TaskItem, TextData, spread
+from qspec.data.texts import TEXTS, Part, Split
 from qspec.errors import InputError
-from qspec.language.spec import Calibration, Evaluation, FileText, TaskRequest, TextSource
+from qspec.language.spec import Calibration, Evaluation, FileText, NamedText, TaskRequest, TextSource
 
 STANDIN_FILE = "standin.json"
 STANDIN_ITEMS = 48  # items of a stand-in's task unless the recipe sets a limit
 STANDIN_DRAWS = 2
-DATA_VARIABLE = "QSPEC_DATA"
 _SPLIT_TITLES: Mapping[Split, str] = {"calibration": "calibration", "heldout": "held-out"}
 
 
@@ -51,12 +52,28 @@ class Standin:
     tasks: Mapping[str, StandinTask]
 
 
+@dataclass(frozen=True)
+class Need:
+    """A data set that a recipe names. use: what for. data: which files those are. found: where they are, None where
+    one is missing. get: how to come by them."""
+
+    use: Literal["calibration", "nelbo", "tasks"]
+    name: str
+    data: str
+    found: Found | None
+    get: str
+
+    def __str__(self) -> str:
+        """Which data set, as in a list of several."""
+        return f"{self.name}: {self.data}"
+
+
 @dataclass
 class DataSources:
     """Resolves the texts and tasks of one recipe for one checkpoint.
 
     checkpoint: the model's folder; None where there is none. recipe_folder: where relative paths start.
-    chat: makes text of messages that a file holds; None, there is no tokenizer.
+    chat: makes text of messages that a file holds; None, there is no tokenizer. download: fetch what is missing.
     replacements: one sentence for every name that the stand-in answered, in the order of use.
     Errors: InputError for a name that is unknown, data that are missing and files that cannot be read.
     """
@@ -65,17 +82,30 @@ class DataSources:
     recipe_folder: Path
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     chat: Chat | None = None
+    download: bool = False
     replacements: list[str] = field(default_factory=list, init=False)
     standin: Standin | None = field(init=False)
+    _texts: dict[tuple[TextSource, Split], TextData] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.standin = read_standin(self.checkpoint) if self.checkpoint else None
 
+    def needs(self, calibrate: Calibration, evaluate: Evaluation) -> tuple[Need, ...]:
+        """Every data set that the recipe names and that no stand-in answers, once for each use."""
+        texts: list[tuple[Literal["calibration", "nelbo"], TextSource, Split]]
+        texts = [("calibration", calibrate.source, "calibration")]
+        texts += [("nelbo", request.text, "heldout") for request in evaluate.nelbo]
+        needs = [self._need(use, source, split) for use, source, split in texts]
+        return tuple(need for need in needs if need is not None)
+
     def check(self, calibrate: Calibration, evaluate: Evaluation) -> list[DataPin]:
         """Reads everything that the recipe names, so that a missing file is known before hours of work.
 
-        Returns exactly which data that is, for the lock.
+        Returns exactly which data that is, for the lock and the report. Errors: InputError naming all that is missing.
         """
+        absent = [need for need in self.needs(calibrate, evaluate) if need.found is None]
+        if absent:
+            raise _missing(absent)
         source = calibrate.source
         pins = [DataPin.of("calibration", source.name, self.calibration(source))]
         pins += [DataPin.of("nelbo", one.text.name, self.heldout(one.text)) for one in evaluate.nelbo]
@@ -99,18 +129,42 @@ class DataSources:
             return NotMeasured(request.name, "its score needs model-written code to be run; qspec does not")
         return TASKS[request.name](self._data_folder(request.name), request)
 
-    def _text(self, source: TextSource, split: Split) -> TextData:
+    def _need(self, use: Literal["calibration", "nelbo"], source: TextSource, split: Split) -> Need | None:
+        """What a text needs, None where the stand-in answers."""
         if isinstance(source, FileText):
             path = self.recipe_folder / source.path
-            return TextData(f'file "{source.path}"', path, read_documents(path, source.field, self.chat))
-        if source.name not in TEXTS:
-            _unknown("text", source.name, TEXTS)
-        if self.standin is None:
-            return TEXTS[source.name](self._data_folder(source.name), split)
-        title = f"{self.standin.name}'s own {_SPLIT_TITLES[split]} text"
-        self._record(f"text {source.name}: {title}")
-        path = _inside(self.standin.folder, self.standin.texts[split])
-        return TextData(title, path, read_documents(path, "text"), _source("text"))
+            found = Found(path.parent, "", (path,)) if path.exists() else None
+            return Need(use, f"text {source}", str(path), found, "put the file there")
+        part = _part(source.name, split)
+        return None if self.standin else self._hub_need(use, f'text "{source.name}"', part.data)
+
+    def _hub_need(self, use: Literal["calibration", "nelbo", "tasks"], name: str, data: HubData) -> Need:
+        found = data.find(self.environment, download=self.download)
+        wanted = " ".join(f"--include '{pattern}'" for pattern in data.files)
+        get = f"hf download {data.id} --repo-type dataset --revision {data.revision} {wanted}"
+        return Need(use, name, str(data), found, get)
+
+    def _text(self, source: TextSource, split: Split) -> TextData:
+        if (source, split) not in self._texts:
+            self._texts[source, split] = self._read(source, split)
+        text = self._texts[source, split]
+        if self.standin and isinstance(source, NamedText):
+            self._record(f"text {source.name}: {text.title}")
+        return text
+
+    def _read(self, source: TextSource, split: Split) -> TextData:
+        if isinstance(source, FileText):
+            path = self.recipe_folder / source.path
+            return TextData(f'file "{source.path}"', (path,), read_documents(path, source.field, self.chat))
+        part = _part(source.name, split)
+        if self.standin:
+            title = f"{self.standin.name}'s own {_SPLIT_TITLES[split]} text"
+            path = _inside(self.standin.folder, self.standin.texts[split])
+            return TextData(title, (path,), read_documents(path, "text"), _source("text"))
+        need = self._hub_need("calibration", f'text "{source.name}"', part.data)
+        if need.found is None:
+            raise _missing([need])
+        return part.read(need.found)
 
     def _standin_task(self, standin: Standin, request: TaskRequest) -> TaskData | NotMeasured:
         entry = standin.tasks.get(request.name)
@@ -145,12 +199,29 @@ class DataSources:
         if not folder:
             raise InputError(
                 f'the data for "{name}" are not on this machine',
-                hint=f"set the environment variable {DATA_VARIABLE} to the folder that holds them, "
-                'or name a file of your own; in a recipe: file("text.jsonl", field = "text")',
+                hint=f"set the environment variable {DATA_VARIABLE} to the folder that holds them",
             )
         if not Path(folder).is_dir():
             raise InputError(f"{DATA_VARIABLE} does not name a folder", where=folder)
         return Path(folder)
+
+
+def _part(name: str, split: Split) -> Part:
+    if name not in TEXTS:
+        _unknown("text", name, TEXTS)
+    return TEXTS[name][split]
+
+
+def _missing(needs: Sequence[Need]) -> InputError:
+    """The error that names all data sets that are not here."""
+    names = dict.fromkeys(str(need) for need in needs)
+    listed = "".join(f"\n  {name}" for name in names)
+    what = f"data that are not on this machine:{listed}"
+    return InputError(
+        what,
+        hint=f"`qspec data RECIPE` tells how to get them, --download fetches them, {DATA_VARIABLE} names a folder of "
+        'copies; a file of your own is file("text.jsonl", field = "text")',
+    )
 
 
 def _source(what: str) -> str:

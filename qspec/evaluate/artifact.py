@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qspec import passes, resources, runtime
@@ -57,7 +57,7 @@ def evaluate_artifact(
     original = find_baseline(manifest.model, model)
     sources = DataSources(original, files or Path(), chat=runtime.ChatTemplate(original))
     wanted = spec.evaluate if limit is None else spec.evaluate.limited(limit)
-    sources.check(spec.calibrate, wanted)
+    data = sources.check(spec.calibrate, wanted)
     with progress.phase("load"):
         quantized, tokenizer = runtime.load(folder, device)
         check_requests(wanted, sources, tokenizer, quantized.shape)
@@ -67,6 +67,7 @@ def evaluate_artifact(
         measurements = measure(baseline, quantized, tokenizer, wanted, sources, seed, progress)
         outliers = measure_outliers(baseline.model, quantized, tokenizer, spec.calibrate, sources)
     execution = runtime.execution(quantized.device)
+    measurements = replace(measurements, data=tuple(data))
     return Evaluated(manifest, measurements, outliers, execution, time.perf_counter() - start)
 
 

@@ -67,7 +67,7 @@ def windows(text: TextData, tokenizer: Tokenizer, vocab: int, samples: int, leng
     """
     ids = [token for document in text.documents for token in encode(tokenizer, document, vocab)]
     if len(ids) < SHORTEST:
-        raise InputError(f"the text has {len(ids)} tokens, fewer than {SHORTEST}", where=str(text.path))
+        raise InputError(f"the text has {len(ids)} tokens, fewer than {SHORTEST}", where=str(text.files[0]))
     tokens = torch.tensor(ids, dtype=torch.int64)
     whole = [tokens[start : start + length] for start in range(0, len(ids) - length + 1, length)]
     return list(spread(whole or [tokens], samples))

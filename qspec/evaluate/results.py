@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from qspec.data import DataPin
+
 Tier = Literal["negligible", "moderate", "significant", "undefined"]
 
 NEGLIGIBLE_BELOW = 1.0  # percent
@@ -106,7 +108,8 @@ class Flips:
 class Measurements:
     """Everything that one evaluation found.
 
-    not_measured: sentences. replacements: what a stand-in's own data stood in for. timings: seconds by part.
+    not_measured: sentences. replacements: what a stand-in's own data stood in for. timings: seconds by part. data:
+    exactly which data was read.
     """
 
     metrics: tuple[Metric, ...]
@@ -117,6 +120,7 @@ class Measurements:
     replacements: tuple[str, ...]
     seed: int
     timings: Mapping[str, float]
+    data: tuple[DataPin, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries."""

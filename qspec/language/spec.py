@@ -84,7 +84,7 @@ class Pass:
 
 
 LOSSES = ("kl", "nelbo")
-TEXTS = ("c4", "wikitext2")
+TEXTS = ("c4", "pile", "wikitext2")
 TASKS = (
     "arc_challenge", "arc_easy", "gsm8k", "hellaswag", "humaneval",
     "mbpp", "mmlu", "openbookqa", "piqa", "winogrande",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qspec import resources
 from qspec.errors import InputError, MachineError
@@ -47,49 +48,58 @@ def checkpoint_locate(
     if revision is not None and not REVISION.fullmatch(revision):
         raise InputError(f"{revision!r} is not a revision", where=id_or_path, hint="give a branch, tag or commit")
     if download:
-        return _download(id_or_path, revision)
+        return hub_snapshot(id_or_path, revision, WANTED, download=True)
     return _cached(id_or_path, revision, weights)
 
 
 def _cached(id: str, revision: str | None, weights: bool) -> Path | None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = _snapshot(id, revision, WANTED if weights else ("config.json",), local_files_only=True)
-    except LocalEntryNotFoundError:
+    folder = hub_snapshot(id, revision, WANTED if weights else ("config.json",), download=False)
+    if folder is None:
         return None
     needed = (folder / "config.json", *(weight_files(folder) if weights else ()))
     return folder if all(file.is_file() for file in needed) else None
 
 
-def _download(id: str, revision: str | None) -> Path:
+def hub_snapshot(
+    id: str,
+    revision: str | None,
+    files: Sequence[str],
+    *,
+    kind: Literal["model", "dataset"] = "model",
+    download: bool,
+) -> Path | None:
+    """The folder of a repository of the hub in the local cache; None where nothing of that revision is there.
+
+    files: patterns of what is wanted; without `download` some may be missing. Errors: with `download`, InputError for
+    a repository that the hub does not have or does not give, MachineError where the download fails.
+    """
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     where = f"{id} at {revision or 'main'}"
+    options: dict[str, Any] = {"repo_type": kind, "allow_patterns": list(files), "local_files_only": not download}
     try:
-        return _snapshot(id, revision, WANTED, local_files_only=False)
+        return Path(snapshot_download(id, revision=revision, **options))
+    except LocalEntryNotFoundError as error:
+        if download:  # the cache is looked through where the hub was not reached
+            raise _no_download(id, where, error) from error
+        return None
     except GatedRepoError as error:
         hint = "accept its terms on the hub and log in"
         raise InputError(f"{id} is gated on the hub", where=where, hint=hint) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         hint = "check the id and the revision"
-        raise InputError(f"the hub has no model {where}", where=where, hint=hint) from error
+        raise InputError(f"the hub has no {kind} {where}", where=where, hint=hint) from error
     except Exception as error:  # the hub's transport library, and with it the errors, differ by version
-        hint = "check the network, or give a local folder with --model"
-        what = f"{id} could not be downloaded: {_first_line(error)}"
-        raise MachineError(what, where=where, hint=hint) from error
+        raise _no_download(id, where, error) from error
 
 
-def _snapshot(id: str, revision: str | None, files: tuple[str, ...], **options: Any) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(id, revision=revision, allow_patterns=list(files), **options))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _no_download(id: str, where: str, error: Exception) -> MachineError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    what = f"{id} could not be downloaded: {lines[0]}"
+    return MachineError(what, where=where, hint="check the network, or give a local folder")

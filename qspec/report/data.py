@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qspec.artifact import CalibrationRecord, Manifest, ModuleRecord
 from qspec.calibrate.tokens import repetition
+from qspec.data import DataPin
 from qspec.errors import InputError
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample
@@ -125,7 +126,7 @@ class ReportData:
     bits_per_weight: of the linears in the blocks; bits_per_weight_model: with embedding and head. execution: which
     path computed the quantized layers. environment, hashes: name -> text. timings: phase -> seconds. memory: name ->
     bytes. outliers: None, and metrics, kl, flips, samples empty, where nothing was measured. compared: what
-    `qspec report --with` added.
+    `qspec report --with` added. data: exactly which data was read.
     """
 
     model: ModelInfo
@@ -149,6 +150,7 @@ class ReportData:
     memory: Mapping[str, int] = field(default_factory=dict)
     compared: tuple[Compared, ...] = ()
     calibration: CalibrationInfo | None = None
+    data: tuple[DataPin, ...] = ()
     format: Literal[2] = 2
 
     @property
@@ -231,9 +233,10 @@ def report_data(
         samples=found.samples,
         not_measured=found.not_measured if measurements else ("nothing was measured: evaluation was left out",),
         seed=found.seed,
-        hashes=_hashes(manifest),
+        hashes=_hashes(manifest, found.data),
         memory=dict(memory),
         calibration=_calibration(manifest.calibration),
+        data=found.data,
     )
 
 
@@ -255,13 +258,15 @@ def _kernels(manifest: Manifest) -> tuple[KernelInfo, ...]:
     return tuple(KernelInfo(k.name, k.file, k.sha256, uses[k.name]) for k in manifest.kernels)
 
 
-def _hashes(manifest: Manifest) -> dict[str, str]:
-    """What was compiled and what came out of it, sha256 each."""
+def _hashes(manifest: Manifest, data: Sequence[DataPin]) -> dict[str, str]:
+    """What was compiled, on which data, and what came out of it, sha256 each."""
+    pins = {f"data {pin.name} for {pin.use}{f' at {pin.revision}' if pin.revision else ''}": pin.sha256 for pin in data}
     originals = {f"checkpoint {name}": digest for name, digest in manifest.model.files.items()}
     return {
         "calibration tokens": manifest.calibration.tokens_sha256,
         "manifest": manifest.digest,
         **originals,
+        **pins,
         **manifest.files,
     }
 

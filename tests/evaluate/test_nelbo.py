@@ -20,7 +20,7 @@ A = VOCAB.index("a")
 
 
 def text(*documents: str) -> TextData:
-    return TextData("text", Path("t.txt"), documents)
+    return TextData("text", (Path("t.txt"),), documents)
 
 
 def measure(baseline: Known, quantized: Known, data: TextData, samples: int = 64, seed: int = 0):

@@ -61,7 +61,7 @@ def masks_of(plain: Path, text: Path, ratios: tuple[float, ...] = (0.0, 0.25, 0.
     from qspec.inspect.measure import nested_masks
 
     decoder = load_decoder(plain, "cpu", torch.float32)
-    content = TextData("text", text, read_documents(text))
+    content = TextData("text", (text,), read_documents(text))
     return nested_masks(content, load_tokenizer(plain), decoder, replace(SMALL, ratios=ratios))
 
 

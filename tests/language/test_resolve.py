@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qspec import passes, resources
-from qspec.data import benchmarks
+from qspec.data import benchmarks, texts
 from qspec.diagnostics import RecipeError, Source
 from qspec.errors import InputError
 from qspec.formats import Clip, Granularity
@@ -190,7 +190,7 @@ def test_passes_get_typed_parameters() -> None:
 
 
 def test_names_that_the_data_knows() -> None:
-    assert set(TEXTS) == set(benchmarks.TEXTS)
+    assert set(TEXTS) == set(texts.TEXTS)
     assert set(TASKS) == {*benchmarks.TASKS, *benchmarks.RUNS_CODE}
 
 

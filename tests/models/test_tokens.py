@@ -112,7 +112,7 @@ def test_probabilities_are_of_the_tokens_that_there_are(family: str) -> None:
     expected = model.finish(hidden)[:, known].double().log_softmax(-1)
     torch.testing.assert_close(log_probabilities(model, hidden)[:, known].double(), expected, rtol=0, atol=1e-5)
 
-    text = TextData("t", Path("t"), ("5 6 7 8 9 10 11 12",))
+    text = TextData("t", (Path("t"),), ("5 6 7 8 9 10 11 12",))
     found = measure_nelbo(model, model, Words(), text, NelboRequest(samples=1), 0)
     assert found.metric.baseline < 10  # ln 43 = 3.8 for a uniform model; the absent ids would leave over 100
     assert all(abs(bucket.kl) < 1e-9 for bucket in found.kl)
@@ -172,7 +172,7 @@ def into_text(model: Decoder) -> dict[str, Callable[[str], object]]:
     return {
         "encode": lambda text: encode(Words(), text, shape.vocab),
         "generate": lambda text: generate(model, Words(), text, length=4),
-        "nelbo": lambda text: windows(TextData("t", Path("t"), (text,)), Words(), shape.vocab, 1, 8),
+        "nelbo": lambda text: windows(TextData("t", (Path("t"),), (text,)), Words(), shape.vocab, 1, 8),
         "calibration": lambda text: stretches([text], Words(), shape.vocab, 1, 4, torch.Generator().manual_seed(0)),
         "context": lambda text: encode_choice(Choice(text, " 6"), Words(), shape),
         "choice": lambda text: encode_choice(Choice("6", f" {text}"), Words(), shape),

@@ -14,6 +14,7 @@ import pytest
 
 from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
 from qspec.catalog import PACKING, ActivationKernel, GemmKernel
+from qspec.data import DataPin
 from qspec.errors import InputError
 from qspec.evaluate.results import Measurements, accuracy
 from qspec.report import ReportData, report_data, report_json, write_report
@@ -369,6 +370,7 @@ def test_data_from_a_manifest() -> None:
         ("one", "two"),
         7,
         {"a": 1.5},
+        (DataPin("nelbo", "c4", "1588ec", "6" * 64),),
     )
     common = {
         "execution": "here",
@@ -383,6 +385,8 @@ def test_data_from_a_manifest() -> None:
     assert data.timings == {"quantize": 9.0, "a": 1.5}
     assert data.hashes["checkpoint a"] == "1" * 64
     assert data.hashes["calibration tokens"] == "2" * 64
+    assert data.hashes["data c4 for nelbo at 1588ec"] == "6" * 64
+    assert data.as_json()["data"] == [{"use": "nelbo", "name": "c4", "revision": "1588ec", "sha256": "6" * 64}]
     assert data.seed == 7
     assert data.not_measured == ("not measured: b: why",)
     assert report_data(manifest, None, None, **common).not_measured == (
