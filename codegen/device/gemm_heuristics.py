@@ -16,7 +16,7 @@ MULTIPROCESSORS = 132  # of an H100 and an H200: tiles of one wave, with one CTA
 NEARLY_A_WAVE = 100  # tiles that leave no more than a quarter of the multiprocessors idle
 SPLIT_WAVE = 128  # units that split-K aims at: a wave, in a number that tiles divide
 THREE_WAVES = 400  # of narrow tiles, about; from there on wide ones load less
-SHORT_K = 6144  # up to which teams of one CTA share K; of more, partial sums through memory are the smaller cost
+SHORT_K = 6144  # up to which slices of one CTA share K; of more, partial sums through memory are the smaller cost
 MOST_SPLIT = 8  # units of a tile: the last to come adds as many partial sums alone
 MOST_STAGES = 12  # in flight: more hid no more latency
 SHARED_BYTES = 228 * 1024  # of a multiprocessor of compute capability 9.0
@@ -39,16 +39,16 @@ class HopperTiles(TypedDict):
     """Of the kernel for 9.0.
 
     Output channels and tokens of a tile; blocks of 128 input channels of a stage, and stages in flight; units that
-    share a tile's channels; CTAs on a multiprocessor; teams of warpgroups that share a unit's stages.
+    share a tile's channels; CTAs on a multiprocessor; K slices: sets of warpgroups that take a unit's stages in turn.
     """
 
     BLOCK_N: int
     BLOCK_M: int
-    PB: int
+    K_BLOCKS: int
     STAGES: int
     SPLIT: int
-    SHARE: int
-    TEAMS: int
+    CTAS_PER_SM: int
+    K_SLICES: int
 
 
 class HopperFormat(NamedTuple):
@@ -73,7 +73,7 @@ class HopperChoice(NamedTuple):
     blocks: int
     split: int = 1
     ctas: int = 1
-    teams: int = 1
+    slices: int = 1
     stages: int = MOST_STAGES
 
 
@@ -111,11 +111,11 @@ def hopper_tiles(kind, M, N, K) -> HopperTiles:
     return {
         "BLOCK_N": choice.block_n,
         "BLOCK_M": 8 if M <= 8 else choice.block_m,  # the least of a warpgroup's instruction
-        "PB": choice.blocks,
-        "STAGES": stages - stages % choice.teams,  # a stage is always the same team's
+        "K_BLOCKS": choice.blocks,
+        "STAGES": stages - stages % choice.slices,  # a stage is always the same slice's
         "SPLIT": max(1, split),
-        "SHARE": choice.ctas,
-        "TEAMS": choice.teams,
+        "CTAS_PER_SM": choice.ctas,
+        "K_SLICES": choice.slices,
     }
 
 
@@ -130,7 +130,7 @@ def quantized_choice(kind, M, N, K):
     if widest * rows > NEARLY_A_WAVE:  # the most channels that each token loaded meets
         return HopperChoice(192, 128, 1)
     if MULTIPROCESSORS // 2 < narrow * rows <= MULTIPROCESSORS and K <= SHORT_K:  # a wave, no partial sums in memory
-        return HopperChoice(64, 128, 1, teams=2)
+        return HopperChoice(64, 128, 1, slices=2)
     return HopperChoice(128, 128, 1, split=MULTIPROCESSORS // (wide * rows), stages=6)
 
 
@@ -141,8 +141,8 @@ def nibble_choice(M, N, K):
     blocks = 4 if block_m == 16 else 2  # stages of 16 KB or more
     if widest > NEARLY_A_WAVE:  # three warpgroups on each multiprocessor without split-K
         return HopperChoice(192, block_m, blocks)
-    if MULTIPROCESSORS // 3 < narrow <= MULTIPROCESSORS and K <= SHORT_K:  # a wave; a second team unpacks too
-        return HopperChoice(64, block_m, blocks, teams=2)
+    if MULTIPROCESSORS // 3 < narrow <= MULTIPROCESSORS and K <= SHORT_K:  # a wave; a second slice unpacks too
+        return HopperChoice(64, block_m, blocks, slices=2)
     if block_m < 64:  # partial sums are small
         return HopperChoice(128, block_m, 4, split=SPLIT_WAVE // wide)
     if wide > MULTIPROCESSORS // 2:  # more than half a wave: split-K would make a second, short one
@@ -169,27 +169,27 @@ def weight_only_choice(kind, M, N):
         most = 4 if block_m == 64 else MOST_STAGES
         return HopperChoice(64, block_m, together, MULTIPROCESSORS * ctas // narrow, ctas, stages=most)
     if M <= 64:  # whose sums take the registers of one CTA
-        return HopperChoice(64, 64, 2, split=MULTIPROCESSORS // narrow, teams=2)
+        return HopperChoice(64, 64, 2, split=MULTIPROCESSORS // narrow, slices=2)
     if M <= 256 and narrow * triton.cdiv(M, 128) <= THREE_WAVES:
-        return HopperChoice(64, 128, blocks, teams=1 if planes else 2)
+        return HopperChoice(64, 128, blocks, slices=1 if planes else 2)
     return HopperChoice(128, 128, blocks, stages=4)
 
 
 def stages_in_shared(kind, choice):
-    """Stages that shared memory holds beside Y on its way and the sums of teams; weights of 2 bits count as 3."""
+    """Stages that shared memory holds beside Y on its way and the sums of slices; weights of 2 bits count as 3."""
     floating = kind.a_bits == 16
     row = BLOCK_CHANNELS // 8 * max(kind.w_bits, 3) + (
         2 if floating and kind.w_group else 0
     )  # bytes of a channel's block
     stage = choice.blocks * (choice.block_n * row + choice.block_m * BLOCK_CHANNELS * (2 if floating else 1))
-    sent = choice.block_n * (min(128, 4 * choice.block_m) + 4 * choice.block_m * (choice.teams - 1))
+    sent = choice.block_n * (min(128, 4 * choice.block_m) + 4 * choice.block_m * (choice.slices - 1))
     return (SHARED_BYTES // choice.ctas - CTA_BYTES - sent) // stage
 
 
 def hopper_registers(options):
-    """Of a thread, so that SHARE CTAs fit on a multiprocessor; the load partition counts as four warps."""
-    threads = 128 * (options["BLOCK_N"] // 64 * options["TEAMS"] + 1)
-    return min(REGISTERS // (options["SHARE"] * threads) // 8 * 8, MOST_REGISTERS)
+    """Of a thread, so that CTAS_PER_SM of them fit on a multiprocessor; the load partition counts as four warps."""
+    threads = 128 * (options["BLOCK_N"] // 64 * options["K_SLICES"] + 1)
+    return min(REGISTERS // (options["CTAS_PER_SM"] * threads) // 8 * 8, MOST_REGISTERS)
 
 
 def cublas_takes(x, out):

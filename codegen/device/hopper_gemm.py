@@ -19,9 +19,9 @@ def gemm_warp_specialized(SUM_UNIT: gl.constexpr, g, CTAS_PER_SM: gl.constexpr):
     """
     shared = allocate_shared(g)
     fence_async_shared()
-    COUNT: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS * g.TEAMS
+    COUNT: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS * g.K_SLICES
     gl.static_assert(COUNT <= 3, "a program has at most three MMA partitions")
-    gl.static_assert(g.STAGES % g.TEAMS == 0, "a stage is always the same team's")
+    gl.static_assert(g.STAGES % g.K_SLICES == 0, "a stage is always the same slice's")
     ALL: gl.constexpr = 65536 // (CTAS_PER_SM * 128 * (COUNT + 1)) // 8 * 8 * (COUNT + 1) - LOAD_REGISTERS
     EACH: gl.constexpr = ALL // (8 * COUNT) * 8
     if COUNT == 1:

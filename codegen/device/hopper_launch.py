@@ -25,7 +25,7 @@ class HopperTensors(NamedTuple):
 
 def hopper_boxes(kind, options, out_bytes):
     """Of each descriptor: bytes of a row within which TMA swizzles, and the sizes of a box."""
-    blocks, block_m = options["PB"], options["BLOCK_M"]
+    blocks, block_m = options["K_BLOCKS"], options["BLOCK_M"]
     floating, packed = kind.a_bits == 16, kind.w_bits < 8
     channels = 64 if packed else 128  # of a box of tokens: halves of a block are operands of their own
     boxes: dict[str, tuple[int, tuple[int, ...]]] = {}
@@ -107,7 +107,7 @@ def launch_hopper(kernel, kind, tensors, options):
     units = tiles * split
     multiprocessors = torch.cuda.get_device_properties(out.device).multi_processor_count
     sums = torch.float32 if kind.a_bits == 16 or kind.fp8 else torch.int32
-    kernel[(min(units, multiprocessors * options["SHARE"]),)](
+    kernel[(min(units, multiprocessors * options["CTAS_PER_SM"]),)](
         *(descriptor(matrix, *boxes[name]) if name in boxes else None for name, matrix in matrices.items()),
         tensors.activation_scale,
         row_scale,

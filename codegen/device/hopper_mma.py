@@ -12,12 +12,12 @@ from .hopper_split_k import add_partials, add_teams
 
 @gluon.jit
 def mma_partition(SUM_UNIT: gl.constexpr, WARPGROUP: gl.constexpr, g, shared):
-    """A warpgroup: its 64 channels of every tile of this program, and its team's share of the stages.
+    """A warpgroup: its 64 channels of every tile of this program, and its slice's share of the stages.
 
     `SUM_UNIT(g, shared, n0, first, last, k, WARPGROUP)` gives its sums [64, BLOCK_M] of a unit, whose stages are first
     .. last - 1; k: stages of the program's units before.
     """
-    WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS  # of a team
+    WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS  # of a slice
     k = 0
     number = 0  # of units before
     for unit in range(gl.program_id(0), g.units, gl.num_programs(0)):
@@ -27,7 +27,7 @@ def mma_partition(SUM_UNIT: gl.constexpr, WARPGROUP: gl.constexpr, g, shared):
         k += last - first
         total = add_teams(total, shared, number, g, WARPGROUP)
         number += 1
-        if WARPGROUP < WARPGROUPS:  # of the first team
+        if WARPGROUP < WARPGROUPS:  # of the first slice
             total, is_last = add_partials(total, g, unit, tile, WARPGROUP)
             if is_last:
                 epilogue(total, shared.staging.index(WARPGROUP), g, m0, n0)

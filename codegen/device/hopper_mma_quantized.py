@@ -35,15 +35,15 @@ def sum_quantized_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr):
     """
     BLOCK_M: gl.constexpr = g.BLOCK_M
     STAGES: gl.constexpr = g.STAGES
-    TEAMS: gl.constexpr = g.TEAMS
+    K_SLICES: gl.constexpr = g.K_SLICES
     WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS
     X_BOXES: gl.constexpr = g.x.data.block_shape[0]  # of a stage
     layout: gl.constexpr = gl.NVMMADistributedLayout(
         [3, 0], [WARPGROUP_WARPS, 1], [16, BLOCK_M if BLOCK_M < 128 else 128, 32]
     )
-    start = first + (WARPGROUP // WARPGROUPS + TEAMS - k % TEAMS) % TEAMS
+    start = first + (WARPGROUP // WARPGROUPS + K_SLICES - k % K_SLICES) % K_SLICES
     total = gl.zeros((WARPGROUP_ROWS, BLOCK_M), sum_dtype(g.x.data.dtype), layout)
-    for stage in range(start, last, TEAMS):
+    for stage in range(start, last, K_SLICES):
         slot = (k + stage - first) % STAGES
         mbarrier.wait(shared.full.index(slot), (k + stage - first) // STAGES & 1)
         w_box = shared.w.index(slot * WARPGROUPS + WARPGROUP % WARPGROUPS)
@@ -66,10 +66,10 @@ def sum_quantized_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr):
             mbarrier.arrive(shared.empty.index(slot), count=1)
         else:
             total = warpgroup_mma_wait(g.BLOCKS, deps=[total])  # those of the stage before are done
-            before = (slot + STAGES - TEAMS) % STAGES
+            before = (slot + STAGES - K_SLICES) % STAGES
             mbarrier.arrive(shared.empty.index(before), count=1, pred=stage > start)
     if g.w.BITS == 8:
         total = warpgroup_mma_wait(0, deps=[total])
-        final = k + start - first + (last - 1 - start) // TEAMS * TEAMS
+        final = k + start - first + (last - 1 - start) // K_SLICES * K_SLICES
         mbarrier.arrive(shared.empty.index(final % STAGES), count=1, pred=start < last)
     return total

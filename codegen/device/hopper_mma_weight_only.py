@@ -163,8 +163,8 @@ def zero_offset(nibbles, row, BITS: gl.constexpr, COLUMNS: gl.constexpr, layout:
 
 @gluon.jit
 def block_ahead(stage, block: gl.constexpr, g):
-    """The number of a team's block, counted from a stage; those behind it are of the team's next stage."""
-    return (stage + block // g.BLOCKS * g.TEAMS) * g.BLOCKS + block % g.BLOCKS
+    """The number of a slice's block, counted from a stage; those behind it are of the slice's next stage."""
+    return (stage + block // g.BLOCKS * g.K_SLICES) * g.BLOCKS + block % g.BLOCKS
 
 
 @gluon.jit
@@ -210,9 +210,9 @@ def sum_weight_only_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr)
     s is 1 where a row has one scale, which the epilogue multiplies by. q - z is exact in bfloat16.
     """
     BLOCK_M: gl.constexpr = g.BLOCK_M
-    TEAMS: gl.constexpr = g.TEAMS
+    K_SLICES: gl.constexpr = g.K_SLICES
     WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS
-    OWN: gl.constexpr = WARPGROUP % WARPGROUPS  # of the team's warpgroups
+    OWN: gl.constexpr = WARPGROUP % WARPGROUPS  # of the slice's warpgroups
     X_BOXES: gl.constexpr = g.x.data.block_shape[0]  # of a stage
     TOGETHER: gl.constexpr = 2 if g.BLOCKS > 1 and BLOCK_M <= 64 else 1  # blocks under way, as many as registers hold
     COLUMNS: gl.constexpr = 64 if g.w.BITS == 4 else 16  # of a thread's words
@@ -224,7 +224,7 @@ def sum_weight_only_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr)
         [[0, 1], [0, 2], [8, 0]], [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]], [], [WARPGROUP_ROWS, 16]
     )
     words: gl.constexpr = stored if g.w.BITS == 4 else planes
-    start = first + (WARPGROUP // WARPGROUPS + TEAMS - k % TEAMS) % TEAMS
+    start = first + (WARPGROUP // WARPGROUPS + K_SLICES - k % K_SLICES) % K_SLICES
     if g.w.zero is not None:
         row = n0 + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, words))
         nibbles = load_zero_nibbles(g, start * g.BLOCKS, row)
@@ -233,7 +233,7 @@ def sum_weight_only_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr)
     else:
         offset = gl.full((WARPGROUP_ROWS, COLUMNS), biased_zero(g.w.BITS), gl.bfloat16, words)
     y = gl.zeros((WARPGROUP_ROWS, BLOCK_M), gl.float32, layout)
-    for stage in range(start, last, TEAMS):
+    for stage in range(start, last, K_SLICES):
         slot = (k + stage - first) % g.STAGES
         mbarrier.wait(shared.full.index(slot), (k + stage - first) // g.STAGES & 1)
         if g.w.BITS == 4:

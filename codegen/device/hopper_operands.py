@@ -65,7 +65,7 @@ class HopperGemm(NamedTuple):
     """A GEMM: operands, M, N and K, the units of work that programs take in turn, and the sizes of its tiles.
 
     A tile has BLOCK_N output channels and BLOCK_M tokens. A stage has BLOCKS blocks of 128 input channels, and STAGES
-    of them are in flight. SPLIT units share the channels of a tile, and TEAMS of warpgroups the stages of a unit.
+    of them are in flight. SPLIT units share the K range of a tile, K_SLICES sets of warpgroups the stages of a unit.
 
     Constants come last: only then does Triton 3.6 hand a further partition those of the groups before them.
     """
@@ -83,7 +83,7 @@ class HopperGemm(NamedTuple):
     BLOCKS: gl.constexpr
     STAGES: gl.constexpr
     SPLIT: gl.constexpr
-    TEAMS: gl.constexpr
+    K_SLICES: gl.constexpr
 
 
 class SharedBuffers(NamedTuple):
@@ -91,8 +91,8 @@ class SharedBuffers(NamedTuple):
 
     x [STAGES], w and low_codes [STAGES, warpgroups], group_scale [STAGES, BLOCKS]: boxes of the stages in flight, which
     the barriers `full` [STAGES] hand to the MMA partitions and `empty` [STAGES] back. staging [warpgroups]: boxes of Y
-    on their way. team_sums, team_full, team_empty [TEAMS - 1, warpgroups]: sums of all teams but the first, and the
-    barriers that hand them over and back.
+    on their way. slice_sums, slice_full, slice_empty [K_SLICES - 1, warpgroups]: sums of all K slices but the first,
+    and the barriers that hand them over and back.
     """
 
     x: gl.tensor
@@ -101,9 +101,9 @@ class SharedBuffers(NamedTuple):
     group_scale: gl.tensor
     full: gl.tensor
     empty: gl.tensor
-    team_sums: gl.tensor
-    team_full: gl.tensor
-    team_empty: gl.tensor
+    slice_sums: gl.tensor
+    slice_full: gl.tensor
+    slice_empty: gl.tensor
     staging: gl.tensor
 
 
@@ -131,12 +131,12 @@ def allocate_shared(g):
     staging = allocate_boxes(g.out.data, WARPGROUPS)
     full, empty = allocate_barriers(g.STAGES), allocate_barriers(g.STAGES)
     init_barrier_pairs(full, empty, g.STAGES, WARPGROUPS)
-    team_sums, team_full, team_empty = staging, full, full
-    if g.TEAMS > 1:
-        HANDED: gl.constexpr = (g.TEAMS - 1) * WARPGROUPS
+    slice_sums, slice_full, slice_empty = staging, full, full
+    if g.K_SLICES > 1:
+        HANDED: gl.constexpr = (g.K_SLICES - 1) * WARPGROUPS
         dtype: gl.constexpr = sum_dtype(g.x.data.dtype)
         layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([WARPGROUP_ROWS, g.BLOCK_M], dtype)
-        team_sums = gl.allocate_shared_memory(dtype, [HANDED, WARPGROUP_ROWS, g.BLOCK_M], layout)
-        team_full, team_empty = allocate_barriers(HANDED), allocate_barriers(HANDED)
-        init_barrier_pairs(team_full, team_empty, HANDED, 1)
-    return SharedBuffers(x, w, low_codes, group_scale, full, empty, team_sums, team_full, team_empty, staging)
+        slice_sums = gl.allocate_shared_memory(dtype, [HANDED, WARPGROUP_ROWS, g.BLOCK_M], layout)
+        slice_full, slice_empty = allocate_barriers(HANDED), allocate_barriers(HANDED)
+        init_barrier_pairs(slice_full, slice_empty, HANDED, 1)
+    return SharedBuffers(x, w, low_codes, group_scale, full, empty, slice_sums, slice_full, slice_empty, staging)

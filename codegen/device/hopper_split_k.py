@@ -1,4 +1,4 @@
-"""Sums of a tile whose channels several teams of warpgroups, or several units, share."""
+"""Sums of a tile whose K range several warpgroups of a CTA (slice-K), or several units (split-K), share."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -10,25 +10,25 @@ from .hopper_shared import partition_barrier
 
 @gluon.jit
 def add_teams(total, shared, number, g, WARPGROUP: gl.constexpr):
-    """The sums of the teams [64, BLOCK_M], added by the first of them in their order.
+    """The sums of the K slices [64, BLOCK_M], added by the first of them in their order.
 
     number: of the program's units before.
     """
     WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS
-    TEAM: gl.constexpr = WARPGROUP // WARPGROUPS
-    for team in gl.static_range(1, g.TEAMS):
-        buffer = (team - 1) * WARPGROUPS + WARPGROUP % WARPGROUPS
-        sums = shared.team_sums.index(buffer)
-        if TEAM == team:
-            mbarrier.wait(shared.team_empty.index(buffer), (number & 1) ^ 1)
+    K_SLICE: gl.constexpr = WARPGROUP // WARPGROUPS
+    for other in gl.static_range(1, g.K_SLICES):
+        buffer = (other - 1) * WARPGROUPS + WARPGROUP % WARPGROUPS
+        sums = shared.slice_sums.index(buffer)
+        if K_SLICE == other:
+            mbarrier.wait(shared.slice_empty.index(buffer), (number & 1) ^ 1)
             sums.store(total)
             partition_barrier()
-            mbarrier.arrive(shared.team_full.index(buffer), count=1)
-        elif TEAM == 0:
-            mbarrier.wait(shared.team_full.index(buffer), number & 1)
+            mbarrier.arrive(shared.slice_full.index(buffer), count=1)
+        elif K_SLICE == 0:
+            mbarrier.wait(shared.slice_full.index(buffer), number & 1)
             total += sums.load(total.type.layout)
             partition_barrier()
-            mbarrier.arrive(shared.team_empty.index(buffer), count=1)
+            mbarrier.arrive(shared.slice_empty.index(buffer), count=1)
     return total
 
 

@@ -30,9 +30,9 @@ Of the N channels every 16 are 8 of gate and the same 8 of up, in turn. Where Y 
 of gate and up rounded to the dtype of out, as silu(gate) is, and its product with up."""
 HOPPER = """\
 On compute capability 9.0 a warp-specialized kernel runs{where}. Its load partition, one warp, has
-TMA bring stages of PB blocks of 128 channels, STAGES of them in flight. One to three MMA partitions, a warpgroup
-each, multiply them: 64 output channels each, or, as TEAMS, each its share of the stages of the same 64; the
-first team adds the sums of the others. SHARE CTAs fit on a multiprocessor, and each takes tiles in turn. SPLIT
+TMA bring stages of K_BLOCKS blocks of 128 channels, STAGES of them in flight. One to three MMA partitions, a warpgroup
+each, multiply them: 64 output channels each, or, as K_SLICES, every n-th stage of the same 64; the
+first slice adds the sums of the others. CTAS_PER_SM CTAs fit on a multiprocessor, and each takes tiles in turn. SPLIT
 units share the channels of a tile; each writes its partial sums, and the last to come adds them in their order.
 Weights are loaded before the kernel ahead has ended: they must not be what that kernel writes. A weight's GEMMs
 must not run on two streams at once: they count their units in one place."""

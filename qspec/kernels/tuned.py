@@ -38,7 +38,7 @@ LEAST_STAGES, MOST_STAGES = 2, 12
 SPLITS = (1, 2, 3, 4, 6)
 ROWS, WARPGROUPS = 64, 3  # output channels of a warpgroup; those that a program has beside the one that asks for tiles
 MULTIPROCESSORS = 132  # of an H100 and an H200
-NAMES = frozenset(("BLOCK_N", "BLOCK_M", "PB", "STAGES", "SPLIT", "SHARE", "TEAMS"))  # see `HopperGemm`
+NAMES = frozenset(("BLOCK_N", "BLOCK_M", "K_BLOCKS", "STAGES", "SPLIT", "CTAS_PER_SM", "K_SLICES"))  # see `HopperGemm`
 Options = dict[str, Any]
 CUBLAS: Options = {"CUBLAS": 1}
 CUBLAS_FROM = 256  # tokens from which cuBLAS is worth a measurement
@@ -181,10 +181,10 @@ def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> 
         return
     if kernel.cublas and tokens >= CUBLAS_FROM:
         yield dict(CUBLAS)
-    for block_n, block_m, blocks, share, teams in _tiles(kernel, tokens):
-        options = {"BLOCK_N": block_n, "BLOCK_M": block_m, "PB": blocks, "SHARE": share, "TEAMS": teams}
+    for block_n, block_m, blocks, share, slices in _tiles(kernel, tokens):
+        options = {"BLOCK_N": block_n, "BLOCK_M": block_m, "K_BLOCKS": blocks, "CTAS_PER_SM": share, "K_SLICES": slices}
         stages = min(MOST_STAGES, (SHARED // share - 1024 - _sent(options)) // _stage(kernel, options))
-        stages -= stages % teams  # a stage is always the same team's
+        stages -= stages % slices  # a stage is always the same slice's
         parts = MULTIPROCESSORS * share // (-(-channels // block_n) * -(-tokens // block_m))
         for split in SPLITS:
             whole = {**options, "STAGES": stages, "SPLIT": split}
@@ -194,7 +194,7 @@ def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> 
 
 def accepts(kernel: GemmKernel, columns: int, options: Options) -> bool:
     """Whether the kernel's file can run a GEMM over K `columns` with these options: it has such a form, and a
-    multiprocessor has the shared memory and the registers for SHARE of its programs.
+    multiprocessor has the shared memory and the registers for CTAS_PER_SM of its programs.
     """
     if options == CUBLAS:
         return kernel.cublas and not kernel.gated
@@ -203,19 +203,19 @@ def accepts(kernel: GemmKernel, columns: int, options: Options) -> bool:
     if any(type(value) is not int or value < 1 for value in options.values()):
         return False
     floating = kernel.activation_bits == 16
-    block_n, block_m, blocks, teams = (options[name] for name in ("BLOCK_N", "BLOCK_M", "PB", "TEAMS"))
-    stages, split, share = options["STAGES"], options["SPLIT"], options["SHARE"]
-    groups = block_n // ROWS * teams  # warpgroups that multiply
+    block_n, block_m, blocks, slices = (options[name] for name in ("BLOCK_N", "BLOCK_M", "K_BLOCKS", "K_SLICES"))
+    stages, split, share = options["STAGES"], options["SPLIT"], options["CTAS_PER_SM"]
+    groups = block_n // ROWS * slices  # warpgroups that multiply
     made: bool = (
         block_n in (64, 128) + (() if floating else (192,))  # scales come in boxes of a power of two
         and block_m in (8, 16, 32, 64, 128, 256)
         and blocks in (1, 2, 4)
         and not (floating and kernel.weight_bits < 4 and blocks == 1)  # a plane's box is 32 bytes wide or more
-        and (teams == 1 or block_n == ROWS)
+        and (slices == 1 or block_n == ROWS)
         and groups <= WARPGROUPS
-        and stages >= LEAST_STAGES * teams
-        and stages % teams == 0
-        and (split == 1 or split * blocks * teams <= columns // HOPPER_BLOCK)
+        and stages >= LEAST_STAGES * slices
+        and stages % slices == 0
+        and (split == 1 or split * blocks * slices <= columns // HOPPER_BLOCK)
     )
     if not made:
         return False
@@ -226,13 +226,13 @@ def accepts(kernel: GemmKernel, columns: int, options: Options) -> bool:
 
 
 def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Output channels and tokens of a tile, blocks of a stage, programs on a multiprocessor, teams of a program."""
+    """Output channels and tokens of a tile, blocks of a stage, programs on a multiprocessor, slices of a program."""
     floating = kernel.activation_bits == 16
     least = 2 if floating and kernel.weight_bits < 4 else 1  # a plane's box is 32 bytes wide or more
     if tokens > 64:
         yield (128, 128, least, 1, 1)
         if tokens <= 256:
-            yield from ((64, 128, least, 1, teams) for teams in ((2, 3) if least == 1 else (1,)))
+            yield from ((64, 128, least, 1, slices) for slices in ((2, 3) if least == 1 else (1,)))
         if not floating:  # which has 4096 sums of a group beside those of a tile
             yield from ((128, 256, 1, 1, 1), (192, 128, 1, 1, 1))
         return
@@ -250,10 +250,10 @@ def _stage(kernel: GemmKernel, options: Options) -> int:
     """Bytes of shared memory that a stage takes."""
     floating = kernel.activation_bits == 16
     weights = options["BLOCK_N"] * (16 * kernel.weight_bits + (2 if floating and kernel.weight_group else 0))
-    return int(options["PB"] * (weights + options["BLOCK_M"] * (256 if floating else 128)))
+    return int(options["K_BLOCKS"] * (weights + options["BLOCK_M"] * (256 if floating else 128)))
 
 
 def _sent(options: Options) -> int:
-    """Bytes of shared memory that outputs take on their way, of each channel no more than 128, and sums of teams."""
-    sent, sums = min(128, 4 * options["BLOCK_M"]), 4 * options["BLOCK_M"] * (options["TEAMS"] - 1)
+    """Bytes of shared memory that outputs take on their way, of each channel no more than 128, and sums of slices."""
+    sent, sums = min(128, 4 * options["BLOCK_M"]), 4 * options["BLOCK_M"] * (options["K_SLICES"] - 1)
     return int(options["BLOCK_N"] * (sent + sums))

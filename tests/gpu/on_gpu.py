@@ -67,7 +67,7 @@ def choices(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> lis
     """One of each kind that is worth a measurement."""
     kinds = {}
     for options in tuned.candidates(kernel, channels, columns, tokens):
-        kind = tuple(options.get(name) for name in ("BLOCK_N", "BLOCK_M", "SHARE", "TEAMS"))
+        kind = tuple(options.get(name) for name in ("BLOCK_N", "BLOCK_M", "CTAS_PER_SM", "K_SLICES"))
         kinds[kind, options.get("SPLIT", 0) > 1] = options
     return list(kinds.values())
 

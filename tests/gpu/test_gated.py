@@ -77,13 +77,13 @@ def test_the_bits_are_those_of_two_kernels(fmt: Format, shape: tuple[int, int], 
 @pytest.mark.parametrize("tokens", [17, 64, 200, 1000])
 @pytest.mark.parametrize("fmt", SECOND, ids=str)
 def test_every_choice_gates(fmt: Format, tokens: int, library: KernelLibrary) -> None:
-    """Teams, parts of a tile, cuBLAS; programs that take several tiles."""
+    """Slices, parts of a tile, cuBLAS; programs that take several tiles."""
     for channels, columns in ((168, 18944), (20000, 768)):
         gated, plain = random_gates(fmt, channels, columns, 2, device="cuda")
         x = random_input(tokens, columns, tokens, torch.bfloat16, device="cuda")
         prepared = prepared_on_gpu(library, gated.kernels.row, None, x)
         found = choices(gated.kernels.gemm, 2 * channels, columns, tokens)
-        assert any(options.get("TEAMS", 1) > 1 for options in found) == (tokens <= (64 if fmt.w_bits == 3 else 256))
+        assert any(options.get("K_SLICES", 1) > 1 for options in found) == (tokens <= (64 if fmt.w_bits == 3 else 256))
         for options in found:
             expected = apart(library, plain, prepared, options)
             assert alike(product(library, gated, prepared, options), expected), options

@@ -72,7 +72,7 @@ def test_every_choice_gives_the_same_bits(fmt: Format, tokens: int, library: Ker
 @pytest.mark.parametrize("tokens", [17, 64, 200])
 @pytest.mark.parametrize("fmt", INTEGER, ids=str)
 def test_programs_that_take_several_tiles(fmt: Format, tokens: int, library: KernelLibrary) -> None:
-    """More tiles than fit at once, of three blocks each: teams begin with another stage in every tile."""
+    """More tiles than fit at once, of three blocks each: slices begin with another stage in every tile."""
     packed = random_linear(fmt, 40000, 384, seed=6, device="cuda")
     weight = ReferenceWeight.of(moved(packed, "cpu"))
     prepared = prepared_on_gpu(library, packed.kernels.row, None, random_input(tokens, 384, tokens, device="cuda"))
@@ -132,7 +132,7 @@ def test_a_residual_is_added_to_the_rounded_product(
 @pytest.mark.parametrize("tokens", [17, 200])
 @pytest.mark.parametrize("fmt", [INTEGER[0], FLOATING[0]], ids=str)
 def test_every_choice_adds_the_residual(fmt: Format, tokens: int, library: KernelLibrary) -> None:
-    """By the unit that finishes a tile, the team that adds the others' sums, in programs that take several tiles."""
+    """By the unit that finishes a tile, the slice that adds the others' sums, in programs that take several tiles."""
     for shape in ((328, 18944), (40000, 384)):
         packed = random_linear(fmt, *shape, seed=8, device="cuda")
         x, residual = random_input(tokens, shape[1], 8, torch.bfloat16, device="cuda"), residual_of(packed, tokens)

@@ -18,7 +18,8 @@ NIBBLES, PLANES = HopperFormat(4, 128, 16, False, False), HopperFormat(3, 128, 1
 
 
 def options(n: int, m: int, blocks: int, stages: int, **others: int) -> dict[str, Any]:
-    return {"BLOCK_N": n, "BLOCK_M": m, "PB": blocks, "STAGES": stages, "SPLIT": 1, "SHARE": 1, "TEAMS": 1, **others}
+    tiles = {"BLOCK_N": n, "BLOCK_M": m, "K_BLOCKS": blocks, "STAGES": stages}
+    return {**tiles, "SPLIT": 1, "CTAS_PER_SM": 1, "K_SLICES": 1, **others}
 
 
 @pytest.mark.parametrize(
@@ -26,9 +27,9 @@ def options(n: int, m: int, blocks: int, stages: int, **others: int) -> dict[str
     [
         # 24576 / 192 = 128 tiles: 227 KB without 12 KB of Y hold three stages of 56 KB
         (INT4, 16, 24576, 4096, options(192, 16, 4, 3)),
-        # 4096 / 64 = 64 tiles in one wave: two teams, nine stages of 24 KB fit, eight are in pairs
-        (INT4, 16, 4096, 4096, options(64, 16, 4, 8, TEAMS=2)),
-        (INT4, 1, 4096, 4096, options(64, 8, 4, 8, TEAMS=2)),
+        # 4096 / 64 = 64 tiles in one wave: two slices, nine stages of 24 KB fit, eight are in pairs
+        (INT4, 16, 4096, 4096, options(64, 16, 4, 8, K_SLICES=2)),
+        (INT4, 1, 4096, 4096, options(64, 8, 4, 8, K_SLICES=2)),
         # K beyond 6144: 32 tiles of 128 channels, each in 128 / 32 units
         (INT4, 16, 4096, 12288, options(128, 16, 4, 5, SPLIT=4)),
         # 512 / 128 = 4 tiles could have 32 units, but 8 are the most; and K of 1024 has two stages of 512
@@ -40,21 +41,21 @@ def options(n: int, m: int, blocks: int, stages: int, **others: int) -> dict[str
         (INT8, 16, 4096, 4096, options(128, 16, 2, 5, SPLIT=4)),
         (INT8, 64, 4096, 4096, options(128, 64, 1, 8, SPLIT=4)),
         # 64 x 2 tiles of 64 x 128 are a wave, of 192 x 128 only 44
-        (INT4, 256, 4096, 4096, options(64, 128, 1, 8, TEAMS=2)),
-        (INT8, 256, 4096, 4096, options(64, 128, 1, 6, TEAMS=2)),
+        (INT4, 256, 4096, 4096, options(64, 128, 1, 8, K_SLICES=2)),
+        (INT8, 256, 4096, 4096, options(64, 128, 1, 6, K_SLICES=2)),
         (INT4, 256, 12288, 4096, options(192, 128, 1, 7)),
         (INT8, 128, 4096, 12288, options(128, 128, 1, 6, SPLIT=4)),
         (INT4, 257, 4096, 4096, options(128, 256, 1, 4)),
         # 64 tiles, two CTAs on each of 132 multiprocessors: 264 / 64 units; 264 and more tiles: three CTAs
-        (NIBBLES, 16, 4096, 4096, options(64, 16, 2, 6, SPLIT=4, SHARE=2)),
-        (NIBBLES, 16, 264 * 64, 4096, options(64, 16, 2, 6, SHARE=2)),
-        (NIBBLES, 16, 265 * 64, 4096, options(64, 16, 2, 4, SHARE=3)),
-        (NIBBLES, 64, 4096, 4096, options(64, 64, 1, 4, SPLIT=4, SHARE=2)),
-        (PLANES, 16, 4096, 4096, options(64, 16, 4, 3, SPLIT=4, SHARE=2)),
-        (PLANES, 32, 4096, 4096, options(64, 32, 2, 4, SPLIT=4, SHARE=2)),
-        (PLANES, 64, 4096, 4096, options(64, 64, 2, 4, SPLIT=2, TEAMS=2)),
+        (NIBBLES, 16, 4096, 4096, options(64, 16, 2, 6, SPLIT=4, CTAS_PER_SM=2)),
+        (NIBBLES, 16, 264 * 64, 4096, options(64, 16, 2, 6, CTAS_PER_SM=2)),
+        (NIBBLES, 16, 265 * 64, 4096, options(64, 16, 2, 4, CTAS_PER_SM=3)),
+        (NIBBLES, 64, 4096, 4096, options(64, 64, 1, 4, SPLIT=4, CTAS_PER_SM=2)),
+        (PLANES, 16, 4096, 4096, options(64, 16, 4, 3, SPLIT=4, CTAS_PER_SM=2)),
+        (PLANES, 32, 4096, 4096, options(64, 32, 2, 4, SPLIT=4, CTAS_PER_SM=2)),
+        (PLANES, 64, 4096, 4096, options(64, 64, 2, 4, SPLIT=2, K_SLICES=2)),
         # 200 x 2 tiles are three waves, 201 x 2 more
-        (NIBBLES, 256, 200 * 64, 4096, options(64, 128, 1, 4, TEAMS=2)),
+        (NIBBLES, 256, 200 * 64, 4096, options(64, 128, 1, 4, K_SLICES=2)),
         (NIBBLES, 256, 201 * 64, 4096, options(128, 128, 1, 4)),
         (PLANES, 256, 200 * 64, 4096, options(64, 128, 2, 3)),
         (PLANES, 4096, 4096, 4096, options(128, 128, 2, 2)),
@@ -72,13 +73,13 @@ def test_what_is_chosen_fits_a_multiprocessor() -> None:
     for kind, tokens, channels, columns in sizes:
         chosen = heuristics.hopper_tiles(kind, tokens, channels, columns)
         weights = chosen["BLOCK_N"] * (16 * kind.w_bits + (2 if kind.w_group else 0))
-        stage = chosen["PB"] * (weights + chosen["BLOCK_M"] * (256 if kind.a_bits == 16 else 128))
-        assert chosen["SHARE"] * (chosen["STAGES"] * stage + 1024) <= 228 * 1024
-        assert chosen["STAGES"] >= 2 * chosen["TEAMS"]
-        assert chosen["STAGES"] % chosen["TEAMS"] == 0
-        assert chosen["SPLIT"] <= max(1, columns // (128 * chosen["PB"]))
-        threads = 128 * (chosen["BLOCK_N"] // 64 * chosen["TEAMS"] + 1)
-        assert chosen["SHARE"] * threads * heuristics.hopper_registers(chosen) <= 65536
+        stage = chosen["K_BLOCKS"] * (weights + chosen["BLOCK_M"] * (256 if kind.a_bits == 16 else 128))
+        assert chosen["CTAS_PER_SM"] * (chosen["STAGES"] * stage + 1024) <= 228 * 1024
+        assert chosen["STAGES"] >= 2 * chosen["K_SLICES"]
+        assert chosen["STAGES"] % chosen["K_SLICES"] == 0
+        assert chosen["SPLIT"] <= max(1, columns // (128 * chosen["K_BLOCKS"]))
+        threads = 128 * (chosen["BLOCK_N"] // 64 * chosen["K_SLICES"] + 1)
+        assert chosen["CTAS_PER_SM"] * threads * heuristics.hopper_registers(chosen) <= 65536
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from qspec.catalog import GemmKernel
 from qspec.kernels.generate import KernelLibrary
 
 pytest.importorskip("triton")
-OPTIONS = {"BLOCK_N": 64, "BLOCK_M": 16, "PB": 2, "STAGES": 4, "SPLIT": 2, "SHARE": 2, "TEAMS": 1}
+OPTIONS = {"BLOCK_N": 64, "BLOCK_M": 16, "K_BLOCKS": 2, "STAGES": 4, "SPLIT": 2, "CTAS_PER_SM": 2, "K_SLICES": 1}
 
 
 class Launched:

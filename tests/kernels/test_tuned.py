@@ -20,7 +20,7 @@ W4A4 = GemmKernel(4, None, True, 4, None, True)
 W8A8 = GemmKernel(8, None, True, 8, None, True)
 W4A16 = GemmKernel(4, 128, True, 16, None, True)
 W3A16 = GemmKernel(3, 128, False, 16, None, True)
-OPTIONS = {"BLOCK_N": 64, "BLOCK_M": 16, "PB": 2, "STAGES": 3, "SPLIT": 2, "SHARE": 1, "TEAMS": 1}
+OPTIONS = {"BLOCK_N": 64, "BLOCK_M": 16, "K_BLOCKS": 2, "STAGES": 3, "SPLIT": 2, "CTAS_PER_SM": 1, "K_SLICES": 1}
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(1, 8), (8, 8), (9, 16), (17, 32), (1000, 1024), (9**9, 8192)])
@@ -94,17 +94,17 @@ def test_candidates_cover_the_kernel_and_fit(kernel: GemmKernel, tokens: int) ->
     assert found
     assert all(set(options) == tuned.NAMES for options in found)
     for options in found:
-        tokens_held = options["BLOCK_M"] * options["PB"] * 128 * (2 if kernel.activation_bits == 16 else 1)
-        weights_held = options["BLOCK_N"] * options["PB"] * 16 * kernel.weight_bits
-        assert options["SHARE"] * (options["STAGES"] * (tokens_held + weights_held) + 1024) <= 228 * 1024
-        assert options["STAGES"] >= 2 * options["TEAMS"]
-        assert options["STAGES"] % options["TEAMS"] == 0
-        assert options["SPLIT"] * options["PB"] <= 32
+        tokens_held = options["BLOCK_M"] * options["K_BLOCKS"] * 128 * (2 if kernel.activation_bits == 16 else 1)
+        weights_held = options["BLOCK_N"] * options["K_BLOCKS"] * 16 * kernel.weight_bits
+        assert options["CTAS_PER_SM"] * (options["STAGES"] * (tokens_held + weights_held) + 1024) <= 228 * 1024
+        assert options["STAGES"] >= 2 * options["K_SLICES"]
+        assert options["STAGES"] % options["K_SLICES"] == 0
+        assert options["SPLIT"] * options["K_BLOCKS"] <= 32
         sums = options["BLOCK_M"] // 2 * (2 if kernel.activation_bits == 16 else 1)  # of a thread
-        registers = 65536 // (options["SHARE"] * 128 * (options["BLOCK_N"] // 64 * options["TEAMS"] + 1))
+        registers = 65536 // (options["CTAS_PER_SM"] * 128 * (options["BLOCK_N"] // 64 * options["K_SLICES"] + 1))
         assert sums < registers
         tiles = -(-4096 // options["BLOCK_N"]) * -(-tokens // options["BLOCK_M"])
-        assert options["SPLIT"] == 1 or options["SPLIT"] * tiles <= 132 * options["SHARE"]
+        assert options["SPLIT"] == 1 or options["SPLIT"] * tiles <= 132 * options["CTAS_PER_SM"]
 
 
 def test_entries_of_another_form_of_the_kernel_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +165,9 @@ def test_a_files_own_tiles_load_ahead_and_fit(
         for tokens in (1, 8, 16, 17, 32, 33, 64, 65, 256, 257, 4096):
             options = module.hopper_tiles(module.FORMAT, tokens, channels, columns)
             assert options["STAGES"] >= tuned.LEAST_STAGES
-            assert options["STAGES"] % options["TEAMS"] == 0
+            assert options["STAGES"] % options["K_SLICES"] == 0
             taken = options["STAGES"] * tuned._stage(kernel, options) + tuned._sent(options) + 1024
-            assert options["SHARE"] * taken <= tuned.SHARED
+            assert options["CTAS_PER_SM"] * taken <= tuned.SHARED
 
 
 @pytest.mark.parametrize(
@@ -235,9 +235,9 @@ def test_every_product_of_the_shipped_tables_is_found_whatever_triton_runs(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"BLOCK_N": 96}, {"BLOCK_N": "64"}, {"BLOCK_M": 24}, {"BLOCK_M": 512}, {"PB": 3}, {"PB": 0}, {"STAGES": 1},
-        {"STAGES": 60}, {"SHARE": 9}, {"SPLIT": 3}, {"SPLIT": -1}, {"TEAMS": 2}, {"TEAMS": 4, "STAGES": 8},
-        {"BLOCK_N": 128, "TEAMS": 2, "STAGES": 4}, {"BLOCK_N": 256}, {"BLOCK_M": True},
+        {"BLOCK_N": 96}, {"BLOCK_N": "64"}, {"BLOCK_M": 24}, {"BLOCK_M": 512}, {"K_BLOCKS": 3}, {"K_BLOCKS": 0},
+        {"STAGES": 1}, {"STAGES": 60}, {"CTAS_PER_SM": 9}, {"SPLIT": 3}, {"SPLIT": -1}, {"K_SLICES": 2},
+        {"K_SLICES": 4, "STAGES": 8}, {"BLOCK_N": 128, "K_SLICES": 2, "STAGES": 4}, {"BLOCK_N": 256}, {"BLOCK_M": True},
     ],
     ids=str,
 )  # fmt: skip
@@ -264,7 +264,7 @@ def test_options_are_of_the_kernels_form() -> None:
     """Scales of W4A16 come in boxes of a power of two; a plane of W3A16 is 32 bytes wide from two blocks on."""
     wide = OPTIONS | {"BLOCK_N": 192, "SPLIT": 1}
     assert [tuned.accepts(kernel, 4096, wide) for kernel in (W4A4, W4A16)] == [True, False]
-    narrow = OPTIONS | {"PB": 1}
+    narrow = OPTIONS | {"K_BLOCKS": 1}
     assert [tuned.accepts(kernel, 4096, narrow) for kernel in (W4A16, W3A16)] == [True, False]
     assert not tuned.accepts(W4A4, 4096 + 64, OPTIONS)
     assert not tuned.accepts(GemmKernel(3, 64, True, 16, None, True), 4096, OPTIONS)  # has no second kernel

@@ -140,7 +140,7 @@ def test_times_are_those_of_the_table_where_it_has_them(monkeypatch: pytest.Monk
     space = space_of("offer w8 on blocks[*].*", ["w8"], layers=1, activations="int8 per token symmetric")
     kernels = space.units[0].options[0].modules[0].kernels
     assert kernels is not None
-    options = {"BLOCK_N": 64, "BLOCK_M": 64, "PB": 1, "STAGES": 2, "SPLIT": 1, "SHARE": 1, "TEAMS": 1}
+    options = {"BLOCK_N": 64, "BLOCK_M": 64, "K_BLOCKS": 1, "STAGES": 2, "SPLIT": 1, "CTAS_PER_SM": 1, "K_SLICES": 1}
     table = {
         tuned.key(kernels.gemm, channels, 256, 64, "3.6.0"): {"options": options, "microseconds": t}
         for channels, t in ((256, 7.25), (768, 9.5))
