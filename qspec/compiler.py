@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from qspec.errors import MachineError
 from qspec.evaluate.requests import check_requests
 from qspec.kernels import generate
 from qspec.language import load_recipe
-from qspec.language.spec import Evaluation, Spec
+from qspec.language.spec import Evaluation, Rollouts, Spec
 from qspec.lock import Lock, differences, lock_path
 from qspec.machine import machine_facts
 from qspec.models.checkpoint import Checkpoint
@@ -287,9 +287,12 @@ def artifact_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _calibration_record(inputs: Inputs) -> CalibrationRecord:
     wanted = inputs.spec.calibrate
     rows, length = inputs.tokens.ids.shape
+    text = wanted.text
+    if isinstance(text, Rollouts):
+        text = replace(text, chat="on" if inputs.tokens.chat else "off")
     return CalibrationRecord(
         tokens_sha256=inputs.tokens.sha256,
-        text=str(wanted.text),
+        text=str(text),
         samples=wanted.samples,
         length=length,
         mask=None if wanted.mask is None else str(wanted.mask),

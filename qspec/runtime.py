@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from qspec.kernels import attention
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.merged import parts_of
 from qspec.kernels.packing import PackedLinear
+from qspec.models.chat import ChatSetting, chat_text, user_message, uses_chat
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
@@ -270,25 +270,21 @@ def _require_sizes(folder: Path) -> None:
 class ChatTemplate:
     """Messages as text, by the chat template of the tokenizer beside a checkpoint, which is read when it is needed."""
 
-    def __init__(self, folder: Path, answered: bool = False) -> None:
-        """answered: the text ends where the model's answer begins."""
-        self.folder, self.answered = folder, answered
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.folder)
 
-    def __call__(self, messages: Sequence[Mapping[str, Any]], where: str) -> str:
-        """where: the file and line of the messages. Raises InputError without a template, and where it refuses them."""
-        if not self._tokenizer.chat_template:
-            raise InputError(
-                "these are messages, and the tokenizer has no chat template to make text of them",
-                where=where,
-                hint=f"put chat_template.jinja into {self.folder}, or give a field that holds text",
-            )
-        try:
-            options = {"tokenize": False, "add_generation_prompt": self.answered}
-            return str(self._tokenizer.apply_chat_template(list(messages), **options))
-        except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-            what = f"the chat template does not take these messages: {str(error).partition(chr(10))[0]}"
-            raise InputError(what, where=where, hint="give them in the order that the template asks for") from error
+    def __call__(self, messages: Sequence[Mapping[str, Any]], where: str, *, answered: bool = False) -> str:
+        """where: the file and line of the messages; answered and errors as `chat_text`."""
+        return chat_text(self._tokenizer, messages, where, answered=answered)
+
+    def used(self, setting: ChatSetting) -> bool:
+        """As `uses_chat`."""
+        return uses_chat(setting, self._tokenizer, str(self.folder))
+
+    def prompt(self, text: str) -> str:
+        """As `user_message`."""
+        return user_message(self._tokenizer, text, str(self.folder))

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qspec.data.files import Chat, messages_field, read_rows, text_field
+from qspec.data.files import messages_field, read_rows, text_field
 from qspec.errors import InputError
 from qspec.files import machine_errors
+from qspec.models.chat import ChatSetting
 from qspec.models.sampler import Denoiser, Settings, Tokenizer, continue_ids
 from qspec.models.tokens import encode
+from qspec.runtime import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,20 @@ class Prompt:
         return encode(tokenizer, self.text, vocab, special=not self.templated)
 
 
-def read_prompts(path: Path, chat: Chat) -> list[Prompt]:
-    """Of a JSON-lines file whose rows have a "prompt" of text, or "messages" that `chat` makes a prompt of.
+def read_prompts(path: Path, template: ChatTemplate, chat: ChatSetting) -> list[Prompt]:
+    """Of a JSON-lines file whose rows have a "prompt" of text, by `chat` a user's message, or "messages".
 
     Errors: InputError naming file and line, and for a file without rows.
     """
     found = []
+    wrapped = template.used(chat)
     for line, row in read_rows(path):
         if "messages" in row:
-            found.append(Prompt(chat(messages_field(row, "messages", path, line), f"{path}:{line}"), templated=True))
+            messages, where = messages_field(row, "messages", path, line), f"{path}:{line}"
+            found.append(Prompt(template(messages, where, answered=True), templated=True))
         else:
-            found.append(Prompt(text_field(row, "prompt", path, line)))
+            text = text_field(row, "prompt", path, line)
+            found.append(Prompt(template.prompt(text), templated=True) if wrapped else Prompt(text))
     if not found:
         raise InputError("the file has no prompts", where=str(path), hint='a line is {"prompt": "..."}')
     return found

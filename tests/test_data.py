@@ -110,6 +110,36 @@ def test_a_choice_follows_its_prompt_after_a_space(standin: Path) -> None:
     assert [choice.context + choice.text for choice in task.items[0].choices] == ["capital? a", "capital? b"]
 
 
+class Brackets:
+    """A chat template."""
+
+    def __init__(self, *settings: str) -> None:
+        self.settings = settings
+
+    def __call__(self, messages: object, where: str) -> str:
+        raise AssertionError("a task has prompts")
+
+    def used(self, setting: str) -> bool:
+        return setting in self.settings
+
+    def prompt(self, text: str) -> str:
+        return f"[{text}]"
+
+
+def test_prompts_and_the_contexts_of_choices_are_asked_in_chat_where_the_template_is_used(standin: Path) -> None:
+    recall = {"prompt": "capital?", "answer": "b", "choices": ["a", "b"]}
+    write(standin / "data/recall.jsonl", *rows(recall))
+    sources = DataSources(standin, standin, {}, chat=Brackets("auto"))
+    task, plain = (sources.task(TaskRequest("mmlu", chat=chat)) for chat in ("auto", "off"))
+    assert isinstance(task, TaskData)
+    assert isinstance(plain, TaskData)
+    assert task.items[0].prompt == "[capital?]"
+    assert [(one.context, one.text) for one in task.items[0].choices] == [("[capital?]", " a"), ("[capital?]", " b")]
+    assert (plain.items[0].prompt, plain.items[0].choices[0].context) == ("capital?", "capital?")
+    assert (task.title, plain.title) == ("recall (tiny-llada), asked in chat", "recall (tiny-llada)")
+    assert task.items[0].right == plain.items[0].right == 1
+
+
 def test_a_task_that_the_standin_lacks_is_listed(standin: Path) -> None:
     missing = DataSources(standin, standin, {}).task(TaskRequest("humaneval"))
     assert str(missing) == "not measured: humaneval: tiny-llada has no task of its own in its place"

@@ -41,7 +41,8 @@ def planned(calibrate: str) -> Plan:
         ),
         (
             "samples 8  length 128  text rollouts(prompt = 32)",
-            '8 rows of 128 tokens, 1,024 in all; rollouts(prompts = "wikitext2", prompt = 32, steps = 64, buckets = 8)',
+            "8 rows of 128 tokens, 1,024 in all; "
+            'rollouts(prompts = "wikitext2", prompt = 32, steps = 64, buckets = 8, chat = auto)',
         ),
     ],
 )

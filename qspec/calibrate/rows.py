@@ -14,8 +14,9 @@ from qspec.calibrate.tokens import CalibrationTokens, draw_masks, windows
 from qspec.errors import InputError
 from qspec.language.contradictions import contradictions
 from qspec.language.spec import Rollouts
+from qspec.models.chat import around_user, uses_chat
 from qspec.models.family import DecoderShape
-from qspec.models.tokens import Encodes
+from qspec.models.tokens import Encodes, encode
 
 if TYPE_CHECKING:
     from qspec.language.spec import Calibration, Weighting
@@ -34,19 +35,42 @@ def calibration_rows(
     for _, message, hint in contradictions(wanted):
         raise InputError(message, hint=f"{hint}, in the calibrate block")
     generator = torch.Generator().manual_seed(wanted.seed)
-    tokens = wanted.text.prompt if isinstance(wanted.text, Rollouts) else wanted.length
+    rollouts = wanted.text if isinstance(wanted.text, Rollouts) else None
+    around = _around(rollouts, tokenizer, shape.vocab) if rollouts else None
+    tokens = rollouts.prompt if rollouts else wanted.length
+    if around:
+        tokens -= sum(part.numel() for part in around)
     samples = windows(texts, tokenizer, shape.vocab, wanted.samples, tokens, generator)
     model = load() if wanted.runs_model else None  # after all that the text alone decides
-    if isinstance(wanted.text, Rollouts):
+    if rollouts:
         assert model is not None
-        recorded = record(model, samples.ids, wanted.text, wanted.length, wanted.draws, wanted.seed)
+        prompts = _inside(around, samples.ids) if around else samples.ids
+        recorded = record(model, prompts, rollouts, wanted.length, wanted.draws, wanted.seed)
         ids, masked, ratio = recorded.ids, recorded.ids == shape.mask_token, recorded.ratio
     else:
         assert wanted.mask is not None
         masked, ratio = draw_masks(wanted.mask, wanted.samples, wanted.draws, wanted.length, generator)
         ids = samples.ids.repeat_interleave(wanted.draws, dim=0).masked_fill(masked, shape.mask_token)
     weights = _weights(wanted.weigh, ids, masked, model)
-    return CalibrationTokens(ids, masked, weights, ratio, samples.distinct, samples.drawn)
+    return CalibrationTokens(ids, masked, weights, ratio, samples.distinct, samples.drawn, chat=around is not None)
+
+
+def _around(rollouts: Rollouts, tokenizer: Encodes, vocab: int) -> tuple[Tensor, Tensor] | None:
+    """The chat template's tokens before and behind a prompt, int64; None where it is not used."""
+    where = "rollouts in the calibrate block"
+    if not uses_chat(rollouts.chat, tokenizer, where):
+        return None
+    before, behind = (torch.tensor(encode(tokenizer, text, vocab)) for text in around_user(tokenizer, where))
+    if before.numel() + behind.numel() >= rollouts.prompt:
+        what = f"the chat template takes {before.numel() + behind.numel()} tokens, all {rollouts.prompt} of a prompt"
+        raise InputError(what, where=where, hint="raise `prompt`, or write chat = off")
+    return before, behind
+
+
+def _inside(around: tuple[Tensor, Tensor], ids: Tensor) -> Tensor:
+    """Rows [samples, tokens] with the same tokens before and behind each."""
+    before, behind = (part.expand(ids.shape[0], -1) for part in around)
+    return torch.cat((before, ids, behind), dim=1)
 
 
 def _weights(weigh: Weighting, ids: Tensor, masked: Tensor, model: Denoiser | None) -> Tensor:

@@ -26,7 +26,8 @@ class CalibrationTokens:
 
     ids: int64 [rows, length], the mask token where masked. masked: bool [rows, length]. weight: float32
     [rows, length], how much a token counts in statistics and Hessians. ratio: float32 [rows], the share t that
-    each row's mask was drawn with. distinct, drawn: as `Windows` counts them.
+    each row's mask was drawn with. distinct, drawn: as `Windows` counts them. chat: whether prompts stand in the
+    tokenizer's chat template.
     """
 
     ids: Tensor
@@ -35,6 +36,7 @@ class CalibrationTokens:
     ratio: Tensor
     distinct: int
     drawn: int
+    chat: bool = False
 
     @property
     def sha256(self) -> str:

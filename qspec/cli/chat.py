@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from qspec.cli.generate import add_sampling, settings_of, shown
+from qspec.cli.generate import add_sampling, generated, settings_of, shown
 from qspec.cli.output import flush, tell, write
 from qspec.errors import InputError
 
@@ -19,14 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qspec.cli.canvas import Canvas, LiveCanvas
-    from qspec.models.sampler import continue_ids
     from qspec.runtime import ChatTemplate, checkpoint_folder, load
     from qspec.texts import Prompt
 
     settings = settings_of(args)
-    template = ChatTemplate(checkpoint_folder(args.artifact), answered=True)
-    template([{"role": "user", "content": "hello"}], args.artifact)  # refuses a tokenizer that has none
+    template = ChatTemplate(checkpoint_folder(args.artifact))
+    template.prompt("hello")  # refuses a tokenizer that has none
     model, tokenizer = load(args.artifact, device=args.device)
     said: list[dict[str, str]] = []
     for line in _lines():
@@ -35,9 +33,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         asked = [*said, {"role": "user", "content": line}]
         try:
-            ids = Prompt(template(asked, args.artifact), templated=True).ids(tokenizer, model.shape.vocab)
-            with LiveCanvas(Canvas(tokenizer, settings.length, model.shape.ends)) as live:
-                (answer,) = continue_ids(model, tokenizer, [ids], settings, live.update if live.shown else None)
+            prompt = Prompt(template(asked, args.artifact, answered=True), templated=True)
+            answer = generated(model, tokenizer, prompt, settings)
         except InputError as error:
             tell(f"qspec: {error}\n{NEW} begins anew")
             continue

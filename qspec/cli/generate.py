@@ -11,7 +11,9 @@ from qspec.cli.output import say, write
 from qspec.errors import UsageError, visible
 
 if TYPE_CHECKING:
+    from qspec.models.chat import ChatSetting
     from qspec.models.sampler import Denoiser, Settings, Tokenizer
+    from qspec.texts import Prompt
 
 
 OPTIONS = (
@@ -35,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --file: JSON lines with the texts; an interrupted run resumes",
     )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="with --file: texts at once (default: 8)")
+    parser.add_argument(
+        "--chat",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="make a prompt a user's message in the tokenizer's chat template (default: auto, where it has one)",
+    )
     add_sampling(parser)
 
 
@@ -85,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     if args.file is not None:
         return _fill(args, settings)
     model, tokenizer = load(args.artifact, device=args.device)
-    write(shown(_generate(model, tokenizer, args.prompt, settings)) + "\n")
+    prompt = _prompt(tokenizer, args.prompt, args.chat, args.artifact)
+    write(shown(generated(model, tokenizer, prompt, settings)) + "\n")
     return 0
 
 
@@ -99,7 +108,7 @@ def _fill(args: argparse.Namespace, settings: Settings) -> int:
     from qspec.texts import TextFile, read_prompts
 
     folder = checkpoint_folder(args.artifact)
-    prompts = read_prompts(Path(args.file), ChatTemplate(folder, answered=True))
+    prompts = read_prompts(Path(args.file), ChatTemplate(folder), args.chat)
     texts = TextFile(Path(args.out), prompts, settings, args.batch)
     require_file(texts.path)
     texts.kept()  # refuses a file of other texts before a model is loaded
@@ -127,13 +136,24 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return settings_for(shape, args.length, args.steps, args.block, **options)
 
 
-def _generate(model: Denoiser, tokenizer: Tokenizer, prompt: str, settings: Settings) -> str:
+def _prompt(tokenizer: Tokenizer, text: str, chat: ChatSetting, where: str) -> Prompt:
+    from qspec.models.chat import user_message, uses_chat
+    from qspec.texts import Prompt
+
+    if uses_chat(chat, tokenizer, where):
+        return Prompt(user_message(tokenizer, text, where), templated=True)
+    return Prompt(text)
+
+
+def generated(model: Denoiser, tokenizer: Tokenizer, prompt: Prompt, settings: Settings) -> str:
     """The text; on a terminal its canvas is shown as it is denoised."""
     from qspec.cli.canvas import Canvas, LiveCanvas
-    from qspec.models.sampler import continue_text
+    from qspec.models.sampler import continue_ids
 
+    ids = prompt.ids(tokenizer, model.shape.vocab)
     with LiveCanvas(Canvas(tokenizer, settings.length, model.shape.ends)) as live:
-        return continue_text(model, tokenizer, prompt, settings, live.update if live.shown else None)
+        (text,) = continue_ids(model, tokenizer, [ids], settings, live.update if live.shown else None)
+        return text
 
 
 def shown(text: str) -> str:

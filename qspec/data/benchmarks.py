@@ -1,8 +1,7 @@
 """The benchmarks by name: where their files lie below a data folder, and how prompts are written. No torch.
 
-Prompts are plain text for base and instruction models alike, in the wording of the common harness
-(lm-eval); scores are meant to be compared with the unquantized model's under the same prompts, not with
-published tables.
+Prompts are in the wording of the common harness (lm-eval); scores are meant to be compared with the unquantized model's
+under the same prompts, not with published tables.
 """
 
 from __future__ import annotations

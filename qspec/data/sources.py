@@ -14,10 +14,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Protocol
 
 from qspec.data.benchmarks import RUNS_CODE, TASKS
 from qspec.data.files import Chat, Row, list_field, read_documents, read_lines, read_rows, text_field
@@ -26,6 +27,7 @@ from qspec.data.items import Choice, DataPin, NotMeasured, TaskData, TaskItem, T
 from qspec.data.texts import TEXTS, Part, Split
 from qspec.errors import InputError
 from qspec.language.spec import Calibration, Evaluation, FileText, NamedText, TaskRequest, TextSource
+from qspec.models.chat import ChatSetting
 
 STANDIN_FILE = "standin.json"
 STANDIN_ITEMS = 48  # items of a stand-in's task unless the recipe sets a limit
@@ -68,12 +70,21 @@ class Need:
         return f"{self.name}: {self.data}"
 
 
+class Template(Chat, Protocol):
+    """A chat template; `qspec.runtime.ChatTemplate` is one."""
+
+    def used(self, setting: ChatSetting) -> bool: ...
+
+    def prompt(self, text: str) -> str: ...
+
+
 @dataclass
 class DataSources:
     """Resolves the texts and tasks of one recipe for one checkpoint.
 
     checkpoint: the model's folder; None where there is none. recipe_folder: where relative paths start.
-    chat: makes text of messages that a file holds; None, there is no tokenizer. download: fetch what is missing.
+    chat: makes text of messages that a file holds, and of a task's prompts; None, there is no tokenizer. download:
+    fetch what is missing.
     replacements: one sentence for every name that the stand-in answered, in the order of use.
     Errors: InputError for a name that is unknown, data that are missing and files that cannot be read.
     """
@@ -81,7 +92,7 @@ class DataSources:
     checkpoint: Path | None
     recipe_folder: Path
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    chat: Chat | None = None
+    chat: Template | None = None
     download: bool = False
     replacements: list[str] = field(default_factory=list, init=False)
     standin: Standin | None = field(init=False)
@@ -121,6 +132,12 @@ class DataSources:
 
     def task(self, request: TaskRequest) -> TaskData | NotMeasured:
         """The task's items with prompts written out, spread evenly over the file where there is a limit."""
+        task = self._task(request)
+        if isinstance(task, NotMeasured) or self.chat is None or not self.chat.used(request.chat):
+            return task
+        return asked(task, self.chat.prompt)
+
+    def _task(self, request: TaskRequest) -> TaskData | NotMeasured:
         if request.name not in TASKS and request.name not in RUNS_CODE:
             _unknown("task", request.name, (*TASKS, *RUNS_CODE))
         if self.standin:
@@ -222,6 +239,20 @@ def _missing(needs: Sequence[Need]) -> InputError:
         hint=f"`qspec data RECIPE` tells how to get them, --download fetches them, {DATA_VARIABLE} names a folder of "
         'copies; a file of your own is file("text.jsonl", field = "text")',
     )
+
+
+def asked(task: TaskData, prompt: Callable[[str], str]) -> TaskData:
+    """The same with every prompt and every context of a choice as a user's message, which the title says."""
+    prompt = cache(prompt)  # the choices of an item share a context
+    items = [
+        replace(
+            item,
+            prompt=prompt(item.prompt),
+            choices=tuple(replace(choice, context=prompt(choice.context)) for choice in item.choices),
+        )
+        for item in task.items
+    ]
+    return replace(task, items=tuple(items), title=f"{task.title}, asked in chat")
 
 
 def _source(what: str) -> str:

@@ -17,6 +17,7 @@ from qspec.diagnostics import Span
 from qspec.formats import Scheme, TensorFormat
 from qspec.language.fields import Form, Key, Known, Quoted, about, between
 from qspec.language.selectors import Selector
+from qspec.models.chat import ChatSetting
 from qspec.models.family import DecoderShape, ModuleEntry
 from qspec.seeds import LARGEST_SEED
 
@@ -141,7 +142,8 @@ class Rollouts:
     """States that the unquantized model passes through while it generates, instead of masked text.
 
     After `prompt` tokens of the text `prompts`, the rest of `length` is generated in `steps` steps; the shares still
-    masked, (0, 1], are cut into `buckets` equal parts, and the states recorded are spread evenly over these.
+    masked, (0, 1], are cut into `buckets` equal parts, and the states recorded are spread evenly over these. chat:
+    whether the prompts are a user's messages in the tokenizer's chat template, whose tokens count as the prompt's.
     """
 
     rule: ClassVar[str] = "rollouts"
@@ -150,9 +152,10 @@ class Rollouts:
     prompt: Annotated[int, between(1, 65536)] = 64
     steps: Annotated[int, between(1, 8192)] = 64
     buckets: Annotated[int, between(1, 1024)] = 8
+    chat: ChatSetting = "auto"
 
     def __str__(self) -> str:
-        sizes = f"prompt = {self.prompt}, steps = {self.steps}, buckets = {self.buckets}"
+        sizes = f"prompt = {self.prompt}, steps = {self.steps}, buckets = {self.buckets}, chat = {self.chat}"
         return f"rollouts(prompts = {self.prompts}, {sizes})"
 
 
@@ -362,6 +365,9 @@ class TaskRequest:
     steps: Annotated[int, between(1, 8192, "passes of the sampler, a multiple of `length` / `block`")] = 256
     block: Annotated[int, between(1, 8192, "tokens of a block, which divides `length`")] = 32
     limit: Annotated[Annotated[int, between(1)] | None, about("items, every one by default")] = None
+    chat: Annotated[
+        ChatSetting, about("prompts as a user's messages in the tokenizer's chat template; by `auto` where it has one")
+    ] = "auto"
 
 
 @dataclass(frozen=True)

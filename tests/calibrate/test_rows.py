@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -135,6 +136,39 @@ def test_rollouts_bring_their_own_masks() -> None:
     assert tokens.ratio.tolist() == pytest.approx(tokens.masked[:, 10:].float().mean(1).tolist())
     assert tokens.sha256 == rows(Remembers, **wanted).sha256
     assert tokens.sha256 != rows(Remembers, **wanted, seed=1).sha256
+
+
+class Talks(Letters):
+    """Letters with a chat template: u before a user's words, x and a behind them."""
+
+    chat_template = "its text is not looked at"
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: bool) -> str:
+        assert options == {"tokenize": False, "add_generation_prompt": True}
+        ((role, words),) = [tuple(message.values()) for message in messages]
+        return f"{role[0]}{words}xa"
+
+
+@pytest.mark.parametrize("chat", ["auto", "on", "off"])
+def test_a_rollouts_prompt_is_a_users_message_where_there_is_a_chat_template(
+    chat: Literal["auto", "on", "off"],
+) -> None:
+    """u before and x, a behind it count among the ten tokens of the prompt; what they enclose is a stretch of text."""
+    wanted = Calibration(Rollouts(prompt=10, steps=8, buckets=4, chat=chat), samples=4, length=42, mask=None)
+    tokens = calibration_rows(TEXTS, Talks(), wanted, LLADA.shape(TINY), Remembers)
+    assert tokens.chat is (chat != "off")
+    rows = ["".join(chr(token + ord("a") - 2) for token in row[:10]) for row in tokens.ids.tolist()]
+    framed = [row[0] == "u" and row[8:] == "xa" and row[1:8] in "".join(TEXTS) for row in rows]
+    assert framed == [chat != "off"] * 4
+    assert all(row in "".join(TEXTS) for row in rows) is (chat == "off")
+
+
+def test_a_chat_template_that_does_not_fit() -> None:
+    with pytest.raises(InputError, match="chat is on, and the tokenizer has no chat template"):
+        rows(text=Rollouts(prompt=10, steps=8, chat="on"), mask=None)
+    shape, small = LLADA.shape(TINY), Calibration(Rollouts(prompt=3, steps=8), samples=1, length=42, mask=None)
+    with pytest.raises(InputError, match="the chat template takes 3 tokens, all 3 of a prompt"):
+        calibration_rows(TEXTS, Talks(), small, shape, never)
 
 
 def test_the_hash_covers_tokens_and_weights() -> None:

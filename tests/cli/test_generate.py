@@ -288,6 +288,33 @@ def test_the_canvas_shows_what_is_decided() -> None:
     assert canvas.text() == "oab·"
 
 
+CHAT = "u:{{ messages[0].content }},{% if add_generation_prompt %}a:{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("chat", "prompt"), [(None, "u:2+2,a:"), ("auto", "u:2+2,a:"), ("on", "u:2+2,a:"), ("off", "2+2")]
+)
+def test_a_prompt_is_a_users_message_where_the_tokenizer_has_a_chat_template(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], chat: str | None, prompt: str
+) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "chat"))
+    (other / "chat_template.jinja").write_text(CHAT)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "2+2"}) + "\n")
+    options = ["--length", "8", "--block", "4", "--device", "cpu", *(["--chat", chat] if chat else [])]
+    wanted = expected(folder, prompt, SamplerSettings(8, 8, 4, stop=True))
+    assert main(["generate", str(other), "--prompt", "2+2", *options]) == 0
+    assert capsys.readouterr().out == wanted + "\n"
+    files = ["--file", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "texts.jsonl")]
+    assert main(["generate", str(other), *files, *options]) == 0
+    (row,) = map(json.loads, (tmp_path / "texts.jsonl").read_text().splitlines())
+    assert (row["prompt"], row["text"]) == (prompt, wanted)
+
+
+def test_chat_without_a_template(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(folder), "--prompt", "a", "--length", "4", "--chat", "on", "--device", "cpu"]) == 3
+    assert "chat is on, and the tokenizer has no chat template" in capsys.readouterr().err
+
+
 class TestChat:
     TEMPLATE = (
         "{% for m in messages %}{{ m.role[0] }}:{{ m.content }},{% endfor %}{% if add_generation_prompt %}a:{% endif %}"

@@ -152,7 +152,7 @@ def test_calibration_on_rollouts_by_certainty(mini: Mini, tmp_path: Path) -> Non
     out = qspec.compile(recipe, out=tmp_path / "one", device="cpu", options=NO_REPORT)
     record = out.manifest.calibration
     assert (record.text, record.mask) == (
-        'rollouts(prompts = file("text.txt"), prompt = 16, steps = 8, buckets = 4)', None,
+        'rollouts(prompts = file("text.txt"), prompt = 16, steps = 8, buckets = 4, chat = off)', None,
     )  # fmt: skip
     assert (record.samples, record.draws, record.rows, record.length) == (6, 2, 12, 48)
     assert record.weigh == "certainty, masked 1.0, unmasked 0.5"
@@ -181,7 +181,7 @@ def test_rollouts_fit_a_stand_in(mini: Mini, tmp_path: Path) -> None:
     assert inputs.tokens.ids.shape == (3, 64)
     assert not inputs.tokens.masked[:, :32].any()
     assert inputs.sources.replacements[0] == f"calibration length 2048: 64, the most that {standin} takes"
-    assert "prompt = 32, steps = 32, buckets = 8), which fit that length" in inputs.sources.replacements[1]
+    assert "prompt = 32, steps = 32, buckets = 8, chat = auto), which fit that length" in inputs.sources.replacements[1]
 
 
 CPU = ("--device", "cpu", "--no-eval")

@@ -46,7 +46,7 @@ search {
 
 evaluate {
   nelbo on file("x.jsonl", field = "text") samples 4
-  task  gsm8k { shots 4  length 64  steps 64  block 32 }
+  task  gsm8k { shots 4  length 64  steps 64  block 32  chat off }
 }
 
 emit {

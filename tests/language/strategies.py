@@ -92,7 +92,8 @@ TEXT_OF = {
         written("weigh {}", some(SHARES)),
     ),
     "scheme": OPERANDS,
-    "task": numbers("shots", "length", "steps", "block", "limit"),
+    "task": numbers("shots", "length", "steps", "block", "limit")
+    | written("chat {}", st.sampled_from(("auto", "on", "off"))),
     "search": st.one_of(
         written("offer {} on {}", some(NAMES), SELECTORS),
         written("budget {}", some(AMOUNTS)),

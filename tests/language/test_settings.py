@@ -115,7 +115,7 @@ def test_bounds_hold_for_what_may_be_left_out() -> None:
 
 
 def test_tables() -> None:
-    assert table(TaskRequest).split("\n")[-1] == "| `limit` | items, every one by default: 1 or more |  |"
+    assert table(TaskRequest).split("\n")[-2] == "| `limit` | items, every one by default: 1 or more |  |"
     assert table(Emit).split("\n")[-1] == (
         "| `regime` | tokens that a forward pass carries: `block_decode`, `full_sequence` | `full_sequence` |"
     )
@@ -134,7 +134,7 @@ STATEMENTS = ["qspec", "extends", "param", "layers", "apply", *BLOCK_KINDS]
         ("calibrate {\n  samples 3\n  ma", ["draws", "length", "mask", "samples", "seed", "text", "weigh"]),
         ("scheme s {\n  weights int4 per ", ["block", "channel", "group", "tensor", "token"]),
         ("search {\n  probe ", ["forward", "noise", "fisher"]),
-        ("evaluate {\n  task gsm8k { sh", ["block", "length", "limit", "shots", "steps"]),
+        ("evaluate {\n  task gsm8k { sh", ["block", "chat", "length", "limit", "shots", "steps"]),
         ("layers head ", ["keep", "use"]),
         ("apply ", list(PASSES)),
         ("apply gptq(", ["damp", "order", "block"]),

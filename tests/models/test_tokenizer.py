@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from qspec import resources
 from qspec.errors import InputError
 from qspec.lock import checkpoint_hashes
+from qspec.models.chat import around_user, uses_chat
 from qspec.models.tokenizer import byte_level_bpe, tokenizer_contents, tokenizer_files
 from qspec.runtime import ChatTemplate, load_tokenizer
 from tests.models.hub import SPECIAL, hub_folder
@@ -175,6 +176,23 @@ def test_messages_become_text_by_the_template_or_an_error_says_why_not(hub: Path
     (hub / "chat_template.jinja").write_text("{{ raise_exception('user and assistant must take turns') }}")
     with pytest.raises(InputError, match="does not take these messages: user and assistant must take turns"):
         ChatTemplate(hub)(talk, "chat.jsonl:3")
+
+
+def test_what_a_chat_template_puts_around_a_users_words(hub: Path) -> None:
+    assert not uses_chat("auto", load_tokenizer(hub), "")
+    with pytest.raises(InputError, match="chat is on, and the tokenizer has no chat template"):
+        ChatTemplate(hub).used("on")
+    (hub / "chat_template.jinja").write_text(
+        "<|mask|>{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    template = ChatTemplate(hub)
+    assert [template.used(setting) for setting in ("auto", "on", "off")] == [True, True, False]
+    assert template.prompt(" hi ") == "<|mask|>user: hi\nassistant: "
+    assert around_user(load_tokenizer(hub), "") == ("<|mask|>user: ", "\nassistant: ")
+    (hub / "chat_template.jinja").write_text("{{ messages[0].content }}{{ messages[0].content }}")
+    with pytest.raises(InputError, match="writes a user's message 2 times"):
+        around_user(load_tokenizer(hub), "")
 
 
 # --- what does not fit together ---
