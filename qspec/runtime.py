@@ -23,7 +23,7 @@ from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.locate import checkpoint_locate, is_name
 from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
-from qspec.models.tokens import check_mask_token, know_tokens
+from qspec.models.tokens import check_mask_token, know_tokens, library_errors
 
 # Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
 UNLIMITED = 1 << 60
@@ -242,16 +242,8 @@ def load_tokenizer(folder: Path) -> Any:
 
     with readable(folder) as source:
         _require_sizes(source)
-        try:
+        with library_errors("the tokenizer cannot be read", str(folder / FILE)):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(source), local_files_only=True)
-        except (
-            Exception
-        ) as error:  # what the library raises at a file it does not understand: bare Exceptions among them
-            raise InputError(
-                f"the tokenizer cannot be read: {str(error)[:300]}",
-                where=str(folder / FILE),
-                hint="copy it from the original model",
-            ) from error
     if not tokenizer.vocab_size:
         raise InputError("the tokenizer has no words", where=str(folder / FILE), hint="copy it from the original model")
     tokenizer.model_max_length = UNLIMITED

@@ -6,7 +6,8 @@ have entries that the embedding lacks. This is the one place that knows of eithe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -37,15 +38,34 @@ def encode(tokenizer: Encodes, text: str, vocab: int, *, special: bool = False) 
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"this is not valid text: {error.reason}", hint="give it in UTF-8") from error
-    ids = tokenizer.encode(text, add_special_tokens=special)
+    with library_errors("the tokenizer fails on a text", repr(shorten(text))):
+        ids = tokenizer.encode(text, add_special_tokens=special)
     beyond = next((token for token in ids if not 0 <= token < vocab), None)
     if beyond is not None:
         raise InputError(
             f"the tokenizer turns this text into token {beyond}, and the model has tokens 0 to {vocab - 1}",
-            where=repr(text if len(text) <= 80 else f"{text[:77]}..."),
+            where=repr(shorten(text)),
             hint="the tokenizer belongs to another model, or has tokens that the model was not enlarged for",
         )
     return ids
+
+
+def shorten(text: str) -> str:
+    """A text's beginning, for a message."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@contextmanager
+def library_errors(what: str, where: str) -> Iterator[None]:
+    """Turns into InputError what the tokenizers library raises at files that it does not understand: Exception itself,
+    and the panics of its Rust code, which are no Exceptions."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        hint = "copy the tokenizer from the original model"
+        raise InputError(f"{what}: {str(error)[:300]}", where=where, hint=hint) from error
 
 
 def know_tokens(model: Decoder, tokenizer: Lists) -> Decoder:
