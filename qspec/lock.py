@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qspec.data import DataPin
+from qspec.diagnostics import Diagnostic, Span, quote
 from qspec.errors import InputError
 from qspec.files import read_input, sha256, write_whole
 from qspec.language.spec import Spec
@@ -146,6 +147,17 @@ def recipe_changes(lock: Lock, spec: Spec) -> list[str]:
     now = {"model.id": spec.model.id, "calibration.seed": calibrate.seed}
     before = {"model.id": lock.content["model"].get("id"), "calibration.seed": lock.content["calibration"].get("seed")}
     return differences(now, before, "locked") + differences(named, locked, "locked", "data")
+
+
+def lock_problems(spec: Spec, span: Span) -> tuple[Diagnostic, ...]:
+    """Warnings, at `span`, of what the lock beside a recipe has otherwise than the recipe itself."""
+    path = lock_path(Path(spec.source))
+    try:
+        stale = [f"is stale: {change}" for change in recipe_changes(Lock.read(path), spec)]
+    except InputError as error:
+        stale = [f"cannot be compared: {error.what}"]
+    hint = f"write it again: qspec lock {path.with_suffix('.qs').name}"
+    return tuple(Diagnostic("QS071", f"{quote(path.name)} {what}", span, hint, "warning") for what in stale)
 
 
 def package_changes(lock: Lock) -> list[str]:

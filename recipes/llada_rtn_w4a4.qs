@@ -19,6 +19,7 @@ scheme w4a4 {
   activations int4 per token   symmetric
 }
 
+# allow QS045: what happens without help against outliers is what this recipe shows
 layers blocks[*].*     use w4a4
 layers head, embedding keep
 

@@ -1,15 +1,20 @@
-"""`qspec check FILE...`: every mistake in a recipe, without a model and without torch."""
+"""`qspec check FILE...`: every mistake in a recipe, without a model and without torch; `--fix` makes the sure fixes."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from qspec import passes
 from qspec.cli import wants_color
 from qspec.cli.options import add_settings, settings_of
-from qspec.cli.output import read_standard, say, tell, write
+from qspec.cli.output import say, tell, unified_diff, write
+from qspec.cli.recipes import read_source, recipe_files, write_recipe
 from qspec.diagnostics import (
     Diagnostic,
     Source,
@@ -19,50 +24,122 @@ from qspec.diagnostics import (
     to_github,
     to_json,
 )
-from qspec.errors import InputError
-from qspec.language import find_problems
-from qspec.language.parser import MAX_BYTES, decode, read
+from qspec.errors import InputError, UsageError
+from qspec.language import Understood, understand
+from qspec.language.fixes import fix
+from qspec.language.parser import read_bytes
 from qspec.models.registry import FAMILIES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", metavar="FILE", nargs="+", help="a .qs file, or - for standard input")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="a .qs file, a folder of them, or - for standard input"
+    )
+    parser.add_argument("--fix", action="store_true", help="make the fixes that are sure, in the files that are named")
+    parser.add_argument("--diff", action="store_true", help="show what --fix would change, and change nothing")
+    parser.add_argument("--strict", action="store_true", help="warnings are failures too")
     parser.add_argument("--format", choices=("text", "json", "github"), default="text", help="default: text")
     add_settings(parser)
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """fragment: whether it is no recipe by itself, and can only be extended."""
+
+    problems: tuple[Diagnostic, ...]
+    sources: Mapping[str, Source]
+    fragment: bool = False
+
+
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
+    checked: dict[str, _Checked] = {}
+    unreadable = 0
+    files = recipe_files(args.files)
+    if args.fix or args.diff:
+        _fix_all(files, settings, args.diff)
+    with _no_collections():
+        for path in files:
+            try:
+                checked[path] = _check(path, settings)
+            except InputError as error:
+                tell(f"qspec: {error}")
+                unreadable += 1
+    for path in _parts(checked) - set(args.files):
+        del checked[path]
     found: dict[Diagnostic, None] = {}  # each once: recipes share bases
     sources: dict[str, Source] = {}
-    unreadable = 0
-    for path in args.files:
-        try:
-            problems, texts = _check(path, settings)
-        except InputError as error:
-            tell(f"qspec: {error}")
-            unreadable += 1
-            continue
-        found |= dict.fromkeys(problems)
-        sources |= texts
-    _print(list(found), sources, args.format, len(args.files) - unreadable)
-    return InputError.exit_code if unreadable else int(bool(errors(found)))
+    for one in checked.values():
+        found |= dict.fromkeys(one.problems)
+        sources |= one.sources
+    _print(list(found), sources, args.format, len(checked))
+    return InputError.exit_code if unreadable else int(bool(found if args.strict else errors(found)))
 
 
-def _check(path: str, settings: dict[str, str]) -> tuple[tuple[Diagnostic, ...], Mapping[str, Source]]:
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Nothing of a recipe is a cycle: with many recipes, collections would take a tenth of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _parts(checked: Mapping[str, _Checked]) -> set[str]:
+    """The files that are no recipes by themselves, and parts of others that were checked with them."""
+    fragments = {Path(path).resolve(): path for path, one in checked.items() if one.fragment}
+    if not fragments:
+        return set()
+    bases = {Path(base).resolve() for path, one in checked.items() for base in one.sources if base != path}
+    return {path for place, path in fragments.items() if place in bases}
+
+
+def _check(path: str, settings: Mapping[str, str]) -> _Checked:
     source, problems = read_source(path)
     if problems:
-        return tuple(problems), {source.path: source}
-    return find_problems(source, passes.available(), settings, FAMILIES)
+        return _Checked(tuple(problems), {source.path: source})
+    found = understand(source, passes.available(), settings, FAMILIES)
+    return _Checked((*found.problems, *_lock(found)), found.merged.sources, "recipe" not in found.merged.blocks)
 
 
-def read_source(path: str) -> tuple[Source, list[Diagnostic]]:
-    """A recipe's text, of standard input for "-", and why it is none. Raises InputError where it cannot be read."""
+def _lock(found: Understood) -> tuple[Diagnostic, ...]:
+    """What is stale in the lock beside a recipe, if there is one."""
+    if found.spec is None or not Path(found.spec.source).with_suffix(".lock").is_file():
+        return ()
+    from qspec.lock import lock_problems
+
+    return lock_problems(found.spec, found.merged.blocks["recipe"].head)
+
+
+def _fix_all(files: list[str], settings: Mapping[str, str], only_show: bool) -> None:
+    """Every file by itself; again where one was changed, which others may extend."""
+    if "-" in files and not only_show:
+        raise UsageError("--fix writes files", hint="name one, or show what would change: --diff")
+    for _ in range(1 if only_show else 1 + len(files)):
+        if not sum(_fix(path, settings, only_show) for path in files):
+            break
+
+
+def _fix(path: str, settings: Mapping[str, str], only_show: bool) -> bool:
+    """Whether the file was changed. One that cannot be read is told of when it is checked."""
     try:
-        return decode(read_standard(MAX_BYTES + 1), "<stdin>") if path == "-" else read(path)
-    except OSError as error:
-        what = f"the recipe cannot be read: {error.strerror or error}"
-        raise InputError(what, where=path, hint="check the path; a recipe is a `.qs` file") from None
+        source, problems = read_source(path)
+    except InputError:
+        return False
+    if problems:
+        return False
+    fixed = fix(source, lambda text: understand(text, passes.available(), settings, FAMILIES).problems)
+    count = len(fixed.fixes)
+    if only_show:
+        say(unified_diff(source.text, fixed.source.text, path, f"{path} (fixed)"), end="")
+    elif count:
+        ends = "\r\n" if b"\r\n" in read_bytes(path) else "\n"
+        write_recipe(Path(path), fixed.source.text.replace("\n", ends))
+        tell(f"fixed {count} problem{'' if count == 1 else 's'} in {path}")
+    return bool(count) and not only_show
 
 
 def _print(found: list[Diagnostic], sources: dict[str, Source], style: str, files: int) -> None:

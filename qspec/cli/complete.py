@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict
 
 from qspec import passes
-from qspec.cli.check import read_source
 from qspec.cli.output import say
+from qspec.cli.recipes import read_source
 from qspec.errors import UsageError
 from qspec.language.completion import Names, completions
 from qspec.language.merge import merge

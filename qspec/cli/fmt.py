@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from qspec.cli.output import read_standard, say, unified_diff
+from qspec.cli.recipes import recipe_files, write_recipe
 from qspec.diagnostics import RecipeError
 from qspec.errors import InputError
 from qspec.language.formatter import format_source
@@ -16,14 +14,16 @@ from qspec.language.parser import MAX_BYTES, decode, read_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", metavar="FILE", nargs="+", help="a .qs file, or - to read and write standard streams")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="a .qs file, a folder of them, or - for standard streams"
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file would change")
     parser.add_argument("--diff", action="store_true", help="change nothing; print what would change")
 
 
 def run(args: argparse.Namespace) -> int:
     changed = 0
-    for path in args.files:
+    for path in recipe_files(args.files):
         text, after = _formatted(path)
         differs = text != after
         changed += differs
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
             if not (args.check or args.diff):
                 say(after, end="")
         elif differs and not (args.check or args.diff):
-            _write(Path(path), after)
+            write_recipe(Path(path), after)
             say(f"formatted {path}")
         elif differs and args.check:
             say(f"would format {path}")
@@ -50,19 +50,3 @@ def _formatted(path: str) -> tuple[str, str]:
     if problems:
         raise RecipeError(problems, {source.path: source})
     return data.decode("utf-8"), format_source(source.text, source.path)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces the file as a whole, keeping its mode; a link's target is replaced, not the link."""
-    target = path.resolve()
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        shutil.copymode(target, temporary)
-        Path(temporary).replace(target)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise InputError(f"the recipe cannot be written: {error.strerror or error}", where=str(path)) from None

@@ -16,6 +16,7 @@ from pathlib import Path
 from qspec.diagnostics import Diagnostic, RecipeError, Source, errors, in_order
 from qspec.errors import InputError
 from qspec.language.layers import outline_problems
+from qspec.language.lints import lints, not_allowed
 from qspec.language.merge import Merged, Read, merge, merge_file
 from qspec.language.parser import read
 from qspec.language.printer import spec_text
@@ -25,7 +26,7 @@ from qspec.models.family import Family
 
 Settings = Mapping[str, str] | Iterable[tuple[str, str]]
 
-__all__ = ["LoadedRecipe", "RecipeError", "Understood", "find_problems", "load_recipe", "load_source", "understand"]
+__all__ = ["LoadedRecipe", "RecipeError", "Understood", "load_recipe", "load_source", "understand"]
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,6 @@ def load_source(
     return understand(source, passes, settings, families, read).loaded()
 
 
-def find_problems(
-    source: Source,
-    passes: Mapping[str, type[Pass]],
-    settings: Settings = (),
-    families: Mapping[str, Family] | None = None,
-) -> tuple[tuple[Diagnostic, ...], Mapping[str, Source]]:
-    """All diagnostics of a text and of its bases, and the texts that they point into: what `qspec check`
-    wants."""
-    found = understand(source, passes, settings, families)
-    return found.problems, found.merged.sources
-
-
 def understand(
     source: Source,
     passes: Mapping[str, type[Pass]],
@@ -115,4 +104,6 @@ def _understood(
     spec = Resolver(merged, passes, dict(settings), families or {}).spec()
     if spec is not None and families:
         merged.problems += outline_problems(spec, [families[name] for name in spec.families], merged.sources)
-    return Understood(merged, spec, in_order(merged.problems, merged.sources))
+    if spec is not None:
+        merged.problems += lints(spec, merged)
+    return Understood(merged, spec, in_order(not_allowed(merged.problems, merged.sources), merged.sources))

@@ -14,6 +14,7 @@ from functools import lru_cache
 from qspec.diagnostics import Diagnostic, Note, RecipeError, Source, Span, errors, in_order, listed
 from qspec.formats import Scheme
 from qspec.language.layout import Layout, lay_out
+from qspec.language.lints import not_allowed, rules_without_effect, unhandled_outliers
 from qspec.language.order import PassCheck
 from qspec.language.parser import read
 from qspec.language.selectors import ModuleTable, ModuleTerm, RoleTerm, Selector, name_matches, term_matches
@@ -27,7 +28,7 @@ def verify(spec: Spec, modules: Sequence[ModuleEntry], layers: int) -> Layout:
     it."""
     sources = _sources(spec)
     table = ModuleTable(modules, layers)
-    found = in_order(problems(spec, table, sources), sources)
+    found = in_order(not_allowed(problems(spec, table, sources), sources), sources)
     if errors(found):
         raise RecipeError(found, sources)
     return replace(lay_out(spec.rules, table), warnings=found)
@@ -51,7 +52,9 @@ def problems(spec: Spec, table: ModuleTable, sources: Mapping[str, Source]) -> t
     layout = lay_out(spec.rules, table)
     found += _rule_problems(spec.rules, layout) + _offer_problems(spec, layout)
     if not errors(found):
-        found += PassCheck(spec, layout, sources).run()
+        passes = PassCheck(spec, layout, sources)
+        found += passes.run() + rules_without_effect(spec, layout, sources)
+        found += unhandled_outliers(layout, [[spec.passes[i] for i in uses] for uses in passes.uses])
     return tuple(dict.fromkeys(found))
 
 
@@ -94,7 +97,7 @@ class _NeedsNames:
         self.raw = {term.span for s in _selectors(spec) for term in s.terms if isinstance(term, ModuleTerm)}
 
     def __call__(self, problem: Diagnostic) -> bool:
-        hangs = ("QS034", "QS050", "QS051", "QS052", "QS053")
+        hangs = ("QS034", "QS038", "QS045", "QS050", "QS051", "QS052", "QS053")
         return problem.span in self.raw or (bool(self.raw) and problem.code in hangs)
 
 

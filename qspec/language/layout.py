@@ -24,11 +24,12 @@ class RuleCount:
 @dataclass(frozen=True)
 class Layout:
     """For each module the deciding rule (None: no rule matched, the module is kept), and the rules'
-    counts."""
+    counts. selected: for each rule the places of the modules that it selects."""
 
     table: ModuleTable
     decided: tuple[Rule | None, ...]
     counts: tuple[RuleCount, ...]
+    selected: tuple[tuple[int, ...], ...]
     warnings: tuple[Diagnostic, ...] = ()
 
     @property
@@ -38,7 +39,7 @@ class Layout:
 
 def lay_out(rules: Sequence[Rule], table: ModuleTable) -> Layout:
     """Later rules win."""
-    matched = [table.select(rule.selector) for rule in rules]
+    matched = tuple(table.select(rule.selector) for rule in rules)
     winners = [-1] * len(table.modules)
     for i, places in enumerate(matched):
         for m in places:
@@ -46,4 +47,4 @@ def lay_out(rules: Sequence[Rule], table: ModuleTable) -> Layout:
     decides = Counter(winners)
     counts = tuple(RuleCount(rule, len(matched[i]), decides[i]) for i, rule in enumerate(rules))
     decided = tuple(rules[w] if w >= 0 else None for w in winners)
-    return Layout(table, decided, counts)
+    return Layout(table, decided, counts, matched)

@@ -15,7 +15,7 @@ from qspec.language.pieces import BLOCK_KINDS, LINE_KINDS, TOP, Braces, Piece, a
 from qspec.language.syntax import Block, File, Item, Leaf, Tree
 
 MAX_BYTES = 1 << 20
-MAX_STATEMENTS = 4096
+MAX_STATEMENTS = 8192
 MAX_STATEMENT = 16384  # characters
 MAX_PROBLEMS = 50
 

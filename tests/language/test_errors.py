@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from qspec.diagnostics import Diagnostic, RecipeError, Source, apply_edits, render_text, summary
-from qspec.language import load_recipe, load_source
+from qspec.diagnostics import Diagnostic, RecipeError, Source, Span, apply_edits, render_text, summary
+from qspec.language import load_recipe, load_source, understand
 from qspec.language.explanations import explanations
+from qspec.language.fixes import Fixed, fix
+from qspec.language.parser import read
+from qspec.lock import lock_problems
 from qspec.models.registry import FAMILIES
 from tests.language.fakes import APPLY, HEAD, PASSES, ROOT, RULES, SCHEME, codes
 
 FOLDER = ROOT / "tests" / "errors"
+NOT_IN_TEXT = ("QS001", "QS071")  # of bytes, and of another file
 RECIPES = sorted(FOLDER.glob("*.qs"))
 
 
@@ -28,7 +32,11 @@ def checked(name: str) -> tuple[tuple[Diagnostic, ...], Mapping[str, Source]]:
         loaded = load_recipe(name, PASSES, {}, FAMILIES)
     except RecipeError as error:
         return error.diagnostics, error.sources
-    return loaded.warnings, loaded.sources
+    if not Path(name).with_suffix(".lock").exists():
+        return loaded.warnings, loaded.sources
+    head = re.search(r"^recipe \w+", loaded.sources[name].text, re.MULTILINE)
+    assert head is not None
+    return (*loaded.warnings, *lock_problems(loaded.spec, Span(*head.span(), name))), loaded.sources
 
 
 def checked_text(text: str, path: str) -> tuple[Diagnostic, ...]:
@@ -87,7 +95,7 @@ def completed(fragment: str) -> str:
     return "\n".join(parts)
 
 
-@pytest.mark.parametrize("code", [code for code in explanations() if code != "QS001"])
+@pytest.mark.parametrize("code", [code for code in explanations() if code not in NOT_IN_TEXT])
 def test_examples_of_explanations(code: str) -> None:
     explanation = explanations()[code]
     assert code in codes(completed(explanation.bad))
@@ -106,6 +114,26 @@ def test_suggested_edits_help(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             before = {(d.code, d.message) for d in found}
             assert (problem.code, problem.message) not in after
             assert not any(code < "QS010" for code, _ in after - before)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_fixed_recipes_have_nothing_left_to_fix(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `check --fix` makes; nothing that was fixed is still said, and fixing it again changes nothing."""
+    monkeypatch.chdir(FOLDER)
+
+    def find(source: Source) -> tuple[Diagnostic, ...]:
+        return understand(source, PASSES, {}, FAMILIES).problems
+
+    source, problems = read(path.name)
+    if problems:
+        return
+    fixable = [one for one in find(source) if one.edits and one.edits[0].span.path == path.name]
+    fixed = fix(source, find)
+    assert bool(fixable) == bool(fixed.fixes) == (fixed.source.text != source.text)
+    left = find(fixed.source)
+    assert not {(one.code, one.message) for one in (*fixable, *fixed.fixes)} & {(one.code, one.message) for one in left}
+    assert not [one for one in left if one.edits and one.edits[0].span.path == path.name]
+    assert fix(fixed.source, find) == Fixed(fixed.source, ())
 
 
 def test_no_golden_leaks_a_path_or_control_character() -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from qspec.diagnostics import RecipeError, Source, render_text, to_github, to_json
-from qspec.language import find_problems, load_source
+from qspec.language import load_source, understand
 from qspec.language.formatter import format_source
 from qspec.language.grammar import lark_parser
 from qspec.language.parser import MAX_BYTES, decode, parse
@@ -155,8 +155,8 @@ def calls(text: str) -> int:
     before = sys.getprofile()
     sys.setprofile(follow)
     try:
-        found, sources = find_problems(source, PASSES, {}, FAMILIES)
-        render_text(found, sources)
+        found = understand(source, PASSES, {}, FAMILIES)
+        render_text(found.problems, found.merged.sources)
     finally:
         sys.setprofile(before)
     return count
