@@ -9,11 +9,14 @@ from typing import Any
 
 from cells import SETTINGS
 
-from qspec.evaluate.results import task_label, tier
+from qspec.evaluate.results import size, task_label
 
-TIER_MARKS = {"negligible": "", "moderate": " ▾", "significant": " ▼", "undefined": " ?"}
+TIER_MARKS = {"within noise": "", "better": "", "small": "", "medium": " ▾", "large": " ▼", "undefined": " ?"}
 BITS = ("bits, blocks", "bits, model")
-LEGEND = "Drops relative to the unquantized model: unmarked below 1 %, ▾ moderate, 1 to 4 %, ▼ significant, above 4 %."
+LEGEND = (
+    "Losses relative to the unquantized model: ▾ medium, 1 to 4 %, ▼ large, above 4 %; unmarked below 1 % and where a "
+    "paired test over the items does not show them (averages are marked by size alone)."
+)
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,13 @@ def _column(metric: dict[str, Any]) -> str:
 
 
 def _bits(blocks: float, model: float) -> dict[str, tuple[str, str]]:
-    return {name: (f"{bits:.2f}", "negligible") for name, bits in zip(BITS, (blocks, model), strict=True)}
+    return {name: (f"{bits:.2f}", "small") for name, bits in zip(BITS, (blocks, model), strict=True)}
 
 
 def _values(metrics: Sequence[dict[str, Any]], which: str) -> dict[str, tuple[str, str]]:
     values, scores, before = {}, [], []
     for metric in first_metrics(metrics):
-        own = metric["tier"] if which == "quantized" else "negligible"
+        own = metric["tier"] if which == "quantized" else "small"
         if metric["metric"] == "nelbo":
             values["NELBO"] = (f"{metric[which]:.4f}", own)
             continue
@@ -76,7 +79,7 @@ def _values(metrics: Sequence[dict[str, Any]], which: str) -> dict[str, tuple[st
         before.append(metric["baseline"])
     if scores:
         drop = round(100 * (1 - sum(scores) / sum(before)), 9) if sum(before) else None
-        values["average"] = (f"{100 * sum(scores) / len(scores):.1f}", tier(drop))
+        values["average"] = (f"{100 * sum(scores) / len(scores):.1f}", size(drop))
     return values
 
 
@@ -94,7 +97,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def _marked(row: Row, column: str) -> str:
-    text, tier = row.values.get(column, ("", "negligible"))
+    text, tier = row.values.get(column, ("", "small"))
     return f"{text}{TIER_MARKS[tier]}"
 
 
@@ -106,8 +109,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 tr.first td { border-top: 2px solid #888; }
-.moderate { background: #e0a80040; }
-.significant { background: #d0402040; }
+.medium { background: #e0a80040; }
+.large { background: #d0402040; }
 """
 
 
@@ -117,8 +120,9 @@ def page(tables: Sequence[Table]) -> str:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>Quantization tables</title><style>{STYLE}</style><h1>Quantization tables</h1>{body}"
-        "<p>Drops are relative to the unquantized model: no colour, below 1 %; <span class=moderate>moderate</span>, "
-        "1 to 4 %; <span class=significant>significant</span>, above 4 %.</p></html>\n"
+        "<p>Losses are relative to the unquantized model: <span class=medium>medium</span>, 1 to 4 %; "
+        "<span class=large>large</span>, above 4 %; no colour below 1 %, and where a paired test over the items does "
+        "not show them. Averages are coloured by size alone.</p></html>\n"
     )
 
 
@@ -128,8 +132,8 @@ def _html_table(table: Table) -> str:
     for row in table.rows:
         cells = [f"<td>{html.escape(row.setting.upper())}</td><td>{html.escape(row.method)}</td>"]
         for column in table.columns:
-            text, tier = row.values.get(column, ("", "negligible"))
-            cells.append(f"<td class={tier}>{html.escape(text)}</td>")
+            text, tier = row.values.get(column, ("", "small"))
+            cells.append(f"<td class='{tier}'>{html.escape(text)}</td>")
         lines.append(f"<tr{' class=first' if row.setting != last else ''}>{''.join(cells)}</tr>")
         last = row.setting
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

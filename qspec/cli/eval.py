@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--files", metavar="DIR", default=".", help="where the recipe's own file paths start (default: here)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="at most N items of a task and samples of a text")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write the report there and leave the artifact's as it is"
+    )
     parser.add_argument("--json", action="store_true", help="print what report.json holds")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
@@ -26,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from qspec.cli.terminal import Terminal
     from qspec.errors import UsageError
     from qspec.progress import Quiet
-    from qspec.report import replace_report, report_json
+    from qspec.report import has_full_report, replace_report, report_json, write_report
     from qspec.report.make import measure_report
     from qspec.report.text import summary
 
@@ -34,12 +37,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--limit is {args.limit}; it must be at least 1")
     folder = Path(args.artifact)
     progress = Quiet() if args.quiet else Terminal()
-    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+    elsewhere, kept = args.report, False
+    if args.limit is not None and elsewhere is None and has_full_report(folder):
+        kept = True
+        progress.note("limited: the results are printed, and the full report there stays as it is (--report DIR)")
+    elif elsewhere is None and folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         progress.note(f"{folder} cannot be written: the results are printed, and the report there stays as it is")
     data = measure_report(folder, args.model, args.device, Path(args.files), progress, limit=args.limit)
     say(json.dumps(report_json(data)) if args.json else summary(data))
     flush()  # before what may fail
-    replace_report(folder, data)
-    if not args.json:
-        say(f"\nreport: {folder / 'report/report.html'}")
+    if elsewhere is not None:
+        write_report(elsewhere, data)
+    elif not kept:
+        replace_report(folder, data)
+    if not args.json and not kept:
+        say(f"\nreport: {(elsewhere or folder / 'report') / 'report.html'}")
     return 0

@@ -67,7 +67,7 @@ def evaluate_artifact(
         measurements = measure(baseline, quantized, tokenizer, wanted, sources, seed, progress)
         outliers = measure_outliers(baseline.model, quantized, tokenizer, spec.calibrate, sources)
     execution = runtime.execution(quantized.device)
-    measurements = replace(measurements, data=tuple(data))
+    measurements = replace(measurements, data=tuple(data), limit=limit)
     return Evaluated(manifest, measurements, outliers, execution, time.perf_counter() - start)
 
 

@@ -1,7 +1,9 @@
-"""What was measured, as values: metrics with tiers and standard errors, fidelity, trajectories, samples.
+"""What was measured, as values: metrics with tiers and paired intervals, fidelity, trajectories, samples.
 
-Tiers are those of arXiv 2508.14896, section 4: a relative drop below 1 % is negligible, 1 to 4 % moderate,
-above 4 % significant. For the NELBO, where less is better, the drop is the relative increase.
+Tiers are sized as those of arXiv 2508.14896, section 4, which calls a relative drop below 1 % negligible, 1 to 4 %
+moderate, above 4 % significant. Here they are a small, a medium and a large loss, for they speak of its size; what a
+paired test over the items does not show is within noise, whatever its size. For the NELBO, where less is better, the
+drop is the relative increase.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from qspec.data import DataPin
+from qspec.evaluate import statistics
+from qspec.evaluate.statistics import Interval, average
 
-Tier = Literal["negligible", "moderate", "significant", "undefined"]
+Tier = Literal["within noise", "better", "small", "medium", "large", "undefined"]
 
-NEGLIGIBLE_BELOW = 1.0  # percent
-SIGNIFICANT_ABOVE = 4.0
+SMALL_BELOW = 1.0  # percent
+LARGE_ABOVE = 4.0
 METRIC_NAMES = {"exact_match": "exact match", "choice_accuracy": "rated choices", "nelbo": "NELBO"}
 
 
@@ -28,8 +32,9 @@ class Metric:
     recall"; empty where the data are those of that name. title: what was really run. metric: "nelbo" (nats
     a token, less is better), "exact_match" or "choice_accuracy" (shares from 0 to 1). drop_percent:
     relative to the unquantized model, positive is worse; None where that scored 0. n: items or samples.
-    stderr: standard error of quantized - baseline, paired over the items. baseline_stderr,
-    quantized_stderr: each model's own, binomial for shares. chance: the share that guessing scores.
+    stderr: standard error of quantized - baseline, paired over the items; interval: its 95 % interval, None for one
+    item. p_value: of McNemar's exact test, None for a NELBO. baseline_stderr, quantized_stderr: each model's own,
+    binomial for shares. chance: the share that guessing scores. items: each item's score of both models, in order.
     """
 
     task: str
@@ -43,8 +48,11 @@ class Metric:
     stderr: float
     baseline_stderr: float
     quantized_stderr: float
+    interval: Interval | None
+    p_value: float | None
     source: str = ""
     chance: float = 0.0
+    items: tuple[tuple[float, float], ...] = ()
 
     @property
     def label(self) -> str:
@@ -55,6 +63,14 @@ class Metric:
     def measure(self) -> str:
         """The metric as people read it."""
         return METRIC_NAMES.get(self.metric, self.metric)
+
+    @property
+    def losses(self) -> Interval | None:
+        """The 95 % interval of `drop_percent`: that of the difference over the unquantized model's score."""
+        if self.interval is None or self.baseline == 0:
+            return None
+        low, high = (100 * end / self.baseline for end in self.interval)
+        return (low, high) if self.metric == "nelbo" else (-high, min(100.0, -low))
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -94,7 +110,8 @@ class Flips:
     commit_flips[s]: share of the positions that the unquantized model commits in the s-th of equal parts of
     its steps and the quantized model does not commit at that same step (None where nothing was committed).
     token_flips: share of positions whose final token differs. Both count positions up to the first end of
-    text of the unquantized model.
+    text of the unquantized model. same_texts: how many of the texts are the same there. first_divergence: the median
+    over the texts of the share of the steps after which the canvases part; 1 where they never do.
     """
 
     task: str
@@ -102,6 +119,9 @@ class Flips:
     mean: float
     token_flips: float
     positions: int
+    texts: int
+    same_texts: int
+    first_divergence: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ class Measurements:
     """Everything that one evaluation found.
 
     not_measured: sentences. replacements: what a stand-in's own data stood in for. timings: seconds by part. data:
-    exactly which data was read.
+    exactly which data was read. limit: the most items of a task and samples of a text, where the run was cut short.
     """
 
     metrics: tuple[Metric, ...]
@@ -121,18 +141,11 @@ class Measurements:
     seed: int
     timings: Mapping[str, float]
     data: tuple[DataPin, ...] = ()
+    limit: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its standard error."""
-
-    mean: float
-    stderr: float
 
 
 def task_label(task: str, source: str) -> str:
@@ -140,34 +153,15 @@ def task_label(task: str, source: str) -> str:
     return f"{source} (for {task})" if source else task
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n items (Wilson 1927), which has a width at 0 and 1 too.
-
-    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.96
-    """
-    square = 1.959964**2
-    middle = share + square / (2 * n)
-    half = math.sqrt(square * (share * (1 - share) / n + square / (4 * n * n)))
-    low, high = (middle - half) / (1 + square / n), (middle + half) / (1 + square / n)
-    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
-
-
-def tier(drop_percent: float | None) -> Tier:
-    """The paper's name for a relative drop; an improvement is negligible."""
+def size(drop_percent: float | None) -> Tier:
+    """The name of a relative drop by its size alone."""
     if drop_percent is None:
         return "undefined"
-    if drop_percent < NEGLIGIBLE_BELOW:
-        return "negligible"
-    return "moderate" if drop_percent <= SIGNIFICANT_ABOVE else "significant"
-
-
-def average(values: Sequence[float]) -> Estimate:
-    """The mean, with the standard error s / sqrt(n), s^2 = sum (x - mean)^2 / (n - 1); 0 for one value."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return Estimate(mean, 0.0)
-    return Estimate(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n))
+    if drop_percent < 0:
+        return "better"
+    if drop_percent < SMALL_BELOW:
+        return "small"
+    return "medium" if drop_percent <= LARGE_ABOVE else "large"
 
 
 def accuracy(
@@ -182,7 +176,8 @@ def accuracy(
     """A share of right answers of both models over the same items; drop = (baseline - quantized) / baseline."""
     n = len(baseline)
     before, after = sum(baseline) / n, sum(quantized) / n
-    differences = [float(q) - float(b) for b, q in zip(baseline, quantized, strict=True)]
+    found = statistics.of_shares(baseline, quantized)
+    pairs = tuple((float(b), float(q)) for b, q in zip(baseline, quantized, strict=True))
     drop = None if before == 0 else round(100 * (before - after) / before, 9)
     return Metric(
         task=task,
@@ -191,20 +186,24 @@ def accuracy(
         baseline=before,
         quantized=after,
         drop_percent=drop,
-        tier=tier(drop),
+        tier="within noise" if found.noise else size(drop),
         n=n,
-        stderr=average(differences).stderr,
+        stderr=average([q - b for b, q in pairs]).stderr,
         baseline_stderr=_binomial(before, n),
         quantized_stderr=_binomial(after, n),
+        interval=found.interval,
+        p_value=found.p_value,
         source=source,
         chance=chance,
+        items=pairs,
     )
 
 
 def nelbo(task: str, title: str, baseline: Sequence[float], quantized: Sequence[float], source: str = "") -> Metric:
     """NELBO per token of both models over the same samples; drop = relative increase."""
     before, after = average(baseline), average(quantized)
-    differences = average([q - b for b, q in zip(baseline, quantized, strict=True)])
+    found = statistics.of_means(baseline, quantized)
+    pairs = tuple(zip(baseline, quantized, strict=True))
     drop = None if before.mean == 0 else round(100 * (after.mean - before.mean) / before.mean, 9)
     return Metric(
         task=task,
@@ -213,12 +212,15 @@ def nelbo(task: str, title: str, baseline: Sequence[float], quantized: Sequence[
         baseline=before.mean,
         quantized=after.mean,
         drop_percent=drop,
-        tier=tier(drop),
+        tier="within noise" if found.noise else size(drop),
         n=len(baseline),
-        stderr=differences.stderr,
+        stderr=average([q - b for b, q in pairs]).stderr,
         baseline_stderr=before.stderr,
         quantized_stderr=after.stderr,
+        interval=found.interval,
+        p_value=None,
         source=source,
+        items=pairs,
     )
 
 

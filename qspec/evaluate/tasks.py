@@ -22,22 +22,14 @@ from qspec.data import Scoring, TaskData, TaskItem
 from qspec.errors import InputError, UsageError
 from qspec.evaluate.forward import BATCH_TOKENS, Progress, Tokenizer, silent
 from qspec.evaluate.results import Flips, Metric, Sample, accuracy
+from qspec.evaluate.trajectories import Trajectory, compare
 from qspec.models.family import DecoderShape
 from qspec.models.sampler import Denoiser, SampleStep, Settings, left_padded, sample, settings_for, until
 from qspec.models.tokens import encode
 
 SAMPLES_KEPT = 5  # texts of one task in the report
 PROMPT_KEPT = 1200  # characters of a prompt's end in the report
-FLIP_PARTS = 32  # points of the curve of commit flips, at most
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """What one model wrote: its tokens, and the step that committed each; int64 [items, length] both."""
-
-    tokens: Tensor
-    commit_step: Tensor
 
 
 @dataclass(frozen=True)
@@ -119,30 +111,6 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
         size = max(1, BATCH_TOKENS // lengths[order[start]])
         yield list(order[start : start + size])
         start += size
-
-
-def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, *ends: int) -> Flips:
-    """Commit and token flips at the positions up to the unquantized model's first end of text."""
-    counted = _through_end(baseline.tokens, ends)
-    moved = (baseline.commit_step != quantized.commit_step)[counted].double()
-    part = baseline.commit_step[counted] * min(FLIP_PARTS, steps) // steps
-    curve = []
-    for index in range(min(FLIP_PARTS, steps)):
-        chosen = moved[part == index]
-        curve.append(float(chosen.mean()) if chosen.numel() else None)
-    return Flips(
-        task=task,
-        commit_flips=tuple(curve),
-        mean=float(moved.mean()),
-        token_flips=float((baseline.tokens != quantized.tokens)[counted].double().mean()),
-        positions=int(counted.sum()),
-    )
-
-
-def _through_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
-    """bool [items, length]: positions up to and including each row's first end of text."""
-    ended = torch.isin(tokens, torch.tensor(ends)).long()
-    return ended.cumsum(1) - ended == 0
 
 
 def is_right(text: str, reference: str, scoring: Scoring) -> bool:

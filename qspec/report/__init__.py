@@ -17,7 +17,16 @@ from qspec.report.page import asset
 from qspec.report.render import html, markdown
 from qspec.report.verdict import verdict
 
-__all__ = ["ReportData", "environment", "memory", "replace_report", "report_data", "report_json", "write_report"]
+__all__ = [
+    "ReportData",
+    "environment",
+    "has_full_report",
+    "memory",
+    "replace_report",
+    "report_data",
+    "report_json",
+    "write_report",
+]
 
 
 def write_report(folder: Path, data: ReportData) -> dict[str, Any]:
@@ -40,10 +49,17 @@ def replace_report(artifact: Path, data: ReportData) -> dict[str, Any]:
     The report is written aside, in a hidden folder of the artifact, and moved in whole, by one process at a time:
     whenever this is killed, the artifact has its old report, the new one or none, and loads; an old one that was
     moved out of the way comes back the next time. Errors: InputError where the artifact is no longer the one that
-    was measured; MachineError or InputError where nothing can be written there.
+    was measured, or where a limited run would replace a full report; MachineError or InputError where nothing can be
+    written there.
     """
     artifact = artifact.resolve()
     staging, place = artifact / REPORT_PARTIAL, artifact / "report"
+    if data.limit is not None and has_full_report(artifact):
+        raise InputError(
+            f"a run limited to {data.limit} items does not replace a full report",
+            where=str(place),
+            hint="write it elsewhere: qspec eval ARTIFACT --limit N --report DIR",
+        )
     with machine_errors(artifact), report_lock(artifact):
         if Manifest.read(artifact).digest != data.hashes.get("manifest"):
             raise InputError(
@@ -62,6 +78,15 @@ def replace_report(artifact: Path, data: ReportData) -> dict[str, Any]:
         sync_folder(artifact)
         shutil.rmtree(staging)
     return content
+
+
+def has_full_report(artifact: Path) -> bool:
+    """Whether a report is there of a run that was not limited, and measured something."""
+    path = artifact / "report" / "report.json"
+    if not path.is_file():
+        return False
+    content = ReportData.content(path)
+    return bool(content.get("metrics")) and content.get("limit") is None
 
 
 def report_json(data: ReportData) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _entry(data: ReportData) -> Compared:
         data.hashes.get("manifest", ""),
         data.bits_per_weight,
         data.bits_per_weight_model,
-        data.metrics,
+        tuple(replace(metric, items=()) for metric in data.metrics),
     )
 
 

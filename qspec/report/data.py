@@ -20,6 +20,8 @@ from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample
 from qspec.files import read_input
 
+FORMAT: Literal[3] = 3
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -126,7 +128,8 @@ class ReportData:
     bits_per_weight: of the linears in the blocks; bits_per_weight_model: with embedding and head. execution: which
     path computed the quantized layers. environment, hashes: name -> text. timings: phase -> seconds. memory: name ->
     bytes. outliers: None, and metrics, kl, flips, samples empty, where nothing was measured. compared: what
-    `qspec report --with` added. data: exactly which data was read.
+    `qspec report --with` added. data: exactly which data was read. limit: the most items of a task and samples of a
+    text, where the run was cut short.
     """
 
     model: ModelInfo
@@ -151,7 +154,8 @@ class ReportData:
     compared: tuple[Compared, ...] = ()
     calibration: CalibrationInfo | None = None
     data: tuple[DataPin, ...] = ()
-    format: Literal[2] = 2
+    limit: int | None = None
+    format: Literal[3] = FORMAT
 
     @property
     def labels(self) -> dict[str, str]:
@@ -188,6 +192,8 @@ class ReportData:
     def of(cls, content: Any, path: Path) -> ReportData:
         """The data in what report.json holds. path: where it is from. Errors: InputError where it has another shape."""
         if isinstance(content, dict):
+            if content.get("format") in range(1, FORMAT):
+                raise _no_data(f"an earlier qspec wrote it, in format {content['format']}", str(path))
             content = {key: value for key, value in content.items() if not key.startswith("verdict")}
         try:
             return TypeAdapter(cls).validate_python(content)
@@ -231,6 +237,7 @@ def report_data(
         kl=found.kl,
         flips=found.flips,
         samples=found.samples,
+        limit=found.limit,
         not_measured=found.not_measured if measurements else ("nothing was measured: evaluation was left out",),
         seed=found.seed,
         hashes=_hashes(manifest, found.data),

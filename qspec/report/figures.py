@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from qspec.calibrate.outliers import Picture, SiteOutliers
-from qspec.evaluate.results import Flips, KlBucket, Metric, wilson
+from qspec.evaluate.results import Flips, KlBucket, Metric
+from qspec.evaluate.statistics import wilson
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.drawing import LABEL, ROLE, SITE_NAMES, WIDTH, Figure, Scale, block_numbers, part_of, peak_of, ridge
 from qspec.report.svg import Svg

@@ -18,8 +18,8 @@ from qspec.report.data import LayerRow, ReportData
 from qspec.report.drawing import Figure
 from qspec.report.figures import EXACT_DB, mean_bits
 from qspec.report.page import render_html, render_markdown
-from qspec.report.text import drop, paired, score, spread
-from qspec.report.verdict import verdict
+from qspec.report.text import change, drop, paired, score, spread
+from qspec.report.verdict import drift, verdict
 
 LAYERS_SHOWN = 1000
 
@@ -145,12 +145,6 @@ def _groups(samples: tuple[Sample, ...]) -> list[tuple[str, list[Sample]]]:
     return list(groups.items())
 
 
-def _change(value: float, metric: str) -> str:
-    """The difference of two scores, signed."""
-    sign = "+" if value >= 0 else "−"
-    return sign + score(abs(value), metric)
-
-
 def _decibels(value: float | None) -> str:
     if value is None:
         return "–"
@@ -200,7 +194,9 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "bytes": bytes_text,
     "seconds": seconds_text,
     "score": score,
-    "change": _change,
+    "change": change,
+    "drift": drift,
+    "css": lambda tier: tier.replace(" ", "-"),
     "drop": drop,
     "paired": paired,
     "spread": spread,

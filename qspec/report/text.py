@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from qspec.evaluate.results import Metric, wilson
+from qspec.evaluate.results import Metric
+from qspec.evaluate.statistics import wilson
 from qspec.origin import STANDIN_OUTLIERS
 from qspec.report.data import ReportData
 from qspec.report.verdict import verdict
 
-_HEAD = ("task", "measure", "unquantized", "quantized", "drop", "tier", "n")
+_HEAD = ("task", "measure", "unquantized", "quantized", "drop", "loss", "n")
 _LEFT = (0, 1, 5)  # columns of words
 
 
@@ -36,11 +37,17 @@ def spread(metric: Metric, value: float, stderr: float) -> str:
     return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
+def change(value: float, metric: str) -> str:
+    """The difference of two scores, signed."""
+    return ("−" if value < 0 else "+") + score(abs(value), metric)
+
+
 def paired(metric: Metric) -> str:
-    """The standard error of the difference; in words where it has none, as no two items differ in it."""
-    if metric.n == 1:
+    """The 95 % interval of the difference."""
+    if metric.interval is None:
         return "on one item"
-    return f"± {score(metric.stderr, metric.metric)}" if metric.stderr else "on every item"
+    low, high = (change(end, metric.metric) for end in metric.interval)
+    return f"{low.removesuffix(' %')} to {high}"
 
 
 def drop(value: float | None) -> str:

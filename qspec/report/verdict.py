@@ -1,8 +1,9 @@
 """The verdict on a compiled model: the worst of what was measured, computed here and nowhere else.
 
-A drop counts at its tier, whatever its n, which is named. That quality was kept is concluded only from a metric that
-could have shown the contrary: not where the unquantized model is at chance or saturated, not where one item is more
-than a negligible drop, not where the NELBO's own standard error hides one.
+A loss is what a paired test over the items shows, at the tier of its size. That there is none, or none that is large,
+is concluded only where the 95 % interval excludes a large one and the metric could have shown it: not where the
+unquantized model is at chance or saturated. Nothing is ever said to be kept: a verdict without a loss says how many
+texts differ, because two models that score alike can write differently.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qspec.evaluate.results import NEGLIGIBLE_BELOW, Metric, Tier, wilson
+from qspec.evaluate.results import LARGE_ABOVE, Flips, Metric, Tier
+from qspec.evaluate.statistics import wilson
 from qspec.plan import bits_text
 from qspec.report.data import ReportData
 
+LOSSES = ("small", "medium", "large")
 SATURATED_FROM = 0.99  # of the unquantized model's answers right: what it may lose at most is hidden by the ceiling
-FEWEST_RIGHT = 100 / NEGLIGIBLE_BELOW  # right answers below which a single item is more than a negligible drop
-STANDARD_ERRORS = 2  # that a drop must exceed to be seen
 
 CHANCE = "the unquantized model is at chance"
 SATURATED = "saturated: the unquantized model has 99 % or more right"
-FEW = "n is small: one item is more than 1 % of the score"
-NOISY = "the standard error hides a drop of 1 %"
+FEW = "n is small: a large loss is not excluded"
 WITHOUT_BASE = "the unquantized model scores 0"
 
 
@@ -37,24 +37,43 @@ class Verdict:
 
 
 def verdict(data: ReportData) -> Verdict:
-    """The metric with the largest relative drop of those that can decide."""
+    """The largest loss that is shown; without one, the metric that excludes the least."""
     bits = f"Bits per weight: {bits_text(data.bits_per_weight, data.bits_per_weight_model)}"
     if not data.metrics:
         return Verdict("Quality was not measured.", (bits,), "undefined", None)
-    details = (bits, *_undecided(data.metrics))
-    deciding = [metric for metric in data.metrics if undecided(metric) is None]
+    tier, worst, name, sentence = _worst(data.metrics)
+    stand_in = f" on the stand-in {data.model.id}" if data.model.standin else ""
+    limited = f", limited to {data.limit} items" if data.limit is not None else ""
+    headline, details, parted = f"{name}{stand_in}{limited}: {sentence}", [bits], _parted(data)
+    if parted:
+        task = data.labels.get(parted.task, parted.task)
+        details.append(f"Trajectories, at worst: {drift(parted)} on {task}")
+        if tier in ("within noise", "small"):
+            headline += f" {parted.texts - parted.same_texts} of {parted.texts} texts differ on {task}."
+    return Verdict(headline, (*details, *_undecided(data.metrics)), tier, worst)
+
+
+def _worst(metrics: Sequence[Metric]) -> tuple[Tier, Metric | None, str, str]:
+    """Tier, metric, what it is called, and the sentence."""
+    deciding = [metric for metric in metrics if undecided(metric) is None]
     if not deciding:
-        return Verdict("Undecided: nothing that was measured can show a loss.", details, "undefined", None)
-    worst = max(deciding, key=lambda metric: metric.drop_percent or 0.0)
-    name = f"{worst.measure} on {worst.label}, {_change(worst.drop_percent or 0.0)}"
-    headline = f"{worst.tier.capitalize()} loss: the worst measure is {name}, n = {worst.n}."
-    if worst.tier == "negligible" and all(metric.metric == "nelbo" for metric in deciding):
-        headline += " Accuracy is undecided." if task_scores(data.metrics) else " Accuracy was not measured."
-    return Verdict(headline, details, worst.tier, worst)
+        return "undefined", None, "Undecided", "nothing that was measured shows a loss or excludes a large one."
+    shown = [metric for metric in deciding if metric.tier in LOSSES]
+    if shown:
+        worst = max(shown, key=lambda metric: metric.drop_percent or 0.0)
+        tier, name = worst.tier, f"{worst.tier.capitalize()} loss"
+        sentence = f"the worst measure is {worst.measure} on {worst.label}, {_change(worst)}, n = {worst.n}."
+    else:
+        worst = max(deciding, key=_most)
+        tier, name, excluded = "within noise", "Within noise", f"excludes one above {_most(worst):.1f} %, n = {worst.n}"
+        sentence = f"no measure shows a loss; {worst.measure} on {worst.label} {excluded}."
+    if tier in ("within noise", "small") and all(metric.metric == "nelbo" for metric in deciding):
+        sentence += " Accuracy is undecided." if task_scores(metrics) else " Accuracy was not measured."
+    return tier, worst, name, sentence
 
 
 def undecided(metric: Metric) -> str | None:
-    """Why a metric shows neither a loss nor that there is none; None where it decides.
+    """Why a metric shows neither a loss nor that there is no large one; None where it decides.
 
     At chance is a share whose 95 % interval reaches what guessing scores.
     """
@@ -63,14 +82,11 @@ def undecided(metric: Metric) -> str | None:
         return CHANCE
     if metric.drop_percent is None:
         return WITHOUT_BASE
-    if metric.tier != "negligible":
+    if metric.tier in LOSSES:
         return None
     if share and metric.baseline >= SATURATED_FROM:
         return SATURATED
-    if share:
-        return FEW if round(metric.baseline * metric.n) < FEWEST_RIGHT else None
-    seen = STANDARD_ERRORS * metric.stderr <= NEGLIGIBLE_BELOW / 100 * abs(metric.baseline)
-    return None if metric.n > 1 and seen else NOISY
+    return FEW if metric.losses is None or metric.losses[1] > LARGE_ABOVE else None
 
 
 def task_scores(metrics: Sequence[Metric]) -> list[Metric]:
@@ -82,11 +98,32 @@ def task_scores(metrics: Sequence[Metric]) -> list[Metric]:
     return list(first.values())
 
 
-def _change(drop: float) -> str:
-    if drop == 0:
-        return "unchanged"
-    size = f"{abs(drop):.1f} %" if abs(drop) >= 0.05 else "less than 0.1 %"
-    return f"{size} {'worse' if drop > 0 else 'better'}"
+def drift(flips: Flips) -> str:
+    """One task's trajectories in words."""
+    if not flips.mean and flips.same_texts == flips.texts:
+        return "no commit moved"
+    return (
+        f"{100 * flips.mean:.1f} % of commits moved, {flips.texts - flips.same_texts} of {flips.texts} texts and "
+        f"{100 * flips.token_flips:.1f} % of tokens differ"
+    )
+
+
+def _parted(data: ReportData) -> Flips | None:
+    """The task whose texts differ most."""
+    return max(data.flips, key=lambda own: (1 - own.same_texts / own.texts, own.token_flips, own.mean), default=None)
+
+
+def _most(metric: Metric) -> float:
+    """The largest loss that the 95 % interval holds, in percent."""
+    return max(0.0, metric.losses[1]) if metric.losses else float("inf")
+
+
+def _change(metric: Metric) -> str:
+    """The drop with its 95 % interval."""
+    drop = metric.drop_percent or 0.0
+    size = f"{drop:.1f} %" if drop >= 0.05 else "less than 0.1 %"
+    low, high = metric.losses or (drop, drop)
+    return f"{size} worse (95 %: {low:.1f} to {high:.1f} %)"
 
 
 def _undecided(metrics: Sequence[Metric]) -> list[str]:

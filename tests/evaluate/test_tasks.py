@@ -10,9 +10,9 @@ import torch
 from qspec.data import Scoring, TaskData, TaskItem
 from qspec.errors import InputError
 from qspec.evaluate import tasks
-from qspec.evaluate.tasks import Trajectory, compare, cut, denoise, is_right, last_number, measure_task
+from qspec.evaluate.tasks import cut, denoise, is_right, last_number, measure_task
 from qspec.models.sampler import SamplerSettings
-from tests.evaluate.models import EOS, VOCAB, Characters, oracle
+from tests.evaluate.models import VOCAB, Characters, oracle
 
 ANSWERS = {"1+1=": "2", "10+20=": "30", "what is a": "b c", "2+2=": "4"}
 
@@ -106,26 +106,6 @@ def test_commit_flips_of_opposite_orders() -> None:
     assert found.metric.quantized == 1.0
     assert found.flips.mean == 1.0  # six positions, none committed at the same of six steps
     assert found.flips.token_flips == 0
-
-
-def test_commit_flips_by_hand() -> None:
-    end = EOS
-    before = Trajectory(torch.tensor([[5, 6, end, end], [7, 8, 9, 9]]), torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]]))
-    after = Trajectory(torch.tensor([[5, 1, end, 2], [7, 8, 9, 1]]), torch.tensor([[0, 2, 1, 0], [3, 2, 0, 1]]))
-    found = compare("t", before, after, 4, end)
-    # counted: the first row's first three positions, all of the second
-    assert found.positions == 7
-    assert found.token_flips == pytest.approx(2 / 7)
-    # step 0: (row 0, place 0) kept, (row 1, place 3) moved; 1: both moved; 2: moved, kept; 3: kept
-    assert found.commit_flips == (0.5, 1.0, 0.5, 0.0)
-    assert found.mean == pytest.approx(4 / 7)
-
-
-def test_a_step_at_which_nothing_counts_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Trajectory(torch.tensor([[5, EOS, 6, 6]]), torch.tensor([[0, 1, 2, 3]]))
-    assert compare("t", run, run, 4, EOS).commit_flips == (0.0, 0.0, None, None)
-    monkeypatch.setattr(tasks, "FLIP_PARTS", 2)
-    assert compare("t", run, run, 4, EOS).commit_flips == (0.0, None)
 
 
 def test_both_models_see_the_same_prompts_in_the_same_batches() -> None:

@@ -13,7 +13,7 @@ import pytest
 import qspec
 from qspec.cli import main
 from qspec.errors import MachineError
-from qspec.evaluate.results import tier
+from qspec.evaluate.results import size
 from qspec.report import ReportData
 from tests.end_to_end.conftest import Mini
 
@@ -53,7 +53,7 @@ emit {{
 
 def metric(task: str, kind: str, before: float, after: float) -> dict[str, Any]:
     drop = 100 * (after - before if kind == "nelbo" else before - after) / before
-    return {"task": task, "metric": kind, "baseline": before, "quantized": after, "tier": tier(drop), "source": ""}
+    return {"task": task, "metric": kind, "baseline": before, "quantized": after, "tier": size(drop), "source": ""}
 
 
 def test_columns_name_the_stand_ins_own_data(paper_tables: SimpleNamespace) -> None:
@@ -104,13 +104,13 @@ def test_the_table_by_hand(paper_tables: SimpleNamespace) -> None:
         "NELBO": "2.0000", "mmlu": "60.0", "gsm8k": "40.0", "average": "50.0",
         "bits, blocks": "16.00", "bits, model": "16.00",
     }  # fmt: skip
-    assert {kind for _, kind in plain.values()} == {"negligible"}
+    assert {kind for _, kind in plain.values()} == {"small"}
     # means (0.6 + 0.35) / 2 and (0.58 + 0.41) / 2 against 0.5: 5 % and 1 % lost
-    assert gptq["average"] == ("47.5", "significant")
-    assert quarot["average"] == ("49.5", "moderate")
-    assert quarot["NELBO"] == ("2.1000", "significant")
-    assert (quarot["mmlu"], quarot["gsm8k"]) == (("58.0", "moderate"), ("41.0", "negligible"))
-    assert (quarot["bits, blocks"], quarot["bits, model"]) == (("4.01", "negligible"), ("5.01", "negligible"))
+    assert gptq["average"] == ("47.5", "large")
+    assert quarot["average"] == ("49.5", "medium")
+    assert quarot["NELBO"] == ("2.1000", "large")
+    assert (quarot["mmlu"], quarot["gsm8k"]) == (("58.0", "medium"), ("41.0", "better"))
+    assert (quarot["bits, blocks"], quarot["bits, model"]) == (("4.01", "small"), ("5.01", "small"))
     assert set(duquant) == {"NELBO", "bits, blocks", "bits, model"}
 
 
@@ -131,7 +131,7 @@ def test_markdown(paper_tables: SimpleNamespace) -> None:
         "| W4A4 | QuaRot | 2.1000 ▼ | 58.0 ▾ | 41.0 | 49.5 ▾ | 4.01 | 5.01 |\n"
         "| W4A4 | DuQuant | 2.0500 ▾ |  |  |  | 4.02 | 5.02 |\n"
     )
-    assert text.endswith("significant, above 4 %.\n")
+    assert text.endswith("(averages are marked by size alone).\n")
 
 
 class Cells(HTMLParser):
@@ -159,9 +159,9 @@ def test_the_page_is_whole_and_its_text_is_text(paper_tables: SimpleNamespace) -
     cells = Cells(page)
     assert {"script", "img", "link"}.isdisjoint(cells.tags)
     assert "&lt;img src=x&gt;" in page
-    assert ("significant", "2.1000") in cells.found
-    assert ("moderate", "58.0") in cells.found
-    assert ("negligible", "41.0") in cells.found
+    assert ("large", "2.1000") in cells.found
+    assert ("medium", "58.0") in cells.found
+    assert ("better", "41.0") in cells.found
     assert page.count("class=wide") == 1
     assert page.count("<tr class=first>") == 3  # FP, W4A16, W4A4
 

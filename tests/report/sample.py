@@ -128,6 +128,12 @@ def smoothed() -> Compared:
     return Compared("llada_w8a8", "f6" * 32, 8.11, 8.52, metrics)
 
 
+VERDICT = (
+    "Large loss on the stand-in tiny-llada: the worst measure is exact match on stand-in arithmetic (for gsm8k), "
+    "17.0 % worse (95 %: 5.2 to 30.4 %), n = 48."
+)
+
+
 def sample_report(blocks: int = 6) -> ReportData:
     good = [True] * 47 + [False]
     metrics = (
@@ -140,7 +146,7 @@ def sample_report(blocks: int = 6) -> ReportData:
         ),
         accuracy("mmlu", "recall (tiny-llada)", "exact_match", [True] * 48, good, RECALL),
         accuracy("mmlu", "recall (tiny-llada)", "choice_accuracy", [True] * 48, [True] * 48, RECALL, 0.25),
-        accuracy("gsm8k", "arithmetic (tiny-llada)", "exact_match", good, [True] * 43 + [False] * 5, SUMS),
+        accuracy("gsm8k", "arithmetic (tiny-llada)", "exact_match", good, [True] * 39 + [False] * 9, SUMS),
         accuracy("humaneval", "brackets (tiny-llada)", "exact_match", [True] * 48, good, "stand-in brackets"),
     )
     return ReportData(
@@ -173,9 +179,9 @@ def sample_report(blocks: int = 6) -> ReportData:
             for i, kl in enumerate((0.021, 0.034, 0.052, 0.071, 0.118))
         ),
         flips=(
-            Flips("mmlu", tuple(0.3 * i / 7 for i in range(8)), 0.15, 0.02, 192),
-            Flips("gsm8k", tuple(min(1.0, 0.03 * i) for i in range(32)), 0.41, 0.083, 1460),
-            Flips("humaneval", (0.0, 0.1, None, 0.2), 0.1, 0.01, 300),
+            Flips("mmlu", tuple(0.3 * i / 7 for i in range(8)), 0.15, 0.02, 192, 48, 46, 1.0),
+            Flips("gsm8k", tuple(min(1.0, 0.03 * i) for i in range(32)), 0.41, 0.083, 1460, 48, 30, 0.25),
+            Flips("humaneval", (0.0, 0.1, None, 0.2), 0.1, 0.01, 300, 48, 47, 1.0),
         ),
         samples=(
             Sample(

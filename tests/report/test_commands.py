@@ -23,7 +23,7 @@ from qspec.evaluate.artifact import find_baseline
 from qspec.evaluate.results import Measurements
 from qspec.files import sha256, write_whole
 from qspec.report import ReportData, make, replace_report
-from tests.report.sample import outlier_report, sample_report
+from tests.report.sample import VERDICT, outlier_report, sample_report
 
 
 def manifest(standin: bool = False, files: dict[str, str] | None = None, id: str = "tiny-llada") -> Manifest:
@@ -207,7 +207,7 @@ def test_eval_writes_the_report_and_prints_its_results_where_it_cannot(
     assert asked == [(artifact, "original", "cpu", Path("here"))]
     out = capsys.readouterr().out
     assert out.splitlines()[:2] == [
-        "Significant loss: the worst measure is exact match on stand-in arithmetic (for gsm8k), 8.5 % worse, n = 48.",
+        VERDICT,
         "Bits per weight: 4.50 in the blocks, 6.25 in the whole model.",
     ]
     assert out.rstrip().endswith(str(artifact / "report/report.html"))
@@ -227,6 +227,37 @@ def test_eval_writes_the_report_and_prints_its_results_where_it_cannot(
     printed = capsys.readouterr()
     assert printed.out == out.split("\nreport: ")[0]
     assert "cannot write here: Permission denied" in printed.err
+
+
+def test_a_limited_run_never_replaces_a_full_report(artifact: Path) -> None:
+    full, cut = measured(), dataclasses.replace(measured(), limit=4)
+    replace_report(artifact, cut)
+    replace_report(artifact, full)
+    before = (artifact / "report/report.json").read_bytes()
+    with pytest.raises(InputError, match="a run limited to 4 items does not replace a full report"):
+        replace_report(artifact, cut)
+    assert (artifact / "report/report.json").read_bytes() == before
+    verify(artifact)
+
+
+def test_eval_with_a_limit_prints_its_results_and_leaves_the_full_report(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_report(artifact, measured())
+    before = (artifact / "report/report.json").read_bytes()
+    monkeypatch.setattr(
+        make, "measure_report", lambda *_, limit=None: dataclasses.replace(measured(), limit=limit)
+    )  # fmt: skip
+    assert main(["eval", str(artifact), "--limit", "4"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Large loss on the stand-in tiny-llada, limited to 4 items: ")
+    assert "the full report there stays as it is (--report DIR)" in printed.err
+    assert "report:" not in printed.out
+    assert (artifact / "report/report.json").read_bytes() == before
+    assert main(["eval", str(artifact), "--limit", "4", "--report", str(tmp_path / "short"), "--quiet"]) == 0
+    assert capsys.readouterr().out.endswith(f"report: {tmp_path / 'short' / 'report.html'}\n")
+    assert ReportData.read(tmp_path / "short/report.json").limit == 4
+    assert (artifact / "report/report.json").read_bytes() == before
 
 
 def test_the_baseline_must_be_the_checkpoint_that_was_compiled(tmp_path: Path) -> None:

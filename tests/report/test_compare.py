@@ -113,14 +113,14 @@ def test_the_table_by_hand() -> None:
     # The texts' means are (1.40 + 1.52 + 1.47) / 3 and, with 0.01 more each, 0.01 above: a rise of 0.68 %.
     assert unquantized[0] == (pytest.approx(4.39 / 3), None)
     assert unquantized[1:] == ((1.0, None), (pytest.approx(47 / 48), None), (1.0, None), (1.0, None))
-    assert w8a8 == ((pytest.approx(4.42 / 3), "negligible"), (1.0, "negligible"), None, None, None)
+    assert w8a8 == ((pytest.approx(4.42 / 3), "small"), (1.0, "within noise"), None, None, None)
     assert own[1:] == (
-        (pytest.approx(47 / 48), "moderate"),
-        (pytest.approx(43 / 48), "significant"),  # 4 of 47 lost: 8.5 %
-        (pytest.approx(47 / 48), "moderate"),  # 1 of 48 lost: 2.1 %
+        (pytest.approx(47 / 48), "within noise"),
+        (pytest.approx(39 / 48), "large"),  # 8 of 47 lost
+        (pytest.approx(47 / 48), "within noise"),  # 1 of 48 lost
         None,
     )
-    assert rounded[1:] == ((0.0, "significant"), None, None, (0.0, "significant"))
+    assert rounded[1:] == ((0.0, "large"), None, None, (0.0, "large"))
 
 
 def test_nothing_compared_no_section(artifact: Path) -> None:
@@ -137,15 +137,15 @@ def test_the_own_row_is_marked(tmp_path: Path) -> None:
     assert section.count('<div class="scroll"><table') == 1
     (own,) = [line for line in section.splitlines() if 'aria-current="true"' in line]
     assert "<td>llada_w4a4<small>this report</small></td>" in own
-    assert '89.6 %<small><span class="tier significant">significant</span></small>' in own
+    assert '81.2 %<small><span class="tier large">large</span></small>' in own
     rows = text[text.index("## Other recipes") : text.index("## Layers")].strip().splitlines()[2:]
     assert len({row.count("|") for row in rows}) == 1
     assert rows[2:] == [
         "| unquantized | 16.00 | 16.00 | 1.4633 | 100.0 % | 97.9 % | 100.0 % | 100.0 % |",
-        "| llada\\_w8a8 | 8.11 | 8.52 | 1.4733 negligible | 100.0 % negligible | – | – | – |",
-        "| **llada\\_w4a4**, this report | 4.43 | 5.02 | 1.5133 moderate | 97.9 % moderate | 89.6 % significant "
-        "| 97.9 % moderate | – |",
-        "| llada\\_rtn\\_w4a4 | 4.11 | 4.73 | 5.4967 significant | 0.0 % significant | – | – | 0.0 % significant |",
+        "| llada\\_w8a8 | 8.11 | 8.52 | 1.4733 small | 100.0 % within noise | – | – | – |",
+        "| **llada\\_w4a4**, this report | 4.43 | 5.02 | 1.5133 medium | 97.9 % within noise | 81.2 % large "
+        "| 97.9 % within noise | – |",
+        "| llada\\_rtn\\_w4a4 | 4.11 | 4.73 | 5.4967 large | 0.0 % large | – | – | 0.0 % large |",
     ]
 
 
@@ -167,9 +167,9 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         ({"tiny": []}, "no result of tiny-llada"),
         ({}, "neither a report.json nor the results.json"),
         ({"cells": 3}, "neither a report.json nor the results.json"),
-        ({"tiny": [{"format": 1}]}, "not the data of a report: Field required"),
+        ({"tiny": [{"format": 1}]}, "not the data of a report: an earlier qspec wrote it, in format 1"),
         ({"tiny": [7]}, "not the data of a report"),
-        ({"format": 1}, "not the data of a report: Field required"),
+        ({"format": 2}, "not the data of a report: an earlier qspec wrote it, in format 2"),
         ([], "not the data of a report: it is not an object"),
     ],
 )

@@ -21,7 +21,7 @@ from qspec.report import ReportData, report_data, report_json, write_report
 from qspec.report.environment import environment, memory
 from qspec.report.render import bytes_text, seconds_text
 from qspec.report.text import paired, summary
-from tests.report.sample import HOSTILE, hostile_report, layer_rows, sample_report
+from tests.report.sample import HOSTILE, VERDICT, hostile_report, layer_rows, sample_report
 
 CONTRACT = {
     "model",
@@ -85,12 +85,14 @@ def test_json_holds_the_contract(folder: Path) -> None:
     assert set(content["bytes"]) == {"before", "after"}
     assert all(set(metric).issuperset(METRIC_KEYS) for metric in content["metrics"])
     assert all({"role", "module", "scheme", "sqnr_db"} <= set(layer) for layer in content["layers"])
-    assert content["verdict"] == (
-        "Significant loss: the worst measure is exact match on stand-in arithmetic (for gsm8k), 8.5 % worse, n = 48."
-    )
-    assert content["verdict_tier"] == "significant"
+    assert content["verdict"] == VERDICT
+    assert content["verdict_tier"] == "large"
     assert content["verdict_details"] == [
         "Bits per weight: 4.43 in the blocks, 5.02 in the whole model",
+        "Trajectories, at worst: 41.0 % of commits moved, 18 of 48 texts and 8.3 % of tokens differ on "
+        "stand-in arithmetic (for gsm8k)",
+        "Undecided (saturated: the unquantized model has 99 % or more right): "
+        "exact match on stand-in recall (for mmlu), stand-in brackets (for humaneval), n = 48",
         "Undecided (saturated: the unquantized model has 99 % or more right): "
         "rated choices on stand-in recall (for mmlu), n = 48",
     ]
@@ -151,8 +153,7 @@ def test_a_model_of_thousands_of_modules_shows_the_worst(tmp_path: Path) -> None
 def test_html_shows_every_part(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     for text in (
-        "Significant loss: the worst measure is exact match on stand-in arithmetic (for gsm8k), "
-        "8.5\u00a0% worse, n = 48.",
+        VERDICT.replace(" %", "\u00a0%"),
         "4.43<small>in the blocks; 5.02 in the whole model</small>",
         "stand-in brackets (for humaneval)",
         "Its outliers were injected by qspec&#39;s authors, at sizes that they chose. "
@@ -170,7 +171,7 @@ def test_html_shows_every_part(folder: Path) -> None:
     ):
         assert text in page, text
     alone = page[: page.index('id="recipes"')]
-    assert alone.count('class="tier significant"') == 2  # the headline's and gsm8k's
+    assert alone.count('class="tier large"') == 2  # the headline's and gsm8k's
     assert page.count("<svg") == 10
 
 
@@ -257,13 +258,11 @@ def test_a_recipe_with_backticks_stays_in_its_block(tmp_path: Path) -> None:
 
 def test_markdown_has_the_metrics(folder: Path) -> None:
     text = (folder / "report.md").read_text()
-    assert text.startswith("# Significant loss: the worst measure is e")
+    assert text.startswith("# Large loss on the stand-in tiny-llada: the worst measure is e")
     assert "No real checkpoint of LLaDA-8B or Dream-7B was ever compiled by them." in text
-    cells = "| stand-in arithmetic (for gsm8k) | exact match | 97.9 % | 89.6 % | 8.5 % | significant | −8.3 % ± 4.0 % |"
+    cells = "| exact match | 97.9 % | 81.2 % | 17.0 % | large | −16.7 % (−29.8 to −5.1 %) | 48 |"
     assert cells in text
-    assert (
-        "| stand-in text (for wikitext2) | NELBO | 1.4633 | 1.5133 | 3.4 % | moderate | +0.0500 ± 0.0058 | 3 |" in text
-    )
+    assert "| NELBO | 1.4633 | 1.5133 | 3.4 % | medium | +0.0500 (+0.0400 to +0.0600) | 3 |" in text
     assert "- not measured: mbpp" in text
 
 
@@ -299,7 +298,7 @@ def test_where_no_item_differs_no_error_is_claimed(tmp_path: Path) -> None:
     for name in ("report.html", "report.md"):
         assert "± 0.0 %" not in (tmp_path / name).read_text()
     same = accuracy("t", "t", "exact_match", [True] * 48, [True] * 48)
-    assert (paired(same), paired(dataclasses.replace(same, n=1))) == ("on every item", "on one item")
+    assert (paired(same), paired(dataclasses.replace(same, interval=None))) == ("−7.4 to +7.4 %", "on one item")
 
 
 # From an artifact's manifest
@@ -399,18 +398,14 @@ def test_data_from_a_manifest() -> None:
 
 def test_the_terminal_summary() -> None:
     lines = summary(sample_report()).splitlines()
-    assert (
-        lines[0]
-        == "Significant loss: the worst measure is exact match on stand-in arithmetic (for gsm8k), 8.5 % worse, n = 48."
-    )
+    assert lines[0] == VERDICT
     assert lines[1] == "Bits per weight: 4.43 in the blocks, 5.02 in the whole model."
-    assert lines[2].startswith("Undecided (saturated")
-    assert lines[3] == "Measured on the stand-in tiny-llada, not on a real llada checkpoint."
-    assert lines[4] == "Its outliers were injected by qspec's authors, at sizes that they chose."
-    assert lines[6].split() == ["task", "measure", "unquantized", "quantized", "drop", "tier", "n"]
-    assert (
-        " ".join(lines[10].split()) == "stand-in arithmetic (for gsm8k) exact match 97.9 % 89.6 % 8.5 % significant 48"
-    )
+    assert lines[2].startswith("Trajectories, at worst: 41.0 % of commits moved")
+    assert [line[:20] for line in lines[3:5]] == ["Undecided (saturated"] * 2
+    assert lines[5] == "Measured on the stand-in tiny-llada, not on a real llada checkpoint."
+    assert lines[6] == "Its outliers were injected by qspec's authors, at sizes that they chose."
+    assert lines[8].split() == ["task", "measure", "unquantized", "quantized", "drop", "loss", "n"]
+    assert " ".join(lines[12].split()) == "stand-in arithmetic (for gsm8k) exact match 97.9 % 81.2 % 17.0 % large 48"
     assert lines[-1].startswith("not measured: mbpp")
 
 

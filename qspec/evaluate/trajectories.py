@@ -1,0 +1,54 @@
+"""How far the quantized model's denoising leaves the unquantized model's: commits, first divergence, final texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qspec.evaluate.results import Flips
+
+FLIP_PARTS = 32  # points of the curve of commit flips, at most
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What one model wrote: its tokens, and the step that committed each; int64 [items, length] both."""
+
+    tokens: Tensor
+    commit_step: Tensor
+
+
+def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, *ends: int) -> Flips:
+    """Both models' texts of one task, at the positions up to the unquantized model's first end of text.
+
+    A text diverges at the first step at which one model commits what the other does not: min over the positions whose
+    token or step differs of the earlier of their steps, as a share of the steps.
+    """
+    counted = _through_end(baseline.tokens, ends)
+    moved, other = baseline.commit_step != quantized.commit_step, baseline.tokens != quantized.tokens
+    part = baseline.commit_step[counted] * min(FLIP_PARTS, steps) // steps
+    curve = []
+    for index in range(min(FLIP_PARTS, steps)):
+        chosen = moved[counted][part == index].double()
+        curve.append(float(chosen.mean()) if chosen.numel() else None)
+    first = torch.minimum(baseline.commit_step, quantized.commit_step)
+    first = first.masked_fill(~(counted & (moved | other)), steps).amin(1).double() / steps
+    return Flips(
+        task=task,
+        commit_flips=tuple(curve),
+        mean=float(moved[counted].double().mean()),
+        token_flips=float(other[counted].double().mean()),
+        positions=int(counted.sum()),
+        texts=len(counted),
+        same_texts=int((~(counted & other).any(1)).sum()),
+        first_divergence=float(first.quantile(0.5)),
+    )
+
+
+def _through_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
+    """bool [items, length]: positions up to and including each row's first end of text."""
+    ended = torch.isin(tokens, torch.tensor(ends)).long()
+    return ended.cumsum(1) - ended == 0
