@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "plan": "print every decision: rules, bits, bytes, kernels",
     "why": "tell which line of a recipe decided what about a layer",
     "show": "print a recipe with its bases and defaults filled in",
+    "diff": "tell what changed between two recipes, artifacts or reports, by meaning",
     "search": "find a scheme for every layer within a budget, and write the recipe",
     "explain": "explain a diagnostic's code",
     "complete": "list the words that may stand at a place of a recipe, for editors",

@@ -19,8 +19,8 @@ def spec_text(spec: Spec, defaults: bool = True) -> str:
     lines = ["qspec 1", f"recipe {spec.name} {{", f"family {written(spec.families)}", f"model {model}", "}"]
     lines += _block("calibrate", [*_settings(spec.calibrate, defaults)], defaults)
     for scheme in spec.schemes.values():
-        lines += [f"scheme {scheme.name} {{", f"weights {_operand(scheme.weights, defaults)}"]
-        lines += [f"activations {_operand(scheme.activations, defaults) if scheme.activations else 'none'}", "}"]
+        lines += [f"scheme {scheme.name} {{", f"weights {operand_text(scheme.weights, defaults)}"]
+        lines += [f"activations {operand_text(scheme.activations, defaults) if scheme.activations else 'none'}", "}"]
     lines += [rule.text for rule in spec.rules]
     lines += [use.text for use in spec.passes]
     if spec.search is not None:
@@ -65,7 +65,8 @@ def _search(search: Search, defaults: bool) -> Iterator[str]:
         yield f"fused {written(search.fused)}"
 
 
-def _operand(f: TensorFormat, defaults: bool) -> str:
+def operand_text(f: TensorFormat, defaults: bool = True) -> str:
+    """An operand of a scheme as a recipe has it."""
     symmetry = "symmetric" if f.symmetric else "asymmetric"
     clip = f"clip {f.clip.ratio!r}" if f.clip.kind == "ratio" else f"clip {f.clip.kind}"
     return f"{f.number} {f.granularity} {symmetry} {clip if defaults or f.clip != Clip() else ''}"

@@ -36,9 +36,19 @@ class Line:
 def rules_of(table: Table) -> list[str]:
     """Statements that give every part in every block what the table says, in canonical form."""
     parts, count = tuple(table), len(next(iter(table.values())))
+    blocks = [(block, block) for block in range(count)]
     _, _, lines = min(_candidates(table), key=lambda candidate: (_terms(candidate[2]), candidate[0], candidate[1]))
     lines = _pruned(lines, table)
-    return [_statement(line, parts, count) for line in lines]
+    return [_statement(line, parts, blocks) for line in lines]
+
+
+def selector_of(cells: Mapping[str, Sequence[int]], parts: Sequence[str], blocks: Sequence[tuple[int, int]]) -> str:
+    """Exactly these modules, as few terms: cells has the places in `blocks` that each part is meant in.
+
+    parts: all of a block, in order. blocks: the first and the last block of each place, as a recipe counts them.
+    """
+    line = _grouped({(part, None): tuple(places) for part, places in cells.items()}, parts)[0]
+    return ", ".join(_term(term, parts, blocks) for term in line.terms)
 
 
 def _candidates(table: Table) -> Iterable[tuple[int, tuple[int, int], list[Line]]]:
@@ -148,14 +158,14 @@ def runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
     return intervals
 
 
-def _statement(line: Line, parts: Sequence[str], count: int) -> str:
-    terms = ", ".join(_term(term, parts, count) for term in line.terms)
+def _statement(line: Line, parts: Sequence[str], blocks: Sequence[tuple[int, int]]) -> str:
+    terms = ", ".join(_term(term, parts, blocks) for term in line.terms)
     return f"layers {terms} {f'use {line.name}' if line.name else 'keep'}"
 
 
-def _term(term: Term, parts: Sequence[str], count: int) -> str:
-    pieces = [_run(a, b) for a, b in runs(term.blocks)]
-    index = "*" if len(term.blocks) == count else ", ".join(pieces)
+def _term(term: Term, parts: Sequence[str], blocks: Sequence[tuple[int, int]]) -> str:
+    pieces = [_run(blocks[a][0], blocks[b][1]) for a, b in runs(term.blocks)]
+    index = "*" if len(term.blocks) == len(blocks) else ", ".join(pieces)
     return f"blocks[{index}].{_parts(term.parts, parts)}"
 
 
