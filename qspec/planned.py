@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qspec import passes, resources
@@ -49,11 +49,21 @@ def find_config(id_or_path: str, revision: str | None = None) -> Config | None:
 
 @dataclass(frozen=True)
 class Planned:
-    """notice: said where the stand-in's config had to serve. sources: the texts that the recipe's spans point into."""
+    """sources: the texts that the recipe's spans point into."""
 
     plan: Plan
-    notice: str | None
     sources: Mapping[str, Source]
+
+
+def plan(recipe: str | Path, model: str | None = None, settings: Mapping[str, str] | None = None) -> Plan:
+    """Every decision of a compile, from config.json alone: what `qspec plan` prints. No weights, no torch.
+
+    model: a folder, hub id in the local cache, or bundled stand-in such as tiny-llada, in place of the recipe's model;
+    where that is not here, the family's stand-in serves, and `notice` says so. settings: values of the recipe's
+    parameters. In a notebook a plan shows itself as tables. Raises RecipeError for a recipe with errors or one that
+    does not fit the model, InputError where a file or model is absent.
+    """
+    return planned(recipe, model, settings or {}).plan
 
 
 def planned(recipe: str | Path, model: str | None, settings: Mapping[str, str]) -> Planned:
@@ -76,4 +86,5 @@ def plan_of(loaded: LoadedRecipe, model: str | None) -> Planned:
             raise InputError(f"there is no config.json of {model!r} on this machine", hint="give a folder")
         config = Config.of(resources.standin(spec.families[0]))
         notice = f"{spec.model.id} is not on this machine: planning for the bundled stand-in {config.name} instead"
-    return Planned(make_plan(spec, config.family, config.shape, standin=config.standin), notice, loaded.sources)
+    made = make_plan(spec, config.family, config.shape, standin=config.standin)
+    return Planned(replace(made, notice=notice), loaded.sources)

@@ -47,7 +47,7 @@ def planned(calibrate: str) -> Plan:
     ],
 )
 def test_the_calibration_line(calibrate: str, line: str) -> None:
-    assert f"  calibration      {line}\n" in render(planned(calibrate), None)
+    assert f"  calibration      {line}\n" in render(planned(calibrate))
 
 
 def test_json_has_the_same() -> None:
@@ -101,7 +101,7 @@ def test_linears_of_one_input_and_scheme_are_one_product() -> None:
     assert [[m.entry.role.part for m in group] for group in plan.merged(1)] == [["attention.q", "attention.k"], mlp]
     assert plan_data(plan)["merged"][2] == ["blocks[1].attention.q", "blocks[1].attention.k"]
     last = plan.shape.layers - 1
-    assert f"\n  blocks[1..{last}]: attention.q + attention.k\n" in render(plan, None) + "\n"
+    assert f"\n  blocks[1..{last}]: attention.q + attention.k\n" in render(plan) + "\n"
     v = plan.module("blocks[1].attention.v")
     assert v is not None
     assert plan.gemm(v) is None
@@ -129,7 +129,7 @@ def test_gate_and_up_of_one_product_are_gated_by_it(text: str, ffn: int, gated: 
     rows = {m.kernels.row.name for m in plan.modules if m.kernels and m.kernels.row and m.entry.role.part == "mlp.down"}
     assert rows == ({down} if down else set())
     line = f"\n  blocks[0..{shape.layers - 1}]: mlp.gate + mlp.up, which gives silu(gate) up\n"
-    assert (line in render(plan, None) + "\n") == gated
+    assert (line in render(plan) + "\n") == gated
 
 
 NOTES = {  # scheme -> for each target, what it lacks
@@ -193,7 +193,7 @@ def test_bits_of_the_blocks_and_of_the_whole_model_by_hand() -> None:
     assert plan.bits_per_weight == (codes + scales + transforms) / blocks == pytest.approx(4.10637, abs=1e-5)
     assert plan.bits_per_weight_model == (codes + scales + transforms + outer * 16) / (blocks + outer)
     assert plan.bits_per_weight_model == pytest.approx(5.64364, abs=1e-5)
-    assert "\n  bits per weight  4.106 in the blocks, 5.644 in the whole model\n" in render(plan, None)
+    assert "\n  bits per weight  4.106 in the blocks, 5.644 in the whole model\n" in render(plan)
     assert plan_data(plan)["bits_per_weight_model"] == plan.bits_per_weight_model
 
 

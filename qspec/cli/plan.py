@@ -29,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         say(json.dumps(plan_data(found.plan), indent=1))
         return 0
-    say(render(found.plan, found.notice))
+    say(render(found.plan))
     return 0

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
             where=f"{plan.family}, {plan.shape.layers} blocks",
             hint=f"did you mean {close[0]}?" if close else "qspec plan lists every role",
         )
-    if found.notice:
-        say(found.notice)
+    if plan.notice:
+        say(plan.notice)
     say(f"{args.role} is {module.entry.module} [{module.entry.out_features}, {module.entry.in_features}]")
     matching = plan.rules_for(module)
     for rule in matching:

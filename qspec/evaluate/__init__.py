@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from qspec.evaluate.artifact import Evaluated, evaluate_artifact
@@ -33,13 +31,3 @@ def evaluate(artifact: str | Path, model: str | None = None, device: str = "auto
     are not there; MachineError.
     """
     return evaluate_artifact(Path(artifact), model, device).measurements.as_json()
-
-
-class _Callable(ModuleType):
-    """Importing this package sets `qspec.evaluate` to the package; a public function has that name too."""
-
-    def __call__(self, artifact: str | Path, model: str | None = None, device: str = "auto") -> dict[str, Any]:
-        return evaluate(artifact, model, device)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -126,7 +126,7 @@ def _modules(planned: Planned, modules: Sequence[ModulePlan]) -> str:
     if len(rows) > MOST_ROWS:
         lines.append(f"| and {len(rows) - MOST_ROWS} more | | | |")
     lines += ["", _whole(planned.plan)]
-    return "\n".join([*lines, *([planned.notice] if planned.notice else [])])
+    return "\n".join([*lines, *([planned.plan.notice] if planned.plan.notice else [])])
 
 
 def _whole(plan: Plan) -> str:

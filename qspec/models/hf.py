@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import MaskedLMOutput
+from transformers.utils import ModelOutput
 
 from qspec.errors import InputError
 from qspec.models import dream, llada
@@ -32,6 +33,8 @@ from qspec.models.decoder import Decoder
 from qspec.models.fields import spelled
 from qspec.models.forms import BUFFERS
 from qspec.models.registry import family_of
+from qspec.models.sampler import Sampling, check_block, sample, settings_for
+from qspec.models.samplers.common import SampleStep
 from qspec.models.shift import predictors
 
 IGNORED = -100  # a label that asks for nothing, as everywhere in transformers
@@ -67,6 +70,14 @@ class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
         if rotary is not None:
             keys["rope_parameters"] = rotary
         super().__post_init__(**keys)
+
+
+@dataclass
+class DiffusionOutput(ModelOutput):  # type: ignore[misc]
+    """What `diffusion_generate` returns. sequences: int64 [b, prompt + new]; history: the canvas after each step."""
+
+    sequences: Tensor | None = None
+    history: tuple[Tensor, ...] | None = None
 
 
 class LLaDAConfig(DecoderConfig):
@@ -193,6 +204,42 @@ class DecoderModel(PreTrainedModel):  # type: ignore[misc]
         )
         whole = self.config.return_dict if asked.return_dict is None else asked.return_dict
         return output if whole else output.to_tuple()
+
+    @torch.no_grad()
+    def diffusion_generate(
+        self,
+        inputs: Tensor,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int = 128,
+        steps: int | None = None,
+        block: int | None = None,
+        *,
+        return_dict_in_generate: bool = False,
+        output_history: bool = False,
+        **sampling: Unpack[Sampling],
+    ) -> Tensor | DiffusionOutput:
+        """Denoises `max_new_tokens` tokens behind prompts: ids [b, p] -> [b, p + max_new_tokens], as Dream's own method
+        of this name does; it runs the family's sampler, which is greedy unless `temperature` is given.
+
+        attention_mask [b, p]: 1 = real. steps, block, sampling: as `qspec.generate` has them. output_history: with
+        return_dict_in_generate, the canvas after every step too. Errors: as `qspec.generate`.
+        """
+        shape = self.decoder.shape
+        check_block(shape, max_new_tokens, block)
+        settings = settings_for(shape, max_new_tokens, steps, block, **sampling)
+        canvas = functional.pad(inputs, (0, max_new_tokens), value=shape.mask_token)
+        history: list[Tensor] = []
+
+        def keep(step: SampleStep) -> None:
+            nonlocal canvas
+            tail = torch.where(step.committed, step.tokens, canvas[:, inputs.shape[1] :].to(step.tokens.device))
+            canvas = torch.cat((inputs.to(tail.device), tail), dim=1)
+            history.append(canvas)
+
+        ids = sample(self.decoder, inputs, attention_mask, settings, keep if output_history else None)
+        if not return_dict_in_generate:
+            return ids
+        return DiffusionOutput(sequences=ids, history=tuple(history) if output_history else None)
 
     def _check_computed(self, kept: object, asked: _Asked) -> None:
         """Raises ValueError for what other models of transformers do and these do not."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import takewhile
-from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from qspec.errors import InputError, UsageError
+from qspec.models.decoder import Decoder
 from qspec.models.engine import engine
 from qspec.models.family import DecoderShape, SamplerKind
 from qspec.models.samplers import dream, llada
@@ -21,7 +22,7 @@ from qspec.models.samplers.cached import Cache
 from qspec.models.samplers.common import Canvas, Denoiser, SampleStep
 from qspec.models.samplers.dream import Alg, DreamSettings
 from qspec.models.samplers.llada import Remasking, SamplerSettings
-from qspec.models.tokens import Encodes, encode
+from qspec.models.tokens import Encodes, Lists, encode, know_tokens
 
 __all__ = [
     "Cache",
@@ -42,10 +43,18 @@ Prompt = TypeVar("Prompt", str, list[str])
 KINDS: Mapping[SamplerKind, type[Settings]] = {"llada": SamplerSettings, "dream": DreamSettings}
 
 
-class Tokenizer(Encodes, Protocol):
+class Tokenizer(Encodes, Lists, Protocol):
     """What `generate` asks of a tokenizer; every transformers tokenizer has it."""
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+
+@runtime_checkable
+class Wrapped(Protocol):
+    """A model of transformers around a decoder: `qspec.models.hf.DecoderModel`."""
+
+    @property
+    def decoder(self) -> Decoder: ...
 
 
 class Sampling(TypedDict, total=False):
@@ -126,7 +135,7 @@ def sample(
 
 
 def generate(
-    model: Denoiser,
+    model: Denoiser | Wrapped,
     tokenizer: Tokenizer,
     prompt: Prompt,
     length: int = 128,
@@ -138,16 +147,25 @@ def generate(
 ) -> Prompt:
     """Continues a prompt, or several in one batch, and returns the new text up to the end-of-text token.
 
+    model, tokenizer: of `qspec.load`, or both loaded by transformers after `import qspec.hf`, with the same text.
     steps None: one token a step. block: tokens that LLaDA's sampler denoises together; None, all of `length`, which is
     what Dream's does. sampling: settings of the model's own sampler; LLaDA's stops at the end of the text unless `stop`
     is False, which gives the same text. Errors: UsageError for one of another sampler and
     for settings that do not divide, InputError for a prompt that is no text or does not fit the model.
     """
+    model = _unwrapped(model, tokenizer)
     check_block(model.shape, length, block)
     if model.shape.sampler == "llada":
         sampling.setdefault("stop", True)
     settings = settings_for(model.shape, length, steps, block, **sampling)
     return continue_text(model, tokenizer, prompt, settings, on_step)
+
+
+def _unwrapped(model: Denoiser | Wrapped, tokenizer: Tokenizer) -> Denoiser:
+    """What a sampler runs: of a model that transformers loaded its decoder, which from now on knows the tokenizer."""
+    if isinstance(model, Wrapped):
+        return know_tokens(model.decoder, tokenizer)
+    return model
 
 
 def check_block(shape: DecoderShape, length: int, block: int | None) -> None:

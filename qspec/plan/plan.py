@@ -31,9 +31,12 @@ BATCH_TOKENS = 4096  # calibration tokens in one forward pass
 NORM_BITS = 32  # norm gains stay in float32: smoothing folds scales into them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """Frozen decisions for every module of a model of this shape. calibrate: the recipe's, as the model takes it."""
+    """Frozen decisions for every module of a model of this shape. calibrate: the recipe's, as the model takes it.
+
+    notice: where another model's config had to serve, says so. As text it is what `qspec plan` prints.
+    """
 
     spec: Spec
     calibrate: Calibration
@@ -42,6 +45,22 @@ class Plan:
     modules: tuple[ModulePlan, ...]
     rules: tuple[RuleCount, ...]
     warnings: tuple[Diagnostic, ...]
+    notice: str | None = None
+
+    def __str__(self) -> str:
+        from qspec.plan.text import render
+
+        return render(self)
+
+    def __repr__(self) -> str:
+        bits = f"{self.bits_per_weight:.3f} bits per weight in the blocks"
+        return f"<Plan {self.spec.name}: {self.family}, {self.shape.layers} blocks, {bits}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from qspec.plan.text import html
+
+        return html(self)
 
     def block(self, index: int) -> tuple[ModulePlan, ...]:
         """The linears of one block in forward order."""

@@ -1,45 +1,89 @@
-"""A plan as plain text: what `qspec plan` prints."""
+"""A plan as plain text, which `qspec plan` prints, and as HTML, which notebooks show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 
-from qspec.language.spec import Weighting
+from qspec.language.spec import PassUse, Weighting
 from qspec.plan.estimates import compile_memory, compile_operations
 from qspec.plan.modules import ModulePlan, bits_text
 from qspec.plan.notes import notes
 from qspec.plan.plan import Plan
 
 
-def render(plan: Plan, notice: str | None) -> str:
+def render(plan: Plan) -> str:
     """The plan as plain text."""
-    shape = plan.shape
-    lines = [
-        *([notice, ""] if notice else []),
-        f"{plan.spec.name}: {plan.family}, {shape.layers} blocks, width {shape.width}, ffn {shape.ffn}",
-        f"  block weights    {_count(plan.block_weights)} ({plan.block_weights:,})",
-        f"  bits per weight  {bits_text(plan.bits_per_weight, plan.bits_per_weight_model, 3)}",
-        "                   (codes, scales, zero points, online transforms; kept layers, embedding and head: 16)",
-        f"  model bytes      {_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
-        f"  calibration      {_calibration(plan)}",
-        f"  compile needs    about {_size(compile_memory(plan))} of memory, "
-        f"{compile_operations(plan) / 1e12:.1f} TFLOP",
-        "",
-    ]
+    lines = [*([plan.notice, ""] if plan.notice else []), _title(plan)]
+    for name, value in _facts(plan).items():
+        lines.append(f"  {name:<15}  {value}")
+        if name == "bits per weight":
+            lines.append(f"{'':<19}({_COUNTED})")
     width = max(len(text) for text in (*(u.text for u in plan.spec.passes), *(r.rule.text for r in plan.rules))) + 2
-    lines.append(f"{'rules, later ones win':<{width}}  matched  decides")
+    lines += ["", f"{'rules, later ones win':<{width}}  matched  decides"]
     lines += [f"  {r.rule.text:<{width}}{r.matched:>7}{r.decides:>9}" for r in plan.rules]
     lines += ["", f"{'passes, in order':<{width}}  modules"]
-    counts = zip(plan.spec.passes, plan.pass_counts(), strict=True)
-    lines += [f"  {use.text:<{width}}{count:>7}" for use, count in counts]
+    lines += [f"  {use.text:<{width}}{count:>7}" for use, count in _passes(plan)]
     lines += ["", "layers"]
-    lines += _layers(plan)
+    lines += [f"  {a.roles:<32} {a.scheme:<8} {a.bits:>6.3f} bits  {a.kernel}" for a in alike(plan.modules)]
     if merged := _merged(plan):
-        lines += ["", "one GEMM each", *merged]
+        lines += ["", "one GEMM each", *(f"  {line}" for line in merged)]
     if notes(plan):
         lines += ["", "notes", *(f"  {note}" for note in notes(plan))]
     return "\n".join(lines)
+
+
+_COUNTED = "codes, scales, zero points, online transforms; kept layers, embedding and head: 16"
+
+
+def html(plan: Plan) -> str:
+    """The plan as tables, for a notebook."""
+    said = [f"<p><b>{escape(_title(plan))}</b></p>"]
+    if plan.notice:
+        said.insert(0, f"<p>{escape(plan.notice)}</p>")
+    said.append(html_table((), [(name, value) for name, value in _facts(plan).items()]))
+    rules = [(r.rule.text, r.matched, r.decides) for r in plan.rules]
+    said.append(html_table(("rules, later ones win", "matched", "decides"), rules))
+    said.append(html_table(("passes, in order", "modules"), [(use.text, count) for use, count in _passes(plan)]))
+    layers = [(a.roles, a.scheme, f"{a.bits:.3f}", a.kernel) for a in alike(plan.modules)]
+    said.append(html_table(("layers", "scheme", f"bits per weight ({_COUNTED})", "kernel"), layers))
+    lines = [*(f"one GEMM: {line}" for line in _merged(plan)), *notes(plan)]
+    said += [f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"] if lines else []
+    return "\n".join(said)
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows as an HTML table; numbers on the right."""
+    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"] if head else []
+    lines += ["<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _cell(cell: object) -> str:
+    side = "left" if isinstance(cell, str) else "right"
+    return f'<td style="text-align: {side}">{escape(str(cell))}</td>'
+
+
+def _title(plan: Plan) -> str:
+    shape = plan.shape
+    return f"{plan.spec.name}: {plan.family}, {shape.layers} blocks, width {shape.width}, ffn {shape.ffn}"
+
+
+def _facts(plan: Plan) -> dict[str, str]:
+    needs = f"about {_size(compile_memory(plan))} of memory, {compile_operations(plan) / 1e12:.1f} TFLOP"
+    return {
+        "block weights": f"{_count(plan.block_weights)} ({plan.block_weights:,})",
+        "bits per weight": bits_text(plan.bits_per_weight, plan.bits_per_weight_model, 3),
+        "model bytes": f"{_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
+        "calibration": _calibration(plan),
+        "compile needs": needs,
+    }
+
+
+def _passes(plan: Plan) -> list[tuple[PassUse, int]]:
+    """Each pass with the number of modules that it touches."""
+    return list(zip(plan.spec.passes, plan.pass_counts(), strict=True))
 
 
 def _calibration(plan: Plan) -> str:
@@ -77,10 +121,6 @@ def alike(modules: Iterable[ModulePlan]) -> list[Alike]:
     return found
 
 
-def _layers(plan: Plan) -> list[str]:
-    return [f"  {a.roles:<32} {a.scheme:<8} {a.bits:>6.3f} bits  {a.kernel}" for a in alike(plan.modules)]
-
-
 def _merged(plan: Plan) -> list[str]:
     """One line for all blocks in which the same linears are one GEMM."""
     groups: dict[str, list[int]] = {}
@@ -89,7 +129,7 @@ def _merged(plan: Plan) -> list[str]:
             gated = group[0].kernels is not None and group[0].kernels.gemm.gated
             parts = " + ".join(m.entry.role.part for m in group) + (", which gives silu(gate) up" if gated else "")
             groups.setdefault(parts, []).append(index)
-    return [f"  blocks[{ranges(blocks)}]: {parts}" for parts, blocks in groups.items()]
+    return [f"blocks[{ranges(blocks)}]: {parts}" for parts, blocks in groups.items()]
 
 
 def ranges(numbers: list[int]) -> str:

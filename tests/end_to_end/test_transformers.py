@@ -19,8 +19,11 @@ import qspec.hf
 from qspec.artifact import verify
 from qspec.card import model_card
 from qspec.compiler import Artifact, find_inputs, read_recipe
-from qspec.errors import InputError
+from qspec.errors import InputError, UsageError
 from qspec.models.hf import LLaDAModelLM
+from qspec.models.sampler import sample, settings_for
+from qspec.models.tokens import know_tokens
+from qspec.runtime import load_tokenizer
 from tests.end_to_end.conftest import NO_REPORT, Mini, quantized_linears
 from tests.end_to_end.test_every_recipe import BOTH, EXPECTED, short, write_model
 
@@ -236,3 +239,59 @@ def test_the_model_card_keeps_hostile_names_in_their_place(mini: Mini) -> None:
     assert "\u202e" not in text
     assert "b" * 201 not in text
     assert f"not from `{mini.model}`" in text
+
+
+PROMPTS = ["Tom has 3 books", "The river"]
+
+
+@pytest.mark.parametrize("auto", [AutoModelForMaskedLM, AutoModelForCausalLM])
+def test_text_is_that_of_load(compiled: Artifact, auto: type[AutoModel]) -> None:
+    ours, ours_tokenizer = qspec.load(compiled.path, device="cpu")
+    theirs, tokenizer = auto.from_pretrained(compiled.path, dtype=torch.float32), load_tokenizer(compiled.path)
+    text = qspec.generate(ours, ours_tokenizer, PROMPTS, length=12, steps=6, block=6)
+    assert qspec.generate(theirs, tokenizer, PROMPTS, length=12, steps=6, block=6) == text
+    assert any(text)
+
+
+def test_diffusion_generate_fills_the_canvas_as_the_sampler_does(compiled: Artifact) -> None:
+    ours, tokenizer = qspec.load(compiled.path, device="cpu")
+    theirs = AutoModelForMaskedLM.from_pretrained(compiled.path, dtype=torch.float32)
+    know_tokens(theirs.decoder, tokenizer)
+    settings = settings_for(ours.shape, 12, 6, 6)
+    ids = sample(ours, IDS[:, :8], MASK[:, :8], settings)
+    found = theirs.diffusion_generate(IDS[:, :8], MASK[:, :8], max_new_tokens=12, steps=6, block=6)
+    assert torch.equal(found, ids)
+    whole = theirs.diffusion_generate(
+        IDS[:, :8], MASK[:, :8], 12, 6, 6, return_dict_in_generate=True, output_history=True
+    )
+    assert torch.equal(whole.sequences, ids)
+    assert len(whole.history) == 6
+    assert torch.equal(whole.history[-1], ids)
+    mask = ours.shape.mask_token
+    assert [int((canvas[:, 8:] == mask).sum()) for canvas in whole.history] == [20, 16, 12, 8, 4, 0]
+    with pytest.raises(UsageError, match="top_p is not a setting of the llada sampler"):
+        theirs.diffusion_generate(IDS[:, :8], top_p=0.9)
+
+
+def test_an_artifact_of_the_hubs_cache_loads_by_its_id(
+    compiled: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `hf download user/mini` leaves it: links to blobs, in a snapshot folder of a commit."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    home = tmp_path / "models--user--mini"
+    (home / "blobs").mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    for number, file in enumerate(sorted(file for file in compiled.path.rglob("*") if file.is_file())):
+        shutil.copy(file, home / "blobs" / str(number))
+        link = home / "snapshots" / commit / file.relative_to(compiled.path)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(home / "blobs" / str(number))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model, _ = qspec.load("user/mini", device="cpu")
+    ours, _ = qspec.load(compiled.path, device="cpu")
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, ours(IDS).logits)
+    assert quantized_linears(model)
+    with pytest.raises(InputError, match="no such folder"):
+        qspec.load("user/other", device="cpu")
