@@ -2,6 +2,7 @@
 
     qspec.check("recipe.qs")              what is wrong with a recipe
     qspec.plan("recipe.qs")               every decision, from config.json alone
+    qspec.diff("main:r.qs", "r.qs")       what changed, by meaning
     qspec.search("recipe.qs")             a scheme for every layer within a budget
     qspec.compile("recipe.qs")            an artifact with its report
     qspec.load("build/recipe")            (model, tokenizer) of an artifact or checkpoint
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qspec.compiler import CompileOptions as CompileOptions
     from qspec.compiler import compile as compile
     from qspec.diagnostics import RecipeError as RecipeError
+    from qspec.difference import diff as diff
     from qspec.errors import InputError as InputError
     from qspec.errors import MachineError as MachineError
     from qspec.errors import NumericsError as NumericsError
@@ -48,6 +50,7 @@ _HOMES = {
     "UsageError": "qspec.errors",
     "check": "qspec.checked",
     "compile": "qspec.compiler",
+    "diff": "qspec.difference",
     "evaluate": "qspec.evaluate",
     "generate": "qspec.models.sampler",
     "load": "qspec.runtime",
@@ -66,6 +69,7 @@ __all__ = [
     "__version__",
     "check",
     "compile",
+    "diff",
     "evaluate",
     "generate",
     "load",

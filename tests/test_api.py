@@ -15,7 +15,7 @@ from qspec.plan import Plan
 from tests.language.fakes import ROOT
 
 RECIPE = ROOT / "recipes" / "llada_w4a4.qs"
-FUNCTIONS = {"check", "compile", "evaluate", "generate", "load", "plan", "search"}
+FUNCTIONS = {"check", "compile", "diff", "evaluate", "generate", "load", "plan", "search"}
 
 
 def test_the_names_are_listed() -> None:

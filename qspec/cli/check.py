@@ -7,10 +7,10 @@ import gc
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from qspec import passes
+from qspec.checked import Checked, check_source
 from qspec.cli import wants_color
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.output import say, tell, unified_diff, write
@@ -25,7 +25,7 @@ from qspec.diagnostics import (
     to_json,
 )
 from qspec.errors import InputError, UsageError
-from qspec.language import Understood, understand
+from qspec.language import understand
 from qspec.language.fixes import fix
 from qspec.language.parser import read_bytes
 from qspec.models.registry import FAMILIES
@@ -42,18 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """fragment: whether it is no recipe by itself, and can only be extended."""
-
-    problems: tuple[Diagnostic, ...]
-    sources: Mapping[str, Source]
-    fragment: bool = False
-
-
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    checked: dict[str, _Checked] = {}
+    checked: dict[str, Checked] = {}
     unreadable = 0
     files = recipe_files(args.files)
     if args.fix or args.diff:
@@ -61,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     with _no_collections():
         for path in files:
             try:
-                checked[path] = _check(path, settings)
+                checked[path] = check_source(*read_source(path), settings)
             except InputError as error:
                 tell(f"qspec: {error}")
                 unreadable += 1
@@ -88,30 +79,13 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _parts(checked: Mapping[str, _Checked]) -> set[str]:
+def _parts(checked: Mapping[str, Checked]) -> set[str]:
     """The files that are no recipes by themselves, and parts of others that were checked with them."""
     fragments = {Path(path).resolve(): path for path, one in checked.items() if one.fragment}
     if not fragments:
         return set()
     bases = {Path(base).resolve() for path, one in checked.items() for base in one.sources if base != path}
     return {path for place, path in fragments.items() if place in bases}
-
-
-def _check(path: str, settings: Mapping[str, str]) -> _Checked:
-    source, problems = read_source(path)
-    if problems:
-        return _Checked(tuple(problems), {source.path: source})
-    found = understand(source, passes.available(), settings, FAMILIES)
-    return _Checked((*found.problems, *_lock(found)), found.merged.sources, "recipe" not in found.merged.blocks)
-
-
-def _lock(found: Understood) -> tuple[Diagnostic, ...]:
-    """What is stale in the lock beside a recipe, if there is one."""
-    if found.spec is None or not Path(found.spec.source).with_suffix(".lock").is_file():
-        return ()
-    from qspec.lock import lock_problems
-
-    return lock_problems(found.spec, found.merged.blocks["recipe"].head)
 
 
 def _fix_all(files: list[str], settings: Mapping[str, str], only_show: bool) -> None:

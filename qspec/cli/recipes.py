@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from qspec.checked import unreadable
 from qspec.cli.output import read_standard
 from qspec.diagnostics import Diagnostic, Source
 from qspec.errors import InputError
@@ -51,8 +52,7 @@ def read_source(path: str) -> tuple[Source, list[Diagnostic]]:
     try:
         return decode(read_standard(MAX_BYTES + 1), "<stdin>") if path == "-" else read(path)
     except OSError as error:
-        what = f"the recipe cannot be read: {error.strerror or error}"
-        raise InputError(what, where=path, hint="check the path; a recipe is a `.qs` file") from None
+        raise unreadable(error, path) from None
 
 
 def write_recipe(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qspec import passes
+from qspec.checked import lock_warnings
 from qspec.diagnostics import Diagnostic, Edit, RecipeError, Source, Span
 from qspec.errors import QspecError
 from qspec.language import Understood, understand
@@ -119,7 +120,8 @@ class Recipes:
 
     def problems(self, path: str) -> tuple[Diagnostic, ...]:
         """As `qspec check` finds them."""
-        return tuple(self.document(path).problems) or self.understood(path).problems
+        found = self.understood(path)
+        return tuple(self.document(path).problems) or (*found.problems, *lock_warnings(found))
 
     def plan(self, path: str) -> Planned | None:
         """The plan for the chosen model; where the recipe has errors now, the last one. None where there is none."""

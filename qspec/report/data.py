@@ -157,6 +157,17 @@ class ReportData:
     limit: int | None = None
     format: Literal[3] = FORMAT
 
+    def __str__(self) -> str:
+        from qspec.report.text import summary
+
+        return summary(self)
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from qspec.report.text import summary_html
+
+        return summary_html(self)
+
     @property
     def labels(self) -> dict[str, str]:
         """Task or text -> what people read, which names the stand-in's data where these answered."""

@@ -1,10 +1,13 @@
-"""The few lines that a terminal shows: verdict, stand-in, metrics."""
+"""The few lines that a terminal or a notebook shows: verdict, stand-in, metrics."""
 
 from __future__ import annotations
+
+from html import escape
 
 from qspec.evaluate.results import Metric
 from qspec.evaluate.statistics import wilson
 from qspec.origin import STANDIN_OUTLIERS
+from qspec.plan.text import html_table
 from qspec.report.data import ReportData
 from qspec.report.verdict import verdict
 
@@ -14,14 +17,28 @@ _LEFT = (0, 1, 5)  # columns of words
 
 def summary(data: ReportData) -> str:
     """Verdict, a line on the stand-in, the table of metrics, what was not measured."""
+    lines = _said(data)
+    if data.metrics:
+        lines += ["", *_table([_HEAD, *map(_row, data.metrics)])]
+    return "\n".join([*lines, *data.not_measured])
+
+
+def summary_html(data: ReportData) -> str:
+    """The same for a notebook."""
+    headline, *others = _said(data)
+    table = [html_table(_HEAD, [_row(metric) for metric in data.metrics])] if data.metrics else []
+    lines = [f"<p>{escape(line)}</p>" for line in others]
+    return "\n".join([f"<p><b>{escape(headline)}</b></p>", *lines, *table, *map(escape, data.not_measured)])
+
+
+def _said(data: ReportData) -> list[str]:
+    """The verdict, and what the model is where it stands in for another."""
     found = verdict(data)
     lines = [found.headline, *(f"{detail}." for detail in found.details)]
     if data.model.standin:
         lines.append(f"Measured on the stand-in {data.model.id}, not on a real {data.model.family} checkpoint.")
         lines.append(STANDIN_OUTLIERS)
-    if data.metrics:
-        lines += ["", *_table([_HEAD, *map(_row, data.metrics)])]
-    return "\n".join([*lines, *data.not_measured])
+    return lines
 
 
 def score(value: float, metric: str) -> str:

@@ -11,7 +11,7 @@ from qspec.diagnostics import Source
 from qspec.language.completion import BEGUN, Completion, Names, completions
 from qspec.language.fields import settings
 from qspec.language.merge import merge
-from qspec.language.spec import TASKS
+from qspec.language.spec import TASKS, Rollouts
 from qspec.models.registry import FAMILIES
 from tests.language.fakes import ROOT
 
@@ -75,7 +75,7 @@ def words(text: str) -> list[str]:
         ('evaluate {\n  nelbo on "', ["c4", "pile", "wikitext2"]),
         ('calibrate {\n  text "wiki', ["c4", "pile", "wikitext2"]),
         ('calibrate {\n  text rollouts(prompts = "', ["c4", "pile", "wikitext2"]),
-        ("calibrate {\n  text rollouts(", ["prompt", "steps", "buckets", "prompts"]),
+        ("calibrate {\n  text rollouts(", list(settings(Rollouts))),
         ("emit {\n  kernels ", ["triton"]),
         ("emit {\n  kernels triton for sm_90, ", ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"]),
         ("emit {\n  regime ", ["block_decode", "full_sequence"]),

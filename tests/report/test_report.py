@@ -7,6 +7,7 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -394,6 +395,18 @@ def test_data_from_a_manifest() -> None:
 
 
 # For people
+
+
+def test_a_notebook_shows_the_summary() -> None:
+    data = sample_report()
+    page = data._repr_html_()
+    assert str(data) == summary(data)
+    first, *others = summary(data).splitlines()
+    assert page.startswith(f"<p><b>{escape(first)}</b></p>")
+    assert all(escape(line) in page for line in others[: others.index("")])
+    assert page.count("<tr>") == 1 + len(data.metrics)
+    for metric in data.metrics:
+        assert f'<td style="text-align: left">{escape(metric.label)}</td>' in page
 
 
 def test_the_terminal_summary() -> None:
