@@ -22,6 +22,8 @@ COMMANDS: Mapping[str, str] = {
     "why": "tell which line of a recipe decided what about a layer",
     "show": "print a recipe with its bases and defaults filled in",
     "diff": "tell what changed between two recipes, artifacts or reports, by meaning",
+    "git-setup": "have `git diff` tell what changed in a recipe",
+    "git-diff": "what git runs for a recipe where `git-setup` said so",
     "search": "find a scheme for every layer within a budget, and write the recipe",
     "explain": "explain a diagnostic's code",
     "complete": "list the words that may stand at a place of a recipe, for editors",
@@ -88,7 +90,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise _unknown(command)
-    module = import_module(f"qspec.cli.{command}")
+    module = import_module(f"qspec.cli.{command.replace('-', '_')}")
     parser = Parser(prog=f"qspec {command}", description=_sentence(COMMANDS[command]))
     module.add_arguments(parser)
     code: int = module.run(parser.parse_args(rest))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qspec.cli.options import add_settings, settings_of
@@ -13,6 +13,11 @@ from qspec.cli.output import say, tell, unified_diff
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="a .qs file")
     parser.add_argument("--check", action="store_true", help="write nothing; tell what is stale, and exit 1 if any is")
+    parser.add_argument(
+        "--where-locked",
+        action="store_true",
+        help="a lock stands for its recipe, and recipes without a lock are passed by, as hooks need it",
+    )
     parser.add_argument("--diff", action="store_true", help="write nothing; print what would change")
     parser.add_argument(
         "--model",
@@ -26,7 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    return max(_run(Path(recipe), settings, args) for recipe in args.recipes)
+    recipes = [Path(recipe) for recipe in args.recipes]
+    return max((_run(one, settings, args) for one in (_locked(recipes) if args.where_locked else recipes)), default=0)
+
+
+def _locked(paths: Sequence[Path]) -> list[Path]:
+    """The recipes that have a lock, each once, of recipes, locks, and other tools' locks."""
+    recipes = dict.fromkeys(path.with_suffix(".qs") for path in paths)
+    return [recipe for recipe in recipes if recipe.is_file() and recipe.with_suffix(".lock").is_file()]
 
 
 def _run(recipe: Path, settings: Mapping[str, str], args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +22,8 @@ def say(text: object = "", end: str = "\n") -> None:
 
 def unified_diff(before: str, after: str, old: str, new: str) -> str:
     """Two texts, of these names, as `diff -u` and git show them."""
-    lines = difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), old, new)
+    one, other = (re.findall(r"[^\n]*\n|[^\n]+$", text) for text in (before, after))
+    lines = difflib.unified_diff(one, other, old, new)
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 

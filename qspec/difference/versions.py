@@ -17,6 +17,7 @@ from qspec.difference.git import read_blob, split
 from qspec.errors import InputError
 from qspec.files import MAX_BYTES as MAX_REPORT
 from qspec.language import LoadedRecipe, load_recipe, load_source
+from qspec.language.merge import Read
 from qspec.language.parser import MAX_BYTES, decode
 from qspec.language.spec import Spec
 from qspec.models.locate import is_name
@@ -59,13 +60,22 @@ def read_version(text: str, settings: Mapping[str, str]) -> Version:
     if path.suffix == ".json":
         return _report(_content(text, place), text)
     if place is not None:
-        loaded = recipe_in_git(*place, settings)
-    else:
-        loaded = load_recipe(path, passes.available(), settings, FAMILIES)
-    return Version(text, loaded, _own_config(loaded.spec.model.id, loaded.spec.model.revision))
+        return _recipe_in_git(*place, settings)
+    return _version(load_recipe(path, passes.available(), settings, FAMILIES))
 
 
-def recipe_in_git(revision: str, path: str, settings: Mapping[str, str]) -> LoadedRecipe:
+def version_of(source: Source, problems: list[Diagnostic], read: Read, settings: Mapping[str, str]) -> Version:
+    """A recipe's text, as `decode` gives it; `read` reads its bases. Raises RecipeError where it has errors."""
+    if problems:
+        raise RecipeError(problems, {source.path: source})
+    return _version(load_source(source, passes.available(), settings, FAMILIES, read))
+
+
+def _version(loaded: LoadedRecipe) -> Version:
+    return Version(loaded.spec.source, loaded, _own_config(loaded.spec.model.id, loaded.spec.model.revision))
+
+
+def _recipe_in_git(revision: str, path: str, settings: Mapping[str, str]) -> Version:
     """A recipe as a revision has it, with its bases of the same revision."""
 
     def read(target: Path) -> tuple[Source, list[Diagnostic]]:
@@ -76,10 +86,7 @@ def recipe_in_git(revision: str, path: str, settings: Mapping[str, str]) -> Load
         except InputError as error:
             raise FileNotFoundError(0, error.what) from None
 
-    source, problems = decode(read_blob(revision, path, MAX_BYTES), f"{revision}:{path}")
-    if problems:
-        raise RecipeError(problems, {source.path: source})
-    return load_source(source, passes.available(), settings, FAMILIES, read)
+    return version_of(*decode(read_blob(revision, path, MAX_BYTES), f"{revision}:{path}"), read, settings)
 
 
 def configs(old: Version, new: Version, model: str | None) -> tuple[Config, Config] | None:

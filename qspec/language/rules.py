@@ -47,8 +47,17 @@ def selector_of(cells: Mapping[str, Sequence[int]], parts: Sequence[str], blocks
 
     parts: all of a block, in order. blocks: the first and the last block of each place, as a recipe counts them.
     """
-    line = _grouped({(part, None): tuple(places) for part, places in cells.items()}, parts)[0]
-    return ", ".join(_term(term, parts, blocks) for term in line.terms)
+    cells = {part: cells[part] for part in parts if part in cells}
+    by_part = _grouped({(part, None): tuple(places) for part, places in cells.items()}, parts)[0].terms
+    owns: dict[int, list[str]] = {}
+    for part, places in cells.items():
+        for place in places:
+            owns.setdefault(place, []).append(part)
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for place in sorted(owns):
+        alike.setdefault(tuple(owns[place]), []).append(place)
+    by_block = [Term(tuple(places), own) for chosen, places in alike.items() for own in _spelt(chosen, parts)]
+    return ", ".join(_term(term, parts, blocks) for term in min(by_part, by_block, key=len))
 
 
 def _candidates(table: Table) -> Iterable[tuple[int, tuple[int, int], list[Line]]]:

@@ -19,6 +19,7 @@ from qspec.difference.changes import Difference, SettingChange
 from qspec.report import report_json
 from qspec.report.data import RecipeInfo
 from tests.difference.recipes import compared, version
+from tests.difference.repository import Repository, repository
 from tests.end_to_end.hostile import seal
 from tests.language.fakes import ROOT, recipe
 from tests.report.sample import sample_report
@@ -176,40 +177,29 @@ def test_markdown_holds_what_it_shows() -> None:
 # --- where OLD and NEW come from ---
 
 
-def git(folder: Path, *arguments: str) -> str:
-    environment = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "PATH": os.environ["PATH"]}
-    who = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main")
-    done = subprocess.run(
-        ["git", *who, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout
-
-
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     """A recipe with its base in recipes/, and one at the top; committed, then changed in the working tree."""
-    top = tmp_path / "repository"
-    (top / "recipes").mkdir(parents=True)
-    (top / "recipes" / "base.qs").write_text(rules())
-    (top / "recipes" / "r.qs").write_text('qspec 1\n\nextends "base.qs"\n')
-    (top / "top.qs").write_text('qspec 1\n\nextends "recipes/base.qs"\n')
-    git(top, "init", "-q")
-    git(top, "add", "-A")
-    git(top, "commit", "-qm", "one")
-    (top / "recipes" / "base.qs").write_text(rules("layers blocks[0].mlp.down use w4"))
-    monkeypatch.chdir(top)
-    return top
+    made = repository(tmp_path)
+    made.write("recipes/base.qs", rules())
+    made.write("recipes/r.qs", 'qspec 1\n\nextends "base.qs"\n')
+    made.write("top.qs", 'qspec 1\n\nextends "recipes/base.qs"\n')
+    made.commit("one")
+    made.write("recipes/base.qs", rules("layers blocks[0].mlp.down use w4"))
+    monkeypatch.chdir(made.folder)
+    return made
 
 
 def run(*arguments: str) -> int:
     return main(["diff", *arguments, "--model", "tiny-llada"])
 
 
-def test_a_revision_has_its_own_bases(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("scratch")
+def test_a_revision_has_its_own_bases(capsys: pytest.CaptureFixture[str]) -> None:
     for old, new in (("main:recipes/r.qs", "recipes/r.qs"), ("HEAD:top.qs", "top.qs"), (":./top.qs", "./top.qs")):
         assert run(old, new) == 0
         assert "blocks[0].mlp.down  1 module  w8a8 -> w4\n" in capsys.readouterr().out
-    os.chdir(repository / "recipes")
+    os.chdir("recipes")
     assert run("main:./r.qs", "r.qs", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["differs"], shown["layers"][0]["modules"][0]["role"]) == (True, "blocks[0].mlp.down")
@@ -218,13 +208,15 @@ def test_a_revision_has_its_own_bases(repository: Path, capsys: pytest.CaptureFi
     assert run("HEAD:./r.qs", "r.qs", "--exit-code") == 2
 
 
-def test_a_mistake_in_a_revision_is_shown_with_its_line(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (repository / "recipes" / "base.qs").write_text(rules().replace("rtn", "rnt"))
-    git(repository, "commit", "-qam", "two")
+def test_a_mistake_in_a_revision_is_shown_with_its_line(
+    scratch: Repository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scratch.write("recipes/base.qs", rules().replace("rtn", "rnt"))
+    scratch.commit("two")
     assert run("HEAD:recipes/r.qs", "HEAD~1:recipes/r.qs") == 1
     assert " --> HEAD:recipes/base.qs:21:7\n" in capsys.readouterr().err
-    (repository / "top.qs").write_text(rules("layers blocks[31].* use w4"))
-    git(repository, "commit", "-qam", "three")
+    scratch.write("top.qs", rules("layers blocks[31].* use w4"))
+    scratch.commit("three")
     assert run("HEAD:top.qs", "top.qs") == 1
     error = capsys.readouterr().err
     assert "there is no block 31" in error
@@ -250,16 +242,17 @@ def test_a_mistake_in_a_revision_is_shown_with_its_line(repository: Path, capsys
         ("/dev/zero", "the recipe cannot be read: it is not a regular file"),
     ],
 )
-def test_what_cannot_be_read(old: str, what: str, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (repository / "report.json").write_text("[1]")
+def test_what_cannot_be_read(old: str, what: str, scratch: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    scratch.write("report.json", "[1]")
     assert main(["diff", "top.qs", "--", old] if old.startswith("-") else ["diff", old, "top.qs"]) == 3
     error = capsys.readouterr().err
     assert error.startswith(f"qspec: {what}")
     assert "Traceback" not in error
 
 
-def test_a_path_from_the_working_folder_is_said_to_be_one(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    os.chdir(repository / "recipes")
+@pytest.mark.usefixtures("scratch")
+def test_a_path_from_the_working_folder_is_said_to_be_one(capsys: pytest.CaptureFixture[str]) -> None:
+    os.chdir("recipes")
     assert main(["diff", "main:r.qs", "r.qs"]) == 3
     assert "write main:recipes/r.qs" in capsys.readouterr().err
 
@@ -276,10 +269,10 @@ def test_outside_of_git_and_without_it(
     assert "qspec: git is not installed\n" in capsys.readouterr().err
 
 
-def test_binary_and_large_files(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (repository / "binary.qs").write_bytes(bytes(range(256)))
-    (repository / "large.qs").write_text("# " + "x" * (1 << 20))
-    git(repository, "add", "-A")
+def test_binary_and_large_files(scratch: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    (scratch.folder / "binary.qs").write_bytes(bytes(range(256)))
+    scratch.write("large.qs", "# " + "x" * (1 << 20))
+    scratch.git("add", "-A")
     for name, code, word in (("binary.qs", 1, "QS001"), ("large.qs", 1, "QS002")):
         assert main(["diff", name, "top.qs"]) == code
         assert word in capsys.readouterr().err

@@ -1,0 +1,252 @@
+"""Recipes in git: `git diff` after `git-setup`, hooks by the real pre-commit, the CI example, branches that merge."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qspec.cli import main
+from tests.difference.repository import Repository, repository
+from tests.language.fakes import ROOT, recipe
+
+BASE = recipe().replace("GSAI-ML/LLaDA-8B-Instruct", "tiny-llada")
+MEANING = "settings\n  calibrate samples  8 -> 9\n"
+
+
+def samples(count: int, comment: str = "") -> str:
+    return BASE.replace("\nscheme", f"\ncalibrate {{\n  samples {count}{comment}\n}}\n\nscheme")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Repository:
+    made = repository(tmp_path)
+    made.write("recipes/r.qs", samples(8))
+    made.commit("one")
+    return made
+
+
+# --- git diff ---
+
+
+def test_git_diff_tells_the_meaning_and_is_still_a_patch(scratch: Repository) -> None:
+    assert "added `*.qs diff=qspec` to .gitattributes\n" in scratch.run("qspec", "git-setup")
+    scratch.write("recipes/r.qs", samples(9, "  # more"))
+    scratch.write("recipes/new.qs", BASE)
+    scratch.git("add", "-AN")
+    shown = scratch.git("diff", "--", "recipes")
+    assert shown.startswith("recipes/new.qs: new\ndiff --git a/recipes/new.qs b/recipes/new.qs\nnew file mode 100644\n")
+    assert "a/recipes/r.qs -> b/recipes/r.qs, on tiny-llada\n\ntotals\n" in shown
+    assert MEANING in shown
+    assert "-  samples 8\n+  samples 9  # more\n" in shown
+    assert "\x1b" not in shown
+    assert "\x1b[32m+  samples 9  # more\x1b[m\n" in scratch.git(
+        "-c", "color.diff=always", "diff", "--", "recipes/r.qs"
+    )
+    scratch.write("meaning.patch", shown)
+    scratch.git("reset", "-q", "--hard")
+    (scratch.folder / "recipes" / "new.qs").unlink(missing_ok=True)
+    scratch.git("apply", "meaning.patch")
+    assert (scratch.folder / "recipes" / "r.qs").read_text() == samples(9, "  # more")
+    assert (scratch.folder / "recipes" / "new.qs").read_text() == BASE
+
+
+def test_what_has_no_meaning_is_shown_as_text(scratch: Repository) -> None:
+    scratch.run("qspec", "git-setup")
+    scratch.write("recipes/r.qs", samples(8, "  # why"))
+    assert scratch.git("diff").startswith("no difference: both mean the same\ndiff --git ")
+    scratch.write("recipes/r.qs", samples(8).replace("rtn", "rnt"))
+    shown = scratch.git("diff")
+    assert shown.startswith("b/recipes/r.qs:19: there is no pass `rnt` (QS023): its text alone\ndiff --git ")
+    assert "+apply rnt() on blocks[*].*\n" in shown
+    (scratch.folder / "recipes" / "r.qs").write_bytes(b"\xff\x00")
+    assert "Binary files a/recipes/r.qs and b/recipes/r.qs differ\n" in scratch.git("diff")
+    (scratch.folder / "recipes" / "r.qs").unlink()
+    assert scratch.git("diff").startswith("recipes/r.qs: removed\ndiff --git a/recipes/r.qs b/recipes/r.qs\ndeleted ")
+
+
+def test_bases_and_moved_recipes(scratch: Repository) -> None:
+    scratch.run("qspec", "git-setup")
+    scratch.write("recipes/more.qs", 'qspec 1\n\nextends "r.qs"\n\nrecipe more {\n}\n\nlayers head keep\n')
+    scratch.commit("two")
+    scratch.git("mv", "recipes/more.qs", "recipes/most.qs")
+    scratch.replace("recipes/most.qs", "recipe more", "recipe most")
+    scratch.git("add", "-A")
+    shown = scratch.git("diff", "--cached", "-M20%")
+    assert shown.startswith(
+        "a/recipes/more.qs -> b/recipes/most.qs, on tiny-llada\n\nsettings\n  recipe name  more -> most\n"
+    )
+    assert "rename from recipes/more.qs\nrename to recipes/most.qs\n--- a/recipes/more.qs\n" in shown
+
+
+@pytest.fixture
+def here(scratch: Repository, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """With this process in it, which saves the start of another."""
+    monkeypatch.chdir(scratch.folder)
+    for name, value in scratch.environment.items():
+        monkeypatch.setenv(name, value)
+    return scratch
+
+
+def test_setup_is_made_once_and_undone(here: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    attributes = here.folder / ".gitattributes"
+    attributes.write_bytes(b"*.png binary\r\n*.txt text")
+    config = here.git("config", "--local", "--list")
+    assert main(["git-setup"]) == 0
+    assert "set diff.qspec.command in the repository's git config\n" in capsys.readouterr().out
+    assert main(["git-setup"]) == 0
+    assert capsys.readouterr().out == "it is set up\n"
+    assert attributes.read_bytes() == b"*.png binary\r\n*.txt text\n*.qs diff=qspec\n"
+    assert main(["git-setup", "--remove"]) == 0
+    assert attributes.read_bytes() == b"*.png binary\r\n*.txt text\n"
+    assert here.git("config", "--local", "--list") == config
+    capsys.readouterr()
+    assert main(["git-setup", "--remove"]) == 0
+    assert capsys.readouterr().out == "there was nothing to remove\n"
+    attributes.unlink()
+    for command in (["git-setup"], ["git-setup", "--remove"]):
+        assert main(command) == 0
+    assert not attributes.exists()
+
+
+def test_what_others_have_set_up_stays(here: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    here.git("config", "diff.qspec.command", "mine")
+    assert main(["git-setup"]) == 3
+    assert "git has another command for the diff driver qspec: mine\n" in capsys.readouterr().err
+    assert main(["git-setup", "--remove"]) == 0
+    assert here.git("config", "diff.qspec.command") == "mine\n"
+    here.git("config", "--unset", "diff.qspec.command")
+    here.write(".gitattributes", "*.qs diff=other\n")
+    assert main(["git-setup"]) == 3
+    assert "git attributes give *.qs the diff driver 'other'\n" in capsys.readouterr().err
+    assert (here.folder / ".gitattributes").read_text() == "*.qs diff=other\n"
+
+
+def test_setup_outside_of_a_repository(
+    here: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside = here.folder.parent
+    here.git("init", "-q", "--bare", str(outside / "bare"))
+    for folder in (outside, outside / "bare"):
+        monkeypatch.chdir(folder)
+        assert main(["git-setup"]) == 3
+        assert "there is no git working tree here: " in capsys.readouterr().err
+
+
+# --- pre-commit ---
+
+
+def hooked(made: Repository, *hooks: str) -> None:
+    """The hooks of this checkout, as a user has them of a release, installed for commits and pushes."""
+    pytest.importorskip("pre_commit")
+    source = repository(made.folder.parent / "hooks")
+    shutil.copy(ROOT / ".pre-commit-hooks.yaml", source.folder)
+    source.commit("hooks")
+    revision = source.git("rev-parse", "HEAD").strip()
+    config = {"repos": [{"repo": str(source.folder), "rev": revision, "hooks": [{"id": hook} for hook in hooks]}]}
+    made.write(".pre-commit-config.yaml", yaml.safe_dump(config))
+    made.commit("hooks")
+    made.run("pre-commit", "install", "-t", "pre-commit", "-t", "pre-push")
+
+
+def test_hooks_format_and_block(scratch: Repository) -> None:
+    hooked(scratch, "qspec-fmt", "qspec-check")
+    scratch.write("recipes/r.qs", samples(9).replace("  samples", " samples   "))
+    scratch.git("add", "-A")
+    assert "formatted recipes/r.qs" in scratch.git("commit", "-m", "loose", code=1)
+    assert (scratch.folder / "recipes" / "r.qs").read_text() == samples(9)
+    scratch.commit("neat")
+    scratch.write("recipes/r.qs", samples(9).replace("rtn", "rnt"))
+    scratch.git("add", "-A")
+    assert "error[QS023]: there is no pass `rnt`" in scratch.git("commit", "-m", "wrong", code=1)
+    assert scratch.git("log", "-1", "--format=%s") == "neat\n"
+
+
+# --- CI ---
+
+
+def workflow() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "ci" / "recipes.yml").read_text())
+    return content
+
+
+def step(job: str, name: str) -> str:
+    (found,) = (step["run"] for step in workflow()["jobs"][job]["steps"] if step.get("name") == name)
+    return str(found)
+
+
+def test_the_ci_example_posts_the_meaning(scratch: Repository) -> None:
+    scratch.write("recipes/r.qs", samples(9))
+    scratch.write("recipes/a b.qs", BASE)
+    scratch.write("recipes/part.qs", "qspec 1\n")
+    scratch.commit("two")
+    scratch.write("recipes/part.qs", "qspec 1\n\nlayers head keep\n")
+    scratch.commit("three")
+    base = scratch.git("rev-parse", "HEAD~2").strip()
+    scratch.environment.update(BASE=base, GITHUB_STEP_SUMMARY=str(scratch.folder / "summary.md"))
+    scratch.run("bash", "-euo", "pipefail", "-c", step("meaning", "What changed, by meaning"))
+    summary = (scratch.folder / "summary.md").read_text()
+    assert summary == (scratch.folder / "comment.md").read_text()
+    assert "`recipes/a b.qs` is new.\n" in summary
+    assert f"**`{base}:recipes/r.qs` → `recipes/r.qs`** on `tiny-llada`\n" in summary
+    assert "- `calibrate samples  8 -> 9`\n" in summary
+    scratch.environment["BASE"] = scratch.git("rev-parse", "HEAD~1").strip()
+    scratch.run("bash", "-euo", "pipefail", "-c", step("meaning", "What changed, by meaning"))
+    assert "`recipes/part.qs` is no recipe by itself" in (scratch.folder / "comment.md").read_text()
+    assert "samples" not in (scratch.folder / "comment.md").read_text()
+
+
+def test_the_ci_example_checks(scratch: Repository) -> None:
+    check = step("meaning", "Check")
+    scratch.run("bash", "-euo", "pipefail", "-c", check)
+    scratch.replace("recipes/r.qs", "rtn", "rnt")
+    assert "::error file=recipes/r.qs,line=19," in scratch.run("bash", "-euo", "pipefail", "-c", check, code=1)
+
+
+# --- all of it ---
+
+
+@pytest.mark.slow
+def test_two_branches_merge_with_their_locks(tmp_path: Path) -> None:
+    """Each changes a rule and a setting of the calibration; locks, hooks, `git diff` and `qspec diff` go along."""
+    made = repository(tmp_path)
+    text = samples(8).replace("samples 8", "samples 8\n  length  64\n  seed    0")
+    text = text.replace("\nscheme", '\nevaluate {\n  nelbo on "wikitext2" samples 4\n}\n\nscheme', 1)
+    text = text.replace(
+        "use w8a8\n", "use w8a8\nlayers blocks[0].mlp.down use w8a8\n\n# the last ones\nlayers blocks[5].* use w8a8\n"
+    )
+    made.write("r.qs", text)
+    made.run("qspec", "fmt", "r.qs")
+    made.run("qspec", "lock", "r.qs")
+    made.run("qspec", "git-setup")
+    hooked(made, "qspec-fmt", "qspec-check", "qspec-lock")
+    down, last, seed, nelbo = (
+        "layers blocks[0].mlp.down {}",
+        "layers blocks[5].* {}",
+        "seed    {}",
+        '"{}" samples 4',
+    )
+    one = ((down, "use w8a8", "keep"), (seed, "0", "7"))
+    two = ((last, "use w8a8", "keep"), (nelbo, "wikitext2", "c4"))
+    for branch, changes in (("one", one), ("two", two)):
+        made.git("checkout", "-q", "-b", branch, "main")
+        for line, old, new in changes:
+            made.replace("r.qs", line.format(old), line.format(new))
+        made.run("qspec", "fmt", "r.qs")
+        made.run("qspec", "lock", "r.qs")
+        made.commit(branch)
+    made.git("merge", "-q", "--no-edit", "one")
+    assert made.run("qspec", "lock", "--check", "r.qs") == "r.lock: holds\n"
+    shown = made.run("qspec", "diff", "main:r.qs", "r.qs")
+    assert "  blocks[0].mlp.down, blocks[5].*  8 modules  w8a8 -> keep\n" in shown
+    assert "  calibrate seed  0 -> 7\n" in shown
+    assert shown in made.git("diff", "main", "--", "r.qs").replace("a/r.qs -> b/r.qs", "main:r.qs -> r.qs")
+    made.git("init", "-q", "--bare", str(tmp_path / "remote"))
+    made.git("remote", "add", "origin", str(tmp_path / "remote"))
+    made.git("push", "-q", "origin", "two")
+    made.replace("r.qs", "seed    7", "seed    8")
+    made.commit("a stale lock")
+    assert "stale: " in made.git("push", "-q", "origin", "two", code=1)
