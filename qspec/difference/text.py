@@ -29,7 +29,8 @@ def render(found: Difference) -> str:
             lines += ["", head, *body]
     if not found:
         lines = [words.SAME]
-    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+    lines += ["", *(f"note: {note}" for note in found.notes)] if found.notes else []
+    return "\n".join(lines)
 
 
 def _passes(change: PassChange) -> list[str]:

@@ -15,8 +15,8 @@ SAME = "no difference: both mean the same"
 def total(change: TotalChange) -> tuple[str, str, str, str]:
     """What it is, before, after, and by how much."""
     name, shown = _number(change.key)
-    percent = f"{100 * (change.after - change.before) / change.before:+.1f} %" if change.before else ""
-    return name, shown(change.before), shown(change.after), percent
+    percent = round(100 * (change.after - change.before) / change.before, 1) + 0.0 if change.before else None
+    return name, shown(change.before), shown(change.after), "" if percent is None else f"{percent:+} %"
 
 
 def _number(key: str) -> tuple[str, Callable[[float], str]]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import yaml
 from qspec.cli import main
 from tests.difference.repository import Repository, repository
 from tests.language.fakes import ROOT, recipe
+from tests.models.layout import LLADA_8B
 
 BASE = recipe().replace("GSAI-ML/LLaDA-8B-Instruct", "tiny-llada")
 MEANING = "settings\n  calibrate samples  8 -> 9\n"
@@ -204,6 +209,35 @@ def test_the_ci_example_checks(scratch: Repository) -> None:
     scratch.run("bash", "-euo", "pipefail", "-c", check)
     scratch.replace("recipes/r.qs", "rtn", "rnt")
     assert "::error file=recipes/r.qs,line=19," in scratch.run("bash", "-euo", "pipefail", "-c", check, code=1)
+
+
+# --- what the documents show ---
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/git.md"])
+def test_transcripts(page: str, tmp_path: Path) -> None:
+    """Of the first recipe, committed as recipe.qs on main, and changed in three lines."""
+    made = repository(tmp_path)
+    made.write("recipe.qs", (ROOT / "recipes" / "llada_w4a4.qs").read_text())
+    made.run("qspec", "git-setup")
+    made.commit("one")
+    for old, new in (
+        ("blocks[-3..-1]", "blocks[-6..-1]"),
+        ("alpha = 0.6", "alpha = 0.5"),
+        ("samples 128", "samples 256"),
+    ):
+        made.replace("recipe.qs", old, new)
+    made.write("LLaDA-8B-Instruct/config.json", json.dumps(LLADA_8B))
+    text = (ROOT / page).read_text()
+    found = re.findall(r"```console\n\$ ((?:qspec|git) diff.*)\n([^`]*)```", text)
+    assert found
+    for command, shown in found:
+        printed = made.run(*shlex.split(command))
+        if os.environ.get("QSPEC_UPDATE_GOLDENS") == "1":
+            text = text.replace(f"$ {command}\n{shown}```", f"$ {command}\n{printed}```")
+            (ROOT / page).write_text(text)
+        else:
+            assert printed == shown
 
 
 # --- all of it ---
