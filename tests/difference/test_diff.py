@@ -151,7 +151,7 @@ def test_settings_and_what_they_print() -> None:
         SettingChange("task mmlu", "limit", "8", "9"),
         SettingChange('nelbo "c4"', "", None, "samples 64"),
     )
-    assert text.render(found).split("\nnote")[0] == (
+    assert text.render(found).split("\n\nnote")[0] == (
         'r.qs -> r.qs\n\nsettings\n  calibrate samples  8 -> 9\n  task mmlu limit  8 -> 9\n  + nelbo "c4"  samples 64'
     )
 
