@@ -55,6 +55,9 @@ class NumericsError(QspecError):
     """A number that cannot be right: NaN, Inf, a matrix that stays singular, a function that changed (exit 3)."""
 
 
+GATE_FAILED = 4  # exit code of a command that measured, where a recipe's gate failed
+
+
 class UsageError(QspecError):
     """The command line was not understood (exit 2)."""
 

@@ -44,8 +44,8 @@ _BROKEN_PIPE = 141  # what a shell reports for SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0 done, 1 errors in a recipe, 2 usage, 3 input or machine, 130
-    interrupted."""
+    """Runs one command. Returns 0 done, 1 errors in a recipe, 2 usage, 3 input or machine, 4 a
+    gate failed, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         open_streams()
@@ -117,7 +117,7 @@ def _overview() -> str:
             *lines,
             "",
             "qspec COMMAND --help tells a command's options; qspec --version the version.",
-            "Exit codes: 0 done, 1 the recipe has errors, 2 usage, 3 input or machine, 130 interrupted.",
+            "Exit codes: 0 done, 1 errors in a recipe, 2 usage, 3 input or machine, 4 a gate failed, 130 interrupted.",
         ]
     )
 

@@ -6,6 +6,7 @@ import argparse
 
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.output import near, say
+from qspec.errors import GATE_FAILED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,4 +56,4 @@ def run(args: argparse.Namespace) -> int:
         say(f"artifact: {near(artifact.path)}")
         if artifact.report is not None:
             say(f"report:   {near(artifact.path / 'report/report.html')}")
-    return 0
+    return GATE_FAILED if artifact.report is not None and artifact.report.passed is False else 0

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from qspec.cli.terminal import Terminal
-    from qspec.errors import UsageError
+    from qspec.errors import GATE_FAILED, UsageError
     from qspec.progress import Quiet
     from qspec.report import has_full_report, replace_report, report_json, write_report
     from qspec.report.make import measure_report
@@ -52,4 +52,4 @@ def run(args: argparse.Namespace) -> int:
         replace_report(folder, data)
     if not args.json and not kept:
         say(f"\nreport: {(elsewhere or folder / 'report') / 'report.html'}")
-    return 0
+    return GATE_FAILED if data.passed is False else 0

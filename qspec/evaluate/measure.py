@@ -12,6 +12,7 @@ from qspec.data import DataSources, NotMeasured, TaskData
 from qspec.evaluate import outliers
 from qspec.evaluate.forward import Progress as Parts
 from qspec.evaluate.forward import Tokenizer
+from qspec.evaluate.gates import judge
 from qspec.evaluate.likelihood import measure_choices
 from qspec.evaluate.nelbo import measure_nelbo
 from qspec.evaluate.outliers import OutlierReport
@@ -58,6 +59,7 @@ def measure(
         replacements=tuple(sources.replacements),
         seed=seed,
         timings=run.timings,
+        gates=judge(evaluation.gates, run.metrics),
     )
 
 

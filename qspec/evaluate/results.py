@@ -65,6 +65,11 @@ class Metric:
         return METRIC_NAMES.get(self.metric, self.metric)
 
     @property
+    def at_chance(self) -> bool:
+        """Whether a share's 95 % interval, of the unquantized model, reaches what guessing scores."""
+        return self.metric != "nelbo" and statistics.wilson(self.baseline, self.n)[0] <= self.chance
+
+    @property
     def losses(self) -> Interval | None:
         """The 95 % interval of `drop_percent`: that of the difference over the unquantized model's score."""
         if self.interval is None or self.baseline == 0:
@@ -125,11 +130,24 @@ class Flips:
 
 
 @dataclass(frozen=True)
+class GateResult:
+    """gate: as the recipe has it. found: what was measured, or why it cannot pass."""
+
+    gate: str
+    passed: bool
+    found: str
+
+    def __str__(self) -> str:
+        return f"Gate {'passed' if self.passed else 'failed'}: {self.gate} ({self.found})"
+
+
+@dataclass(frozen=True)
 class Measurements:
     """Everything that one evaluation found.
 
     not_measured: sentences. replacements: what a stand-in's own data stood in for. timings: seconds by part. data:
     exactly which data was read. limit: the most items of a task and samples of a text, where the run was cut short.
+    gates: what the recipe requires, judged.
     """
 
     metrics: tuple[Metric, ...]
@@ -142,6 +160,7 @@ class Measurements:
     timings: Mapping[str, float]
     data: tuple[DataPin, ...] = ()
     limit: int | None = None
+    gates: tuple[GateResult, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries."""
@@ -151,6 +170,15 @@ class Measurements:
 def task_label(task: str, source: str) -> str:
     """`stand-in recall (for mmlu)` where other data answered in the task's place: its name alone would claim them."""
     return f"{source} (for {task})" if source else task
+
+
+def task_scores(metrics: Sequence[Metric]) -> list[Metric]:
+    """One accuracy for each task: the first measured, which is the exact match where there is one."""
+    first: dict[str, Metric] = {}
+    for metric in metrics:
+        if metric.metric != "nelbo":
+            first.setdefault(metric.task, metric)
+    return list(first.values())
 
 
 def size(drop_percent: float | None) -> Tier:

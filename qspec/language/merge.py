@@ -3,7 +3,7 @@
 recipe, calibrate, emit   setting by setting
 search                    setting by setting; offers as `layers`
 scheme                    the whole scheme of that name
-nelbo, task               by text and by task name
+nelbo, task, require      by text, by task name and by what it is about
 param                     by name
 layers                    the base's rules first: later rules win
 apply                     all of the base's, or all of the recipe's own: their order is one thought
@@ -39,6 +39,7 @@ class Merged:
     params: dict[str, Tree] = field(default_factory=dict)
     nelbo: dict[str, Tree] = field(default_factory=dict)
     tasks: dict[str, Block] = field(default_factory=dict)
+    gates: dict[str, Tree] = field(default_factory=dict)
     layers: list[Tree] = field(default_factory=list)
     offers: list[Tree] = field(default_factory=list)
     applies: list[Tree] = field(default_factory=list)
@@ -232,6 +233,11 @@ class _One:
         return settings
 
     def _add_request(self, node: Tree | Block) -> None:
+        if isinstance(node, Tree) and node.rule == "require":
+            about = Tree(node.rule, node.parts[1:-4], node.span)
+            if not self.first(f"require {about}", node.span, f"`require {about}`"):
+                self.merged.gates[str(about)] = node
+            return
         if isinstance(node, Tree):
             (text,) = node.trees()
             if not self.first(f"nelbo {text}", node.span, "this `nelbo`"):

@@ -71,8 +71,9 @@ def _form(code: str, at: int, start: str, block: str | None) -> str:
     """How the statement, or the setting around the mistake, looks."""
     if block is None:
         return f"the form is: {_FORMS.get(start, start.removesuffix('_head') + ' {')}"
-    known = settings(BLOCK_CLASSES[block])
-    key = next((word for word in reversed(code[:at].split()) if word in known), next(iter(known)))
+    known, read = settings(BLOCK_CLASSES[block]), code[:at].split()
+    keys = [word for before, word in zip(["", *read], read, strict=False) if word in known and before not in known]
+    key = keys[-1] if keys else next(iter(known))
     return f"the form is: {key} {known[key].form}"
 
 

@@ -22,7 +22,7 @@ LINE_KINDS = {
 }
 BLOCK_KINDS = ("recipe", "calibrate", "scheme", "search", "evaluate", "emit")
 TOP = frozenset([*LINE_KINDS, *BLOCK_KINDS])
-INNER = frozenset(["task", "nelbo"])
+INNER = frozenset(["task", "nelbo", "require"])
 DEEPEST = 2  # task { } inside evaluate { }
 
 _TOKENS = re.compile(

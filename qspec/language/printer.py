@@ -27,6 +27,7 @@ def spec_text(spec: Spec, defaults: bool = True) -> str:
         lines += _block("search", [*_search(spec.search, defaults)], defaults)
     evaluate = [f"nelbo {request}" for request in spec.evaluate.nelbo]
     evaluate += [_task(task, defaults) for task in spec.evaluate.tasks]
+    evaluate += [f"require {gate}" for gate in spec.evaluate.gates]
     lines += _block("evaluate", evaluate, defaults)
     lines += _block("emit", [*_settings(spec.emit, defaults)], defaults)
     return format_source("\n".join(lines) + "\n")

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qspec.diagnostics import Note, Span, closest, errors, quote
+from qspec.diagnostics import Edit, Note, Span, closest, errors, quote
 from qspec.formats import Scheme
 from qspec.language import patterns
 from qspec.language.budgets import read_budgets
 from qspec.language.contradictions import contradictions
-from qspec.language.fields import Known
+from qspec.language.fields import Known, settings
 from qspec.language.merge import Merged
 from qspec.language.params import Params
 from qspec.language.reader import Reader
@@ -26,6 +26,7 @@ from qspec.language.spec import (
     Calibration,
     Emit,
     Evaluation,
+    Gate,
     MaskDistribution,
     ModelRef,
     NelboRequest,
@@ -38,7 +39,7 @@ from qspec.language.spec import (
     TaskRequest,
     TextSource,
 )
-from qspec.language.syntax import Block, Tree
+from qspec.language.syntax import Block, Leaf, Tree
 
 BACK_ENDS = ("triton",)
 
@@ -194,7 +195,35 @@ class Resolver:
     def _evaluation(self) -> Evaluation:
         read = (self.reader.composed(NelboRequest, node, "nelbo") for node in self.merged.nelbo.values())
         tasks = tuple(self._task(block) for block in self.merged.tasks.values())
-        return Evaluation(tuple(request for request in read if request is not None), tasks)
+        gates = tuple(gate for about, node in self.merged.gates.items() if (gate := self._gate(about, node)))
+        return Evaluation(tuple(request for request in read if request is not None), tasks, gates)
+
+    def _gate(self, about: str, node: Tree) -> Gate | None:
+        """about: what it is about, as it is written."""
+        measure, (number, unit) = node.parts[1], node.parts[-2:]
+        assert isinstance(measure, Leaf)
+        assert isinstance(number, Leaf)
+        assert isinstance(unit, Leaf)
+        is_text = measure.kind == "NELBO"
+        measured = [*(f"nelbo on {text}" for text in self.merged.nelbo), *self.merged.tasks]
+        if about not in measured and not (about == "nelbo" and self.merged.nelbo):
+            self._unmeasured(about, measure if len(node.parts) == 6 else node, is_text, measured)
+            return None
+        if is_text and unit.text != "%":
+            message = "a NELBO is not a share, so a loss of it has no points"
+            self.report("QS062", message, unit.span, "write `%`", edits=(Edit(unit.span, "%"),))
+            return None
+        most = self.reader.value(settings(Gate)["most"].hint, number, "`require`")
+        text = self.reader.composed(TextSource, node.trees()[0], "text") if node.trees() else None
+        return None if most is None else Gate(measure.text, most, "%" if unit.text == "%" else "points", text)
+
+    def _unmeasured(self, about: str, part: Leaf | Tree, is_text: bool, measured: list[str]) -> None:
+        guess = closest(about, measured)
+        add = f"{about} samples 64" if " on " in about else 'nelbo on "wikitext2"' if is_text else f"task {about}"
+        edits = (Edit(part.span, guess),) if guess and isinstance(part, Leaf) else ()
+        hint = f"did you mean `{guess}`?" if guess else f"add a line such as `{add}`"
+        message = f"`require {about}`: nothing of that name is measured"
+        self.report("QS062", message, part.span, hint, edits)
 
     def _task(self, block: Block) -> TaskRequest:
         assert block.name is not None

@@ -371,15 +371,44 @@ class TaskRequest:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A loss that a report may show at most: relative to the unquantized model in percent, or of a share in points.
+
+    measure: "nelbo" or the name of a task. text: of a NELBO; None, of all that are measured.
+    """
+
+    form: ClassVar[str] = "nelbo loss <= NUMBER %, or require TASK loss <= NUMBER points"
+    measure: str
+    most: Annotated[float, between(0, 100)]
+    unit: Literal["%", "points"]
+    text: TextSource | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is about."""
+        return f"{self.measure} on {self.text}" if self.text else self.measure
+
+    def __str__(self) -> str:
+        return f"{self.name} loss <= {self.most:g} {self.unit}"
+
+
+@dataclass(frozen=True)
 class Evaluation:
     nelbo: Annotated[tuple[NelboRequest, ...], Form(NelboRequest.form), about("masked negative ELBO of a text")] = ()
     tasks: Annotated[tuple[TaskRequest, ...], Key("task"), Form(TaskRequest.form), about("a benchmark")] = ()
+    gates: Annotated[
+        tuple[Gate, ...],
+        Key("require"),
+        Form(Gate.form),
+        about("the most that may be lost: the report passes or fails, and the exit code is 4"),
+    ] = ()
 
     def limited(self, most: int) -> Evaluation:
         """The same with at most so many items of every task and samples of every text."""
         return Evaluation(
             tuple(replace(one, samples=min(one.samples, most)) for one in self.nelbo),
             tuple(replace(one, limit=min(one.limit or most, most)) for one in self.tasks),
+            self.gates,
         )
 
 

@@ -13,6 +13,7 @@ from qspec.files import machine_errors, sync_folder, write_whole
 from qspec.report.data import ReportData, report_data
 from qspec.report.environment import environment, memory
 from qspec.report.figures import figures
+from qspec.report.junit import junit
 from qspec.report.page import asset
 from qspec.report.render import html, markdown
 from qspec.report.verdict import verdict
@@ -30,7 +31,9 @@ __all__ = [
 
 
 def write_report(folder: Path, data: ReportData) -> dict[str, Any]:
-    """Writes report.html, report.md, report.json and figures/*.svg below `folder`; returns what report.json holds.
+    """Writes report.html, report.md, report.json, figures/*.svg and, with gates, junit.xml below `folder`.
+
+    Returns what report.json holds.
 
     Errors: MachineError or InputError where the folder cannot be written.
     """
@@ -38,6 +41,8 @@ def write_report(folder: Path, data: ReportData) -> dict[str, Any]:
     write_whole(folder / "report.json", json.dumps(content, allow_nan=False, indent=1) + "\n")
     write_whole(folder / "report.html", html(data, drawn))
     write_whole(folder / "report.md", markdown(data))
+    if data.gates:
+        write_whole(folder / "junit.xml", junit(data))
     for name, figure in drawn.items():
         write_whole(folder / "figures" / f"{name}.svg", figure.svg.standalone(asset("palette.css")))
     return content
@@ -93,4 +98,4 @@ def report_json(data: ReportData) -> dict[str, Any]:
     """The content of report.json: the data, with the verdict in words and its tier."""
     found = verdict(data)
     said = {"verdict": found.headline, "verdict_tier": found.tier, "verdict_details": list(found.details)}
-    return {**said, **data.as_json()}
+    return {**said, "verdict_passed": data.passed, **data.as_json()}

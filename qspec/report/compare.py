@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qspec.errors import InputError
-from qspec.evaluate.results import Metric, Tier
+from qspec.evaluate.results import Metric, Tier, task_scores
 from qspec.report.data import Compared, ReportData
-from qspec.report.verdict import task_scores
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from qspec.calibrate.tokens import repetition
 from qspec.data import DataPin
 from qspec.errors import InputError
 from qspec.evaluate.outliers import OutlierReport
-from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample
+from qspec.evaluate.results import Flips, GateResult, KlBucket, Measurements, Metric, Sample
 from qspec.files import read_input
 
 FORMAT: Literal[3] = 3
@@ -129,7 +129,7 @@ class ReportData:
     path computed the quantized layers. environment, hashes: name -> text. timings: phase -> seconds. memory: name ->
     bytes. outliers: None, and metrics, kl, flips, samples empty, where nothing was measured. compared: what
     `qspec report --with` added. data: exactly which data was read. limit: the most items of a task and samples of a
-    text, where the run was cut short.
+    text, where the run was cut short. gates: what the recipe requires, judged.
     """
 
     model: ModelInfo
@@ -155,6 +155,7 @@ class ReportData:
     calibration: CalibrationInfo | None = None
     data: tuple[DataPin, ...] = ()
     limit: int | None = None
+    gates: tuple[GateResult, ...] = ()
     format: Literal[3] = FORMAT
 
     def __str__(self) -> str:
@@ -167,6 +168,11 @@ class ReportData:
         from qspec.report.text import summary_html
 
         return summary_html(self)
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every gate passed; None without gates."""
+        return all(gate.passed for gate in self.gates) if self.gates else None
 
     @property
     def labels(self) -> dict[str, str]:
@@ -249,6 +255,7 @@ def report_data(
         flips=found.flips,
         samples=found.samples,
         limit=found.limit,
+        gates=found.gates,
         not_measured=found.not_measured if measurements else ("nothing was measured: evaluation was left out",),
         seed=found.seed,
         hashes=_hashes(manifest, found.data),

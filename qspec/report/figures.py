@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from qspec.calibrate.outliers import Picture, SiteOutliers
-from qspec.evaluate.results import Flips, KlBucket, Metric
+from qspec.evaluate.results import Flips, KlBucket, Metric, task_scores
 from qspec.evaluate.statistics import wilson
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.drawing import LABEL, ROLE, SITE_NAMES, WIDTH, Figure, Scale, block_numbers, part_of, peak_of, ridge
 from qspec.report.svg import Svg
-from qspec.report.verdict import task_scores
 
 CURVES = 4  # line colours
 EXACT_DB = 200.0  # what the error of a layer that lost nothing is recorded as

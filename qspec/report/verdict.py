@@ -11,18 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qspec.evaluate.results import LARGE_ABOVE, Flips, Metric, Tier
-from qspec.evaluate.statistics import wilson
+from qspec.evaluate.gates import CHANCE, WITHOUT_BASE
+from qspec.evaluate.results import LARGE_ABOVE, Flips, Metric, Tier, task_scores
 from qspec.plan import bits_text
 from qspec.report.data import ReportData
 
 LOSSES = ("small", "medium", "large")
 SATURATED_FROM = 0.99  # of the unquantized model's answers right: what it may lose at most is hidden by the ceiling
 
-CHANCE = "the unquantized model is at chance"
 SATURATED = "saturated: the unquantized model has 99 % or more right"
 FEW = "n is small: a large loss is not excluded"
-WITHOUT_BASE = "the unquantized model scores 0"
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,10 @@ def verdict(data: ReportData) -> Verdict:
     tier, worst, name, sentence = _worst(data.metrics)
     stand_in = f" on the stand-in {data.model.id}" if data.model.standin else ""
     limited = f", limited to {data.limit} items" if data.limit is not None else ""
-    headline, details, parted = f"{name}{stand_in}{limited}: {sentence}", [bits], _parted(data)
+    failed = sum(not gate.passed for gate in data.gates)
+    gates = f"{failed} of {len(data.gates)} gates failed. " if failed else "All gates passed. " if data.gates else ""
+    headline, parted = f"{gates}{name}{stand_in}{limited}: {sentence}", _parted(data)
+    details = [*(str(gate) for gate in data.gates), bits]
     if parted:
         task = data.labels.get(parted.task, parted.task)
         details.append(f"Trajectories, at worst: {drift(parted)} on {task}")
@@ -73,12 +74,9 @@ def _worst(metrics: Sequence[Metric]) -> tuple[Tier, Metric | None, str, str]:
 
 
 def undecided(metric: Metric) -> str | None:
-    """Why a metric shows neither a loss nor that there is no large one; None where it decides.
-
-    At chance is a share whose 95 % interval reaches what guessing scores.
-    """
+    """Why a metric shows neither a loss nor that there is no large one; None where it decides."""
     share = metric.metric != "nelbo"
-    if share and wilson(metric.baseline, metric.n)[0] <= metric.chance:
+    if metric.at_chance:
         return CHANCE
     if metric.drop_percent is None:
         return WITHOUT_BASE
@@ -87,15 +85,6 @@ def undecided(metric: Metric) -> str | None:
     if share and metric.baseline >= SATURATED_FROM:
         return SATURATED
     return FEW if metric.losses is None or metric.losses[1] > LARGE_ABOVE else None
-
-
-def task_scores(metrics: Sequence[Metric]) -> list[Metric]:
-    """One accuracy for each task: the first measured, which is the exact match where there is one."""
-    first: dict[str, Metric] = {}
-    for metric in metrics:
-        if metric.metric != "nelbo":
-            first.setdefault(metric.task, metric)
-    return list(first.values())
 
 
 def drift(flips: Flips) -> str:

@@ -47,6 +47,8 @@ search {
 evaluate {
   nelbo on file("x.jsonl", field = "text") samples 4
   task  gsm8k { shots 4  length 64  steps 64  block 32  chat off }
+  require nelbo loss <= 2 %
+  require gsm8k loss <= 3 points
 }
 
 emit {

@@ -83,6 +83,8 @@ def numbers(*keys: str) -> st.SearchStrategy[str]:
 
 
 NELBO = written("nelbo on {}{}", TEXTS, maybe(" samples {}", COUNTS))
+MEASURED = st.just("nelbo") | written("nelbo on {}", TEXTS) | NAMES
+REQUIRE = written("require {} loss <= {} {}", MEASURED, COUNTS, st.sampled_from(["%", "points"]))
 TEXT_OF = {
     "recipe": written("family {}", some(NAMES)) | written("model {}{}", QUOTED, maybe(" revision {}", QUOTED)),
     "calibrate": st.one_of(
@@ -102,7 +104,7 @@ TEXT_OF = {
         numbers("samples", "length", "draws", "refine", "gap", "seed"),
         written("{} {}", st.sampled_from(["probe", "fused"]), NAMES | REFERENCES),
     ),
-    "evaluate": NELBO,
+    "evaluate": NELBO | REQUIRE,
     "emit": written("kernels {} for {}", NAMES, some(NAMES)) | written("regime {}", some(NAMES)),
 }
 

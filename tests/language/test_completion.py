@@ -72,6 +72,7 @@ def words(text: str) -> list[str]:
         ("search {\n  loss task ", list(TASKS)),
         ("search {\n  fused ", ["true", "false", "$alpha", "$text"]),
         ("evaluate {\n  task ", list(TASKS)),
+        ("evaluate {\n  require ", [*TASKS, "nelbo"]),
         ('evaluate {\n  nelbo on "', ["c4", "pile", "wikitext2"]),
         ('calibrate {\n  text "wiki', ["c4", "pile", "wikitext2"]),
         ('calibrate {\n  text rollouts(prompts = "', ["c4", "pile", "wikitext2"]),

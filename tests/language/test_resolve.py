@@ -20,6 +20,7 @@ from qspec.language.spec import (
     Emit,
     Evaluation,
     FileText,
+    Gate,
     MaskDistribution,
     ModelRef,
     NamedText,
@@ -100,6 +101,20 @@ def test_calibration_and_evaluation() -> None:
     assert spec.evaluate.nelbo == (NelboRequest(NamedText("c4"), 64), NelboRequest(FileText("x.txt"), 2))
     assert spec.evaluate.tasks == (TaskRequest("mmlu", limit=10), TaskRequest("gsm8k", 2, 64, 32, 16))
     assert load(spec.text).spec == spec
+
+
+def test_gates() -> None:
+    wanted = '  nelbo on "c4"\n  nelbo on file("x.txt")\n  task gsm8k\n'
+    gates = '  require nelbo loss <= 2 %\n  require nelbo on file("x.txt") loss <= 0.5 %\n'
+    gates += "  require gsm8k loss <= 3 points\n"
+    spec = load(recipe(f"\nevaluate {{\n{wanted}{gates}}}\n")).spec
+    assert spec.evaluate.gates == (
+        Gate("nelbo", 2, "%"),
+        Gate("nelbo", 0.5, "%", FileText("x.txt")),
+        Gate("gsm8k", 3, "points"),
+    )
+    assert load(spec.text).spec == spec
+    assert spec.evaluate.limited(3).gates == spec.evaluate.gates
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -20,7 +21,7 @@ from qspec.cli import main
 from qspec.errors import InputError, MachineError
 from qspec.evaluate import Evaluated
 from qspec.evaluate.artifact import find_baseline
-from qspec.evaluate.results import Measurements
+from qspec.evaluate.results import GateResult, Measurements
 from qspec.files import sha256, write_whole
 from qspec.report import ReportData, make, replace_report
 from tests.report.sample import VERDICT, outlier_report, sample_report
@@ -258,6 +259,35 @@ def test_eval_with_a_limit_prints_its_results_and_leaves_the_full_report(
     assert capsys.readouterr().out.endswith(f"report: {tmp_path / 'short' / 'report.html'}\n")
     assert ReportData.read(tmp_path / "short/report.json").limit == 4
     assert (artifact / "report/report.json").read_bytes() == before
+
+
+def test_a_failed_gate_is_exit_code_4_and_a_failed_test_case(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passed = GateResult("nelbo loss <= 4 %", True, "3.42 %, n = 3")
+    failed = GateResult("gsm8k loss <= 3 points", False, "16.67 points & more, n = 48")
+    for gates, code in (((passed, failed), 4), ((passed,), 0), ((), 0)):
+        data = dataclasses.replace(measured(), gates=gates)
+        monkeypatch.setattr(make, "measure_report", lambda *_, data=data, **__: data)
+        assert main(["eval", str(artifact), "--quiet"]) == code
+        verify(artifact)
+        content = json.loads((artifact / "report/report.json").read_text())
+        assert content["verdict_passed"] is {4: False, 0: True if gates else None}[code]
+        cases = artifact / "report/junit.xml"
+        if gates:
+            suite = ElementTree.fromstring(cases.read_text())
+            assert [suite.get(key) for key in ("tests", "failures")] == [str(len(gates)), str(code // 4)]
+            assert [case.get("name") for case in suite] == [f"require {gate.gate}" for gate in gates]
+            found = [case.find("failure") for case in suite]
+            assert [None if one is None else one.get("message") for one in found] == [
+                None if gate.passed else gate.found for gate in gates
+            ]
+        else:
+            assert not cases.exists()
+    out = capsys.readouterr().out
+    assert out.startswith("1 of 2 gates failed. Large loss on the stand-in tiny-llada: ")
+    assert "\nGate failed: gsm8k loss <= 3 points (16.67 points & more, n = 48).\n" in out
+    assert "\nAll gates passed. Large loss" in out
 
 
 def test_the_baseline_must_be_the_checkpoint_that_was_compiled(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from qspec.evaluate.results import Flips, Metric, accuracy, nelbo
+from qspec.evaluate.gates import CHANCE, WITHOUT_BASE
+from qspec.evaluate.results import Flips, GateResult, Metric, accuracy, nelbo
 from qspec.report import ReportData
-from qspec.report.verdict import CHANCE, FEW, SATURATED, WITHOUT_BASE, undecided, verdict
+from qspec.report.verdict import FEW, SATURATED, undecided, verdict
 from tests.report.sample import sample_report
 
 GOLDEN = Path(__file__).parent / "verdicts.txt"
@@ -66,6 +67,15 @@ CASES = {
     "two copies": measured(
         text(0.0), share("gsm8k", 920, 920, 1319), flips=(Flips("gsm8k", (0.0,), 0.0, 0.0, 1460, 48, 48, 1.0),)
     ),
+    "gate failed": measured(
+        text(0.0, 64, 0.01),
+        share("gsm8k", 920, 918, 1319, won=4),
+        gates=(
+            GateResult("nelbo loss <= 2 %", True, "0.00 %, 95 %: -0.12 to 0.12 on wikitext2, n = 64"),
+            GateResult("mmlu loss <= 3 points", False, "not measured"),
+        ),
+    ),
+    "gate passed": measured(text(0.2, 24), gates=(GateResult("nelbo loss <= 12 %", True, "10.00 %, n = 24"),)),
     "nothing was measured": measured(),
 }
 

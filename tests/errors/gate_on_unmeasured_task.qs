@@ -1,0 +1,22 @@
+qspec 1
+
+recipe r {
+  family llada
+  model  "GSAI-ML/LLaDA-8B-Instruct"
+}
+
+scheme w8 {
+  weights int8 per channel symmetric
+}
+
+layers blocks[*].* use w8
+
+apply rtn() on blocks[*].*
+
+evaluate {
+  nelbo on "wikitext2" samples 64
+  task  gsm8k
+  require nelbo loss <= 2 %
+  require mmlu loss <= 3 points
+  require gsm9k loss <= 3 points
+}

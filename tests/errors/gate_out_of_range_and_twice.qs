@@ -1,0 +1,21 @@
+qspec 1
+
+recipe r {
+  family llada
+  model  "GSAI-ML/LLaDA-8B-Instruct"
+}
+
+scheme w8 {
+  weights int8 per channel symmetric
+}
+
+layers blocks[*].* use w8
+
+apply rtn() on blocks[*].*
+
+evaluate {
+  nelbo on "wikitext2"
+  require nelbo loss <= 200 %
+  require nelbo loss <= 2 %
+  require nelbo loss < 2
+}
