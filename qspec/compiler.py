@@ -286,7 +286,7 @@ def artifact_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _calibration_record(inputs: Inputs) -> CalibrationRecord:
     wanted = inputs.spec.calibrate
-    rows, length = inputs.tokens.ids.shape
+    rows, length = inputs.tokens.ids.shape[0], inputs.plan.calibrate.length
     text = wanted.text
     if isinstance(text, Rollouts):
         text = replace(text, chat="on" if inputs.tokens.chat else "off")

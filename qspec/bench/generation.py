@@ -23,7 +23,7 @@ from qspec.kernels import attention
 from qspec.language import load_recipe
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
-from qspec.models.sampler import DreamSettings, Settings, sample, settings_for
+from qspec.models.sampler import SamplerSettings, Settings, sample, settings_for
 from qspec.plan import make_plan
 from qspec.progress import Progress
 from qspec.report.environment import environment
@@ -94,6 +94,6 @@ def _settings(decoder: Decoder, length: int, cache: str) -> Settings | None:
 
 def _few_steps(settings: Settings) -> Settings:
     """As many steps as see every pass eagerly, captured, and replayed."""
-    if isinstance(settings, DreamSettings):
-        return replace(settings, steps=min(settings.steps, WARM))
-    return replace(settings, steps=min(settings.steps, WARM * settings.blocks))
+    if isinstance(settings, SamplerSettings):
+        return replace(settings, steps=min(settings.steps, WARM * settings.blocks))
+    return replace(settings, steps=min(settings.steps, WARM))

@@ -35,6 +35,9 @@ def calibration_rows(
     for _, message, hint in contradictions(wanted):
         raise InputError(message, hint=f"{hint}, in the calibrate block")
     generator = torch.Generator().manual_seed(wanted.seed)
+    if isinstance(wanted.text, Rollouts) and shape.block is not None:
+        what = f"rollouts calibrate models of full attention; this one's is block-causal, in blocks of {shape.block}"
+        raise InputError(what, hint="write `text` and `mask`: blocks are then masked behind clean ones")
     rollouts = wanted.text if isinstance(wanted.text, Rollouts) else None
     around = _around(rollouts, tokenizer, shape.vocab) if rollouts else None
     tokens = rollouts.prompt if rollouts else wanted.length
@@ -51,6 +54,9 @@ def calibration_rows(
         assert wanted.mask is not None
         masked, ratio = draw_masks(wanted.mask, wanted.samples, wanted.draws, wanted.length, generator)
         ids = samples.ids.repeat_interleave(wanted.draws, dim=0).masked_fill(masked, shape.mask_token)
+    if shape.block is not None:  # each block is denoised behind clean ones
+        clean = samples.ids.repeat_interleave(wanted.draws, dim=0)
+        ids, masked = torch.cat((ids, clean), dim=1), torch.cat((masked, torch.zeros_like(masked)), dim=1)
     weights = _weights(wanted.weigh, ids, masked, model)
     return CalibrationTokens(ids, masked, weights, ratio, samples.distinct, samples.drawn, chat=around is not None)
 

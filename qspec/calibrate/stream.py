@@ -73,7 +73,7 @@ class Stream:
             ):
                 own = decoder.embed(ids.to(decoder.device)).to(device)
                 x = own if rotated is None else rotated.embedding[ids].to(device, own.dtype)
-                context = decoder.context(ids.to(device), None)
+                context = decoder.calibration_context(ids.to(device))
                 batches.append(
                     CalibrationBatch(x, own if exact else None, context, masked.to(device), weight.to(device))
                 )

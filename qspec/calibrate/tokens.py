@@ -24,10 +24,10 @@ REPEATS = 4
 class CalibrationTokens:
     """Rows of text as the model sees them while it denoises, on the CPU.
 
-    ids: int64 [rows, length], the mask token where masked. masked: bool [rows, length]. weight: float32
-    [rows, length], how much a token counts in statistics and Hessians. ratio: float32 [rows], the share t that
-    each row's mask was drawn with. distinct, drawn: as `Windows` counts them. chat: whether prompts stand in the
-    tokenizer's chat template.
+    ids: int64 [rows, length], the mask token where masked; of a block-causal model [rows, 2 length], that and then the
+    text without masks, behind which its blocks are denoised. masked: bool, alike. weight: float32, alike, how much a
+    token counts in statistics and Hessians. ratio: float32 [rows], the share t that each row's mask was drawn with.
+    distinct, drawn: as `Windows` counts them. chat: whether prompts stand in the tokenizer's chat template.
     """
 
     ids: Tensor

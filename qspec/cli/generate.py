@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     "temperature", "seed", "cache", "cfg", "remasking", "threshold", "factor", "logits_eos_inf",
-    "confidence_eos_eot_inf", "alg", "alg_temp", "top_p", "top_k",
+    "confidence_eos_eot_inf", "alg", "alg_temp", "top_p", "top_k", "part",
 )  # fmt: skip
 
 
@@ -80,6 +80,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     dream.add_argument("--alg-temp", type=float, metavar="T", help="chance in that choice (default: 0, none)")
     dream.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens up to this share")
     dream.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    block = parser.add_argument_group("the sampler of block-causal models: also --threshold, --top-p and --top-k")
+    block.add_argument(
+        "--part", type=int, metavar="N", help="fill N tokens of a block before the next N (default: all)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,7 +135,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     _, shape, _ = read_config(checkpoint_folder(args.artifact))
     check_block(shape, args.length, args.block)
     options = {name: getattr(args, name) for name in OPTIONS}
-    if shape.sampler == "llada":
+    if shape.sampler != "dream":
         options["stop"] = True
     return settings_for(shape, args.length, args.steps, args.block, **options)
 

@@ -9,8 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qspec.models.decoder import AttentionContext, Decoder
 from qspec.models.family import DecoderShape
+from qspec.models.samplers.block import decoder_of
 from qspec.models.samplers.common import HEAD_VALUES, Denoiser, predicting, token_logits
+from qspec.models.shift import noised_predictors, predictors
 from qspec.models.tokens import Encodes
 
 BATCH_TOKENS = 8192  # tokens of one forward pass
@@ -79,8 +82,31 @@ def _padded(chosen: Sequence[int], rows: Sequence[MaskedRow], shape: DecoderShap
 
 
 def hidden_at_masks(model: Denoiser, batch: Batch) -> Tensor:
-    """Hidden states that predict the masked positions, [positions, d]."""
-    return predicting(model, batch.ids, batch.real)[batch.masked]
+    """Hidden states that predict the masked positions, [positions, d].
+
+    In a block-causal model each block is predicted behind clean ones, all in one pass. Monte Carlo estimates keep
+    their mean: a block's masks are then drawn as those of a text of its own would be.
+    """
+    if model.shape.block is None:
+        return predicting(model, batch.ids, batch.real)[batch.masked]
+    decoder = decoder_of(model)
+    return predictors_of(decoder, decoder.through(inputs(decoder, batch), context(decoder, batch)), batch)[batch.masked]
+
+
+def inputs(model: Decoder, batch: Batch) -> Tensor:
+    """What a decoder embeds: ids [b, t], or [b, 2 t], noised and clean, where it is block-causal."""
+    return batch.ids if model.shape.block is None else torch.cat((batch.ids, batch.targets), dim=1)
+
+
+def context(model: Decoder, batch: Batch) -> AttentionContext:
+    """Of `inputs`."""
+    return model.context(batch.ids, batch.real) if model.shape.block is None else model.noised_context(batch.real != 0)
+
+
+def predictors_of(model: Decoder, x: Tensor, batch: Batch) -> Tensor:
+    """Of x behind the last block for `inputs`, what predicts each token [b, t, d]."""
+    shape = model.shape
+    return predictors(x, shape, batch.real) if shape.block is None else noised_predictors(x, shape, batch.real)
 
 
 def log_probabilities(model: Denoiser, hidden: Tensor) -> Tensor:

@@ -46,12 +46,13 @@ def collect(decoder: Decoder, ids: Tensor, stage: Stage) -> dict[str, tuple[Site
         if entry.role.block is not None:
             linears.setdefault(entry.site, decoder.module(entry.role))
     with torch.no_grad(), watching(linears, observe):
-        decoder.hidden(ids.to(decoder.device))
+        ids = ids.to(decoder.device)
+        decoder.through(ids, decoder.calibration_context(ids))
     return outliers
 
 
 def compare(baseline: Decoder, quantized: Decoder, ids: Tensor) -> OutlierReport:
-    """Both tables for masked calibration tokens ids [b, t]; pictures of the largest outlier of each kind."""
+    """Both tables for calibration rows ids [b, t]; pictures of the largest outlier of each kind."""
     before, after = collect(baseline, ids, "before"), collect(quantized, ids, "after")
     pictures: list[Picture] = []
     for kind in ("normal", "massive"):

@@ -83,6 +83,9 @@ def inspect(
     folder = _located(checkpoint)
     try:
         model = open_model(folder, target)
+        if model.decoder.shape.block is not None:
+            what = f"this model is block-causal, in blocks of {model.decoder.shape.block}; inspect shows full attention"
+            raise InputError(what, where=str(folder), hint="`qspec compile` reports the outliers of such a model")
         tokenizer = load_tokenizer(folder)
         content = _text(folder, wanted.text)
         masks = nested_masks(content, tokenizer, model.decoder, wanted)

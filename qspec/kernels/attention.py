@@ -31,6 +31,7 @@ def install(decoder: Decoder) -> Decoder:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`qspec.models.decoder.attention`, by the kernel that suits the number of queries."""
     few = q.shape[2] <= FEW and q.shape[3] in HEAD_WIDTHS and q.dtype in DTYPES
+    few = few and (mask is None or mask.shape[2] == 1)  # one row of keys for all queries
     return few_queries(q, k, v, mask) if few and q.is_cuda else TORCH.attention(q, k, v, mask)
 
 

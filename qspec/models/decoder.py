@@ -7,7 +7,9 @@ x [b, t, d]:
     x <- x + softmax(rope(q) rope(k)^T / sqrt(head width)) v Wo^T
     h = RMSNorm(x)    x <- x + (silu(h Wg^T) * (h Wu^T)) Wd^T
 
-There is no causal mask: every token sees every real token (LLaDA, arXiv 2502.09992). Norms and rotary
+Every token sees every real token (LLaDA, arXiv 2502.09992), or, where attention is block-causal, those of its own block
+of `shape.block` tokens and of all blocks before it (SDAR, arXiv 2510.06303; Fast-dLLM v2, arXiv 2509.26328). Some
+families norm each head's queries and keys before they are rotated. Norms and rotary
 positions (arXiv 2104.09864, first half of a head paired with its second) are computed in float32, or in
 float64 where the model is float64.
 
@@ -61,9 +63,9 @@ class Window:
 class AttentionContext:
     """What the blocks of one forward pass are told.
 
-    cos, sin: float32 [1 or b, 1, n, head width], of the n tokens that the pass computes. mask: bool [b, 1, 1, t],
-    True where a key is real; None when all are. tokens: which of the t these n are, a slice or int64 [n]. kept: what
-    this block keeps of all t; None where the pass computes all and keeps nothing.
+    cos, sin: float32 [1 or b, 1, n, head width], of the n tokens that the pass computes. mask: bool
+    [1 or b, 1, 1 or n, t], True where a query sees a key; None when each sees all. tokens: which of the t these n are,
+    a slice or int64 [n]. kept: what this block keeps of all t; None where the pass computes all and keeps nothing.
     """
 
     cos: Tensor
@@ -112,6 +114,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.paths = dict(family.parts)
         self.heads, self.kv_heads, self.head_width = shape.heads, shape.kv_heads, shape.head_width
+        self.qk_norm = shape.qk_norm
         self.operations = TORCH  # whoever runs the model may have faster ones
 
     def part(self, name: str) -> nn.Module:
@@ -143,8 +146,10 @@ class DecoderBlock(nn.Module):
         """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
         linear, own = linears or self.part, self.operations
         q, k, v = project([linear(f"attention.{name}") for name in "qkv"], h, own.value_of)
-        q = own.rotate(self._heads(q, self.heads), context)
-        k = own.rotate(self._heads(k, self.kv_heads), context)
+        q, k = self._heads(q, self.heads), self._heads(k, self.kv_heads)
+        if self.qk_norm:
+            q, k = self.part("attention.q_norm")(q), self.part("attention.k_norm")(k)
+        q, k = own.rotate(q, context), own.rotate(k, context)
         k, v = context.attended(k, self._heads(v, self.kv_heads))
         mixed = own.attention(q, k, v, context.mask)
         mixed = mixed.transpose(1, 2).flatten(2)  # [b, t, heads * head width]
@@ -193,7 +198,7 @@ class Decoder(nn.Module):
                 module = nn.Linear(columns, rows, bias=entry.bias, device=device, dtype=dtype)
             _attach(self, entry.module, module)
         for role in family.norms(shape):
-            _attach(self, family.module(role), RMSNorm(shape.width, shape.norm_eps, device, dtype))
+            _attach(self, family.module(role), RMSNorm(family.norm_width(role, shape), shape.norm_eps, device, dtype))
 
     @property
     def blocks(self) -> list[DecoderBlock]:
@@ -243,7 +248,7 @@ class Decoder(nn.Module):
         tokens: slice = ALL,
         positions: Tensor | None = None,
     ) -> AttentionContext:
-        """Rotary tables and padding mask for ids [b, t], or for a shape (b, t) on the model's device.
+        """Rotary tables and mask for ids [b, t], or for a shape (b, t) on the model's device.
 
         attention_mask: [b, t], nonzero = real. positions [1 or b, t]: of the tokens; None counts real tokens only, so
         that a padded row computes what the row alone would, wherever its padding stands. tokens: those that the pass
@@ -260,8 +265,51 @@ class Decoder(nn.Module):
             if real.is_meta or not bool(real.all()):
                 counted = (real.cumsum(-1) - 1).clamp(min=0)
                 mask = real[:, None, None, :]
+        if self.shape.block is not None:
+            block = counted // self.shape.block
+            seen = _before(block, block, own=True)[:, :, tokens]
+            mask = seen if mask is None else seen & mask
         places = counted if positions is None else positions.to(device)
         return AttentionContext(*self._rotary(places[:, tokens]), mask, tokens)
+
+    def blocks_context(self, real: Tensor, tokens: slice) -> AttentionContext:
+        """Of a block-causal canvas, real [b, t], with padding in front by whole blocks: a pass over whole blocks, from
+        tokens.start to tokens.stop, whose keys are those up to there. Padding, which nothing reads, sees all of them.
+        """
+        assert self.shape.block is not None
+        counted = (real.cumsum(-1) - 1).clamp(min=0)
+        block = counted // self.shape.block
+        seen: Tensor | None = real[:, None, None, : tokens.stop]
+        if tokens.stop - tokens.start > self.shape.block:
+            query = real[:, None, tokens, None]
+            seen = (
+                real[:, None, None, : tokens.stop] & _before(block[:, tokens], block[:, : tokens.stop], own=True)
+            ) | ~query
+        elif bool(real.all()):
+            seen = None
+        return AttentionContext(*self._rotary(counted[:, tokens]), seen, tokens)
+
+    def calibration_context(self, ids: Tensor) -> AttentionContext:
+        """Of rows [b, t] without padding that the model denoises; a block-causal model's hold a text twice, noised and
+        clean."""
+        if self.shape.block is None:
+            return self.context(ids)
+        return self.noised_context(torch.ones_like(ids.chunk(2, dim=1)[0], dtype=torch.bool))
+
+    def noised_context(self, real: Tensor) -> AttentionContext:
+        """Of a block-causal model and a text, real [b, t], twice in a row, ids [b, 2 t]: noised, then clean.
+
+        What the model is trained on, and what it computes while it generates: a block with masks sees itself and the
+        clean blocks before it, a clean block itself and those before (arXiv 2503.09573, section B.6; no noised block
+        is seen by another). Positions, and padding that is not real, are alike in both halves.
+        """
+        assert self.shape.block is not None
+        counted = (real.cumsum(-1) - 1).clamp(min=0)
+        block = counted // self.shape.block
+        same, before = block[:, None, :, None] == block[:, None, None, :], _before(block, block, own=False)
+        seen = torch.cat((torch.cat((same, before), -1), torch.cat((torch.zeros_like(same), same | before), -1)), -2)
+        mask = seen & torch.cat((real, real), 1)[:, None, None, :]
+        return AttentionContext(*self._rotary(torch.cat((counted, counted), 1)), mask, ALL)
 
     def window(self, batch: int, length: int) -> Window:
         """All tokens of a canvas [b, t], with room to keep their keys and values."""
@@ -402,6 +450,12 @@ def _padding(attention_mask: Tensor, batch: int, length: int) -> Tensor:
     if not real.is_meta and not bool(real.any(-1).all()):
         raise InputError("attention_mask marks every token of a row as padding", hint="drop the empty row")
     return real
+
+
+def _before(query: Tensor, key: Tensor, own: bool) -> Tensor:
+    """bool [b, 1, n, t]: whether a key's block [b, t] comes before a query's [b, n], or is its own."""
+    query, key = query[:, None, :, None], key[:, None, None, :]
+    return key <= query if own else key < query
 
 
 def _embedding(rows: int, columns: int, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Embedding:

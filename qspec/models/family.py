@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 Path = tuple[tuple[str, int | None], ...]  # (("blocks", 3), ("mlp", None), ("down", None))
-SamplerKind = Literal["llada", "dream"]  # which family's way of denoising; see qspec/models/samplers
+SamplerKind = Literal["llada", "dream", "block"]  # which family's way of denoising; see qspec/models/samplers
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class DecoderShape:
     width d, heads, kv_heads, head_width; ffn width; vocab: rows of the embedding (LLaDA's embedding_size can
     exceed its vocab_size). shift: logits at position i predict token i + 1 (Dream).
     sampler: what the family's authors denoise with. other_ends: tokens that end a text as eos_token does.
+    block: tokens of a block where attention is block-causal: a token sees its own block and those before; None, every
+    token sees every other. qk_norm: queries and keys of a head are normed before their rotary positions.
     """
 
     layers: int
@@ -65,6 +67,13 @@ class DecoderShape:
     eos_token: int
     pad_token: int
     other_ends: tuple[int, ...] = ()
+    block: int | None = None
+    qk_norm: bool = False
+
+    @property
+    def norm_gains(self) -> int:
+        """Weights of all norms."""
+        return (2 * self.layers + 1) * self.width + 2 * self.layers * self.head_width * self.qk_norm
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -129,10 +138,14 @@ class Family:
         return f"{self.blocks}.{role.block}.{self.parts[role.part]}"
 
     def norms(self, shape: DecoderShape) -> tuple[Role, ...]:
-        """Every normalisation, each a vector of `width` weights, in forward order."""
-        parts = [part for part in self.parts if part.endswith(".norm")]
+        """Every normalisation, each a vector of `norm_width` weights, in forward order."""
+        parts = [part for part in self.parts if part.endswith("norm")]
         in_blocks = [Role(part, block) for block in range(shape.layers) for part in parts]
         return (*in_blocks, Role("final_norm"))
+
+    def norm_width(self, role: Role, shape: DecoderShape) -> int:
+        """Channels of a norm: of the residual stream, or (`q_norm`, `k_norm`) of a head."""
+        return shape.head_width if role.part.endswith("_norm") and role.block is not None else shape.width
 
     def tensors(self, shape: DecoderShape) -> dict[str, tuple[int, ...]]:
         """The whole checkpoint: tensor name -> shape."""
@@ -142,7 +155,7 @@ class Family:
             if entry.bias:
                 table[f"{entry.module}.bias"] = (entry.out_features,)
         for role in self.norms(shape):
-            table[f"{self.module(role)}.weight"] = (shape.width,)
+            table[f"{self.module(role)}.weight"] = (self.norm_width(role, shape),)
         return table
 
     def modules(self, shape: DecoderShape) -> tuple[ModuleEntry, ...]:

@@ -27,7 +27,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import ModelOutput
 
 from qspec.errors import InputError
-from qspec.models import dream, llada
+from qspec.models import llada, qwen
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
 from qspec.models.fields import spelled
@@ -99,11 +99,25 @@ class DreamConfig(DecoderConfig):
     """Dream's keys are those that transformers itself uses."""
 
     model_type = "Dream"
-    spellings = dream.SPELLINGS
+    spellings = qwen.SPELLINGS
+
+
+class SDARConfig(DecoderConfig):
+    """SDAR's keys are those that transformers itself uses."""
+
+    model_type = "sdar"
+    spellings = qwen.SPELLINGS
+
+
+class FastDLLMConfig(DecoderConfig):
+    """Fast-dLLM v2's keys are those that transformers itself uses."""
+
+    model_type = "Fast_dLLM_Qwen"
+    spellings = qwen.SPELLINGS
 
 
 class DecoderModel(PreTrainedModel):  # type: ignore[misc]
-    """`Decoder` as a transformers model: logits [b, t, vocab] of ids [b, t], bidirectional, as published."""
+    """`Decoder` as a transformers model: logits [b, t, vocab] of ids [b, t], its attention as published."""
 
     base_model_prefix = ""
     main_input_name = "input_ids"
@@ -328,9 +342,21 @@ class DreamModel(DecoderModel):
     config_class = DreamConfig
 
 
+class SDARForCausalLM(DecoderModel):
+    """SDAR under its published class name: block-causal, as there."""
+
+    config_class = SDARConfig
+
+
+class Fast_dLLM_QwenForCausalLM(DecoderModel):  # noqa: N801 (the published name)
+    """Fast-dLLM v2 under its published class name: block-causal, and logits at position i predict token i + 1."""
+
+    config_class = FastDLLMConfig
+
+
 def register() -> None:
     """Makes transformers' Auto classes know the families; runs on import, and again without effect."""
-    for model in (LLaDAModelLM, DreamModel):
+    for model in (LLaDAModelLM, DreamModel, SDARForCausalLM, Fast_dLLM_QwenForCausalLM):
         config = model.config_class
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)

@@ -9,9 +9,11 @@ from typing import Any
 from qspec.errors import InputError
 from qspec.models.dream import DREAM
 from qspec.models.family import Family
+from qspec.models.fast_dllm import FAST_DLLM
 from qspec.models.llada import LLADA
+from qspec.models.sdar import SDAR
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (LLADA, DREAM)})
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (LLADA, DREAM, SDAR, FAST_DLLM)})
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

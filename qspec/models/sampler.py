@@ -17,7 +17,9 @@ from qspec.errors import InputError, UsageError
 from qspec.models.decoder import Decoder
 from qspec.models.engine import engine
 from qspec.models.family import DecoderShape, SamplerKind
+from qspec.models.samplers import block as block_causal
 from qspec.models.samplers import dream, llada
+from qspec.models.samplers.block import BlockSettings
 from qspec.models.samplers.cached import Cache
 from qspec.models.samplers.common import Canvas, Denoiser, SampleStep
 from qspec.models.samplers.dream import Alg, DreamSettings
@@ -25,6 +27,7 @@ from qspec.models.samplers.llada import Remasking, SamplerSettings
 from qspec.models.tokens import Encodes, Lists, encode, know_tokens
 
 __all__ = [
+    "BlockSettings",
     "Cache",
     "Denoiser",
     "DreamSettings",
@@ -38,9 +41,13 @@ __all__ = [
     "until",
 ]
 
-Settings = SamplerSettings | DreamSettings
+Settings = SamplerSettings | DreamSettings | BlockSettings
 Prompt = TypeVar("Prompt", str, list[str])
-KINDS: Mapping[SamplerKind, type[Settings]] = {"llada": SamplerSettings, "dream": DreamSettings}
+KINDS: Mapping[SamplerKind, type[Settings]] = {
+    "llada": SamplerSettings,
+    "dream": DreamSettings,
+    "block": BlockSettings,
+}
 
 
 class Tokenizer(Encodes, Lists, Protocol):
@@ -61,7 +68,8 @@ class Sampling(TypedDict, total=False):
     """Settings by name; None and what is left out are the sampler's own.
 
     cfg, remasking, threshold, factor, logits_eos_inf, confidence_eos_eot_inf and stop are of LLaDA's sampler
-    (`samplers.llada`); alg, alg_temp, top_p and top_k of Dream's. cache: what a block's steps do not compute again
+    (`samplers.llada`); alg, alg_temp, top_p and top_k of Dream's; top_p, top_k, threshold, part and stop of that of
+    block-causal models (`samplers.block`). cache: what a block's steps do not compute again
     (`samplers.cached`), which changes the text; None, everything is computed.
     """
 
@@ -79,6 +87,7 @@ class Sampling(TypedDict, total=False):
     alg_temp: float | None
     top_p: float | None
     top_k: int | None
+    part: int | None
 
 
 def settings_for(
@@ -86,7 +95,8 @@ def settings_for(
 ) -> Settings:
     """The settings of the sampler that a model was published with. None: steps one a token, others the sampler's own.
 
-    Dream's sampler has no blocks and fills the whole length at once, so a recipe's `block` says nothing there.
+    Dream's sampler has no blocks and fills the whole length at once, and a block-causal model has blocks of its own: a
+    recipe's `block` says nothing there.
     Errors: UsageError for an option that the sampler does not have, and for values that do not fit.
     """
     kind = KINDS[shape.sampler]
@@ -97,8 +107,8 @@ def settings_for(
             own = ", ".join(one for one in names if one not in ("length", "steps"))
             raise UsageError(f"{name} is not a setting of the {shape.sampler} sampler", hint=f"it has {own}")
     steps = length if steps is None else steps
-    if kind is DreamSettings:
-        return DreamSettings(length, steps, **given)
+    if kind is not SamplerSettings:
+        return kind(length, steps, **given)
     return SamplerSettings(length, steps, length if block is None else block, **given)
 
 
@@ -120,6 +130,11 @@ def sample(
     NumericsError where its logits are not finite.
     """
     _check_prompt(model.shape, prompt_ids, settings)
+    if isinstance(settings, BlockSettings):
+        prompt_ids = prompt_ids.to(model.device, torch.int64)
+        real = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask.to(model.device)
+        prompts = [ids[kept != 0] for ids, kept in zip(prompt_ids, real, strict=True)]
+        return torch.cat((prompt_ids, block_causal.fill(model, prompts, settings, on_step)), dim=1)
     tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=model.device)
     ids = torch.cat((prompt_ids.to(model.device, torch.int64), tail), dim=1)
     if attention_mask is not None:
@@ -149,13 +164,13 @@ def generate(
 
     model, tokenizer: of `qspec.load`, or both loaded by transformers after `import qspec.hf`, with the same text.
     steps None: one token a step. block: tokens that LLaDA's sampler denoises together; None, all of `length`, which is
-    what Dream's does. sampling: settings of the model's own sampler; LLaDA's stops at the end of the text unless `stop`
-    is False, which gives the same text. Errors: UsageError for one of another sampler and
-    for settings that do not divide, InputError for a prompt that is no text or does not fit the model.
+    what Dream's does. sampling: settings of the model's own sampler; all but Dream's stop at the end of the text unless
+    `stop` is False, which gives the same text. Errors: UsageError for one of another sampler and for settings that do
+    not divide, InputError for a prompt that is no text or does not fit the model.
     """
     model = _unwrapped(model, tokenizer)
     check_block(model.shape, length, block)
-    if model.shape.sampler == "llada":
+    if model.shape.sampler != "dream":
         sampling.setdefault("stop", True)
     settings = settings_for(model.shape, length, steps, block, **sampling)
     return continue_text(model, tokenizer, prompt, settings, on_step)
@@ -169,7 +184,9 @@ def _unwrapped(model: Denoiser | Wrapped, tokenizer: Tokenizer) -> Denoiser:
 
 
 def check_block(shape: DecoderShape, length: int, block: int | None) -> None:
-    """Errors: UsageError for a block, asked for by name, in a sampler without blocks."""
+    """Errors: UsageError for a block, asked for by name, in a sampler without blocks or of blocks of another length."""
+    if shape.block is not None and block not in (None, shape.block):
+        raise UsageError(f"the model's blocks have {shape.block} tokens", hint="leave block out")
     if shape.sampler == "dream" and block not in (None, length):
         raise UsageError("the dream sampler has no blocks", hint="leave block out: the whole length is filled at once")
 

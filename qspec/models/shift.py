@@ -32,3 +32,18 @@ def predictors(
     before[:, 1:] = real.cummax(-1).values[:, :-1]  # the last real place before each
     source = torch.where(before < 0, positions, before)[:, start:stop]
     return hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
+
+
+def noised_predictors(hidden: Tensor, shape: DecoderShape, real: Tensor) -> Tensor:
+    """Of a block-causal model, x [b, 2 t, d] of a noised and a clean text -> [b, t, d] that predict the noised one.
+
+    Where a shifted model predicts the first token of a block from the last one before it, that is a clean one, as while
+    it generates; the first token of a text is predicted from itself. real [b, t]: nonzero = real.
+    """
+    assert shape.block is not None
+    noised, clean = hidden.chunk(2, dim=1)
+    if not shape.shift:
+        return noised
+    place = (real != 0).cumsum(-1) - 1
+    first = ((place % shape.block == 0) & (place > 0)).to(hidden.device).unsqueeze(-1)
+    return torch.where(first, predictors(clean, shape, real), predictors(noised, shape, real))

@@ -118,7 +118,7 @@ class Plan:
     def bytes_before(self) -> int:
         """The whole model in 16 bits."""
         weights = sum(m.entry.weights + bias_of(m) for m in self.modules)
-        return (weights + self._norm_gains()) * FLOAT_BITS // 8
+        return (weights + self.shape.norm_gains) * FLOAT_BITS // 8
 
     @property
     def bytes_after(self) -> int:
@@ -127,18 +127,15 @@ class Plan:
 
     @property
     def bits_after(self) -> int:
-        return tensor_bits(self.modules) + self._norm_gains() * NORM_BITS
+        return tensor_bits(self.modules) + self.shape.norm_gains * NORM_BITS
 
     @property
     def calibration_tokens(self) -> int:
-        return self.calibrate.rows * self.calibrate.length
+        return self.calibrate.rows * self.calibrate.length * (1 if self.shape.block is None else 2)
 
     def linears(self) -> Iterable[ModulePlan]:
         """Those of the blocks, kept ones too."""
         return (m for m in self.modules if m.entry.role.block is not None)
-
-    def _norm_gains(self) -> int:
-        return (2 * self.shape.layers + 1) * self.shape.width
 
 
 def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool = False) -> Plan:

@@ -90,7 +90,8 @@ def _calibration(plan: Plan) -> str:
     """Rows, tokens and masks; weights where they are not all the same."""
     wanted = plan.calibrate
     draws = f" ({wanted.samples} samples, {wanted.draws} draws each)" if wanted.draws > 1 else ""
-    rows = f"{wanted.rows} rows of {wanted.length} tokens{draws}, {plan.calibration_tokens:,} in all"
+    halves = "" if plan.shape.block is None else ", noised and clean"
+    rows = f"{wanted.rows} rows of {wanted.length} tokens{draws}{halves}, {plan.calibration_tokens:,} in all"
     masks = str(wanted.text) if wanted.mask is None else f"mask {wanted.mask}"
     weigh = f", weigh {wanted.weigh}" if wanted.weigh != Weighting() else ""
     return f"{rows}; {masks}{weigh}"

@@ -19,9 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qspec.evaluate.forward import Batch, MaskedRow, batches, log_probabilities, slices
+from qspec.evaluate.forward import Batch, MaskedRow, batches, inputs, log_probabilities, predictors_of, slices
+from qspec.evaluate.forward import context as context_of
 from qspec.models.decoder import AttentionContext, Decoder, DecoderBlock
-from qspec.models.shift import predictors
 from qspec.precision import fast_products
 
 BUCKETS = 5
@@ -59,8 +59,8 @@ class LossRows:
         self.references: list[Reference] = []
         with torch.no_grad():
             for batch in batches(rows, model.shape, model.device, tokens):
-                context = model.context(batch.ids, batch.real)
-                x = model.embed(batch.ids)
+                context = context_of(model, batch)
+                x = model.embed(inputs(model, batch))
                 for block in model.blocks[:-1]:
                     x = block(x, context)
                 self.references.append(Reference(batch, context, self.hidden(model.blocks[-1], x, batch, context)))
@@ -74,11 +74,11 @@ class LossRows:
 
     def at_masks(self, x: Tensor, batch: Batch) -> Tensor:
         """Of x [b, t, d], the tokens that predict the masked positions, [positions, d]."""
-        return predictors(x, self.model.shape, batch.real)[batch.masked]
+        return predictors_of(self.model, x, batch)[batch.masked]
 
     def embedded(self) -> list[Tensor]:
         """Every batch at the first block's input."""
-        return [self.model.embed(reference.batch.ids) for reference in self.references]
+        return [self.model.embed(inputs(self.model, reference.batch)) for reference in self.references]
 
     def loss(self, last: DecoderBlock, states: Sequence[Tensor]) -> Loss:
         """Of the layout with this last block, at whose input are these states [b, t, d], one for each batch."""

@@ -142,7 +142,7 @@ def _predict(
         part = places[:, start : start + size]
         x = hidden.gather(1, part.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
         p = probabilities(token_logits(model, x, finite), settings.temperature, settings.top_p, settings.top_k)
-        chosen = p.argmax(-1) if draws is None else _drawn(p, draws.gather(1, part))
+        chosen = p.argmax(-1) if draws is None else drawn(p, draws.gather(1, part))
         tokens.scatter_(1, part, chosen)
         confidence.scatter_(1, part, _confidence(p, chosen, settings.alg))
     return torch.where(masked, tokens, text), confidence.masked_fill(~masked, -torch.inf)
@@ -166,7 +166,7 @@ def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int |
     return logits.softmax(-1)
 
 
-def _drawn(p: Tensor, u: Tensor) -> Tensor:
+def drawn(p: Tensor, u: Tensor) -> Tensor:
     """A token for each row of p [..., vocab], by its running sum in float64; u ~ U(0, 1) [...]."""
     running = p.double().cumsum(-1)
     token = torch.searchsorted(running, (u * running[..., -1]).unsqueeze(-1), right=True).squeeze(-1)

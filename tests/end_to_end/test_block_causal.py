@@ -1,0 +1,175 @@
+"""Block-causal models through the commands: calibrated and measured on noised blocks behind clean ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import qspec
+from qspec import cli
+from qspec.compiler import find_inputs, read_recipe
+from qspec.errors import InputError
+from qspec.evaluate.forward import MaskedRow, batches, hidden_at_masks, log_probabilities
+from qspec.inspect.measure import inspect
+from qspec.models.decoder import Decoder
+from qspec.models.registry import FAMILIES
+from qspec.models.shards import SINGLE
+from tests.end_to_end.conftest import Mini
+from tests.models.block_layout import TINY_FAST, TINY_SDAR, block_size, forward
+from tests.models.hub import hub_folder
+from tests.models.test_block_causal import tiny
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 1024}
+CONFIGS = {"sdar": TINY_SDAR | {"head_dim": 32}, "fast_dllm": TINY_FAST | {"bd_size": 8}}
+RECIPE = """\
+qspec 1
+
+recipe blocks {{
+  family {family}
+  model  "{model}"
+}}
+
+calibrate {{
+  text    file("{text}")
+  samples 6
+  length  30
+}}
+
+scheme quantized {{
+  {scheme}
+}}
+
+layers blocks[*].* use quantized
+
+apply {passes}
+
+evaluate {{
+  nelbo on file("{text}") samples 4
+}}
+"""
+W4A16 = "weights int4 per group 32"
+W8A8 = "weights int8 per channel\n  activations int8 per token"
+W4A4 = "weights int4 per channel\n  activations int4 per token"
+SMOOTH = "smooth(alpha = 0.6) on blocks[*].*\napply rotate_duquant(block = 32, steps = 8) on blocks[*].*"
+
+
+def checkpoint(name: str, folder: Path) -> Path:
+    """A random one as the hub has them: vocab.json, merges.txt, a chat template; no tokenizer.json."""
+    folder = hub_folder(folder / "model")
+    config = CONFIGS[name] | SIZES
+    config |= {"mask_token_id": 2, "eos_token_id": 0, "pad_token_id": 1, "bos_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text("Question: {{ messages[-1].content }} Answer:")
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    save_file(Decoder(family, family.shape(config), dtype=torch.bfloat16).state_dict(), folder / SINGLE)
+    return folder
+
+
+def recipe(mini: Mini, model: Path, scheme: str, passes: str) -> Path:
+    path = model.with_name("blocks.qs")
+    text, family = mini.recipe.with_name("text.txt"), "sdar, fast_dllm"
+    path.write_text(RECIPE.format(family=family, model=model, text=text, scheme=scheme, passes=passes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("family", "scheme", "passes"),
+    [
+        ("sdar", W4A4, f"{SMOOTH}\napply gptq() on blocks[*].*"),
+        ("fast_dllm", W4A16, "gptq() on blocks[*].*"),
+        pytest.param("sdar", W8A8, "rtn() on blocks[*].*", marks=pytest.mark.slow),
+        pytest.param("fast_dllm", W4A4, f"{SMOOTH}\napply gptq() on blocks[*].*", marks=pytest.mark.slow),
+    ],
+    ids=["sdar-w4a4", "fast_dllm-w4a16", "sdar-w8a8", "fast_dllm-w4a4"],
+)
+def test_a_folder_of_the_hub_goes_through_the_commands(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, scheme: str, passes: str
+) -> None:
+    model = checkpoint(family, tmp_path)
+    path, out = recipe(mini, model, scheme, passes), model.with_name("out")
+
+    def run(*arguments: object) -> str:
+        code = cli.main([*map(str, arguments), "--device", "cpu"])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    run("compile", path, "--out", out)
+    manifest = json.loads((out / "qspec.json").read_text())
+    assert manifest["calibration"]["length"] == 30
+    assert len(manifest["modules"]) == 2 * 7 + 2
+    assert all(module["gemm"] for module in manifest["modules"] if module["role"].startswith("blocks"))
+    (nelbo,) = json.loads((out / "report" / "report.json").read_text())["metrics"]
+    assert 0 < nelbo["baseline"] < 12
+    assert abs(nelbo["quantized"] - nelbo["baseline"]) < 0.5
+    assert "rows of 30 tokens, noised and clean, 360 in all" in cli_plan(path, capsys)
+    ids = torch.arange(40, 60)[None]
+    found, wanted = (qspec.load(folder, device="cpu")[0](ids).logits for folder in (out, model))
+    assert float((found - wanted).norm() / wanted.norm()) < {W4A16: 0.3, W8A8: 0.05, W4A4: 1.0}[scheme]
+    for folder in (model, out):
+        assert run("generate", folder, "--prompt", "Tom has 3", "--length", 8, "--threshold", 0.5)
+    assert {"tokenizer.json", "chat_template.jinja"} < manifest["files"].keys()
+
+
+def cli_plan(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(["plan", str(path)]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_calibration_rows_are_a_noised_and_a_clean_text(mini: Mini, tmp_path: Path, family: str) -> None:
+    model = checkpoint(family, tmp_path)
+    inputs = find_inputs(read_recipe(recipe(mini, model, W8A8, "rtn() on blocks[*].*")), device="cpu")
+    ids, masked = inputs.tokens.ids, inputs.tokens.masked
+    assert ids.shape == masked.shape == inputs.tokens.weight.shape == (6, 60)
+    noised, clean = ids.chunk(2, dim=1)
+    assert torch.equal(noised, clean.masked_fill(masked[:, :30], 2))
+    assert not masked[:, 30:].any()
+    assert 0.2 < float(masked[:, :30].float().mean()) < 0.8
+
+
+def test_what_is_of_full_attention_alone_says_so(mini: Mini, tmp_path: Path) -> None:
+    model = checkpoint("sdar", tmp_path)
+    path = recipe(mini, model, W8A8, "rtn() on blocks[*].*")
+    text = mini.recipe.with_name("text.txt")
+    rollouts = f'text rollouts(prompts = file("{text}"), prompt = 8, steps = 4, buckets = 2)'
+    path.write_text(path.read_text().replace(f'text    file("{text}")', rollouts, 1))
+    with pytest.raises(InputError, match="rollouts calibrate models of full attention"):
+        find_inputs(read_recipe(path), device="cpu")
+    with pytest.raises(InputError, match="inspect shows full attention"):
+        inspect(str(model), device="cpu")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", ["sdar", "fast_dllm"])
+def test_masked_tokens_are_rated_behind_clean_blocks(kind: str) -> None:
+    """Each masked token by itself: its block noised, all before it clean; shifted, by the state of the token before."""
+    config, weights, decoder = tiny(kind, 4)
+    rng = np.random.default_rng(7)
+    rows = []
+    for length in (11, 7):
+        tokens, masked = torch.from_numpy(rng.integers(2, 46, length)), torch.from_numpy(rng.random(length) < 0.6)
+        rows.append(MaskedRow(tokens, masked))
+    (batch,) = batches(rows, decoder.shape, decoder.device)
+    found = log_probabilities(decoder, hidden_at_masks(decoder, batch)).numpy()
+    expected, size = [], block_size(config)
+    for row in (rows[index] for index in batch.rows):
+        clean = row.tokens.numpy()
+        noised = np.where(row.masked.numpy(), 47, clean)
+        for place in np.flatnonzero(row.masked.numpy()):
+            start = place // size * size
+            mixed = np.concatenate((clean[:start], noised[start : start + size]))
+            source = max(place - 1, 0) if decoder.shape.shift else place
+            behind = mixed if source >= start else mixed[:start]  # a finished block has no later one beside it
+            expected.append(np.log(softmax(forward(config, weights, behind)[source])))
+    assert np.abs(found - np.stack(expected)).max() < 1e-4

@@ -1,0 +1,184 @@
+"""The sampler of block-causal models against slow transcriptions of the published ones, without any cache.
+
+`sdar` follows block_diffusion_generate of SDAR's generate.py (low_confidence_static and _dynamic), `fast_dllm` the
+generate of Fast-dLLM v2's modeling.py; in both the mask token is never chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qspec.errors import UsageError
+from qspec.models.sampler import BlockSettings, SampleStep, left_padded, sample, settings_for
+from qspec.models.samplers.block import Rows
+from tests.models.block_layout import forward
+from tests.models.layout import Array
+from tests.models.test_block_causal import tiny
+
+MASK = 47
+
+
+def softmax(logits: Array) -> Array:
+    logits = logits.astype(np.float32).astype(np.float64)
+    logits[..., MASK] = -np.inf
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(p / p.sum(-1, keepdims=True))
+
+
+def sdar(config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s: BlockSettings) -> list[int]:
+    size, share = config["block_size"], s.length // s.steps
+    blocks = -(-(len(prompt) + s.length) // size)
+    x = np.array(prompt + [MASK] * (blocks * size - len(prompt)))
+    for block in range(len(prompt) // size, blocks):
+        places = range(block * size, (block + 1) * size)
+        while any(x[i] == MASK for i in places):
+            p = softmax(forward(config, weights, x[: places.stop])[places.start :])
+            masks = [i for i in places if x[i] == MASK]
+            sure = {i: p[i - places.start].max() for i in masks}
+            best = sorted(masks, key=lambda i: -sure[i])[:share]
+            high = [i for i in masks if s.threshold is not None and sure[i] > s.threshold]
+            for i in high if len(high) >= share else best:
+                x[i] = p[i - places.start].argmax()
+    return [int(token) for token in x[len(prompt) : len(prompt) + s.length]]
+
+
+def fast_dllm(config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s: BlockSettings) -> list[int]:
+    size, part = config["bd_size"], s.part or config["bd_size"]
+    x = list(prompt)
+    if x and len(x) % size == 0:
+        x.append(int(softmax(forward(config, weights, np.array(x)))[-1].argmax()))
+    while len(x) < len(prompt) + s.length:
+        x += [MASK] * (size - len(x) % size)
+        first = len(x) - size
+        for begin in range(first, len(x), part):
+            places = range(begin, min(begin + part, len(x)))
+            while any(x[i] == MASK for i in places):
+                p = softmax(forward(config, weights, np.array(x)))
+                masks = [i for i in places if x[i] == MASK]
+                moved = {i: p[max(i - 1, 0)] for i in masks}  # the token before predicts
+                best = max(masks, key=lambda i: moved[i].max())
+                for i in masks:
+                    if i == best or (s.threshold is not None and moved[i].max() > s.threshold):
+                        x[i] = int(moved[i].argmax())
+        x.append(int(softmax(forward(config, weights, np.array(x)))[-1].argmax()))
+    return x[len(prompt) : len(prompt) + s.length]
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(2, 46, length)]
+
+
+@pytest.mark.parametrize("prompt", [0, 4, 9])
+@pytest.mark.parametrize(
+    "settings",
+    [BlockSettings(8, 8), BlockSettings(8, 4), BlockSettings(6, 2), BlockSettings(9, 9, threshold=0.3)],
+    ids=["one a step", "two a step", "three a step", "threshold"],
+)
+def test_blocks_of_four_are_those_of_sdars_own_sampler(prompt: int, settings: BlockSettings) -> None:
+    config, weights, decoder = tiny("sdar", 4)
+    ids = prompt_of(prompt)
+    found = sample(decoder, torch.tensor([ids], dtype=torch.int64), None, settings)
+    assert found[0, :prompt].tolist() == ids
+    assert found[0, prompt:].tolist() == sdar(config, weights, ids, settings)
+
+
+@pytest.mark.parametrize("prompt", [32, 40])
+@pytest.mark.parametrize(
+    "settings",
+    [BlockSettings(33, 33), BlockSettings(40, 40, part=8, threshold=0.3)],
+    ids=["whole blocks", "parts and threshold"],
+)
+def test_blocks_of_32_are_those_of_fast_dllms_own_sampler(prompt: int, settings: BlockSettings) -> None:
+    config, weights, decoder = tiny("fast_dllm", 32)
+    ids = prompt_of(prompt)
+    found = sample(decoder, torch.tensor([ids]), None, settings)[0, prompt:].tolist()
+    assert found == fast_dllm(config, weights, ids, settings)
+
+
+@pytest.mark.parametrize(("kind", "block"), [("sdar", 4), ("fast_dllm", 4), ("sdar", 32)])
+def test_a_batch_gives_each_row_what_it_gets_alone(kind: str, block: int) -> None:
+    _, _, decoder = tiny(kind, block)
+    prompts = [prompt_of(length, seed=length) for length in (1, 4, 7, 13)]
+    settings = BlockSettings(10, 5, threshold=0.4)
+    ids, mask = left_padded(prompts, 0)
+    together = sample(decoder, ids, mask, settings)[:, ids.shape[1] :]
+    for row, prompt in zip(together, prompts, strict=True):
+        assert row.tolist() == sample(decoder, torch.tensor([prompt]), None, settings)[0, len(prompt) :].tolist()
+
+
+def test_rows_lie_so_that_their_prompts_end_in_one_block() -> None:
+    """Blocks of 4, prompts of 2 and 9 tokens: the latter ends in block 2, to which the former is moved; 3 to write."""
+    rows = Rows([torch.tensor([1, 2]), torch.arange(1, 10)], 3, 4, MASK)
+    assert (rows.first, rows.ids.shape) == (8, (2, 16))
+    assert rows.ids.tolist() == [[MASK] * 8 + [1, 2] + [MASK] * 6, [*range(1, 10)] + [MASK] * 7]
+    assert rows.real.tolist() == [[False] * 8 + [True] * 8, [True] * 16]
+    assert rows.places(3).tolist() == [[10, 11, 12], [9, 10, 11]]
+
+
+def test_steps_tell_what_they_committed() -> None:
+    _, _, decoder = tiny("fast_dllm", 4)
+    steps: list[SampleStep] = []
+    settings = BlockSettings(8, 8)
+    text = sample(decoder, torch.tensor([prompt_of(4)]), None, settings, steps.append)[0, 4:]
+    seen = torch.full((8,), -1)
+    for step in steps:
+        assert (seen[step.committed[0]] == -1).all()
+        seen[step.committed[0]] = step.tokens[0][step.committed[0]]
+        assert 0 <= step.index < 8
+    assert seen.tolist() == text.tolist()
+    assert [step.index for step in steps] == sorted(step.index for step in steps)
+
+
+def test_a_text_that_ends_is_not_gone_on_with() -> None:
+    """The end-of-text token is made likeliest everywhere: one block, and the rest is filled."""
+    _, _, decoder = tiny("sdar", 4)
+    head = decoder.head
+    assert head is not None
+    finish, passes = decoder.finish, []
+
+    def ending(x: torch.Tensor) -> torch.Tensor:
+        passes.append(tuple(x.shape))
+        logits = finish(x)
+        logits[..., 1] = 1e4
+        return logits
+
+    decoder.finish = ending  # type: ignore[method-assign]
+    text = sample(decoder, torch.tensor([prompt_of(5)]), None, BlockSettings(11, 11, stop=True))[0, 5:]
+    assert text.tolist() == [1] * 11
+    assert passes == [(1, 4, 24)] * 3  # the three masks of the block in which the prompt ends
+
+
+def test_temperature_draws_by_the_seed() -> None:
+    _, _, decoder = tiny("sdar", 4)
+    ids = torch.tensor([prompt_of(4)])
+    texts = [
+        sample(decoder, ids, None, BlockSettings(12, 12, temperature=1.5, seed=seed))[0].tolist()
+        for seed in (0, 0, 1, 2)
+    ]
+    assert texts[0] == texts[1]
+    assert len({tuple(text) for text in texts}) == 3
+    greedy = sample(decoder, ids, None, BlockSettings(12, 3))[0].tolist()  # whole blocks: their order says nothing
+    assert sample(decoder, ids, None, BlockSettings(12, 3, temperature=1.0, top_k=1))[0].tolist() == greedy
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"steps": 3}, "length 8 is not a multiple of steps 3"),
+        ({"steps": 1}, "length / steps is 8, more than the 4 tokens"),
+        ({"part": 5}, "part is 5, more than the 4 tokens"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"alg": "entropy"}, "alg is not a setting of the block sampler"),
+        ({"cache": "dual"}, "cache is not a setting of the block sampler"),
+    ],
+)
+def test_settings_that_do_not_fit(options: dict[str, Any], what: str) -> None:
+    _, _, decoder = tiny("sdar", 4)
+    with pytest.raises(UsageError, match=what.replace("/", ".")):
+        sample(decoder, torch.tensor([[5]]), None, settings_for(decoder.shape, 8, **options))
