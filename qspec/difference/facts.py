@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -41,7 +42,7 @@ def settings_of(spec: Spec) -> dict[str, Settings]:
     if spec.search is not None:
         search = {key: value for key, value in _block(spec.search).items() if key != "offer"}
         found["search"] = search | {"loss": _loss(spec.search)}
-    found |= _requests(spec.evaluate)
+    found |= requests(spec.evaluate)
     found["emit"] = {
         key: written(tuple(sorted(value)) if isinstance(value, tuple) else value)
         for key, value in _values(spec.emit).items()
@@ -64,14 +65,18 @@ def _loss(search: Search) -> str:
     return search.loss if search.text is None else f"{search.loss} on {search.text}"
 
 
-def _requests(evaluate: Evaluation) -> dict[str, Settings]:
-    """What is measured, by what it is about: the first field of a request."""
+def requests(evaluate: Evaluation) -> dict[str, Settings]:
+    """What is measured, by what it is about: the first field of a request, or all of them where several share that."""
     found: dict[str, Settings] = {}
-    for word, requests in _values(evaluate).items():
-        for request in requests:
-            about, *rest = ((f.name, getattr(request, f.name)) for f in fields(request))
-            values = {name: written(value) for name, value in rest if value is not None}
-            found[f"{word} {about[1]}"] = values
+    for word, wanted in _values(evaluate).items():
+        values = [
+            {f.name: written(v) for f in fields(one) if (v := getattr(one, f.name)) is not None} for one in wanted
+        ]
+        abouts = Counter(next(iter(own.values())) for own in values)
+        for own in values:
+            (_, about), *rest = own.items()
+            key = {word: about} if abouts[about] == 1 else {word: about, **dict(rest)}
+            found[" ".join(f"{name} {value}" for name, value in key.items())] = dict(rest)
     return found
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -16,12 +20,16 @@ from qspec import artifact, resources
 from qspec.cli import main
 from qspec.difference import diff, markdown, text
 from qspec.difference.changes import Difference, SettingChange
+from qspec.difference.facts import requests
+from qspec.language.spec import Evaluation, NelboRequest
 from qspec.report import report_json
 from qspec.report.data import RecipeInfo
 from tests.difference.recipes import compared, version
 from tests.difference.repository import Repository, repository
+from tests.end_to_end.hostile import mutated as hostile
 from tests.end_to_end.hostile import seal
 from tests.language.fakes import ROOT, recipe
+from tests.language.test_robustness import mutated
 from tests.report.sample import sample_report
 from tests.test_artifact import manifest
 
@@ -345,3 +353,49 @@ def test_the_largest_recipes(tmp_path: Path) -> None:
     (tmp_path / "b.qs").write_text(rules(*many, "layers blocks[3].mlp.down keep"))
     found = diff(str(tmp_path / "a.qs"), str(tmp_path / "b.qs"), "tiny-llada")
     assert [(c.selector, len(c.modules)) for c in found.layers] == [("blocks[3].mlp.down", 1)]
+
+
+def test_requests_about_one_thing_are_told_apart() -> None:
+    """Several may be about one text or task, as gates of one task in percent and in points would be."""
+
+    @dataclass(frozen=True)
+    class Requests:
+        nelbo: tuple[NelboRequest, ...]
+
+    found = [
+        requests(cast(Evaluation, Requests(tuple(NelboRequest(samples=count) for count in counts))))
+        for counts in ((4,), (4, 8))
+    ]
+    assert found == [
+        {'nelbo "wikitext2"': {"samples": "4"}},
+        {'nelbo "wikitext2" samples 4': {"samples": "4"}, 'nelbo "wikitext2" samples 8': {"samples": "8"}},
+    ]
+
+
+# --- whatever is given ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_nobody_sees_a_traceback(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of mutated recipes, in `git diff` too, and of manifests and reports that somebody changed and sealed again."""
+    draw = random.Random(seed)
+    good, bad, codes = tmp_path / "good.qs", tmp_path / "bad.qs", Counter[int]()
+    good.write_text(rules("layers blocks[0].mlp.down use w4"))
+    for _ in range(150):
+        bad.write_bytes(mutated(good.read_text(), draw))
+        codes[main(["diff", str(good), str(bad), "--model", "tiny-llada"])] += 1
+        sides = [word for path in (good, bad) for word in (str(path), "0" * 40, "100644")]
+        assert main(["git-diff", "r.qs", *draw.choice((sides, sides[3:] + sides[:3]))]) == 0
+    folder = compiled(tmp_path / "compiled", rules(), 1.5)
+    manifest, report = (json.loads((folder / name).read_text()) for name in ("qspec.json", "report/report.json"))
+    changed = tmp_path / "report.json"
+    for _, content in draw.sample([*hostile(manifest)], 150):
+        with contextlib.suppress(UnicodeEncodeError, ValueError):
+            seal(folder, content)
+            codes[main(["diff", str(good), str(folder)])] += 1
+    for _, content in draw.sample([*hostile(report)], 150):
+        changed.write_text(json.dumps(content))
+        codes[main(["diff", str(good), str(changed), "--json"])] += 1
+    assert set(codes) == {0, 1, 3}
+    assert "Traceback" not in capsys.readouterr().err
