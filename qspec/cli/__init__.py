@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "compile": "compile a recipe: quantize, generate kernels, evaluate, report",
     "check": "find a recipe's mistakes, without a model",
     "fmt": "format recipes",
+    "fix": "upgrade recipes of an older version of the language",
     "plan": "print every decision: rules, bits, bytes, kernels",
     "why": "tell which line of a recipe decided what about a layer",
     "show": "print a recipe with its bases and defaults filled in",

@@ -14,7 +14,7 @@ from qspec.checked import Checked, check_source
 from qspec.cli import wants_color
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.output import say, tell, unified_diff, write
-from qspec.cli.recipes import read_source, recipe_files, write_recipe
+from qspec.cli.recipes import read_source, recipe_files, rewrite_recipe
 from qspec.diagnostics import (
     Diagnostic,
     Source,
@@ -27,7 +27,6 @@ from qspec.diagnostics import (
 from qspec.errors import InputError, UsageError
 from qspec.language import understand
 from qspec.language.fixes import fix
-from qspec.language.parser import read_bytes
 from qspec.models.registry import FAMILIES
 
 
@@ -110,8 +109,7 @@ def _fix(path: str, settings: Mapping[str, str], only_show: bool) -> bool:
     if only_show:
         say(unified_diff(source.text, fixed.source.text, path, f"{path} (fixed)"), end="")
     elif count:
-        ends = "\r\n" if b"\r\n" in read_bytes(path) else "\n"
-        write_recipe(Path(path), fixed.source.text.replace("\n", ends))
+        rewrite_recipe(Path(path), fixed.source.text)
         tell(f"fixed {count} problem{'' if count == 1 else 's'} in {path}")
     return bool(count) and not only_show
 

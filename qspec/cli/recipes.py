@@ -13,7 +13,7 @@ from qspec.checked import unreadable
 from qspec.cli.output import read_standard
 from qspec.diagnostics import Diagnostic, Source
 from qspec.errors import InputError
-from qspec.language.parser import MAX_BYTES, decode, read
+from qspec.language.parser import MAX_BYTES, decode, read, read_bytes
 
 SUFFIX = ".qs"
 
@@ -53,6 +53,12 @@ def read_source(path: str) -> tuple[Source, list[Diagnostic]]:
         return decode(read_standard(MAX_BYTES + 1), "<stdin>") if path == "-" else read(path)
     except OSError as error:
         raise unreadable(error, path) from None
+
+
+def rewrite_recipe(path: Path, text: str) -> None:
+    """As `write_recipe`, with the line ends that the file has."""
+    ends = "\r\n" if b"\r\n" in read_bytes(path) else "\n"
+    write_recipe(path, text.replace("\n", ends))
 
 
 def write_recipe(path: Path, text: str) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 from qspec.diagnostics import Diagnostic, Edit, Note, Source, Span, closest, quote
 from qspec.language.parser import parse, read
 from qspec.language.syntax import Block, File, Leaf, Tree
+from qspec.language.versions import VERSION
 
 Read = Callable[[Path], tuple[Source, list[Diagnostic]]]  # of a base, as `parser.read`
 
-VERSION = 1
 MAX_BASES = 8
 
 
@@ -125,8 +125,8 @@ def _check_version(merged: Merged, file: File, source: Source) -> None:
         return
     number = versions[0].values[0]
     if number.value != VERSION or not isinstance(number.value, int):
-        message = f"version {quote(number.text)} of the language is not known"
-        merged.report("QS008", message, number.span, f"write `qspec {VERSION}`, or install a newer qspec")
+        message = f"{quote(number.text)} is no version of the language"
+        merged.report("QS008", message, number.span, f"write `qspec {VERSION}`", (Edit(number.span, str(VERSION)),))
     if nodes[0] is not versions[0] and not merged.partial:
         merged.report("QS008", "the version is not the first statement", versions[0].span, "move it to the first line")
 

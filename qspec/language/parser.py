@@ -13,6 +13,7 @@ from qspec.language.grammar import Mismatch
 from qspec.language.mistakes import describe, owner
 from qspec.language.pieces import BLOCK_KINDS, LINE_KINDS, TOP, Braces, Piece, as_comments, cut
 from qspec.language.syntax import Block, File, Item, Leaf, Tree
+from qspec.language.versions import other_version
 
 MAX_BYTES = 1 << 20
 MAX_STATEMENTS = 8192
@@ -68,6 +69,8 @@ class _Parser:
         self.statements = 0
 
     def run(self) -> tuple[File, tuple[Diagnostic, ...]]:
+        if other := other_version(self.source):
+            return File(self.path, ()), (other,)
         pieces = cut(self.source)
         self.problems += pieces.problems
         items: list[Item] = []

@@ -145,7 +145,7 @@ def _block(kind: str, named: bool, settings: st.SearchStrategy[s.Tree | s.Block]
 
 TASKS = _block("task", True, setting("task")).filter(lambda b: bool(b.items) or not (b.opening or b.closing.before))
 LINES = {
-    "version": written("qspec {}", INTEGERS),
+    "version": st.just("qspec 1"),
     "extends": written("extends {}", STRINGS),
     "param": written("param {} = {}{}", NAMES, LITERALS, st.just("") | written(" in {}..{}", NUMBERS, NUMBERS)),
     "layers": written("layers {} {}", SELECTORS, st.just("keep") | written("use {}", NAMES)),

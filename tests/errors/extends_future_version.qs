@@ -1,0 +1,3 @@
+qspec 1
+
+extends "bases/future.qs"
