@@ -219,7 +219,7 @@ _NAMED: Sequence[tuple[str, str, _Find]] = (  # start rule, what the code ends i
     ("search_body", r"[\d.]\s*$", lambda *_: _values(BUDGET_UNITS)),
     ("search_body", r"\bloss\s*$", lambda *_: _values(LOSSES)),
     ("search_body", r"\btask\s*$", lambda *_: _values(TASKS)),
-    ("evaluate_body", r"\btask\s*$", lambda *_: _values(TASKS)),
+    ("evaluate_body", r"\b(task|require)\s*$", lambda *_: _values(TASKS)),
     ("evaluate_body", r"\brequire\s*$", lambda *_: _values(TASKS)),
     ("emit_body", r"\bkernels\s*$", lambda *_: _values(BACK_ENDS)),
     ("emit_body", r"\bfor\b[\w\s,]*$", lambda *_: _values(TARGETS)),
