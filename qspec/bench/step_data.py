@@ -12,6 +12,7 @@ from typing import Any
 from qspec.bench.data import own, read_runs
 from qspec.models.dream import DREAM
 from qspec.models.family import DecoderShape, Family
+from qspec.models.known import known_models
 from qspec.models.llada import LLADA
 
 KINDS = ("GEMM", "activation quantization", "attention", "rest")  # of GPU kernels, by what they do
@@ -23,24 +24,10 @@ OURS = (
 )  # how generated kernels' names begin
 ATTENTION = re.compile(r"flash|fmha|attention|sdpa", re.IGNORECASE)
 GEMM = re.compile(r"gemm|nvjet|cutlass|xmma|splitK", re.IGNORECASE)
-MODELS: Mapping[str, tuple[Family, DecoderShape]] = {  # LLaDA-8B, Dream-7B
-    "llada": (
-        LLADA,
-        DecoderShape(
-            layers=32, width=4096, heads=32, kv_heads=32, head_width=128, ffn=12288, vocab=126464, max_length=4096,
-            norm_eps=1e-5, rope_theta=5e5, qkv_bias=False, bias=False, tied=False, shift=False, sampler="llada",
-            mask_token=126336, eos_token=126081, pad_token=126081,
-        ),
-    ),
-    "dream": (
-        DREAM,
-        DecoderShape(
-            layers=28, width=3584, heads=28, kv_heads=4, head_width=128, ffn=18944, vocab=152064, max_length=131072,
-            norm_eps=1e-6, rope_theta=1e6, qkv_bias=True, bias=False, tied=False, shift=True, sampler="dream",
-            mask_token=151666, eos_token=151643, pad_token=151643,
-        ),
-    ),
-}  # fmt: skip
+MODELS: Mapping[str, tuple[Family, DecoderShape]] = {
+    family.name: (family, family.shape(known_models()[name]))
+    for family, name in ((LLADA, "GSAI-ML/LLaDA-8B-Instruct"), (DREAM, "Dream-org/Dream-v0-Instruct-7B"))
+}
 
 
 def kind_of(kernel: str) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TextIO
+from typing import Any, TextIO
 
 import qspec
 from qspec.cli.output import Parser, discard, flush, open_streams, say, tell, warn
@@ -26,8 +26,11 @@ COMMANDS: Mapping[str, str] = {
     "git-setup": "have `git diff` tell what changed in a recipe",
     "git-diff": "what git runs for a recipe where `git-setup` said so",
     "search": "find a scheme for every layer within a budget, and write the recipe",
-    "explain": "explain a diagnostic's code",
+    "new": "write a first recipe for a family and a scheme",
+    "list": "list passes, formats, families, tasks, recipes or models",
+    "explain": "explain a diagnostic, statement, pass, format, task or setting",
     "complete": "list the words that may stand at a place of a recipe, for editors",
+    "completion": "print a script that completes commands and options in bash, zsh or fish",
     "lsp": "serve recipes to an editor (Language Server Protocol)",
     "inspect": "find a checkpoint's activation outliers, by layer, input and mask ratio",
     "data": "list the data that a recipe needs: what is here, how to get the rest",
@@ -40,6 +43,7 @@ COMMANDS: Mapping[str, str] = {
     "bench": "time the GEMMs on a GPU, against cuBLAS, its limits and other packages",
     "tune": "measure the fastest tile sizes of the GEMMs on this GPU",
 }
+_MODULES = {"list": "listing"}  # a module named `list` would hide the builtin from this one
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141  # what a shell reports for SIGPIPE
 
@@ -91,11 +95,16 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise _unknown(command)
-    module = import_module(f"qspec.cli.{command.replace('-', '_')}")
+    module = command_module(command)
     parser = Parser(prog=f"qspec {command}", description=_sentence(COMMANDS[command]))
     module.add_arguments(parser)
     code: int = module.run(parser.parse_args(rest))
     return code
+
+
+def command_module(command: str) -> Any:
+    """The module of a command: its `add_arguments(parser)` and `run(args)`."""
+    return import_module(f"qspec.cli.{_MODULES.get(command, command.replace('-', '_'))}")
 
 
 def _unknown(command: str) -> UsageError:

@@ -1,29 +1,24 @@
-"""`qspec explain [CODE]`: the longer story of a diagnostic, with a bad and a good recipe."""
+"""`qspec explain [WORD]`: the longer story of a diagnostic's code, a statement, pass, format, task or setting."""
 
 from __future__ import annotations
 
 import argparse
 
 from qspec.cli.output import say
-from qspec.diagnostics import closest
-from qspec.errors import UsageError
+from qspec.discovery import explain
 from qspec.language.explanations import explanations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("code", metavar="CODE", nargs="?", help="such as QS012; without it, all codes are listed")
+    parser.add_argument(
+        "word", metavar="WORD", nargs="?", help="such as QS012, gptq, int4, gsm8k, layers; without it, codes are listed"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    known = explanations()
-    if args.code is None:
-        for code, explanation in known.items():
+    if args.word is None:
+        for code, explanation in explanations().items():
             say(f"{code}  {explanation.title}")
-        return 0
-    code = args.code.upper()
-    if code not in known:
-        guess = closest(code, known)
-        hint = f"did you mean {guess}?" if guess else "qspec explain lists all codes"
-        raise UsageError(f"there is no diagnostic {args.code!r}", hint=hint)
-    say(known[code].render())
+    else:
+        say(explain(args.word))
     return 0
