@@ -67,8 +67,8 @@ def plan(recipe: str | Path, model: str | None = None, settings: Mapping[str, st
 
     model: a folder, hub id in the local cache, or bundled stand-in such as tiny-llada, in place of the recipe's model;
     where that is not here, its config as it ships serves, else the family's stand-in's, and `notice` says so. settings:
-    values of the recipe's parameters. In a notebook a plan shows itself as tables. Raises RecipeError for a recipe with errors or one that
-    does not fit the model, InputError where a file or model is absent.
+    values of the recipe's parameters. In a notebook a plan shows itself as tables. Raises RecipeError for a recipe with
+    errors or one that does not fit the model, InputError where a file or model is absent.
     """
     return planned(recipe, model, settings or {}).plan
 

@@ -147,7 +147,8 @@ def test_the_examples_take_the_options_that_are_shown(script: str, options: set[
 
 
 def test_there_are_transcripts() -> None:
-    assert [shlex.split(c)[1] for c, _ in transcripts()] == ["compile", "check", "plan", "why", "diff", "inspect"]
+    expected = ["compile", "check", "new", "plan", "why", "diff", "inspect"]
+    assert [shlex.split(c)[1] for c, _ in transcripts()] == expected
     assert set(scripts()) == {"examples/paper_tables/run.py"}
 
 

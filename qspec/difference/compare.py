@@ -87,7 +87,7 @@ def _planned(old: Version, new: Version, models: tuple[Config, Config]) -> _Foun
     notes = [
         f"{version.spec.model.id} is not on this machine: planned for {config.name}"
         for version, config in zip((old, new), models, strict=True)
-        if version.config is None and config in (old.config, new.config)
+        if config is not version.config and config in (old.config, new.config)
     ]
     if any(change.key.startswith("time.") for change in totals):
         notes.append(f"times are predicted, of the linears of a forward pass on {REFERENCE}")

@@ -97,11 +97,17 @@ def configs(old: Version, new: Version, model: str | None) -> tuple[Config, Conf
         if config is None:
             raise InputError(f"there is no config.json of {model!r} on this machine", hint="give a folder")
         return config, config
-    own, other = old.config or new.config, new.config or old.config
+    own, other = _config(old, new), _config(new, old)
     if own is None or other is None:
         return None
     fits = own.family.name in old.spec.families and other.family.name in new.spec.families
     return (own, other) if fits else None
+
+
+def _config(version: Version, other: Version) -> Config | None:
+    """Its own, unless it is not here and the other was made of the stand-in for it."""
+    gives_way = version.config is None or (version.config.shipped and other.config is not None and other.config.standin)
+    return other.config if gives_way else version.config
 
 
 def _artifact(folder: Path, name: str) -> Version:

@@ -208,7 +208,7 @@ def test_a_model_that_is_not_here_is_planned_for_and_that_is_said(
     (tmp_path / "other.qs").write_text(path.read_text().replace("LLaDA-8B-Instruct", "LLaDA-unheard-of"))
     found = planned(tmp_path / "other.qs", None, {})
     assert (
-        found.notice
+        found.plan.notice
         == "GSAI-ML/LLaDA-unheard-of is not on this machine: planning for the bundled stand-in tiny-llada instead"
     )
     assert found.plan.shape.layers == 6
