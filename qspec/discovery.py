@@ -45,7 +45,8 @@ def _formats() -> Iterator[Entry]:
 def _families() -> Iterator[Entry]:
     for name in FAMILIES:
         known = [model for model, (family, _) in _models_known().items() if family.name == name]
-        yield Entry(name, f"{', '.join(known)}; stand-in {resources.standin(name).name}")
+        standin = resources.standin(name)
+        yield Entry(name, f"{', '.join(known)}{f'; stand-in {standin.name}' if standin.is_dir() else ''}")
 
 
 def _models() -> Iterator[Entry]:

@@ -19,6 +19,8 @@ from qspec.models.locate import checkpoint_locate
 from qspec.models.registry import FAMILIES, family_of
 from qspec.plan import Plan, make_plan
 
+SHIPPED = "planned from its config.json as it ships with qspec"
+
 
 @dataclass(frozen=True)
 class Config:
@@ -94,6 +96,6 @@ def plan_of(loaded: LoadedRecipe, model: str | None) -> Planned:
         config = Config.of(resources.standin(spec.families[0]))
         notice = f"{spec.model.id} is not on this machine: planning for the bundled stand-in {config.name} instead"
     elif config.shipped:
-        notice = f"{config.name} is not on this machine: planning from its config.json as it ships with qspec"
+        notice = f"{config.name} is not on this machine: {SHIPPED}"
     made = make_plan(spec, config.family, config.shape, standin=config.standin)
     return Planned(replace(made, notice=notice), loaded.sources)

@@ -51,10 +51,9 @@ emit {{
 
 
 def default_model(family: str) -> str:
-    """The hub id of a family's instruct model."""
-    return next(
-        name for name, config in known_models().items() if family_of(config).name == family and "Instruct" in name
-    )
+    """The hub id of a family's instruct model, if it has one."""
+    names = [name for name, config in known_models().items() if family_of(config).name == family]
+    return next((name for name in names if "Instruct" in name), names[0])
 
 
 def scaffold(name: str, family: str, scheme: str, model: str | None = None) -> str:

@@ -108,4 +108,4 @@ def test_a_plan_shows_itself(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert text in page
     other = qspec.plan(RECIPE).notice
-    assert other is None or "planning from its config.json as it ships with qspec" in other
+    assert other is None or "planned from its config.json as it ships with qspec" in other

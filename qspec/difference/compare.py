@@ -37,7 +37,7 @@ from qspec.latency import REFERENCE, pass_time
 from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
 from qspec.plan.estimates import compile_memory, compile_operations
-from qspec.planned import Config
+from qspec.planned import SHIPPED, Config
 
 T = TypeVar("T")
 Value = TypeVar("Value")
@@ -89,6 +89,7 @@ def _planned(old: Version, new: Version, models: tuple[Config, Config]) -> _Foun
         for version, config in zip((old, new), models, strict=True)
         if config is not version.config and config in (old.config, new.config)
     ]
+    notes += [f"{config.name} is not on this machine: {SHIPPED}" for config in models if config.shipped]
     if any(change.key.startswith("time.") for change in totals):
         notes.append(f"times are predicted, of the linears of a forward pass on {REFERENCE}")
     return _Found(

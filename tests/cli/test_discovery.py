@@ -19,9 +19,10 @@ from qspec.language.explanations import explanations
 from qspec.language.reference import statements
 from qspec.language.spec import TASKS
 from qspec.models.known import known_models
-from qspec.models.registry import FAMILIES
+from qspec.models.registry import FAMILIES, family_of
 from qspec.planned import find_config, planned
 from tests.language.fakes import ROOT, codes, recipe
+from tests.models.block_layout import FAST_DLLM_7B, SDAR_1_7B
 from tests.models.dream_layout import DREAM_7B
 from tests.models.layout import LLADA_8B
 
@@ -185,11 +186,13 @@ def test_other_shells_read_their_scripts(shell: str, tmp_path: Path, capsys: pyt
 
 
 def test_shipped_configs_are_the_published_ones() -> None:
-    for name, config in known_models().items():
-        published = LLADA_8B if name.startswith("GSAI") else DREAM_7B
-        assert config == {key: published[key] for key in config}
-        family = FAMILIES["llada" if name.startswith("GSAI") else "dream"]
-        assert family.shape(config) == family.shape(published)
+    published = {"llada": LLADA_8B, "dream": DREAM_7B, "sdar": SDAR_1_7B, "fast_dllm": FAST_DLLM_7B}
+    for config in known_models().values():
+        family = family_of(config)
+        whole = published[family.name]
+        assert config == {key: whole[key] for key in config}
+        assert family.shape(config) == family.shape(whole)
+    assert {family_of(config).name for config in known_models().values()} == set(FAMILIES)
 
 
 def test_a_model_that_is_not_here_is_planned_for_and_that_is_said(
@@ -201,7 +204,7 @@ def test_a_model_that_is_not_here_is_planned_for_and_that_is_said(
     assert main(["plan", str(path)]) == 0
     out = capsys.readouterr().out
     assert out.startswith(
-        "GSAI-ML/LLaDA-8B-Instruct is not on this machine: planning from its config.json as it ships with qspec\n"
+        "GSAI-ML/LLaDA-8B-Instruct is not on this machine: planned from its config.json as it ships with qspec\n"
     )
     assert "llada_w4a4: llada, 32 blocks, width 4096, ffn 12288\n" in out
     assert main(["plan", str(path), "--model", "Dream-org/Dream-v0-Base-7B"]) == 3  # a recipe for llada
