@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,10 @@ from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.locate import checkpoint_locate, is_name
+from qspec.models.shards import tensor_table
 from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
 from qspec.models.tokens import check_mask_token, know_tokens, library_errors
+from qspec.plan.generating import TextSizes, generating_memory
 
 # Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
 UNLIMITED = 1 << 60
@@ -73,6 +76,33 @@ def find_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("no CUDA GPU is usable here", hint="use --device cpu, or check the driver with nvidia-smi")
     return torch.device(name)
+
+
+def require_memory(path: str | Path, device: torch.device, texts: TextSizes) -> None:
+    """Before a model is loaded: raises MachineError where these texts take more memory than a GPU has free."""
+    if device.type != "cuda":
+        return
+    folder = checkpoint_folder(path)
+    _, shape, _ = read_config(folder)
+    needed, free = generating_memory(shape, _weight_bytes(folder), texts), torch.cuda.mem_get_info(device)[0]
+    if needed.total > free:
+        parts = {"weights": needed.weights, "activations": needed.activations, "logits": needed.logits}
+        if needed.cache:
+            parts["the cache"] = needed.cache
+        listed = ", ".join(f"{size / 2**30:.1f} for {name}" for name, size in parts.items())
+        raise MachineError(
+            f"generating {texts} at once takes about {needed.total / 2**30:.1f} GiB of GPU memory ({listed}), "
+            f"and {free / 2**30:.1f} GiB are free",
+            where=str(folder),
+            hint="lower the length or the number of texts at once, or close other programs on the GPU",
+        )
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Of a model on a GPU: an artifact's, or an unquantized model's in 16 bits."""
+    if (folder / MANIFEST).is_file():
+        return Manifest.read(folder).bytes_after
+    return 2 * sum(math.prod(tensor.shape) for tensor in tensor_table(folder).values())
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

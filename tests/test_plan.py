@@ -8,20 +8,25 @@ from pathlib import Path
 import pytest
 
 from qspec import passes, resources
-from qspec.errors import InputError
+from qspec.bench.generation_data import read as read_generation
+from qspec.errors import InputError, UsageError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
 from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
+from qspec.models.samplers.common import HEAD_VALUES
 from qspec.plan import Plan, make_plan
 from qspec.plan.data import plan_data
 from qspec.plan.estimates import compile_memory, compile_operations
+from qspec.plan.generating import LOGITS, TextSizes, generating_memory
 from qspec.plan.notes import notes
 from qspec.plan.text import render
 from qspec.planned import planned as planned_recipe
 from tests.language.fakes import load, recipe
 from tests.models.dream_layout import DREAM_7B
 from tests.models.layout import LLADA_8B
+
+ROOT = Path(__file__).parent.parent
 
 
 def planned(calibrate: str) -> Plan:
@@ -205,3 +210,58 @@ def test_memory_counts_a_batch_inside_a_block(rows: str, tokens: int) -> None:
     stream = plan.calibration_tokens * 256 * 4
     expected = block + 768**2 * 8 * 4 + stream + tokens * (6 * 256 + 2 * 768) * 4 + 2 * 640 * 256 * 4
     assert compile_memory(plan) == expected
+
+
+LLADA_8B_SHAPE = LLADA.shape(LLADA_8B)
+
+
+@pytest.mark.parametrize(
+    ("texts", "activations", "logits", "cache"),
+    [
+        (TextSizes(1, 1024), 1024 * (2 * 4096 + 3 * 12288) * 2, 32 * 126464 * 12, 0),
+        (TextSizes(8, 1024, cache=True), 8192 * (2 * 4096 + 3 * 12288) * 2, 256 * 126464 * 12, 8192 * 266_240 * 2),
+        (TextSizes(8, 192, 64), 1536 * (2 * 4096 + 3 * 12288) * 2, 2**25 * 12, 0),
+        (TextSizes(1, 192, 64, guided=True), 384 * (2 * 4096 + 3 * 12288) * 2, 128 * 126464 * 12, 0),
+    ],
+)
+def test_memory_of_generating_by_hand(texts: TextSizes, activations: int, logits: int, cache: int) -> None:
+    """LLaDA-8B: of a token, keys and values are 2 x 32 x 4096 and a hidden state 4096 values in 16 bits."""
+    found = generating_memory(LLADA_8B_SHAPE, 5_000_000_000, texts)
+    assert (found.activations, found.logits, found.cache) == (activations, logits, cache)
+    assert found.total == 5_000_000_000 + activations + logits + cache + (64 << 20)
+
+
+def test_logits_are_held_as_the_samplers_do() -> None:
+    assert LOGITS == HEAD_VALUES
+
+
+def test_measured_peaks_of_texts_are_within_a_tenth_of_the_plan() -> None:
+    """docs/performance/generate.json, of bf16 and the recipes of bench --generate, where nothing else was on the GPU."""
+    run = read_generation([ROOT / "docs" / "performance" / "generate.json"])
+    weights = {"bf16": 2 * (2 * 126464 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 12288) + 65 * 4096)}
+    for name in {cell.recipe for cell in run.cells} - {"bf16"}:
+        spec = load_recipe(resources.recipes() / "paper" / f"{name}.qs", passes.available(), {}, FAMILIES).spec
+        weights[name] = make_plan(spec, LLADA, LLADA_8B_SHAPE).bytes_after
+    cells = [cell for cell in run.cells if cell.recipe == "bf16" or cell.prompt == 960]
+    assert len(cells) > 10
+    for cell in cells:
+        texts = TextSizes(cell.batch, cell.prompt + cell.length, 32, cell.cache != "none")
+        planned_bytes = generating_memory(LLADA_8B_SHAPE, weights[cell.recipe], texts).total
+        assert planned_bytes == pytest.approx(cell.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(("batch", "canvas", "what"), [(0, None, "batch is 0"), (1, 0, "canvas is 0"), (1, 257, "256")])
+def test_texts_that_no_model_generates(batch: int, canvas: int | None, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        TextSizes.of(replace(LLADA_8B_SHAPE, max_length=256), batch, canvas)
+
+
+def test_the_plan_says_the_memory_of_texts() -> None:
+    plan = planned("samples 8")
+    texts = TextSizes.of(plan.shape, 3)
+    data = plan_data(plan, texts)["generate"]
+    assert {**data, "memory_bytes": data["memory_bytes"]["total"]} == {
+        "batch": 3, "canvas": 256, "block": 32, "cache": False, "guided": False,
+        "memory_bytes": generating_memory(plan.shape, plan.bytes_after, texts).total,
+    }  # fmt: skip
+    assert " MiB of GPU memory for 3 texts of 256 tokens at once, " in render(plan, texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from qspec.texts import Prompt
 
 
+TOKEN_BYTES = 4  # of a prompt, about: it is no token yet when memory is asked for
 OPTIONS = (
     "temperature", "seed", "cache", "cfg", "remasking", "threshold", "factor", "logits_eos_inf",
     "confidence_eos_eot_inf", "alg", "alg_temp", "top_p", "top_k", "part",
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)  # refuses what does not fit before a model is loaded
     if args.file is not None:
         return _fill(args, settings)
+    check_memory(args, settings, [args.prompt])
     model, tokenizer = load(args.artifact, device=args.device)
     prompt = _prompt(tokenizer, args.prompt, args.chat, args.artifact)
     write(shown(generated(model, tokenizer, prompt, settings)) + "\n")
@@ -116,6 +119,7 @@ def _fill(args: argparse.Namespace, settings: Settings) -> int:
     texts = TextFile(Path(args.out), prompts, settings, args.batch)
     require_file(texts.path)
     texts.kept()  # refuses a file of other texts before a model is loaded
+    check_memory(args, settings, [prompt.text for prompt in prompts])
     model, tokenizer = load(args.artifact, device=args.device)
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -147,6 +151,22 @@ def _prompt(tokenizer: Tokenizer, text: str, chat: ChatSetting, where: str) -> P
     if uses_chat(chat, tokenizer, where):
         return Prompt(user_message(tokenizer, text, where), templated=True)
     return Prompt(text)
+
+
+def check_memory(args: argparse.Namespace, settings: Settings, prompts: Sequence[str]) -> None:
+    """Before the model is loaded. Errors: MachineError where a GPU has too little memory free for these texts."""
+    from qspec.plan.generating import TextSizes
+    from qspec.runtime import find_device, require_memory
+
+    longest = max(len(prompt.encode(errors="replace")) for prompt in prompts)
+    texts = TextSizes(
+        min(args.batch, len(prompts)),
+        longest // TOKEN_BYTES + settings.length,
+        getattr(settings, "block", settings.length),
+        settings.cache is not None,
+        getattr(settings, "cfg", 0.0) > 0,
+    )
+    require_memory(args.artifact, find_device(args.device), texts)
 
 
 def generated(model: Denoiser, tokenizer: Tokenizer, prompt: Prompt, settings: Settings) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from qspec.language.spec import Calibration
 from qspec.plan.estimates import compile_memory, compile_operations
+from qspec.plan.generating import TextSizes, generating_memory
 from qspec.plan.notes import notes
 from qspec.plan.plan import Plan
 
 
-def plan_data(plan: Plan) -> dict[str, Any]:
-    """The stable form that `qspec plan --json` prints."""
+def plan_data(plan: Plan, texts: TextSizes | None = None) -> dict[str, Any]:
+    """The stable form that `qspec plan --json` prints. texts: whose memory it says; None, one text."""
     return {
         "recipe": plan.spec.name,
         "family": plan.family,
@@ -21,6 +23,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "bytes": {"before": plan.bytes_before, "after": plan.bytes_after},
         "calibration": _calibration(plan.calibrate),
         "compile": {"memory_bytes": compile_memory(plan), "operations": compile_operations(plan)},
+        "generate": _generate(plan, texts or TextSizes.of(plan.shape)),
         "rules": [{"text": r.rule.text, "matched": r.matched, "decides": r.decides} for r in plan.rules],
         "passes": [
             {"text": use.text, "modules": count}
@@ -41,6 +44,11 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "kernels": [kernel.name for kernel in plan.kernels()],
         "notes": list(notes(plan)),
     }
+
+
+def _generate(plan: Plan, texts: TextSizes) -> dict[str, Any]:
+    memory = generating_memory(plan.shape, plan.bytes_after, texts)
+    return asdict(texts) | {"memory_bytes": {**asdict(memory), "total": memory.total}}
 
 
 def _calibration(wanted: Calibration) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qspec.language.spec import REGIMES, Rollouts
+from qspec.plan.generating import activation_bytes
 from qspec.plan.modules import FLOAT_BITS
 from qspec.plan.plan import BATCH_TOKENS, Plan
 
@@ -10,13 +11,10 @@ from qspec.plan.plan import BATCH_TOKENS, Plan
 def running_memory(plan: Plan) -> int:
     """What a GPU holds while the model runs the largest forward pass of the recipe's regimes: an estimate.
 
-    The artifact's tensors, and in 16 bits at the widest moment of a block the residual stream with its norm, gate,
-    up and their product; less where one GEMM gives that and cuBLAS has no part in it. The weights of gate and up
-    in 16 bits, where a weight-only GEMM writes them down for cuBLAS (docs/kernels.md), are gone before that
-    moment, and take no more than the GEMM, which is not there yet, from as many tokens on as twice the width.
+    The artifact's tensors and the pass' activations.
     """
     tokens = max(REGIMES[regime][1] for regime in plan.spec.emit.regimes)
-    return plan.bytes_after + tokens * (2 * plan.shape.width + 3 * plan.shape.ffn) * FLOAT_BITS // 8
+    return plan.bytes_after + activation_bytes(plan.shape, tokens)
 
 
 def compile_memory(plan: Plan) -> int:

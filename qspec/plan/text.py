@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from qspec.language.spec import PassUse, Weighting
 from qspec.plan.estimates import compile_memory, compile_operations
+from qspec.plan.generating import TextSizes, generating_memory
 from qspec.plan.modules import ModulePlan, bits_text
 from qspec.plan.notes import notes
 from qspec.plan.plan import Plan
 
 
-def render(plan: Plan) -> str:
-    """The plan as plain text."""
+def render(plan: Plan, texts: TextSizes | None = None) -> str:
+    """The plan as plain text. texts: whose memory it says; None, one text."""
     lines = [*([plan.notice, ""] if plan.notice else []), _title(plan)]
-    for name, value in _facts(plan).items():
+    for name, value in _facts(plan, texts).items():
         lines.append(f"  {name:<15}  {value}")
         if name == "bits per weight":
             lines.append(f"{'':<19}({_COUNTED})")
@@ -70,7 +71,7 @@ def _title(plan: Plan) -> str:
     return f"{plan.spec.name}: {plan.family}, {shape.layers} blocks, width {shape.width}, ffn {shape.ffn}"
 
 
-def _facts(plan: Plan) -> dict[str, str]:
+def _facts(plan: Plan, texts: TextSizes | None = None) -> dict[str, str]:
     needs = f"about {_size(compile_memory(plan))} of memory, {compile_operations(plan) / 1e12:.1f} TFLOP"
     return {
         "block weights": f"{_count(plan.block_weights)} ({plan.block_weights:,})",
@@ -78,7 +79,15 @@ def _facts(plan: Plan) -> dict[str, str]:
         "model bytes": f"{_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
         "calibration": _calibration(plan),
         "compile needs": needs,
+        "generate needs": f"about {_generating(plan, texts or TextSizes.of(plan.shape))}",
     }
+
+
+def _generating(plan: Plan, texts: TextSizes) -> str:
+    """The memory of texts at once, with and without a cache."""
+    kept = [replace(texts, cache=cache) for cache in (False, True)]
+    plain, cached = (_size(generating_memory(plan.shape, plan.bytes_after, one).total) for one in kept)
+    return f"{plain} of GPU memory for {texts} at once, {cached} with a cache"
 
 
 def _passes(plan: Plan) -> list[tuple[PassUse, int]]:

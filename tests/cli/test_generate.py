@@ -15,7 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from qspec.cli import main
 from qspec.cli.canvas import Canvas
 from qspec.models.checkpoint import load_decoder
+from qspec.models.config import read_config
 from qspec.models.sampler import DreamSettings, SamplerSettings, SampleStep, Settings, sample, until
+from qspec.plan.generating import TextSizes, generating_memory
 from tests.models import dream_layout
 from tests.models.layout import TINY, random_weights, write_checkpoint
 
@@ -357,3 +359,31 @@ class TestChat:
         err = capsys.readouterr().err
         assert "the tokenizer has no chat template" in err
         assert "Traceback" not in err
+
+
+def test_a_gpu_without_room_is_told_before_the_model_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prompt's 40 bytes count as 10 tokens; a byte less free memory than is needed is refused."""
+    shape, bytes_of = read_config(folder)[1], 2 * sum(w.size for w in random_weights(TINY, seed=9).values())
+    needed = generating_memory(shape, bytes_of, TextSizes(1, 10 + 12, 4, cache=True)).total
+    free = [needed - 1]
+
+    class Loaded(Exception):
+        pass
+
+    def load(*given: Any, **named: Any) -> None:
+        raise Loaded
+
+    monkeypatch.setattr("qspec.runtime.load", load)
+    monkeypatch.setattr("qspec.runtime.find_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free[0], 1 << 40))
+    arguments = ["generate", str(folder), "--prompt", "2+2=" * 10, "--length", "12", "--block", "4", "--cache", "dual"]
+    assert main(arguments) == 3
+    message = capsys.readouterr().err
+    assert "generating 1 text of 22 tokens at once takes about 0.1 GiB of GPU memory (0.0 for weights, " in message
+    assert " for the cache), and 0.1 GiB are free\n" in message
+    assert "lower the length or the number of texts at once" in message
+    free[0] += 1
+    with pytest.raises(Loaded):
+        main(arguments)
