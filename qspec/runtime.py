@@ -23,6 +23,8 @@ from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.locate import checkpoint_locate, is_name
+from qspec.models.sampler import DreamSettings, Settings
+from qspec.models.samplers.block import BlockSettings
 from qspec.models.shards import tensor_table
 from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
 from qspec.models.tokens import check_mask_token, know_tokens, library_errors
@@ -96,6 +98,15 @@ def require_memory(path: str | Path, device: torch.device, texts: TextSizes) -> 
             where=str(folder),
             hint="lower the length or the number of texts at once, or close other programs on the GPU",
         )
+
+
+def text_sizes(settings: Settings, batch: int, canvas: int) -> TextSizes:
+    """Of texts by a sampler. canvas: tokens of prompt and text."""
+    if isinstance(settings, BlockSettings):
+        return TextSizes(batch, canvas, settings.length, cache=True)
+    if isinstance(settings, DreamSettings):
+        return TextSizes(batch, canvas, settings.length, settings.cache is not None)
+    return TextSizes(batch, canvas, settings.block, settings.cache is not None, settings.cfg > 0)
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -236,7 +236,7 @@ def test_logits_are_held_as_the_samplers_do() -> None:
 
 
 def test_measured_peaks_of_texts_are_within_a_tenth_of_the_plan() -> None:
-    """docs/performance/generate.json, of bf16 and the recipes of bench --generate, where nothing else was on the GPU."""
+    """docs/performance/generate.json, of bf16 and of recipes that had the GPU for themselves."""
     run = read_generation([ROOT / "docs" / "performance" / "generate.json"])
     weights = {"bf16": 2 * (2 * 126464 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 12288) + 65 * 4096)}
     for name in {cell.recipe for cell in run.cells} - {"bf16"}:

@@ -6,6 +6,7 @@ generated with few steps twice before, in which kernels are compiled and passes 
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +26,10 @@ from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
 from qspec.models.sampler import SamplerSettings, Settings, sample, settings_for
 from qspec.plan import make_plan
+from qspec.plan.generating import generating_memory
 from qspec.progress import Progress
 from qspec.report.environment import environment
+from qspec.runtime import text_sizes
 
 BLOCK = 32  # tokens
 WARM = 3  # steps of a block that see every pass eagerly, captured, and replayed
@@ -53,17 +56,20 @@ def run_generation(recipes: Sequence[Path], models: Sequence[str], texts: Texts,
         family, shape = MODELS[model]
         plans = [make_plan(load_recipe(path, passes.available(), {}, FAMILIES).spec, family, shape) for path in recipes]
         decoder = attention.install(Decoder(family, shape, device="cuda", dtype=DTYPE).requires_grad_(False))
+        whole = sum(weight.nbytes for weight in decoder.parameters())
         for execution in ("eager", "captured"):
             progress.step(f"{model}  {BF16}, {execution}")
-            cells += _measure(decoder, model, BF16, execution, texts)
+            cells += _measure(decoder, (model, BF16, execution), whole, texts)
         for plan in plans:
             progress.step(f"{model}  {plan.spec.name}")
             decoder = quantized(plan, decoder)  # takes over what lies outside the blocks
-            cells += _measure(decoder, model, plan.spec.name, "captured", texts)
+            gc.collect()  # the blocks before
+            cells += _measure(decoder, (model, plan.spec.name, "captured"), plan.bytes_after, texts)
     return Generation(environment(), tuple(cells))
 
 
-def _measure(decoder: Decoder, model: str, recipe: str, execution: Execution, texts: Texts) -> Iterator[GenerationCell]:
+def _measure(decoder: Decoder, run: tuple[str, str, Execution], weights: int, texts: Texts) -> Iterator[GenerationCell]:
+    """run: model, recipe and execution. weights: bytes of the model, as the plan has them."""
     for batch, cache in product(texts.batches, texts.caches):
         settings = _settings(decoder, texts.length, cache)
         if settings is None:
@@ -71,7 +77,7 @@ def _measure(decoder: Decoder, model: str, recipe: str, execution: Execution, te
         prompts = torch.randint(
             decoder.shape.mask_token, (batch, texts.prompt), generator=torch.Generator().manual_seed(0)
         )
-        captured = execution == "captured"
+        captured = run[2] == "captured"
         for _ in range(2):  # of one block a full pass is captured in the second text alone
             sample(decoder, prompts, None, _few_steps(settings), captured=captured)
         torch.cuda.synchronize()
@@ -81,7 +87,8 @@ def _measure(decoder: Decoder, model: str, recipe: str, execution: Execution, te
         torch.cuda.synchronize()
         seconds, peak = time.perf_counter() - start, torch.cuda.max_memory_allocated()
         sizes = (batch, texts.prompt, settings.length, settings.steps)
-        yield GenerationCell(model, recipe, execution, cache, *sizes, seconds, peak)
+        planned = generating_memory(decoder.shape, weights, text_sizes(settings, batch, texts.prompt + settings.length))
+        yield GenerationCell(*run, cache, *sizes, seconds, peak, planned.total)
 
 
 def _settings(decoder: Decoder, length: int, cache: str) -> Settings | None:

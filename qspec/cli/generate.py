@@ -155,17 +155,10 @@ def _prompt(tokenizer: Tokenizer, text: str, chat: ChatSetting, where: str) -> P
 
 def check_memory(args: argparse.Namespace, settings: Settings, prompts: Sequence[str]) -> None:
     """Before the model is loaded. Errors: MachineError where a GPU has too little memory free for these texts."""
-    from qspec.plan.generating import TextSizes
-    from qspec.runtime import find_device, require_memory
+    from qspec.runtime import find_device, require_memory, text_sizes
 
     longest = max(len(prompt.encode(errors="replace")) for prompt in prompts)
-    texts = TextSizes(
-        min(args.batch, len(prompts)),
-        longest // TOKEN_BYTES + settings.length,
-        getattr(settings, "block", settings.length),
-        settings.cache is not None,
-        getattr(settings, "cfg", 0.0) > 0,
-    )
+    texts = text_sizes(settings, min(args.batch, len(prompts)), longest // TOKEN_BYTES + settings.length)
     require_memory(args.artifact, find_device(args.device), texts)
 
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH_OR_ID",
         help="folder with a config.json, hub id, or bundled stand-in such as tiny-llada, instead of the recipe's model",
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="texts that are generated at once (default: 1)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="texts generated at once (default: 1)")
     parser.add_argument(
         "--canvas", type=int, metavar="N", help=f"tokens of prompt and text (default: {CANVAS}, or all of the model's)"
     )

@@ -14,11 +14,12 @@ from qspec.bench.generation_data import Generation, GenerationCell, markdown, re
 from qspec.cli import main
 from qspec.models.decoder import Decoder
 from qspec.models.sampler import DreamSettings, SamplerSettings
+from qspec.plan.generating import TextSizes, generating_memory
 from tests.models.test_cached import dream, llada
 
-EAGER = GenerationCell("llada", "bf16", "eager", "none", 2, 128, 64, 64, 6.4, 20_000_000_000)
+EAGER = GenerationCell("llada", "bf16", "eager", "none", 2, 128, 64, 64, 6.4, 20_000_000_000, 21_000_000_000)
 CAPTURED = replace(EAGER, execution="captured", seconds=3.2)
-OURS = replace(CAPTURED, recipe="w4a4", seconds=1.6, peak=6_200_000_000)
+OURS = replace(CAPTURED, recipe="w4a4", seconds=1.6, peak=6_200_000_000, planned=6_500_000_000)
 RUN = Generation({"gpu": "A GPU", "torch": "2", "triton": "3"}, (EAGER, CAPTURED, OURS, replace(OURS, cache="dual")))
 
 
@@ -31,11 +32,11 @@ def test_rates_and_ratios() -> None:
 
 
 def test_a_run_is_shown_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = "| w4a4 | captured | none | 2 | 25.00 | 80 | 4.00 | 2.00 | 6.2 |"
+    row = "| w4a4 | captured | none | 2 | 25.00 | 80 | 4.00 | 2.00 | 6.2 | 6.5 |"
     lines = markdown(RUN).splitlines()
     assert "**llada**, prompt 128, 64 tokens in 64 steps" in lines
     assert row in lines
-    assert "| w4a4 | captured | dual | 2 | 25.00 | 80 |  |  | 6.2 |" in lines
+    assert "| w4a4 | captured | dual | 2 | 25.00 | 80 |  |  | 6.2 | 6.5 |" in lines
     stored = tmp_path / "generate.json"
     stored.write_text(json.dumps(RUN.as_json()))
     assert read([stored]) == RUN
@@ -81,8 +82,11 @@ def test_every_batch_and_cache_is_timed(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("synchronize", "reset_peak_memory_stats"):
         monkeypatch.setattr(f"torch.cuda.{name}", lambda: None)
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 7)
-    cells = list(_measure(llada(), "llada", "w4a4", "captured", Texts(5, 32, (1, 2), ("none", "dual"))))
+    cells = list(_measure(llada(), ("llada", "w4a4", "captured"), 1000, Texts(5, 32, (1, 2), ("none", "dual"))))
     assert [(c.batch, c.cache, c.steps, c.peak) for c in cells] == [
         (1, "none", 32, 7), (1, "dual", 32, 7), (2, "none", 32, 7), (2, "dual", 32, 7),
     ]  # fmt: skip
+    for cell in cells:
+        sizes = TextSizes(cell.batch, 5 + 32, 32, cell.cache == "dual")
+        assert cell.planned == generating_memory(llada().shape, 1000, sizes).total
     assert [(shape, captured) for shape, _, captured in asked] == [((batch, 5), True) for batch in (1,) * 6 + (2,) * 6]

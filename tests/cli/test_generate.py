@@ -369,15 +369,12 @@ def test_a_gpu_without_room_is_told_before_the_model_is_loaded(
     needed = generating_memory(shape, bytes_of, TextSizes(1, 10 + 12, 4, cache=True)).total
     free = [needed - 1]
 
-    class Loaded(Exception):
-        pass
-
-    def load(*given: Any, **named: Any) -> None:
-        raise Loaded
+    def load(*_: Any, **__: Any) -> None:
+        raise RuntimeError("loaded")
 
     monkeypatch.setattr("qspec.runtime.load", load)
-    monkeypatch.setattr("qspec.runtime.find_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free[0], 1 << 40))
+    monkeypatch.setattr("qspec.runtime.find_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free[0], 1 << 40))
     arguments = ["generate", str(folder), "--prompt", "2+2=" * 10, "--length", "12", "--block", "4", "--cache", "dual"]
     assert main(arguments) == 3
     message = capsys.readouterr().err
@@ -385,5 +382,5 @@ def test_a_gpu_without_room_is_told_before_the_model_is_loaded(
     assert " for the cache), and 0.1 GiB are free\n" in message
     assert "lower the length or the number of texts at once" in message
     free[0] += 1
-    with pytest.raises(Loaded):
+    with pytest.raises(RuntimeError, match="loaded"):
         main(arguments)
