@@ -83,9 +83,6 @@ def inspect(
     folder = _located(checkpoint)
     try:
         model = open_model(folder, target)
-        if model.decoder.shape.block is not None:
-            what = f"this model is block-causal, in blocks of {model.decoder.shape.block}; inspect shows full attention"
-            raise InputError(what, where=str(folder), hint="`qspec compile` reports the outliers of such a model")
         tokenizer = load_tokenizer(folder)
         content = _text(folder, wanted.text)
         masks = nested_masks(content, tokenizer, model.decoder, wanted)
@@ -190,7 +187,8 @@ class _Found:
         for place, ratio in enumerate(self.masks.ratios):
             progress.step(f"mask ratio {ratio:g}")
             seen: dict[str, list[Tensor]] = {site: [] for site in linears}
-            with watching(linears, lambda site, x: seen[site].append(magnitudes_of(x))):  # noqa: B023
+            length = self.masks.ids.shape[1]  # of a block-causal model's rows the noised half
+            with watching(linears, lambda site, x: seen[site].append(magnitudes_of(x[:, :length]))):  # noqa: B023
                 self.streams[place].advance(block)
             for site, parts in seen.items():
                 rows += self._site(index, site, ratio, torch.cat(parts), self.masks.masked[place].flatten())
@@ -243,13 +241,16 @@ class _Found:
 
 def _start(model: Model, masks: Masks) -> list[Stream]:
     """One stream for each ratio, at the first block's input."""
-    ids = torch.where(masks.masked, masks.mask_token, masks.ids)  # [ratios, samples, length]
+    ids, hidden_by = torch.where(masks.masked, masks.mask_token, masks.ids), masks.masked  # [ratios, samples, length]
+    if model.decoder.shape.block is not None:  # noised, then clean
+        ids = torch.cat((ids, masks.ids.expand_as(ids)), dim=2)
+        hidden_by = torch.cat((hidden_by, torch.zeros_like(hidden_by)), dim=2)
     hidden = model.embed(ids.flatten(0, 1)).view(*ids.shape, -1)
     rows = max(1, BATCH_TOKENS // ids.shape[2])
     streams = []
-    for own, masked in zip(hidden, masks.masked.to(model.device), strict=True):
+    for own, masked in zip(hidden, hidden_by.to(model.device), strict=True):
         batches = [
-            CalibrationBatch(x, None, model.decoder.context(hides), hides, torch.ones_like(hides, dtype=torch.float32))
+            CalibrationBatch(x, None, model.decoder.calibration_context(hides), hides, torch.ones_like(hides).float())
             for x, hides in zip(torch.split(own, rows), torch.split(masked, rows), strict=True)
         ]
         streams.append(Stream(batches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from safetensors.torch import save_file
 import qspec
 from qspec import cli
 from qspec.compiler import find_inputs, read_recipe
+from qspec.data import TextData
 from qspec.errors import InputError
 from qspec.evaluate.forward import MaskedRow, batches, hidden_at_masks, log_probabilities
-from qspec.inspect.measure import inspect
+from qspec.inspect.measure import MaskedText, inspect, nested_masks
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
 from qspec.models.shards import SINGLE
@@ -89,7 +91,13 @@ def recipe(mini: Mini, model: Path, scheme: str, passes: str) -> Path:
     ids=["sdar-w4a4", "fast_dllm-w4a16", "sdar-w8a8", "fast_dllm-w4a4"],
 )
 def test_a_folder_of_the_hub_goes_through_the_commands(
-    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, scheme: str, passes: str
+    mini: Mini,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    scheme: str,
+    passes: str,
 ) -> None:
     model = checkpoint(family, tmp_path)
     path, out = recipe(mini, model, scheme, passes), model.with_name("out")
@@ -112,6 +120,10 @@ def test_a_folder_of_the_hub_goes_through_the_commands(
     ids = torch.arange(40, 60)[None]
     found, wanted = (qspec.load(folder, device="cpu")[0](ids).logits for folder in (out, model))
     assert float((found - wanted).norm() / wanted.norm()) < {W4A16: 0.3, W8A8: 0.05, W4A4: 1.0}[scheme]
+    (again,) = json.loads(run("eval", out, "--model", model, "--json", "--quiet"))["metrics"]
+    assert (again["baseline"], again["quantized"]) == (nelbo["baseline"], nelbo["quantized"])
+    monkeypatch.setattr("sys.stdin", io.StringIO("Tom has 3\n"))
+    assert run("chat", out, "--length", 8)
     for folder in (model, out):
         assert run("generate", folder, "--prompt", "Tom has 3", "--length", 8, "--threshold", 0.5)
     assert {"tokenizer.json", "chat_template.jinja"} < manifest["files"].keys()
@@ -134,7 +146,7 @@ def test_calibration_rows_are_a_noised_and_a_clean_text(mini: Mini, tmp_path: Pa
     assert 0.2 < float(masked[:, :30].float().mean()) < 0.8
 
 
-def test_what_is_of_full_attention_alone_says_so(mini: Mini, tmp_path: Path) -> None:
+def test_rollouts_are_of_full_attention_alone(mini: Mini, tmp_path: Path) -> None:
     model = checkpoint("sdar", tmp_path)
     path = recipe(mini, model, W8A8, "rtn() on blocks[*].*")
     text = mini.recipe.with_name("text.txt")
@@ -142,8 +154,31 @@ def test_what_is_of_full_attention_alone_says_so(mini: Mini, tmp_path: Path) -> 
     path.write_text(path.read_text().replace(f'text    file("{text}")', rollouts, 1))
     with pytest.raises(InputError, match="rollouts calibrate models of full attention"):
         find_inputs(read_recipe(path), device="cpu")
-    with pytest.raises(InputError, match="inspect shows full attention"):
-        inspect(str(model), device="cpu")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_inspect_shows_noised_tokens_behind_clean_blocks(mini: Mini, tmp_path: Path, family: str) -> None:
+    """The input of gate in the second block, token by token, behind clean blocks alone: the largest is the report's."""
+    model = checkpoint(family, tmp_path)
+    wanted = MaskedText(str(mini.recipe.with_name("text.txt")), samples=2, length=20, ratios=(0.6,))
+    found = inspect(str(model), wanted, device="cpu")
+    (row,) = [r for r in found.rows if (r.block, r.input, r.positions) == (1, "mlp.input", "all")]
+    decoder, tokenizer = qspec.load(model, device="cpu")
+    masks = nested_masks(read(wanted.text), tokenizer, decoder, wanted)
+    largest, size = 0.0, decoder.shape.block
+    gate = decoder.blocks[1].part("mlp.gate")
+    seen: list[torch.Tensor] = []
+    gate.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    for ids, masked in zip(masks.ids, masks.masked[0], strict=True):
+        for start in range(0, 20, size):
+            noised = ids[start : start + size].masked_fill(masked[start : start + size], 2)
+            decoder(torch.cat((ids[:start], noised))[None])
+            largest = max(largest, float(seen[-1][0, start:].abs().max()))
+    assert row.found.peak == pytest.approx(largest, rel=1e-4)
+
+
+def read(path: str) -> TextData:
+    return TextData("", (Path(path),), (Path(path).read_text(),))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
