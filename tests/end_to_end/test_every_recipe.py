@@ -27,10 +27,10 @@ from qspec.kernels.packing import unpack, unpack_zeros
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
 from tests.end_to_end.conftest import NO_REPORT
-from tests.models import dream_layout
+from tests.models import block_layout, dream_layout
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-WIDTH, FFN, KV = 128, 256, {"llada": 128, "dream": 64}
+WIDTH, FFN, KV = 128, 256, {"llada": 128, "dream": 64, "sdar": 64, "fast_dllm": 64}
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,17 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
     "masking/gptq_w4a4": (("*", W4A4),),
     "masking/gptq_w3a16": (("*", Format("w3a16", 3, 16, 64)),),
     "masking/gptq_w2a16": (("*", Format("w2a16", 2, 16, 64, True)),),
+    "blocks/w4a16": (("*", W4A16),),
+    "blocks/w8a8": (("*", W8A8),),
+    "blocks/w4a4": (("*", W4A4),),
     "floats/rtn_fp8": (("*", Format("fp8", 8, 8, number="fp8_e4m3")),),
     "floats/gptq_nvfp4": (("*", Format("nvfp4", 4, 4, 16, number="nvfp4")),),
     "floats/gptq_mxfp4": (("*", Format("mxfp4", 4, 16, 32, number="mxfp4")),),
 }
 # Rotations of the residual stream go into the embedding and the head, which are kept.
 REWRITES_KEPT = ("paper/quarot_w4a4", "paper/quarot_w8a8")
-BOTH = [name for name in EXPECTED if "/" in name]  # `family llada, dream`
+BLOCKS = [name for name in EXPECTED if name.startswith("blocks/")]  # `family sdar, fast_dllm`
+BOTH = [name for name in EXPECTED if "/" in name and name not in BLOCKS]  # `family llada, dream`
 
 # part -> (module below a LLaDA block, outputs, inputs)
 PARTS: dict[str, tuple[str, str, str]] = {
@@ -104,9 +108,15 @@ def module_name(family: str, block: int, part: str) -> str:
     return f"model.layers.{block}.{dream_layout.NAMES[ours]}"
 
 
+QWEN = {"embedding": "model.embed_tokens", "head": "lm_head"}
 OUTER = {
     "llada": {"embedding": "model.transformer.wte", "head": "model.transformer.ff_out"},
-    "dream": {"embedding": "model.embed_tokens", "head": "lm_head"},
+    **dict.fromkeys(("dream", "sdar", "fast_dllm"), QWEN),
+}
+CONFIGS = {
+    "dream": dream_layout.TINY_DREAM,
+    "sdar": block_layout.TINY_SDAR | {"head_dim": WIDTH // 4},
+    "fast_dllm": block_layout.TINY_FAST,
 }
 
 
@@ -120,7 +130,7 @@ def write_model(folder: Path, family: str, blocks: int) -> None:
         config |= {"max_sequence_length": 64}
     else:
         tokens = {key: config[key] for key in ("vocab_size", "mask_token_id", "eos_token_id", "pad_token_id")}
-        config = dream_layout.TINY_DREAM | tokens
+        config = CONFIGS[family] | tokens | {"bos_token_id": tokens["eos_token_id"]}
         config |= {"hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": blocks}
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
@@ -134,7 +144,7 @@ def write_model(folder: Path, family: str, blocks: int) -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
     home = tmp_path_factory.mktemp("models")
-    wanted = {("llada", 4), ("llada", 2), ("dream", 2)}
+    wanted = {("llada", 4), ("llada", 2), ("dream", 2), ("sdar", 2), ("fast_dllm", 2)}
     for family, blocks in wanted:
         write_model(home / f"{family}{blocks}", family, blocks)
     return {(family, blocks): home / f"{family}{blocks}" for family, blocks in wanted}
@@ -218,7 +228,7 @@ def check(name: str, family: str, blocks: int, model: Path, folder: Path) -> Non
             assert own["weight"].shape == shape
         else:
             check_quantized(records[role], own, form, shape)
-        biased = family == "dream" and part in ("attention.q", "attention.k", "attention.v")
+        biased = family in ("dream", "fast_dllm") and part in ("attention.q", "attention.k", "attention.v")
         assert ("bias" in own) == biased
         assert not biased or own["bias"].shape == shape[:1]
     for role, module in OUTER[family].items():
@@ -243,7 +253,7 @@ def test_every_shipped_recipe_is_here() -> None:
     assert set(EXPECTED) == files
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name not in BLOCKS])
 def test_every_named_module_is_quantized(name: str, models: dict[tuple[str, int], Path], tmp_path: Path) -> None:
     blocks = 2 if name in BOTH else 4
     check(name, "llada", blocks, models["llada", blocks], tmp_path)
@@ -255,3 +265,21 @@ def test_every_named_module_is_quantized_on_dream(
 ) -> None:
     """The same text on the other family: grouped queries, and biases that stay."""
     check(name, "dream", 2, models["dream", 2], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("blocks/w4a16", "sdar"),
+        ("blocks/w8a8", "fast_dllm"),
+        ("blocks/w4a4", "sdar"),
+        pytest.param("blocks/w4a16", "fast_dllm", marks=pytest.mark.slow),
+        pytest.param("blocks/w8a8", "sdar", marks=pytest.mark.slow),
+        pytest.param("blocks/w4a4", "fast_dllm", marks=pytest.mark.slow),
+    ],
+)
+def test_every_named_module_is_quantized_in_block_causal_models(
+    name: str, family: str, models: dict[tuple[str, int], Path], tmp_path: Path
+) -> None:
+    """Norms of queries and keys stay, too."""
+    check(name, family, 2, models[family, 2], tmp_path)
