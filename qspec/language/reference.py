@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from functools import cache
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qspec import resources
+from qspec.formats import NUMBER_FORMATS
 from qspec.language.fields import Form, Known, Setting, metadata, settings, words
 from qspec.language.printer import written
-from qspec.language.spec import BLOCK_CLASSES, Pass
+from qspec.language.spec import BLOCK_CLASSES, REGIMES, TASKS, TEXTS, Pass, Rollouts
 
-_TABLE = re.compile(r"(<!-- settings of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_PASSES = re.compile(r"(<!-- passes -->\n).*?(<!-- end -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _STATEMENT = re.compile(r"^\| `(\w+)[^|]* \| (.*) \|$", re.MULTILINE)
 
 
@@ -29,9 +29,42 @@ def statements() -> Mapping[str, str]:
 
 
 def filled(page: str, passes: Mapping[str, type[Pass]]) -> str:
-    """The page with the tables of `<!-- settings of BLOCK -->` and `<!-- passes -->` written anew."""
-    page = _TABLE.sub(lambda m: f"{m[1]}{table(BLOCK_CLASSES[m[2]])}\n{m[3]}", page)
-    return _PASSES.sub(lambda m: f"{m[1]}{_passes_table(passes)}\n{m[2]}", page)
+    """The page with everything between `<!-- WHAT -->` and `<!-- end -->` written anew: `settings of BLOCK`, `passes`,
+    `formats`, `tasks`, `texts`, `regimes`, `grammar`."""
+    return _PART.sub(lambda m: f"{m[1]}{_part(m[2], passes)}\n{m[3]}", page)
+
+
+def _part(what: str, passes: Mapping[str, type[Pass]]) -> str:
+    kind, _, name = what.partition(" of ")
+    match kind:
+        case "settings":
+            return table(Rollouts if name == "rollouts" else BLOCK_CLASSES[name])
+        case "passes":
+            return _passes_table(passes)
+        case "formats":
+            return _rows(("format", "codes"), [(one.name, one.about) for one in NUMBER_FORMATS.values()])
+        case "tasks" | "texts":
+            return ", ".join(f"`{one}`" for one in (TASKS if kind == "tasks" else TEXTS))
+        case "regimes":
+            sizes = [(name, f"{low} … {high}") for name, (low, high) in REGIMES.items()]
+            return _rows(("regime", "tokens in a forward pass"), sizes)
+        case "grammar":
+            return f"```\n{_grammar()}\n```"
+    raise ValueError(f"the page asks for {what!r}, which is not known")
+
+
+def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose first column is code."""
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return "\n".join([*lines, *(f"| `{first}` | {' | '.join(others)} |" for first, *others in rows)])
+
+
+def _grammar() -> str:
+    """The grammar as it is, without comments, and without what only the parser's trees are about."""
+    text = (resources.grammar() / "qspec.lark").read_text(encoding="utf-8")
+    text = re.sub(r"^(//|%|COMMENT|WHITESPACE).*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r" *-> \w+|(?<=[A-Z])\.\d+(?=:)|^\?", "", text, flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", text).strip().replace("_statement", "statement")
 
 
 def _passes_table(passes: Mapping[str, type[Pass]]) -> str:

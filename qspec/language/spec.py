@@ -148,11 +148,13 @@ class Rollouts:
 
     rule: ClassVar[str] = "rollouts"
     form: ClassVar[str] = 'text rollouts(prompts = "NAME")'
-    prompts: TextSource = NamedText("wikitext2")
-    prompt: Annotated[int, between(1, 65536)] = 64
-    steps: Annotated[int, between(1, 8192)] = 64
-    buckets: Annotated[int, between(1, 1024)] = 8
-    chat: ChatSetting = "auto"
+    prompts: Annotated[TextSource, about("the text that prompts are windows of")] = NamedText("wikitext2")
+    prompt: Annotated[int, between(1, 65536, "tokens of a prompt")] = 64
+    steps: Annotated[int, between(1, 8192, "passes of the sampler for the rest of `length`")] = 64
+    buckets: Annotated[
+        int, between(1, 1024, "equal parts of the shares still masked, over which states are spread evenly")
+    ] = 8
+    chat: Annotated[ChatSetting, about("prompts as a user's messages in the tokenizer's chat template")] = "auto"
 
     def __str__(self) -> str:
         sizes = f"prompt = {self.prompt}, steps = {self.steps}, buckets = {self.buckets}, chat = {self.chat}"

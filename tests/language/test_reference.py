@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
+import lark
 import pytest
 
 from qspec import passes
+from qspec.diagnostics import Source
 from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
+from qspec.language import load_source
 from qspec.language.fields import settings
 from qspec.language.formatter import format_source
 from qspec.language.mistakes import keywords
@@ -16,6 +19,7 @@ from qspec.language.pieces import BLOCK_KINDS
 from qspec.language.spec import BLOCK_CLASSES, REGIMES, TARGETS, TASKS, TEXTS, Rollouts
 from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
+from qspec.planned import plan_of
 from tests.language.fakes import PASSES, ROOT, codes
 from tests.language.test_errors import completed
 
@@ -36,6 +40,26 @@ def test_there_are_examples_of_every_block() -> None:
 def test_examples(example: str) -> None:
     assert codes(completed(example)) == []
     assert format_source(example) == example
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_can_be_compiled(example: str) -> None:
+    """Every module of the stand-in has its fate, with a kernel that computes it."""
+    loaded = load_source(Source("r.qs", completed(example)), passes.available(), {}, FAMILIES)
+    plan = plan_of(loaded, "tiny-llada").plan
+    assert len(plan.modules) == 6 * 7 + 2
+    assert any(m.scheme for m in plan.modules)
+
+
+def test_the_grammar_on_the_page_is_a_grammar() -> None:
+    """Lark reads it, and with it every statement of the examples, as it does the real one."""
+    (text,) = re.findall(r"<!-- grammar -->\n```\n(.*?)```\n<!-- end -->", PAGE, re.DOTALL)
+    ignored = "%ignore /#[^\\n]*/\n%ignore /\\s+/\n"
+    parser = lark.Lark(text + ignored, start=["file"], parser="lalr")
+    for example in EXAMPLES:
+        parser.parse(example)
+    with pytest.raises(lark.UnexpectedInput):
+        parser.parse("layers use w8a8")
 
 
 def test_every_word_is_on_the_page() -> None:

@@ -19,7 +19,7 @@ from qspec.language.completion import Names, completions
 from qspec.language.fields import about, between, settings
 from qspec.language.pieces import BLOCK_KINDS
 from qspec.language.reference import filled, table
-from qspec.language.spec import BLOCK_CLASSES, Calibration, Emit, TaskRequest
+from qspec.language.spec import BLOCK_CLASSES, Calibration, Emit, Rollouts, TaskRequest
 from tests.language.fakes import PASSES, ROOT, codes, load, recipe
 
 PAGE = ROOT / "grammar" / "reference.md"
@@ -103,7 +103,8 @@ def test_the_page_has_the_settings_as_they_are() -> None:
     if os.environ.get("QSPEC_UPDATE_GOLDENS") == "1":
         page = filled(page, passes.available())
         PAGE.write_text(page, encoding="utf-8")
-    assert page.count("<!-- settings of ") == 5
+    assert page.count("<!-- settings of ") == 6
+    assert page.count("<!-- end -->") == 12
     assert filled(page, passes.available()) == page
 
 
@@ -162,5 +163,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_every_setting_says_what_it_is_for() -> None:
-    for name, cls in {**BLOCK_CLASSES, **passes.available()}.items():
+    for name, cls in {**BLOCK_CLASSES, **passes.available(), "rollouts": Rollouts}.items():
         assert [key for key, one in settings(cls).items() if not one.doc] == [], name
