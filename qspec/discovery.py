@@ -20,7 +20,7 @@ from qspec.models.known import known_models
 from qspec.models.registry import FAMILIES, family_of
 
 WIDTH = 4096  # of the layer that a format is shown at
-_SECTIONS = {"param": "## Params", "extends": "## Bases", "qspec": "## Layout"}  # not below their statement's name
+_SECTIONS = {"param": "## Params", "extends": "## Bases", "qspec": "## Versions"}  # not below their statement's name
 _COMMENT = re.compile(r"^<!-- .* -->\n", re.MULTILINE)
 
 

@@ -58,6 +58,7 @@ dir(qspec)
 recipe = sys.argv[1]
 assert qspec.check(recipe).ok
 assert qspec.plan(recipe, "tiny-llada").bits_per_weight > 4
+assert not qspec.diff(recipe, recipe, "tiny-llada")
 try:
     qspec.plan(recipe, "nowhere/nothing")
 except qspec.InputError as error:
@@ -92,7 +93,7 @@ def test_check_is_what_the_command_prints(tmp_path: Path, capsys: pytest.Capture
         qspec.check(tmp_path / "nothing.qs")
 
 
-def test_a_plan_shows_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_shows_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from qspec.cli import main
 
     found = qspec.plan(RECIPE, "tiny-llada")
@@ -107,5 +108,10 @@ def test_a_plan_shows_itself(capsys: pytest.CaptureFixture[str]) -> None:
         "one GEMM: blocks[0..5]: attention.q + attention.k + attention.v",
     ):
         assert text in page
-    other = qspec.plan(RECIPE).notice
-    assert other is None or "planned from its config.json as it ships with qspec" in other
+    assert found.notice is None
+    other = tmp_path / "r.qs"
+    other.write_text(RECIPE.read_text().replace("GSAI-ML/LLaDA-8B-Instruct", "no/model"))
+    notice = "no/model is not on this machine: planning for the bundled stand-in tiny-llada instead"
+    assert qspec.plan(other).notice == notice
+    assert str(qspec.plan(other)).startswith(f"{notice}\n\nllada_w4a4: llada, 6 blocks")
+    assert qspec.plan(other)._repr_html_().startswith(f"<p>{notice}</p>")

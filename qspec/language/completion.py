@@ -30,6 +30,7 @@ from qspec.language.spec import (
     Rollouts,
 )
 from qspec.models.family import Family
+from qspec.models.known import known_models
 
 BEGUN = re.compile(r"\$?\w*$")  # the word that is being typed
 
@@ -251,5 +252,6 @@ def _strings(start: str, code: str, names: Names) -> list[Completion]:
     """What a string that begins here can say."""
     if start == "extends":
         return _values(names.bases, "file")
-    text = re.search(r"\b(text|on|prompts\s*=)\s*$", code)
-    return _values(TEXTS) if text and start != "recipe_body" else []
+    if start == "recipe_body":
+        return _values(known_models()) if re.search(r"\bmodel\s*$", code) else []
+    return _values(TEXTS) if re.search(r"\b(text|on|prompts\s*=)\s*$", code) else []

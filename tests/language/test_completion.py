@@ -12,6 +12,7 @@ from qspec.language.completion import BEGUN, Completion, Names, completions
 from qspec.language.fields import settings
 from qspec.language.merge import merge
 from qspec.language.spec import TASKS, Rollouts
+from qspec.models.known import known_models
 from qspec.models.registry import FAMILIES
 from tests.language.fakes import ROOT
 
@@ -83,7 +84,8 @@ def words(text: str) -> list[str]:
         ('extends "', ["base.qs"]),
         ("# layers ", []),
         ("layers head keep  # use ", []),
-        ('recipe r {\n  model "', []),
+        ('recipe r {\n  model "', list(known_models())),
+        ('recipe r {\n  model "a" revision "', []),
         ("calibrate {\n  samples 3 # ma", []),
     ],
 )
