@@ -95,12 +95,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class MeasureChange:
-    """task: as people read it. metric: "nelbo" and so on. before, after: None where it was not measured."""
+    """task: as people read it. metric: "nelbo" and so on. before, after: None where it was not measured.
+
+    interval: of 95 %, of the mean of NEW's scores - OLD's, paired over the items. noise: whether the items do not show
+    that there is a difference. Both None where they were not measured on the same items.
+    """
 
     task: str
     metric: str
     before: Measured | None
     after: Measured | None
+    interval: tuple[float, float] | None = None
+    noise: bool | None = None
 
 
 @dataclass(frozen=True)

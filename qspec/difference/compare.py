@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qspec.diagnostics import RecipeError
 from qspec.difference.changes import (
@@ -37,7 +37,11 @@ from qspec.latency import REFERENCE, pass_time
 from qspec.models.registry import FAMILIES
 from qspec.plan import Plan, make_plan
 from qspec.plan.estimates import compile_memory, compile_operations
+from qspec.plan.generating import TextSizes, generating_memory
 from qspec.planned import SHIPPED, Config
+
+if TYPE_CHECKING:
+    from qspec.evaluate.results import Metric
 
 T = TypeVar("T")
 Value = TypeVar("Value")
@@ -136,6 +140,7 @@ def _numbers(plan: Plan) -> dict[str, Number]:
         "bytes.after": plan.bytes_after,
         "compile.memory_bytes": compile_memory(plan),
         "compile.operations": compile_operations(plan),
+        "generate.memory_bytes.total": generating_memory(plan.shape, plan.bytes_after, TextSizes.of(plan.shape)).total,
         **{f"time.{name}": pass_time(plan.linears(), tokens, REFERENCE) for name, (_, tokens) in REGIMES.items()},
     }
 
@@ -253,10 +258,31 @@ def _paired(kind: Any, gone: list[_Step], come: list[_Step], key: Callable[[_Ste
 def _measured(old: Version, new: Version) -> tuple[MeasureChange, ...]:
     if old.measured is None or new.measured is None:
         return ()
-    scores: list[dict[tuple[str, str], Measured]] = []
-    for metrics in (old.measured(), new.measured()):
-        scores.append({(m.label, m.metric): Measured(m.quantized, m.drop_percent, m.n) for m in metrics})
-    return tuple(MeasureChange(*key, *values) for key, *values in _changed(scores[0], scores[1]))
+    before, after = ({(m.label, m.metric): m for m in metrics} for metrics in (old.measured(), new.measured()))
+    pairs = ((key, one, other) for key, one, other in _changed(before, after) if _score(one) != _score(other))
+    return tuple(
+        MeasureChange(*key, _score(one), _score(other), *_paired_scores(one, other)) for key, one, other in pairs
+    )
+
+
+def _score(metric: Metric | None) -> Measured | None:
+    return None if metric is None else Measured(metric.quantized, metric.drop_percent, metric.n)
+
+
+def _paired_scores(before: Metric | None, after: Metric | None) -> tuple[tuple[float, float] | None, bool | None]:
+    """Of the quantized models, item by item: items are the same where the unquantized model scored the same on each."""
+    if before is None or after is None or not before.items or before.title != after.title:
+        return None, None
+    if [baseline for baseline, _ in before.items] != [baseline for baseline, _ in after.items]:
+        return None, None
+    from qspec.evaluate.statistics import of_means, of_shares
+
+    old, new = ([quantized for _, quantized in metric.items] for metric in (before, after))
+    if before.metric == "nelbo":
+        found = of_means(old, new)
+    else:
+        found = of_shares([score > 0 for score in old], [score > 0 for score in new])
+    return found.interval, found.noise
 
 
 def _unmeasured(old: Version, new: Version) -> Sequence[str]:

@@ -22,7 +22,7 @@ def render(found: Difference) -> str:
     lines += _list("Passes", map(_pass, found.passes))
     lines += _list("Settings", (code(words.setting(change)) for change in found.settings))
     measured = [map(plain, words.measures(change)) for change in found.measured]
-    lines += _table(("task", "measure", "before", "after"), measured)
+    lines += _table(("task", "measure", "before", "after", "95 % interval"), measured)
     if found.kernels:
         kernels = (f"- {one.kind} {code(one.name)}" for one in found.kernels)
         lines += ["", "<details><summary>Kernels</summary>", "", *kernels, "", "</details>"]

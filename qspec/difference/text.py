@@ -17,8 +17,8 @@ def render(found: Difference) -> str:
         [line for change in found.passes for line in _passes(change)],
         [f"  {words.setting(change)}" for change in found.settings],
         [
-            f"  {task}, {metric}  {before} {ARROW} {after}"
-            for task, metric, before, after in map(words.measures, found.measured)
+            f"  {task}, {metric}  {before} {ARROW} {after}  {change}".rstrip()
+            for task, metric, before, after, change in map(words.measures, found.measured)
         ],
         [f"  {'+' if change.kind == 'added' else '-'} {change.name}" for change in found.kernels],
     ]

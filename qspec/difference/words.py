@@ -29,6 +29,7 @@ def _number(key: str) -> tuple[str, Callable[[float], str]]:
         "bytes.before": ("bytes of the model in 16 bits", size),
         "bytes.after": ("bytes of the artifact", size),
         "compile.memory_bytes": ("memory of a compile", size),
+        "generate.memory_bytes.total": ("memory of generating a text", size),
         "compile.operations": ("work of a compile", lambda count: f"{count / 1e12:.1f} TFLOP"),
     }[key]
 
@@ -118,19 +119,27 @@ def setting(change: SettingChange) -> str:
     return f"{name}  {change.before} {ARROW} {change.after}"
 
 
-def measures(change: MeasureChange) -> tuple[str, str, str, str]:
-    """Task, measure, before and after."""
+def measures(change: MeasureChange) -> tuple[str, str, str, str, str]:
+    """Task, measure, before, after, and the 95 % interval of the difference, or that it is within noise."""
+    from qspec.evaluate.results import METRIC_NAMES  # with numpy, which measured versions have loaded anyway
+    from qspec.report.text import change as signed
+
     before, after = (_measured(value, change.metric) for value in (change.before, change.after))
-    return change.task, change.metric.replace("_", " "), before, after
+    if change.interval is None:
+        shown = ""
+    else:
+        low, high = (signed(end, change.metric) for end in change.interval)
+        shown = f"{low.removesuffix(' %')} to {high}{', within noise' if change.noise else ''}"
+    return change.task, METRIC_NAMES.get(change.metric, change.metric), before, after, shown
 
 
 def _measured(value: Measured | None, metric: str) -> str:
     """`81.2 % (drop 3.1 %, n 48)`."""
+    from qspec.report.text import drop, score
+
     if value is None:
         return "not measured"
-    score = f"{value.score:.4f}" if metric == "nelbo" else f"{100 * value.score:.1f} %"
-    drop = "" if value.drop_percent is None else f"drop {value.drop_percent:.1f} %, "
-    return f"{score} ({drop}n {value.n})"
+    return f"{score(value.score, metric)} (drop {drop(value.drop_percent)}, n {value.n})"
 
 
 def both(names: tuple[str, str]) -> str:

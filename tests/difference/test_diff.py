@@ -21,6 +21,7 @@ from qspec.cli import main
 from qspec.difference import diff, markdown, text
 from qspec.difference.changes import Difference, SettingChange
 from qspec.difference.facts import requests
+from qspec.evaluate.results import accuracy, nelbo
 from qspec.language.spec import Evaluation, NelboRequest
 from qspec.report import report_json
 from qspec.report.data import RecipeInfo
@@ -290,13 +291,18 @@ def test_binary_and_large_files(scratch: Repository, capsys: pytest.CaptureFixtu
     assert "the file has 1048578 bytes, and 1048576 are the most" in capsys.readouterr().err
 
 
-def compiled(folder: Path, recipe: str, score: float) -> Path:
-    """What `diff` reads of an artifact of tiny-llada: manifest, config and report."""
+def compiled(folder: Path, recipe: str, losses: list[float], right: int = 40) -> Path:
+    """What `diff` reads of an artifact of tiny-llada: manifest, config and report. losses: the NELBO's, of an
+    unquantized model that has 1, 2, 3. right: answers, of an unquantized model that has all 40 right."""
     (folder / "report").mkdir(parents=True)
     shutil.copy(resources.standin("llada") / "config.json", folder)
     spec = version(recipe).spec
     data = sample_report(1)
-    metrics = (replace(data.metrics[0], quantized=score), *data.metrics[1:])
+    answers = [True] * right + [False] * (40 - right)
+    metrics = (
+        nelbo("wikitext2", "text", [1.0, 2.0, 3.0], losses),
+        accuracy("mmlu", "mmlu", "exact_match", [True] * 40, answers),
+    )
     report = report_json(replace(data, recipe=RecipeInfo(spec.name, spec.text), metrics=metrics))
     (folder / "report" / "report.json").write_text(json.dumps(report))
     artifact.seal_report(folder)
@@ -306,17 +312,26 @@ def compiled(folder: Path, recipe: str, score: float) -> Path:
 
 
 def test_artifacts_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old = compiled(tmp_path / "old", rules(), 1.5)
-    new = compiled(tmp_path / "new", rules("layers blocks[0].mlp.down use w4"), 1.75)
+    old = compiled(tmp_path / "old", rules(), [1.25, 2.25, 3.25])
+    new = compiled(tmp_path / "new", rules("layers blocks[0].mlp.down use w4"), [1.5, 2.5, 3.5])
     for one in (diff(str(old), str(new)), diff(str(old), str(new / "report" / "report.json"))):
         assert one.models == ("tiny-llada", "tiny-llada")
         assert [change.selector for change in one.layers] == ["blocks[0].mlp.down"]
         (measure,) = one.measured
         assert measure.before is not None
         assert measure.after is not None
-        assert (measure.task, measure.metric) == ("stand-in text (for wikitext2)", "nelbo")
-        assert (measure.before.score, measure.after.score) == (1.5, 1.75)
-        assert f"nelbo  1.5000 (drop {measure.before.drop_percent:.1f} %, n 3) -> 1.7500 (" in str(one)
+        assert (measure.task, measure.metric) == ("wikitext2", "nelbo")
+        assert (measure.before.score, measure.after.score) == (2.25, 2.5)
+        assert measure.interval == (0.25, 0.25)  # on each item
+        assert measure.noise is False
+        shown = "NELBO  2.2500 (drop 12.5 %, n 3) -> 2.5000 (drop 25.0 %, n 3)  +0.2500 to +0.2500"
+        assert f"measured\n  wikitext2, {shown}\n" in str(one)
+        assert "| wikitext2 | NELBO | 2.2500 (drop 12.5 %, n 3) | 2.5000 (drop 25.0 %, n 3) |" in markdown.render(one)
+    few, many = (
+        diff(str(old), str(compiled(tmp_path / f"{right}", rules(), [1.25, 2.25, 3.25], right))).measured
+        for right in (39, 30)
+    )
+    assert [(m.task, m.noise) for m in (*few, *many)] == [("mmlu", True), ("mmlu", False)]
     path = tmp_path / "r.qs"
     path.write_text(rules())
     found = diff(str(path), str(old))
@@ -387,7 +402,7 @@ def test_nobody_sees_a_traceback(seed: int, tmp_path: Path, capsys: pytest.Captu
         codes[main(["diff", str(good), str(bad), "--model", "tiny-llada"])] += 1
         sides = [word for path in (good, bad) for word in (str(path), "0" * 40, "100644")]
         assert main(["git-diff", "r.qs", *draw.choice((sides, sides[3:] + sides[:3]))]) == 0
-    folder = compiled(tmp_path / "compiled", rules(), 1.5)
+    folder = compiled(tmp_path / "compiled", rules(), [1.25, 2.25, 3.25])
     manifest, report = (json.loads((folder / name).read_text()) for name in ("qspec.json", "report/report.json"))
     changed = tmp_path / "report.json"
     for _, content in draw.sample([*hostile(manifest)], 150):

@@ -184,6 +184,7 @@ def beside(fate: Fate) -> tuple[Any, ...]:
 
 def flattened(data: dict[str, Any]) -> dict[str, Any]:
     found = {key: data[key] for key in ("bits_per_weight", "bits_per_weight_model")}
+    found["generate.memory_bytes.total"] = data["generate"]["memory_bytes"]["total"]
     for group in ("bytes", "compile"):
         found |= {f"{group}.{key}": value for key, value in data[group].items()}
     return found
