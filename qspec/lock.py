@@ -25,6 +25,7 @@ from qspec.models.tokenizer import tokenizer_files
 from qspec.version import __version__
 
 FORMAT = 2
+MAX_BYTES = 8 << 20
 KEY = "qspec_lock"
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy")
 MACHINE = "machine"  # the section that is told, and enforced by `--locked=strict` alone
@@ -89,7 +90,7 @@ class Lock:
     @classmethod
     def read(cls, path: Path) -> Lock:
         """Raises InputError where the file is absent or not a lock of this format."""
-        text = _text(path)
+        text = lock_text(path)
         if text is None:
             raise InputError("there is no lock file", where=str(path), hint=f"make it: qspec lock {path.stem}.qs")
         again = f"make it again: qspec lock {path.stem}.qs"
@@ -107,7 +108,7 @@ class Lock:
 
     def write(self, path: Path) -> None:
         """Raises InputError where there is something else than a lock of qspec's, of any format; errors of the disk."""
-        _text(path)
+        lock_text(path)
         write_whole(path, self.text())
 
     def stale(self, actual: Lock) -> list[str]:
@@ -174,13 +175,13 @@ def _data(pins: Sequence[DataPin]) -> dict[str, Any]:
     return data
 
 
-def _text(path: Path) -> str | None:
+def lock_text(path: Path) -> str | None:
     """A lock's text, of any format or in conflict; None where there is no file. Raises InputError where it is something
     else."""
     try:
         if not path.exists():
             return None
-        text = read_input(path).decode() if path.is_file() else ""
+        text = read_input(path, MAX_BYTES).decode() if path.is_file() else ""
     except OSError as error:
         raise InputError(f"the lock file cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError:

@@ -196,6 +196,22 @@ def test_check_and_diff_write_nothing(recipe: Path, capsys: pytest.CaptureFixtur
     ]
     assert changed == ["-seed = 0", "+seed = 7"]
     assert path.read_text() == before
+    path.write_bytes(b"\xff")
+    assert cli.main(["lock", str(recipe), "--diff", "--device", "cpu"]) == 3
+    assert "not a lock file of qspec's" in capsys.readouterr().err
+
+
+def test_another_number_of_threads_is_told_and_passes(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["lock", str(recipe), "--device", "cpu"]) == 0
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    capsys.readouterr()
+    assert cli.main(["lock", str(recipe), "--check", "--device", "cpu"]) == 0
+    told, holds = capsys.readouterr().out.splitlines()
+    assert told.endswith(f"machine.threads is {threads + 1}, locked {threads}")
+    assert holds == f"{recipe.with_suffix('.lock')}: holds"
 
 
 def test_without_the_model_the_recipe_and_the_packages_are_compared(

@@ -44,7 +44,7 @@ def _locked(paths: Sequence[Path]) -> list[Path]:
 def _run(recipe: Path, settings: Mapping[str, str], args: argparse.Namespace) -> int:
     from qspec.compiler import find_lock, read_recipe
     from qspec.files import require_file
-    from qspec.lock import lock_path
+    from qspec.lock import lock_path, lock_text
 
     path = lock_path(recipe)
     if args.check:
@@ -52,7 +52,7 @@ def _run(recipe: Path, settings: Mapping[str, str], args: argparse.Namespace) ->
     require_file(path)
     lock = find_lock(read_recipe(recipe, settings), args.model, args.device, download=args.download)
     if args.diff:
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        before = lock_text(path) or ""
         say(unified_diff(before, lock.text(), str(path), f"{path} (now)"), end="")
         return 0
     lock.write(path)

@@ -24,9 +24,9 @@ def recipe_files(arguments: Iterable[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for argument in arguments:
-        if argument != "-" and Path(argument).is_dir():
+        if argument not in ("-", "") and os.path.isdir(argument):  # noqa: PTH112 - any name is no error
             found |= dict.fromkeys(_below(Path(argument)))
-        elif glob.has_magic(argument) and not Path(argument).exists():
+        elif glob.has_magic(argument) and not os.path.lexists(argument):
             names = sorted(name for name in glob.glob(argument, recursive=True) if Path(name).is_file())  # noqa: PTH207 - may be absolute
             if not names:
                 raise InputError("no file fits this pattern", where=argument, hint="quote it, or name files")
