@@ -20,6 +20,7 @@ from qspec.language import LoadedRecipe, load_recipe, load_source
 from qspec.language.merge import Read
 from qspec.language.parser import MAX_BYTES, decode
 from qspec.language.spec import Spec
+from qspec.language.versions import upgraded
 from qspec.models.locate import is_name
 from qspec.models.registry import FAMILIES
 from qspec.planned import Config, find_config
@@ -65,10 +66,18 @@ def read_version(text: str, settings: Mapping[str, str]) -> Version:
 
 
 def version_of(source: Source, problems: list[Diagnostic], read: Read, settings: Mapping[str, str]) -> Version:
-    """A recipe's text, as `decode` gives it; `read` reads its bases. Raises RecipeError where it has errors."""
+    """A recipe's text, as `decode` gives it; `read` reads its bases. Raises RecipeError where it has errors.
+
+    Of an older version of the language it is what `qspec fix` makes of it: nobody can upgrade what git has.
+    """
+
+    def read_upgraded(target: Path) -> tuple[Source, list[Diagnostic]]:
+        base, wrong = read(target)
+        return upgraded(base), wrong
+
     if problems:
         raise RecipeError(problems, {source.path: source})
-    return _version(load_source(source, passes.available(), settings, FAMILIES, read))
+    return _version(load_source(upgraded(source), passes.available(), settings, FAMILIES, read_upgraded))
 
 
 def _version(loaded: LoadedRecipe) -> Version:

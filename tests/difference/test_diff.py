@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,12 @@ import pytest
 
 from qspec import artifact, resources
 from qspec.cli import main
+from qspec.diagnostics import Edit, Source, Span
 from qspec.difference import diff, markdown, text
 from qspec.difference.changes import Difference, SettingChange
 from qspec.difference.facts import requests
 from qspec.evaluate.results import accuracy, nelbo
+from qspec.language import versions
 from qspec.language.spec import Evaluation, NelboRequest
 from qspec.report import report_json
 from qspec.report.data import RecipeInfo
@@ -231,6 +234,26 @@ def test_a_mistake_in_a_revision_is_shown_with_its_line(
     assert "there is no block 31" in error
     assert " --> HEAD:top.qs:19:15\n" in error
     assert "layers blocks[31].* use w4\n" in error
+
+
+def test_an_upgrade_of_the_language_changes_no_meaning(
+    scratch: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a version 0 whose word for `layers` was `rule`, of a recipe with its base."""
+
+    def upgrade(source: Source) -> list[Edit]:
+        words = re.finditer("^rule", source.text, re.MULTILINE)
+        return [Edit(Span(word.start(), word.end(), source.path), "layers") for word in words]
+
+    monkeypatch.setattr(versions, "UPGRADES", {0: upgrade})
+    for name in ("recipes/r.qs", "recipes/base.qs"):
+        text = (scratch.folder / name).read_text()
+        scratch.write(name, text.replace("qspec 1", "qspec 0").replace("layers ", "rule "))
+    scratch.commit("an older version")
+    assert main(["fix", "recipes"]) == 0
+    capsys.readouterr()
+    assert run("HEAD:recipes/r.qs", "recipes/r.qs") == 0
+    assert capsys.readouterr().out == "no difference: both mean the same\n"
 
 
 @pytest.mark.parametrize(

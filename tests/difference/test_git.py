@@ -196,29 +196,34 @@ def workflow() -> dict[str, Any]:
 
 
 def step(job: str, name: str) -> str:
+    """What one step of the example runs."""
     (found,) = (step["run"] for step in workflow()["jobs"][job]["steps"] if step.get("name") == name)
     return str(found)
 
 
 def test_the_ci_example_posts_the_meaning(scratch: Repository) -> None:
-    scratch.write("recipes/r.qs", samples(9))
-    scratch.write("recipes/a b.qs", BASE)
+    """Of a recipe that changed, of one whose base changed, and of neither a new one nor one that is no recipe."""
+    scratch.write("recipes/more.qs", 'qspec 1\n\nextends "r.qs"\n')
+    scratch.write("recipes/same.qs", BASE)
     scratch.write("recipes/part.qs", "qspec 1\n")
     scratch.commit("two")
+    scratch.write("recipes/r.qs", samples(9))
+    scratch.write("recipes/same.qs", BASE + "# why\n")
+    scratch.write("recipes/a b.qs", BASE)
     scratch.write("recipes/part.qs", "qspec 1\n\nlayers head keep\n")
     scratch.commit("three")
-    base = scratch.git("rev-parse", "HEAD~2").strip()
-    scratch.environment.update(BASE=base, GITHUB_STEP_SUMMARY=str(scratch.folder / "summary.md"))
+    revision = scratch.git("rev-parse", "HEAD~1").strip()
+    scratch.environment.update(BASE=revision, GITHUB_STEP_SUMMARY=str(scratch.folder / "summary.md"))
     scratch.run("bash", "-euo", "pipefail", "-c", step("meaning", "What changed, by meaning"))
     summary = (scratch.folder / "summary.md").read_text()
     assert summary == (scratch.folder / "comment.md").read_text()
-    assert "`recipes/a b.qs` is new.\n" in summary
-    assert f"**`{base}:recipes/r.qs` → `recipes/r.qs`** on `tiny-llada`\n" in summary
-    assert "- `calibrate samples  8 -> 9`\n" in summary
-    scratch.environment["BASE"] = scratch.git("rev-parse", "HEAD~1").strip()
-    scratch.run("bash", "-euo", "pipefail", "-c", step("meaning", "What changed, by meaning"))
-    assert "`recipes/part.qs` is no recipe by itself" in (scratch.folder / "comment.md").read_text()
-    assert "samples" not in (scratch.folder / "comment.md").read_text()
+    assert re.findall(r"^(?:\*\*|`).*", summary, re.MULTILINE) == [
+        "`recipes/a b.qs` is new.",
+        f"**`{revision}:recipes/more.qs` → `recipes/more.qs`** on `tiny-llada`",
+        "`recipes/part.qs` changed, and is no recipe by itself.",
+        f"**`{revision}:recipes/r.qs` → `recipes/r.qs`** on `tiny-llada`",
+    ]
+    assert summary.count("- `calibrate samples  8 -> 9`\n") == 2
 
 
 def test_the_ci_example_checks(scratch: Repository) -> None:
