@@ -23,6 +23,7 @@ from qspec.card import model_card
 from qspec.catalog import PACKING
 from qspec.data import DataPin, DataSources
 from qspec.errors import MachineError
+from qspec.evaluate import Measuring
 from qspec.evaluate.requests import check_requests
 from qspec.kernels import generate
 from qspec.language import load_recipe
@@ -62,11 +63,12 @@ class Artifact:
 class CompileOptions:
     """locked: refuse other inputs than NAME.lock says; "strict", another machine too. evaluate: measure the result, on
     data that must be there. download: fetch a checkpoint and data that are not here. standin: where the checkpoint is
-    not here, take the bundled one of its family; never if locked.
+    not here, take the bundled one of its family; never if locked. run_code: score what runs programs of the model.
     """
 
     locked: bool | Literal["strict"] = False
     evaluate: bool = True
+    run_code: bool = False
     download: bool = False
     standin: bool = True
 
@@ -108,7 +110,8 @@ def compile(  # the public name: qspec.compile
         report = None
         if options.evaluate:
             baseline = str(inputs.origin.folder)
-            report = make_report(workspace.folder, baseline, inputs.device.type, inputs.recipe.parent, progress)
+            measured = (workspace.folder, baseline, inputs.device.type, inputs.recipe.parent, progress)
+            report = make_report(*measured, how=Measuring(run_code=options.run_code))
         return Artifact(workspace.publish(), manifest, inputs.plan, report)
 
 
@@ -189,7 +192,7 @@ def find_inputs(
     checkpoint = Checkpoint.open(origin.folder)
     plan = make_plan(spec, checkpoint.family, checkpoint.shape, standin=origin.standin)
     tokenizer = load_tokenizer(origin.folder)
-    sources = _sources(spec, origin, download=options.download)
+    sources = _sources(spec, origin, options)
     wanted = spec.evaluate if options.evaluate else Evaluation()
     data = sources.check(spec.calibrate, wanted)
     check_requests(wanted, sources, tokenizer, checkpoint.shape)
@@ -240,14 +243,14 @@ def _tokens(
 def find_lock(spec: Spec, model: str | None, device: str, *, download: bool) -> Lock:
     """The lock of what a recipe names, hashed and not otherwise looked at. Errors: InputError for what is not here."""
     origin = find_checkpoint(spec, model, download=download, standin=False)
-    sources = _sources(spec, origin, download=download)
+    sources = _sources(spec, origin, CompileOptions(download=download))
     return _lock(spec, origin, sources.check(spec.calibrate, spec.evaluate), find_device(device))
 
 
-def _sources(spec: Spec, origin: Origin, *, download: bool) -> DataSources:
+def _sources(spec: Spec, origin: Origin, options: CompileOptions) -> DataSources:
     """What answers the recipe's names of texts and tasks."""
     place, chat = Path(spec.source).parent, ChatTemplate(origin.folder)
-    return DataSources(origin.folder, place, chat=chat, download=download)
+    return DataSources(origin.folder, place, chat=chat, download=options.download, run_code=options.run_code)
 
 
 def _lock(spec: Spec, origin: Origin, data: Sequence[DataPin], device: torch.device) -> Lock:

@@ -26,6 +26,7 @@ import qspec
 from qspec import runtime
 from qspec.compiler import CompileOptions, find_inputs, read_recipe
 from qspec.errors import QspecError
+from qspec.evaluate import Measuring
 from qspec.evaluate.remembered import Remembered
 from qspec.files import write_whole
 from qspec.progress import Quiet
@@ -61,7 +62,9 @@ def run_cells(
         middle = time.perf_counter()
         if baseline is None:
             baseline = Remembered(runtime.load(inputs.origin.folder, device)[0], REMEMBERED)
-        make_report(artifact.path, str(inputs.origin.folder), device, cell.recipe.parent, Quiet(), baseline, limit)
+        make_report(
+            artifact.path, str(inputs.origin.folder), device, cell.recipe.parent, Quiet(), baseline, Measuring(limit)
+        )
         write_whole(done, key)
         end = time.perf_counter()
         print(f"{model} {cell.name}: compiled in {middle - start:.0f} s, measured in {end - middle:.0f} s", flush=True)

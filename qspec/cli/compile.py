@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qspec.cli.options import add_settings, settings_of
+from qspec.cli.options import add_run_code, add_settings, settings_of
 from qspec.cli.output import near, say
 from qspec.errors import GATE_FAILED
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--locked=strict", dest="locked", action="store_const", const="strict", help="on another machine too"
     )
+    add_run_code(parser)
     parser.add_argument("--no-eval", action="store_true", help="leave evaluation and report out")
     parser.add_argument("--download", action="store_true", help="fetch missing checkpoints and data from the hub")
     parser.add_argument("--no-standin", action="store_true", help="a missing checkpoint is an error")
@@ -37,7 +38,11 @@ def run(args: argparse.Namespace) -> int:
 
     progress = Quiet() if args.quiet else Terminal()
     options = CompileOptions(
-        locked=args.locked, evaluate=not args.no_eval, download=args.download, standin=not args.no_standin
+        locked=args.locked,
+        evaluate=not args.no_eval,
+        run_code=args.run_code,
+        download=args.download,
+        standin=not args.no_standin,
     )
     artifact = compile_recipe(
         args.recipe,

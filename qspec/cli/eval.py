@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from qspec.cli.options import add_run_code
 from qspec.cli.output import flush, say
 
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write the report there and leave the artifact's as it is"
     )
+    add_run_code(parser)
     parser.add_argument("--json", action="store_true", help="print what report.json holds")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from qspec.cli.terminal import Terminal
     from qspec.errors import GATE_FAILED, UsageError
+    from qspec.evaluate import Measuring
     from qspec.progress import Quiet
     from qspec.report import has_full_report, replace_report, report_json, write_report
     from qspec.report.make import measure_report
@@ -43,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         progress.note("limited: the results are printed, and the full report there stays as it is (--report DIR)")
     elif elsewhere is None and folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         progress.note(f"{folder} cannot be written: the results are printed, and the report there stays as it is")
-    data = measure_report(folder, args.model, args.device, Path(args.files), progress, limit=args.limit)
+    how = Measuring(args.limit, args.run_code)
+    data = measure_report(folder, args.model, args.device, Path(args.files), progress, how=how)
     say(json.dumps(report_json(data)) if args.json else summary(data))
     flush()  # before what may fail
     if elsewhere is not None:

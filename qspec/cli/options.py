@@ -14,6 +14,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_code(parser: argparse.ArgumentParser) -> None:
+    """--run-code."""
+    parser.add_argument(
+        "--run-code", action="store_true", help="score tasks that run programs which the model wrote, in a sandbox"
+    )
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """Raises UsageError where a --set is not NAME=VALUE."""
     settings = {}

@@ -189,13 +189,3 @@ def _whole(text: str, name: str, path: Path, line: int) -> str:
     except UnicodeEncodeError:
         raise InputError(f'field "{name}" is not valid Unicode', where=f"{path}:{line}") from None
     return text
-
-
-def index_field(row: Row, name: str, size: int, path: Path, line: int) -> int:
-    """row[name] as an index below `size`; "2" counts as 2."""
-    value = row.get(name)
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if type(value) is not int or not 0 <= value < size:
-        raise InputError(f'field "{name}" must be a number from 0 to {size - 1}', where=f"{path}:{line}")
-    return value

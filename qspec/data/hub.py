@@ -33,6 +33,8 @@ REVISIONS: Mapping[str, str] = {
     "openai/gsm8k": "740312add88f781978c0658806c59bc2815b9866",
     "openai/openai_humaneval": "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
 }
+WHOLE = "*"  # the pattern of all files of a data set, which the package datasets reads by its own rules
+SHOWN = 4  # patterns that a message lists
 _FORMATS = (".parquet", ".json", ".jsonl")
 _PACKED = (".gz", ".zst")
 
@@ -59,7 +61,8 @@ class HubData:
         return REVISIONS.get(self.id, "main")
 
     def __str__(self) -> str:
-        return f"{self.id} at {self.revision[:12]} ({', '.join(self.files)})"
+        more = f" and {len(self.files) - SHOWN} more" if len(self.files) > SHOWN else ""
+        return f"{self.id} at {self.revision[:12]} ({', '.join(self.files[:SHOWN])}{more})"
 
     def find(self, environment: Mapping[str, str], *, download: bool = False) -> Found | None:
         """Its files, or None where one of them is missing. download: fetch what the cache lacks.
@@ -80,7 +83,7 @@ class HubData:
 
     def _in(self, folder: Path, revision: str) -> Found | None:
         """The files of every pattern, or None where one has none."""
-        parts = [[path for path in sorted(folder.glob(one)) if is_rows(path)] for one in self.files]
+        parts = [_matching(folder, one) for one in self.files]
         files = {path: None for part in parts for path in part}
         return Found(folder, revision, tuple(files)) if all(parts) else None
 
@@ -90,6 +93,12 @@ def needs_extra(what: str, package: str) -> InputError:
     return InputError(
         f"{what} needs the package {package}, which is not installed", hint="install it: pip install 'qspec[eval]'"
     )
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    if pattern == WHOLE:
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in sorted(folder.glob(pattern)) if is_rows(path)]
 
 
 def is_rows(path: Path) -> bool:

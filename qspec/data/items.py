@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, TypeVar
 
 from qspec.files import sha256
 
-Scoring = Literal["exact", "number", "choices"]
 T = TypeVar("T")
 NOT_MEASURED = "not measured"
 
@@ -38,21 +37,55 @@ class Choice:
 
 @dataclass(frozen=True)
 class TaskItem:
-    """prompt and reference answer; for rated choices, the choices and the index of the right one."""
+    """prompt and reference answer; for rated choices, the choices and the index of the right one. id: the task and the
+    item's place in it, the same whatever the limit."""
 
     prompt: str
     answer: str
     choices: tuple[Choice, ...] = ()
     right: int = 0
+    id: str = ""
+
+
+Scores = Mapping[str, float]  # of one item: metric -> 1 right, 0 wrong
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How the answers to a task are scored.
+
+    metric: the number that is reported. rated: an answer is log p of each of the item's choices; else it is the text
+    that was written. score: every item's scores, `metric` among them, of the answers to all items.
+    """
+
+    metric: str
+    rated: bool
+    score: Callable[[Sequence[TaskItem], Sequence[Any]], list[Scores]]
+
+
+def _same_text(items: Sequence[TaskItem], answers: Sequence[str]) -> list[Scores]:
+    return [
+        {"exact_match": float(text.strip() == item.answer.strip())} for item, text in zip(items, answers, strict=True)
+    ]
+
+
+def _likeliest(items: Sequence[TaskItem], answers: Sequence[Sequence[float]]) -> list[Scores]:
+    return [
+        {"choice_accuracy": float(list(rated).index(max(rated)) == item.right)}
+        for item, rated in zip(items, answers, strict=True)
+    ]
+
+
+EXACT = Scoring("exact_match", False, _same_text)  # the stripped text is the stripped answer
+CHOICES = Scoring("choice_accuracy", True, _likeliest)  # the likeliest choice, the first of equals, is the right one
 
 
 @dataclass(frozen=True)
 class TaskData:
     """One task, ready to run.
 
-    scorings: "exact" compares the generated text, stripped, with the answer; "number" the number after ####;
-    "choices" rates the choices by likelihood. length, steps, block: the sampler's, for generated text. stop:
-    generated text is cut where one of these begins. draws: Monte Carlo draws of each choice's likelihood. source: what
+    length, steps, block: the sampler's, for generated text. stop: generated text is cut where one of these begins.
+    draws: Monte Carlo draws of each choice's likelihood. runs_code: the score runs what the model wrote. source: what
     answered in the place of the task that was named; empty where the items are that task's. files, revision: what it
     was read from, and of which revision of a published data set.
     """
@@ -69,6 +102,7 @@ class TaskData:
     source: str = ""
     files: tuple[Path, ...] = ()
     revision: str = ""
+    runs_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,8 @@
 
 A checkpoint folder with `standin.json` answers every named text and task with its own data and sampler
 lengths, and each such replacement is recorded, so that nobody takes a stand-in's score for the benchmark's.
-Otherwise the name of a text stands for files of the hub (`qspec.data.texts`), and that of a task for files below the
-folder that the environment variable QSPEC_DATA names:
-
-    gsm8k/{train,test}.jsonl {question, answer}     mmlu/{dev,test}/*.csv question,A,B,C,D,answer
-    multiple-choice/*.jsonl {question, choices, answer from 0}      hellaswag-1000/hellaswag.jsonl
+Otherwise the name of a text stands for files of the hub (`qspec.data.texts`), and that of a task for one of lm-eval's
+(`qspec.data.harness`), whose data sets are of the hub too.
 """
 
 from __future__ import annotations
@@ -14,18 +11,19 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
-from qspec.data.benchmarks import RUNS_CODE, TASKS
+from qspec.data import harness
 from qspec.data.files import Chat, Row, list_field, read_documents, read_lines, read_rows, text_field
-from qspec.data.hub import DATA_VARIABLE, Found, HubData
-from qspec.data.items import Choice, DataPin, NotMeasured, TaskData, TaskItem, TextData, spread
+from qspec.data.hub import DATA_VARIABLE, SHOWN, Found, HubData
+from qspec.data.items import CHOICES, EXACT, Choice, DataPin, NotMeasured, TaskData, TaskItem, TextData, spread
 from qspec.data.texts import TEXTS, Part, Split
 from qspec.errors import InputError
+from qspec.language.presets import harness_name
 from qspec.language.spec import Calibration, Evaluation, FileText, NamedText, TaskRequest, TextSource
 from qspec.models.chat import ChatSetting
 
@@ -84,7 +82,7 @@ class DataSources:
 
     checkpoint: the model's folder; None where there is none. recipe_folder: where relative paths start.
     chat: makes text of messages that a file holds, and of a task's prompts; None, there is no tokenizer. download:
-    fetch what is missing.
+    fetch what is missing. run_code: tasks may be measured whose score runs what the model wrote.
     replacements: one sentence for every name that the stand-in answered, in the order of use.
     Errors: InputError for a name that is unknown, data that are missing and files that cannot be read.
     """
@@ -94,9 +92,11 @@ class DataSources:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     chat: Template | None = None
     download: bool = False
+    run_code: bool = False
     replacements: list[str] = field(default_factory=list, init=False)
     standin: Standin | None = field(init=False)
     _texts: dict[tuple[TextSource, Split], TextData] = field(default_factory=dict, init=False)
+    _tasks: dict[TaskRequest, TaskData | NotMeasured] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.standin = read_standin(self.checkpoint) if self.checkpoint else None
@@ -107,7 +107,8 @@ class DataSources:
         texts = [("calibration", calibrate.source, "calibration")]
         texts += [("nelbo", request.text, "heldout") for request in evaluate.nelbo]
         needs = [self._need(use, source, split) for use, source, split in texts]
-        return tuple(need for need in needs if need is not None)
+        tasks = () if self.standin else evaluate.tasks
+        return tuple(need for need in needs if need) + tuple(need for task in tasks for need in self._task_needs(task))
 
     def check(self, calibrate: Calibration, evaluate: Evaluation) -> list[DataPin]:
         """Reads everything that the recipe names, so that a missing file is known before hours of work.
@@ -120,7 +121,7 @@ class DataSources:
         source = calibrate.source
         pins = [DataPin.of("calibration", source.name, self.calibration(source))]
         pins += [DataPin.of("nelbo", one.text.name, self.heldout(one.text)) for one in evaluate.nelbo]
-        return pins + [DataPin.of("tasks", task.name, self.task(task)) for task in evaluate.tasks]
+        return pins + [DataPin.of("tasks", task.name, self._loaded(task)) for task in evaluate.tasks]
 
     def calibration(self, source: TextSource) -> TextData:
         """The text that statistics are taken from."""
@@ -132,19 +133,37 @@ class DataSources:
 
     def task(self, request: TaskRequest) -> TaskData | NotMeasured:
         """The task's items with prompts written out, spread evenly over the file where there is a limit."""
-        task = self._task(request)
+        task = self._loaded(request)
+        if isinstance(task, TaskData) and task.runs_code and not self.run_code:
+            return NotMeasured(request.name, "its score needs model-written code to be run, which --run-code allows")
+        return task
+
+    def _loaded(self, request: TaskRequest) -> TaskData | NotMeasured:
+        if request not in self._tasks:
+            self._tasks[request] = self._chatted(request, self._task(request))
+        task = self._tasks[request]
+        if self.standin and isinstance(task, TaskData):
+            self._record(_replaced(self.standin, request.name))
+        return task
+
+    def _chatted(self, request: TaskRequest, task: TaskData | NotMeasured) -> TaskData | NotMeasured:
         if isinstance(task, NotMeasured) or self.chat is None or not self.chat.used(request.chat):
             return task
         return asked(task, self.chat.prompt)
 
     def _task(self, request: TaskRequest) -> TaskData | NotMeasured:
-        if request.name not in TASKS and request.name not in RUNS_CODE:
-            _unknown("task", request.name, (*TASKS, *RUNS_CODE))
         if self.standin:
-            return self._standin_task(self.standin, request)
-        if request.name in RUNS_CODE:
-            return NotMeasured(request.name, "its score needs model-written code to be run; qspec does not")
-        return TASKS[request.name](self._data_folder(request.name), request)
+            return _standin_task(self.standin, request)
+        return harness.load(request, lambda data: self._found(f"task {request.spelled}", data))
+
+    def _task_needs(self, request: TaskRequest) -> Iterator[Need]:
+        """The data sets of a task, each with all that its parts read of it."""
+        files: dict[str, dict[str, None]] = {}
+        for leaf in harness.leaves(harness_name(request.name)):
+            if leaf.data:
+                files.setdefault(leaf.data.id, {}).update(dict.fromkeys(leaf.data.files))
+        for id, patterns in files.items():
+            yield self._hub_need("tasks", f"task {request.spelled}", HubData(id, tuple(patterns)))
 
     def _need(self, use: Literal["calibration", "nelbo"], source: TextSource, split: Split) -> Need | None:
         """What a text needs, None where the stand-in answers."""
@@ -157,9 +176,15 @@ class DataSources:
 
     def _hub_need(self, use: Literal["calibration", "nelbo", "tasks"], name: str, data: HubData) -> Need:
         found = data.find(self.environment, download=self.download)
-        wanted = " ".join(f"--include '{pattern}'" for pattern in data.files)
-        get = f"hf download {data.id} --repo-type dataset --revision {data.revision} {wanted}"
+        wanted = "".join(f" --include '{pattern}'" for pattern in data.files) if len(data.files) <= SHOWN else ""
+        get = f"hf download {data.id} --repo-type dataset --revision {data.revision}{wanted}"
         return Need(use, name, str(data), found, get)
+
+    def _found(self, name: str, data: HubData) -> Found:
+        need = self._hub_need("tasks", name, data)
+        if need.found is None:
+            raise _missing([need])
+        return need.found
 
     def _text(self, source: TextSource, split: Split) -> TextData:
         if (source, split) not in self._texts:
@@ -178,49 +203,11 @@ class DataSources:
             title = f"{self.standin.name}'s own {_SPLIT_TITLES[split]} text"
             path = _inside(self.standin.folder, self.standin.texts[split])
             return TextData(title, (path,), read_documents(path, "text"), _source("text"))
-        need = self._hub_need("calibration", f'text "{source.name}"', part.data)
-        if need.found is None:
-            raise _missing([need])
-        return part.read(need.found)
-
-    def _standin_task(self, standin: Standin, request: TaskRequest) -> TaskData | NotMeasured:
-        entry = standin.tasks.get(request.name)
-        if entry is None:
-            return NotMeasured(request.name, f"{standin.name} has no task of its own in its place")
-        lengths = f"length {entry.length}, steps {entry.steps}, block {entry.block}"
-        self._record(f'task {request.name}: {standin.name}\'s own "{entry.title}" ({lengths})')
-        path = _inside(standin.folder, entry.file)
-        rows = [_standin_item(row, path, line) for line, row in read_rows(path)]
-        if not rows:
-            raise InputError("the task file is empty", where=str(path))
-        items = spread(rows, request.limit or STANDIN_ITEMS)
-        return TaskData(
-            name=request.name,
-            title=f"{entry.title} ({standin.name})",
-            scorings=("exact", "choices") if all(item.choices for item in items) else ("exact",),
-            items=items,
-            length=entry.length,
-            steps=entry.steps,
-            block=entry.block,
-            draws=STANDIN_DRAWS,
-            source=_source(entry.title),
-            files=(path,),
-        )
+        return part.read(self._found(f'text "{source.name}"', part.data))
 
     def _record(self, sentence: str) -> None:
         if sentence not in self.replacements:
             self.replacements.append(sentence)
-
-    def _data_folder(self, name: str) -> Path:
-        folder = self.environment.get(DATA_VARIABLE)
-        if not folder:
-            raise InputError(
-                f'the data for "{name}" are not on this machine',
-                hint=f"set the environment variable {DATA_VARIABLE} to the folder that holds them",
-            )
-        if not Path(folder).is_dir():
-            raise InputError(f"{DATA_VARIABLE} does not name a folder", where=folder)
-        return Path(folder)
 
 
 def _part(name: str, split: Split) -> Part:
@@ -253,6 +240,35 @@ def asked(task: TaskData, prompt: Callable[[str], str]) -> TaskData:
         for item in task.items
     ]
     return replace(task, items=tuple(items), title=f"{task.title}, asked in chat")
+
+
+def _standin_task(standin: Standin, request: TaskRequest) -> TaskData | NotMeasured:
+    entry = standin.tasks.get(request.name)
+    if entry is None:
+        return NotMeasured(request.name, f"{standin.name} has no task of its own in its place")
+    path = _inside(standin.folder, entry.file)
+    rows = [_standin_item(row, path, line) for line, row in read_rows(path)]
+    if not rows:
+        raise InputError("the task file is empty", where=str(path))
+    items = spread(rows, request.limit or STANDIN_ITEMS)
+    return TaskData(
+        name=request.name,
+        title=f"{entry.title} ({standin.name})",
+        scorings=(EXACT, CHOICES) if all(item.choices for item in items) else (EXACT,),
+        items=items,
+        length=entry.length,
+        steps=entry.steps,
+        block=entry.block,
+        draws=STANDIN_DRAWS,
+        source=_source(entry.title),
+        files=(path,),
+    )
+
+
+def _replaced(standin: Standin, name: str) -> str:
+    entry = standin.tasks[name]
+    lengths = f"length {entry.length}, steps {entry.steps}, block {entry.block}"
+    return f'task {name}: {standin.name}\'s own "{entry.title}" ({lengths})'
 
 
 def _source(what: str) -> str:
@@ -293,14 +309,15 @@ def _text_of(row: Mapping[str, Any], key: str) -> str:
 
 def _standin_item(row: Row, path: Path, line: int) -> TaskItem:
     prompt, answer = (text_field(row, name, path, line) for name in ("prompt", "answer"))
+    id = f"{path.stem}/{line}"
     if "choices" not in row:
-        return TaskItem(prompt, answer)
+        return TaskItem(prompt, answer, id=id)
     options = list_field(row, "choices", path, line)
     if answer not in options:
         raise InputError("the answer is not among the choices", where=f"{path}:{line}")
     gap = "" if prompt[-1:].isspace() else " "
     choices = tuple(Choice(prompt, f"{gap}{option}") for option in options)
-    return TaskItem(prompt, answer, choices, options.index(answer))
+    return TaskItem(prompt, answer, choices, options.index(answer), id)
 
 
 def _inside(folder: Path, name: str) -> Path:

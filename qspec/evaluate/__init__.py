@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qspec.evaluate.artifact import Evaluated, evaluate_artifact
+from qspec.evaluate.artifact import Evaluated, Measuring, evaluate_artifact
 from qspec.evaluate.measure import measure, measure_outliers
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Measurements, Metric
@@ -13,6 +13,7 @@ from qspec.evaluate.results import Measurements, Metric
 __all__ = [
     "Evaluated",
     "Measurements",
+    "Measuring",
     "Metric",
     "OutlierReport",
     "evaluate",

@@ -24,6 +24,18 @@ from qspec.progress import Progress, Quiet
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """How an evaluation goes. limit: at most so many items of every task and samples of every text. run_code: tasks
+    are measured whose score runs programs that the models wrote."""
+
+    limit: int | None = None
+    run_code: bool = False
+
+
+EVERYTHING = Measuring()
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """execution: which path computed the quantized layers. seconds: of the whole evaluation."""
 
@@ -42,21 +54,20 @@ def evaluate_artifact(
     files: Path | None = None,
     progress: Progress | None = None,
     baseline: Remembered | None = None,
-    limit: int | None = None,
+    how: Measuring = EVERYTHING,
 ) -> Evaluated:
     """Everything that the artifact's recipe asks for, measured anew with the seed that it was compiled with.
 
     model: the unquantized checkpoint. files: where the recipe's relative paths start; None is the current
-    folder. baseline: that checkpoint's model, where it is loaded already. limit: at most so many items of every
-    task and samples of every text. Errors: InputError for a changed artifact, a checkpoint that is not here or
-    another one, and missing data.
+    folder. baseline: that checkpoint's model, where it is loaded already. Errors: InputError for a changed artifact, a
+    checkpoint that is not here or another one, and missing data.
     """
     start, progress = time.perf_counter(), progress or Quiet()
     manifest = Manifest.read(folder)
     spec = load_source(Source(str(folder / "recipe.qs"), manifest.recipe), passes.available()).spec
     original = find_baseline(manifest.model, model)
-    sources = DataSources(original, files or Path(), chat=runtime.ChatTemplate(original))
-    wanted = spec.evaluate if limit is None else spec.evaluate.limited(limit)
+    sources = DataSources(original, files or Path(), chat=runtime.ChatTemplate(original), run_code=how.run_code)
+    wanted = spec.evaluate if how.limit is None else spec.evaluate.limited(how.limit)
     data = sources.check(spec.calibrate, wanted)
     with progress.phase("load"):
         quantized, tokenizer = runtime.load(folder, device)
@@ -67,7 +78,7 @@ def evaluate_artifact(
         measurements = measure(baseline, quantized, tokenizer, wanted, sources, seed, progress)
         outliers = measure_outliers(baseline.model, quantized, tokenizer, spec.calibrate, sources)
     execution = runtime.execution(quantized.device)
-    measurements = replace(measurements, data=tuple(data), limit=limit)
+    measurements = replace(measurements, data=tuple(data), limit=how.limit)
     return Evaluated(manifest, measurements, outliers, execution, time.perf_counter() - start)
 
 

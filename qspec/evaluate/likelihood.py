@@ -9,7 +9,7 @@ sum by 1/t: the same expectation for the same row, with the chance of the number
 nothing). Its rows are others, though: it puts the beginning-of-text token before the context and a visible
 end-of-text token behind the target, and rates p(y | bos, context, end). Here both families get context and target
 alone, with the estimator above, so Dream's figures are not to be compared with the published ones. The draws are fixed
-in advance by the seed, the same for every model. The choice with the largest log p, not divided by its length, wins.
+in advance by the seed and the text, the same for every model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qspec.data import Choice, TaskData, TaskItem
+from qspec.data import Choice, Scoring, TaskData, TaskItem
 from qspec.errors import InputError
 from qspec.evaluate.forward import (
     MaskedRow,
@@ -31,12 +31,13 @@ from qspec.evaluate.forward import (
     log_probabilities,
     silent,
 )
-from qspec.evaluate.results import Metric, accuracy
+from qspec.evaluate.results import Metric, scored
 from qspec.models.family import DecoderShape
 from qspec.models.sampler import Denoiser
 from qspec.models.tokens import encode
 
 GROUP = 8
+ROWS = 4096  # held at once
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,15 @@ def check_choices(task: TaskData, tokenizer: Tokenizer, shape: DecoderShape) -> 
 def rate(choice: Choice, tokenizer: Tokenizer, shape: DecoderShape, draws: int, seed: int) -> RatedChoice:
     """The rows of one choice. The seed is mixed with its text, so that the draws depend on neither order nor limit."""
     context, target = encode_choice(choice, tokenizer, shape)
-    mixed = zlib.crc32(f"{seed}/{choice.context}/{choice.text}".encode())
-    generator = torch.Generator().manual_seed(mixed)
-    tokens = torch.tensor(context + target, dtype=torch.int64)
+    return rate_tokens(context, target, draws, zlib.crc32(f"{seed}/{choice.context}/{choice.text}".encode()))
+
+
+def rate_tokens(context: Sequence[int], target: Sequence[int], draws: int, seed: int) -> RatedChoice:
+    """The rows of a target behind a context. A target of one token has one draw, which is exact."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.tensor([*context, *target], dtype=torch.int64)
     rows, weights = [], []
-    for count in masked_counts(len(target), draws, generator):
+    for count in masked_counts(len(target), draws if len(target) > 1 else 1, generator):
         masked = torch.zeros(tokens.numel(), dtype=torch.bool)
         masked[len(context) + torch.randperm(len(target), generator=generator)[:count]] = True
         rows.append(MaskedRow(tokens, masked))
@@ -112,17 +117,42 @@ def measure_choices(
     quantized: Denoiser,
     tokenizer: Tokenizer,
     task: TaskData,
+    scoring: Scoring,
     seed: int,
     progress: Progress = silent,
 ) -> Metric:
-    """Share of items whose right choice gets the largest likelihood, of both models on the same rows."""
-    shape = baseline.shape
-    rated = [rate(choice, tokenizer, shape, task.draws, seed) for item in task.items for choice in item.choices]
-    before = log_likelihoods(baseline, rated, progress)
-    after = log_likelihoods(quantized, rated, progress)
-    right = (_right(task.items, before), _right(task.items, after))
+    """Scores of how both models rate every item's choices, on the same rows."""
+    choices = [choice for item in task.items for choice in item.choices]
+    total = 2 * len(choices)
+    plan = (tokenizer, choices, task.draws, seed)
+    before = likelihoods(baseline, *plan, lambda done, _: progress(done, total))
+    after = likelihoods(quantized, *plan, lambda done, _: progress(len(choices) + done, total))
     chance = sum(1 / len(item.choices) for item in task.items) / len(task.items)
-    return accuracy(task.name, task.title, "choice_accuracy", *right, task.source, chance)
+    first, second = (scoring.score(task.items, _by_item(task.items, own)) for own in (before, after))
+    return scored(task, scoring, first, second, chance)
+
+
+def likelihoods(
+    model: Denoiser,
+    tokenizer: Tokenizer,
+    choices: Sequence[Choice],
+    draws: int,
+    seed: int,
+    progress: Progress = silent,
+) -> list[float]:
+    """log p of every choice, in nats; few of them at a time, since each has a row for every draw."""
+    out: list[float] = []
+    size = max(1, ROWS // draws)
+    for start in range(0, len(choices), size):
+        part = [rate(one, tokenizer, model.shape, draws, seed) for one in choices[start : start + size]]
+        out += log_likelihoods(model, part)
+        progress(len(out), len(choices))
+    return out
+
+
+def _by_item(items: Sequence[TaskItem], scores: Sequence[float]) -> list[list[float]]:
+    left = iter(scores)
+    return [[next(left) for _ in item.choices] for item in items]
 
 
 @torch.no_grad()
@@ -165,13 +195,3 @@ def _averaged(rated: Sequence[RatedChoice], sums: Sequence[float]) -> list[float
     """The mean over each choice's draws of L'/l times the sum of log p at its masked targets."""
     left = iter(sums)
     return [sum(weight * next(left) for weight in choice.weights) / len(choice.weights) for choice in rated]
-
-
-def _right(items: Sequence[TaskItem], scores: Sequence[float]) -> list[bool]:
-    """Whether the largest score of each item belongs to its right choice; the first of equals counts."""
-    left = iter(scores)
-    out = []
-    for item in items:
-        own = [next(left) for _ in item.choices]
-        out.append(own.index(max(own)) == item.right)
-    return out

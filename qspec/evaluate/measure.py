@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from qspec.calibrate.rows import calibration_rows
 from qspec.data import DataSources, NotMeasured, TaskData
 from qspec.evaluate import outliers
+from qspec.evaluate.code import running_code
 from qspec.evaluate.forward import Progress as Parts
 from qspec.evaluate.forward import Tokenizer
 from qspec.evaluate.gates import judge
@@ -44,12 +45,13 @@ def measure(
     for request in evaluation.nelbo:
         run.nelbo(request, sources)
     not_measured = []
-    for wanted in evaluation.tasks:
-        task = sources.task(wanted)
-        if isinstance(task, NotMeasured):
-            not_measured.append(str(task))
-        else:
-            run.task(task)
+    with running_code(sources.run_code) as confined:
+        for wanted in evaluation.tasks:
+            task = sources.task(wanted)
+            if isinstance(task, NotMeasured):
+                not_measured.append(str(task))
+            else:
+                run.task(task)
     return Measurements(
         metrics=tuple(run.metrics),
         kl=tuple(run.kl),
@@ -60,6 +62,7 @@ def measure(
         seed=seed,
         timings=run.timings,
         gates=judge(evaluation.gates, run.metrics),
+        isolation="; ".join(confined),
     )
 
 
@@ -112,9 +115,9 @@ class _Run:
         models = (self.baseline, self.quantized, self.tokenizer, task)
         name = task_label(task.name, task.source)
         for scoring in task.scorings:
-            if scoring == "choices":
+            if scoring.rated:
                 with self._part(f"{name}, choices") as parts:
-                    self.metrics.append(measure_choices(*models, self.seed, parts))
+                    self.metrics.append(measure_choices(*models, scoring, self.seed, parts))
                 continue
             with self._part(name) as parts:
                 result = measure_task(*models, scoring, self.seed, parts)

@@ -19,7 +19,7 @@ def check_requests(evaluation: Evaluation, sources: DataSources, tokenizer: Toke
         task = sources.task(wanted)
         if isinstance(task, NotMeasured):
             continue
-        if "choices" in task.scorings:
+        if any(scoring.rated for scoring in task.scorings):
             likelihood.check_choices(task, tokenizer, shape)
-        if set(task.scorings) - {"choices"}:
+        if not all(scoring.rated for scoring in task.scorings):
             tasks.prepared(shape, task, tokenizer, 0)

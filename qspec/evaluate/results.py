@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from qspec.data import DataPin
+from qspec.data import DataPin, Scores, Scoring, TaskData
 from qspec.evaluate import statistics
 from qspec.evaluate.statistics import Interval, average
 
@@ -21,7 +21,15 @@ Tier = Literal["within noise", "better", "small", "medium", "large", "undefined"
 
 SMALL_BELOW = 1.0  # percent
 LARGE_ABOVE = 4.0
-METRIC_NAMES = {"exact_match": "exact match", "choice_accuracy": "rated choices", "nelbo": "NELBO"}
+METRIC_NAMES = {
+    "exact_match": "exact match",
+    "exact_match,flexible-extract": "exact match",
+    "choice_accuracy": "rated choices",
+    "acc": "accuracy",
+    "acc_norm": "accuracy, by length",
+    "pass_at_1": "pass@1",
+    "nelbo": "NELBO",
+}
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,13 @@ class Metric:
 
     task: the name in the recipe, or the text of a NELBO. source: what answered in its place, such as "stand-in
     recall"; empty where the data are those of that name. title: what was really run. metric: "nelbo" (nats
-    a token, less is better), "exact_match" or "choice_accuracy" (shares from 0 to 1). drop_percent:
-    relative to the unquantized model, positive is worse; None where that scored 0. n: items or samples.
+    a token, less is better), "exact_match" or "choice_accuracy" of a stand-in's tasks, or one of lm-eval's, such as
+    "acc" (shares from 0 to 1). drop_percent: relative to the unquantized model, positive is worse; None where that
+    scored 0. n: items or samples.
     stderr: standard error of quantized - baseline, paired over the items; interval: its 95 % interval, None for one
     item. p_value: of McNemar's exact test, None for a NELBO. baseline_stderr, quantized_stderr: each model's own,
-    binomial for shares. chance: the share that guessing scores. items: each item's score of both models, in order.
+    binomial for shares. chance: the share that guessing scores. items: each item's score of both models, in order;
+    ids: the task and the place in it of each. others: the task's other numbers, of both models.
     """
 
     task: str
@@ -53,6 +63,8 @@ class Metric:
     source: str = ""
     chance: float = 0.0
     items: tuple[tuple[float, float], ...] = ()
+    ids: tuple[str, ...] = ()
+    others: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -148,6 +160,7 @@ class Measurements:
     not_measured: sentences. replacements: what a stand-in's own data stood in for. timings: seconds by part. data:
     exactly which data was read. limit: the most items of a task and samples of a text, where the run was cut short.
     gates: what the recipe requires, judged.
+    isolation: what confined the programs that the models wrote, where any ran.
     """
 
     metrics: tuple[Metric, ...]
@@ -161,6 +174,7 @@ class Measurements:
     data: tuple[DataPin, ...] = ()
     limit: int | None = None
     gates: tuple[GateResult, ...] = ()
+    isolation: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries."""
@@ -225,6 +239,18 @@ def accuracy(
         chance=chance,
         items=pairs,
     )
+
+
+def scored(
+    task: TaskData, scoring: Scoring, before: Sequence[Scores], after: Sequence[Scores], chance: float = 0.0
+) -> Metric:
+    """The reported number of both models, with the task's other ones."""
+    first, second = ([one[scoring.metric] == 1 for one in own] for own in (before, after))
+    names = [name for name in before[0] if name != scoring.metric]
+    n = len(task.items)
+    others = {name: (sum(one[name] for one in before) / n, sum(one[name] for one in after) / n) for name in names}
+    metric = accuracy(task.name, task.title, scoring.metric, first, second, task.source, chance)
+    return replace(metric, ids=tuple(item.id for item in task.items), others=others)
 
 
 def nelbo(task: str, title: str, baseline: Sequence[float], quantized: Sequence[float], source: str = "") -> Metric:

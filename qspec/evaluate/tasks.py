@@ -1,19 +1,15 @@
-"""Tasks that are solved by denoising text: exact match of both models, and how their trajectories part.
+"""Tasks that are solved by denoising text: scores of both models, and how their trajectories part.
 
 Both models get the same prompts in the same batches, the same sampler settings and the same seed: length,
 steps and block of the task, at temperature 0, with the sampler of their family. Dream's has no blocks and fills
 the whole length at once, the surest positions by entropy first. A text
-ends at the first end-of-text token or where a stop string begins; it is stripped and compared with the
-stripped reference ("exact"), or the number after its last `####` (the last number of all where there is
-none) with the reference's ("number").
+ends at the first end-of-text token or where a stop string begins; how it is scored, the task says.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 import torch
 from torch import Tensor
@@ -21,7 +17,7 @@ from torch import Tensor
 from qspec.data import Scoring, TaskData, TaskItem
 from qspec.errors import InputError, UsageError
 from qspec.evaluate.forward import BATCH_TOKENS, Progress, Tokenizer, silent
-from qspec.evaluate.results import Flips, Metric, Sample, accuracy
+from qspec.evaluate.results import Flips, Metric, Sample, scored
 from qspec.evaluate.trajectories import Trajectory, compare
 from qspec.models.family import DecoderShape
 from qspec.models.sampler import Denoiser, SampleStep, Settings, left_padded, sample, settings_for, until
@@ -29,7 +25,6 @@ from qspec.models.tokens import encode
 
 SAMPLES_KEPT = 5  # texts of one task in the report
 PROMPT_KEPT = 1200  # characters of a prompt's end in the report
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ def measure_task(
     seed: int,
     progress: Progress = silent,
 ) -> TaskResult:
-    """Exact match of both models on a task; scoring is "exact" or "number".
+    """Scores of what both models write; scoring: one that is not rated.
 
     Errors: InputError for sampler lengths that do not divide and for prompts that do not fit the model.
     """
@@ -56,12 +51,11 @@ def measure_task(
     total = 2 * len(prompts)
     before = denoise(baseline, prompts, settings, lambda done, _: progress(done, total))
     after = denoise(quantized, prompts, settings, lambda done, _: progress(len(prompts) + done, total))
-    texts = [_texts(tokenizer, run, baseline.shape.ends, task.stop) for run in (before, after)]
-    right = [
-        [is_right(text, item.answer, scoring) for text, item in zip(own, task.items, strict=True)] for own in texts
-    ]
+    texts = [written(tokenizer, run, baseline.shape.ends, task.stop) for run in (before, after)]
+    scores = [scoring.score(task.items, own) for own in texts]
+    right = [[one[scoring.metric] == 1 for one in own] for own in scores]
     return TaskResult(
-        metric=accuracy(task.name, task.title, "exact_match", right[0], right[1], task.source),
+        metric=scored(task, scoring, scores[0], scores[1]),
         flips=compare(task.name, before, after, settings.steps, *baseline.shape.ends),
         samples=tuple(_kept(task, texts, right)),
     )
@@ -70,16 +64,25 @@ def measure_task(
 def prepared(shape: DecoderShape, task: TaskData, tokenizer: Tokenizer, seed: int) -> tuple[Settings, list[list[int]]]:
     """The sampler's settings and every prompt as tokens; errors as `measure_task`, without a model."""
     settings = _settings(shape, task, seed)
-    prompts = [encode(tokenizer, item.prompt, shape.vocab) for item in task.items]
+    return settings, encode_prompts(
+        [item.prompt for item in task.items], tokenizer, shape, settings, f"task {task.name}"
+    )
+
+
+def encode_prompts(
+    texts: Sequence[str], tokenizer: Tokenizer, shape: DecoderShape, settings: Settings, where: str
+) -> list[list[int]]:
+    """Prompts as tokens. Errors: InputError for one that does not fit the model with what is generated."""
+    prompts = [encode(tokenizer, text, shape.vocab) for text in texts]
     for number, prompt in enumerate(prompts, 1):
         if len(prompt) + settings.length > shape.max_length:
             raise InputError(
                 f"prompt {number} of {len(prompts)} has {len(prompt)} tokens: with {settings.length} to generate, "
                 f"more than the model's {shape.max_length}",
-                where=f"task {task.name}",
+                where=where,
                 hint="lower the task's `length` or `shots`",
             )
-    return settings, prompts
+    return prompts
 
 
 def denoise(
@@ -113,23 +116,6 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
         start += size
 
 
-def is_right(text: str, reference: str, scoring: Scoring) -> bool:
-    """Whether a generated text answers like the reference."""
-    if scoring == "exact":
-        return text.strip() == reference.strip()
-    number = last_number(text)
-    return number is not None and number == last_number(reference)
-
-
-def last_number(text: str) -> Decimal | None:
-    """The first number after the last ####; without ####, the last number of the text; None without a number."""
-    _, mark, tail = text.rpartition("####")
-    numbers = _NUMBER.findall(tail if mark else text)
-    if not numbers:
-        return None
-    return Decimal((numbers[0] if mark else numbers[-1]).replace(",", ""))
-
-
 def _settings(shape: DecoderShape, task: TaskData, seed: int) -> Settings:
     try:
         return settings_for(shape, task.length, task.steps, task.block, seed=seed)
@@ -137,7 +123,8 @@ def _settings(shape: DecoderShape, task: TaskData, seed: int) -> Settings:
         raise InputError(error.what, where=f"task {task.name}", hint=error.hint) from error
 
 
-def _texts(tokenizer: Tokenizer, run: Trajectory, ends: Sequence[int], stop: Sequence[str]) -> list[str]:
+def written(tokenizer: Tokenizer, run: Trajectory, ends: Sequence[int], stop: Sequence[str]) -> list[str]:
+    """The texts of a run, each up to the token that ends it and the first of the stop strings."""
     rows: list[list[int]] = run.tokens.tolist()
     return [cut(tokenizer.decode(until(row, *ends), skip_special_tokens=True), stop) for row in rows]
 

@@ -244,7 +244,7 @@ class _One:
                 self.merged.nelbo[str(text)] = node
             return
         assert node.name is not None
-        name = node.name.text
+        name = str(node.name.value)
         if not self.first(f"task {name}", node.name.span, f"task {quote(name)}"):
             self._settings(node, f"task {name}")
             self.merged.tasks[name] = node

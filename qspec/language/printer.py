@@ -75,7 +75,7 @@ def operand_text(f: TensorFormat, defaults: bool = True) -> str:
 
 def _task(task: TaskRequest, defaults: bool) -> str:
     inside = " ".join(_settings(task, defaults))
-    return f"task {task.name} {{ {inside} }}" if inside else f"task {task.name}"
+    return f"task {task.spelled} {{ {inside} }}" if inside else f"task {task.spelled}"
 
 
 def spec_data(value: Any) -> Any:

@@ -13,8 +13,9 @@ from pydantic import TypeAdapter
 from qspec import resources
 from qspec.formats import NUMBER_FORMATS
 from qspec.language.fields import Form, Known, Setting, metadata, settings, words
+from qspec.language.presets import PRESETS, Preset
 from qspec.language.printer import written
-from qspec.language.spec import BLOCK_CLASSES, REGIMES, TASKS, TEXTS, Pass, Rollouts
+from qspec.language.spec import BLOCK_CLASSES, REGIMES, TEXTS, Pass, Rollouts
 
 _PART = re.compile(r"(<!-- ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _STATEMENT = re.compile(r"^\| `(\w+)[^|]* \| (.*) \|$", re.MULTILINE)
@@ -43,14 +44,22 @@ def _part(what: str, passes: Mapping[str, type[Pass]]) -> str:
             return _passes_table(passes)
         case "formats":
             return _rows(("format", "codes"), [(one.name, one.about) for one in NUMBER_FORMATS.values()])
-        case "tasks" | "texts":
-            return ", ".join(f"`{one}`" for one in (TASKS if kind == "tasks" else TEXTS))
+        case "tasks":
+            head = ("task", "in lm-eval, number reported", "shots", "length, steps, block", "draws")
+            return _rows(head, [(name, *_preset(one)) for name, one in PRESETS.items()])
+        case "texts":
+            return ", ".join(f"`{one}`" for one in TEXTS)
         case "regimes":
             sizes = [(name, f"{low} … {high}") for name, (low, high) in REGIMES.items()]
             return _rows(("regime", "tokens in a forward pass"), sizes)
         case "grammar":
             return f"```\n{_grammar()}\n```"
     raise ValueError(f"the page asks for {what!r}, which is not known")
+
+
+def _preset(task: Preset) -> tuple[str, str, str, str]:
+    sizes = ("", str(task.draws)) if task.rated else (f"{task.length}, {task.steps}, {task.block}", "")
+    return (f"`{task.task}`, `{task.metric}`", str(task.shots), *sizes)
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

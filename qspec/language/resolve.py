@@ -17,12 +17,12 @@ from qspec.language.contradictions import contradictions
 from qspec.language.fields import Known, settings
 from qspec.language.merge import Merged
 from qspec.language.params import Params
+from qspec.language.presets import PRESETS
 from qspec.language.reader import Reader
 from qspec.language.schemes import SchemeReader
 from qspec.language.selectors import ModuleTerm, Selector
 from qspec.language.spec import (
     LOSSES,
-    TASKS,
     Calibration,
     Emit,
     Evaluation,
@@ -184,9 +184,7 @@ class Resolver:
     def _loss(self, node: Tree) -> dict[str, Any]:
         (word,) = node.values
         if node.has("TASK"):
-            if word.text not in TASKS:
-                self.merged.unknown("QS028", "task", word, TASKS)
-            return {"loss": "task", "task": word.text}
+            return {"loss": "task", "task": self._task_name(word)}
         if word.text not in LOSSES:
             self.merged.unknown("QS029", "loss", word, LOSSES, "losses")
             return {}
@@ -227,15 +225,22 @@ class Resolver:
 
     def _task(self, block: Block) -> TaskRequest:
         assert block.name is not None
-        name = block.name.text
-        if name not in TASKS:
-            self.merged.unknown("QS028", "task", block.name, TASKS)
+        name = self._task_name(block.name)
+        preset = PRESETS.get(name)
         nodes = {tree.key.text: tree for tree in block.settings}
+        sizes = ("shots", "length", "steps", "block") if preset else ()
+        own = {key: getattr(preset, key) for key in sizes if key not in nodes}
         before = len(self.merged.problems)
-        task = self.reader.block(TaskRequest, nodes, f"task {name}", name=name)
+        task = replace(self.reader.block(TaskRequest, nodes, f"task {name}", name=name), **own)
         if len(self.merged.problems) == before:
             self._check_sampler(task, nodes, block.head)
         return task
+
+    def _task_name(self, word: Leaf) -> str:
+        """A name without quotes is that of a preset, one in quotes any of lm-eval's."""
+        if word.kind != "STRING" and word.text not in PRESETS:
+            self.merged.unknown("QS028", "task", word, PRESETS)
+        return str(word.value)
 
     def _check_sampler(self, task: TaskRequest, nodes: Mapping[str, Tree], head: Span) -> None:
         """LLaDA's sampler fills length / block blocks one after another, with the same number of steps

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from qspec.diagnostics import Span
 from qspec.formats import Scheme, TensorFormat
 from qspec.language.fields import Form, Key, Known, Quoted, about, between
+from qspec.language.presets import PRESETS
 from qspec.language.selectors import Selector
 from qspec.models.chat import ChatSetting
 from qspec.models.family import DecoderShape, ModuleEntry
@@ -86,10 +87,7 @@ class Pass:
 
 LOSSES = ("kl", "nelbo")
 TEXTS = ("c4", "pile", "wikitext2")
-TASKS = (
-    "arc_challenge", "arc_easy", "gsm8k", "hellaswag", "humaneval",
-    "mbpp", "mmlu", "openbookqa", "piqa", "winogrande",
-)  # fmt: skip
+TASKS = tuple(PRESETS)
 
 
 @dataclass(frozen=True)
@@ -358,11 +356,15 @@ class NelboRequest:
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """One task with the sampler settings of the paper; limit None means every item."""
+    """One task of lm-eval. Those of `qspec.language.presets` have defaults of their own; shots None means as many as
+    lm-eval's own, limit None every item."""
 
-    form: ClassVar[str] = "NAME { SETTINGS }"
-    name: Annotated[str, Key(""), Known("task", "QS028", TASKS)]
-    shots: Annotated[int, between(0, 64, "solved examples before each item")] = 0
+    form: ClassVar[str] = 'NAME { SETTINGS } or "NAME IN LM-EVAL" { SETTINGS }'
+    name: Annotated[str, Key("")]
+    shots: Annotated[
+        Annotated[int, between(0, 64)] | None,
+        about("solved examples before each item, as many as the task has by default"),
+    ] = None
     length: Annotated[int, between(1, 8192, "tokens to generate")] = 256
     steps: Annotated[int, between(1, 8192, "passes of the sampler, a multiple of `length` / `block`")] = 256
     block: Annotated[int, between(1, 8192, "tokens of a block, which divides `length`")] = 32
@@ -370,6 +372,11 @@ class TaskRequest:
     chat: Annotated[
         ChatSetting, about("prompts as a user's messages in the tokenizer's chat template; by `auto` where it has one")
     ] = "auto"
+
+    @property
+    def spelled(self) -> str:
+        """The name as a recipe has it: in quotes where it is lm-eval's own."""
+        return self.name if self.name in PRESETS else f'"{self.name}"'
 
 
 @dataclass(frozen=True)

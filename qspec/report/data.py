@@ -249,7 +249,7 @@ def report_data(
         outliers=outliers,
         kernels=_kernels(manifest),
         execution=execution,
-        environment=dict(environment),
+        environment={**environment, **({"programs ran in": found.isolation} if found.isolation else {})},
         timings={**timings, **found.timings},
         kl=found.kl,
         flips=found.flips,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qspec.evaluate import evaluate_artifact
+from qspec.evaluate.artifact import EVERYTHING, Measuring
 from qspec.evaluate.remembered import Remembered
 from qspec.progress import Quiet
 from qspec.report import ReportData, environment, memory, replace_report, report_data
@@ -17,13 +18,13 @@ def make_report(
     files: Path,
     progress: Quiet,
     baseline: Remembered | None = None,
-    limit: int | None = None,
+    how: Measuring = EVERYTHING,
 ) -> ReportData:
     """Everything that the artifact's recipe asks for, measured through the packed artifact, rendered and sealed.
 
     Arguments and errors: as `measure_report`; MachineError or InputError where the report cannot be written.
     """
-    data = measure_report(artifact, model, device, files, progress, baseline, limit)
+    data = measure_report(artifact, model, device, files, progress, baseline, how)
     replace_report(artifact, data)
     return data
 
@@ -35,15 +36,15 @@ def measure_report(
     files: Path,
     progress: Quiet,
     baseline: Remembered | None = None,
-    limit: int | None = None,
+    how: Measuring = EVERYTHING,
 ) -> ReportData:
     """What an artifact's report shows, measured; nothing is written.
 
     model: the unquantized checkpoint, None to find it. files: where the recipe's relative paths start. progress: its
-    timings so far go into the report. baseline: that checkpoint's model, where it is loaded already. limit: at
-    most so many items of every task and samples of every text. Errors: as `evaluate_artifact`.
+    timings so far go into the report. baseline: that checkpoint's model, where it is loaded already. Errors: as
+    `evaluate_artifact`.
     """
-    found = evaluate_artifact(artifact, model, device, files, progress, baseline, limit)
+    found = evaluate_artifact(artifact, model, device, files, progress, baseline, how)
     return report_data(
         found.manifest,
         found.measurements,

@@ -95,7 +95,7 @@ def seed_of(search: Search, name: str) -> int:
 def _task_rows(inputs: Inputs, search: Search, tokenizer: Any, samples: int, seed: int) -> list[MaskedRow]:
     """Prompts in full, with a share of each answer masked."""
     assert search.task is not None
-    task = inputs.sources.task(TaskRequest(search.task, limit=samples))
+    task = inputs.sources.task(TaskRequest(search.task, shots=0, limit=samples))
     if isinstance(task, NotMeasured):
         raise InputError(
             f"a search cannot lose on task {task.name}: {task.reason}",

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec.data import Choice, TaskData, TaskItem
+from qspec.data import CHOICES, Choice, TaskData, TaskItem
 from qspec.errors import InputError
+from qspec.evaluate import likelihood
 from qspec.evaluate.forward import MaskedRow
 from qspec.evaluate.likelihood import (
     RatedChoice,
     encode_choice,
+    likelihoods,
     log_likelihoods,
     masked_counts,
     measure_choices,
@@ -156,7 +158,7 @@ def test_white_space_that_ends_the_context_belongs_to_the_target() -> None:
 
 
 def task(*items: TaskItem, draws: int = 8) -> TaskData:
-    return TaskData("mmlu", "recall", ("choices",), items, 8, 8, 8, draws=draws)
+    return TaskData("mmlu", "recall", (CHOICES,), items, 8, 8, 8, draws=draws)
 
 
 def item(right: int, *options: str) -> TaskItem:
@@ -167,7 +169,7 @@ def test_the_likeliest_choice_wins() -> None:
     a, b = VOCAB.index("a"), VOCAB.index("b")
     likes_a, likes_b = unigram({a: 0.5, b: 0.1}), unigram({a: 0.1, b: 0.5})
     items = (item(0, "aa", "bb"), item(1, "ba", "aa", "ab"), item(2, "ab", "ba", "bb"))
-    found = measure_choices(likes_a, likes_b, Characters(), task(*items), seed=0)
+    found = measure_choices(likes_a, likes_b, Characters(), task(*items), CHOICES, seed=0)
     # the first model takes aa, aa and the first of ab, ba; the second bb, the first of ba, ab, and bb
     assert (found.baseline, found.quantized) == (2 / 3, 1 / 3)
     assert (found.metric, found.n) == ("choice_accuracy", 3)
@@ -175,7 +177,7 @@ def test_the_likeliest_choice_wins() -> None:
 
 def test_every_model_gets_the_same_draws() -> None:
     one, other = unigram({0: 0.5}), unigram({1: 0.5})
-    measure_choices(one, other, Characters(), task(item(0, "abc", "bcd"), item(1, "a", "dddd")), seed=4)
+    measure_choices(one, other, Characters(), task(item(0, "abc", "bcd"), item(1, "a", "dddd")), CHOICES, seed=4)
     assert len(one.seen) == len(other.seen) > 0
     assert all(torch.equal(x, y) for x, y in zip(one.seen, other.seen, strict=True))
 
@@ -189,3 +191,18 @@ def test_draws_do_not_depend_on_the_other_items() -> None:
         return [row.masked.tolist() for row in rated.rows]
 
     assert masks(alone) == masks(again) != masks(other)
+
+
+def test_a_target_of_one_token_has_one_draw() -> None:
+    assert len(rate(Choice("q", "a"), Characters(), shape(), 128, seed=2).rows) == 1
+    assert len(rate(Choice("q", "ab"), Characters(), shape(), 128, seed=2).rows) == 128
+
+
+def test_few_choices_at_a_time_are_rated_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = [Choice("q", text) for text in ("abc", "d", "bcd", "aabb")]
+    model = unigram({0: 0.5, 1: 0.25})
+    whole = likelihoods(model, Characters(), choices, 4, 0)
+    monkeypatch.setattr(likelihood, "ROWS", 5)
+    counted: list[int] = []
+    assert likelihoods(model, Characters(), choices, 4, 0, lambda done, _: counted.append(done)) == whole
+    assert counted == [1, 2, 3, 4]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from qspec.errors import InputError
 from qspec.evaluate.requests import check_requests
 from qspec.language.spec import Evaluation, FileText, NelboRequest, TaskRequest
 from tests.evaluate.models import shape
+from tests.hub_tasks import choice, piqa, put
 
 
 class Bytes:
@@ -29,30 +29,30 @@ def check(folder: Path, evaluation: Evaluation, longest: int = 64) -> None:
     check_requests(evaluation, sources, Bytes(), shape(vocab=256, max_length=longest, mask=255))
 
 
-def lines(path: Path, *objects: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(one) + "\n" for one in objects))
+def gsm8k(folder: Path, *questions: str) -> None:
+    rows = [{"question": question, "answer": "#### 1"} for question in questions]
+    put(folder, {"openai/gsm8k": {"main/test.jsonl": rows, "main/train.jsonl": rows}})
 
 
 def test_a_prompt_with_what_is_generated_fits_the_model_to_the_token(tmp_path: Path) -> None:
     """A character is a token: "Question: aa", a new line and "Answer:" are 20, and 44 more make 64."""
-    lines(tmp_path / "gsm8k/test.jsonl", {"question": "a", "answer": "a"}, {"question": "aa", "answer": "a"})
-    check(tmp_path, Evaluation(tasks=(TaskRequest("gsm8k", length=44, steps=44, block=44),)))
+    gsm8k(tmp_path, "a", "aa")
+    check(tmp_path, Evaluation(tasks=(TaskRequest("gsm8k", shots=0, length=44, steps=44, block=44),)))
     with pytest.raises(InputError) as caught:
-        check(tmp_path, Evaluation(tasks=(TaskRequest("gsm8k", length=45, steps=45, block=45),)))
+        check(tmp_path, Evaluation(tasks=(TaskRequest("gsm8k", shots=0, length=45, steps=45, block=45),)))
     assert caught.value.what == "prompt 2 of 2 has 20 tokens: with 45 to generate, more than the model's 64"
     assert (caught.value.where, caught.value.hint) == ("task gsm8k", "lower the task's `length` or `shots`")
 
 
 def test_lengths_that_do_not_divide(tmp_path: Path) -> None:
-    lines(tmp_path / "gsm8k/test.jsonl", {"question": "a", "answer": "a"})
+    gsm8k(tmp_path, "a")
     with pytest.raises(InputError, match="block"):
-        check(tmp_path, Evaluation(tasks=(TaskRequest("gsm8k", length=10, steps=10, block=4),)))
+        check(tmp_path, Evaluation(tasks=(TaskRequest("gsm8k", shots=0, length=10, steps=10, block=4),)))
 
 
 def test_a_choice_that_is_longer_than_the_model(tmp_path: Path) -> None:
-    row = {"question": "a", "choices": ["b", "c" * 64], "answer": 0}
-    lines(tmp_path / "multiple-choice/piqa-test.jsonl", row)
+    rows = [piqa(choice("a", 0, ("b", "c" * 64)))]
+    put(tmp_path, {"baber/piqa": {"piqa_train.jsonl": rows, "piqa_validation.jsonl": rows}})
     with pytest.raises(InputError, match="a choice has 65 tokens; the model takes 1 to 63"):
         check(tmp_path, Evaluation(tasks=(TaskRequest("piqa"),)))
 

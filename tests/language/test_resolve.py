@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from qspec import passes, resources
-from qspec.data import benchmarks, texts
+from qspec.data import texts
 from qspec.diagnostics import RecipeError, Source
 from qspec.errors import InputError
 from qspec.formats import Clip, Granularity
 from qspec.language import load_recipe, load_source
+from qspec.language.presets import PRESETS
 from qspec.language.spec import (
     TASKS,
     TEXTS,
@@ -99,7 +100,7 @@ def test_calibration_and_evaluation() -> None:
         FileText("a b.jsonl", "body"), 3, 64, MaskDistribution("fixed", 0.25, 0.25), seed=9
     )
     assert spec.evaluate.nelbo == (NelboRequest(NamedText("c4"), 64), NelboRequest(FileText("x.txt"), 2))
-    assert spec.evaluate.tasks == (TaskRequest("mmlu", limit=10), TaskRequest("gsm8k", 2, 64, 32, 16))
+    assert spec.evaluate.tasks == (TaskRequest("mmlu", 5, limit=10), TaskRequest("gsm8k", 2, 64, 32, 16))
     assert load(spec.text).spec == spec
 
 
@@ -204,9 +205,29 @@ def test_passes_get_typed_parameters() -> None:
     assert load(recipe(apply="\napply rtn on blocks[*].*\n")).spec.passes[0].text == "apply rtn() on blocks[*].*"
 
 
+def test_tasks_have_the_settings_of_their_presets() -> None:
+    text = (
+        recipe()
+        + """
+evaluate {
+  task mmlu
+  task gsm8k { shots 8  length 512  steps 512 }
+  task "lambada_openai" { limit 5 }
+}
+"""
+    )
+    spec = load(text).spec
+    mmlu, gsm8k, other = spec.evaluate.tasks
+    assert (mmlu.shots, mmlu.length, mmlu.steps, mmlu.block) == (5, 256, 256, 32)
+    assert (gsm8k.shots, gsm8k.length, gsm8k.steps, gsm8k.block) == (8, 512, 512, 32)
+    assert (other.name, other.shots, other.length, other.limit) == ("lambada_openai", None, 256, 5)
+    assert load(spec.text).spec == spec
+    assert 'task "lambada_openai" {' in spec.text
+
+
 def test_names_that_the_data_knows() -> None:
     assert set(TEXTS) == set(texts.TEXTS)
-    assert set(TASKS) == {*benchmarks.TASKS, *benchmarks.RUNS_CODE}
+    assert set(TASKS) == set(PRESETS)
 
 
 # --- params ---
@@ -281,7 +302,7 @@ def test_extends(tmp_path: Path) -> None:
     assert spec.schemes["w8a8"].label == "W8A16"
     assert [r.text for r in spec.rules] == ["layers blocks[*].* use w8a8", "layers blocks[0].mlp.down keep"]
     assert [u.name for u in spec.passes] == ["gptq"]
-    assert [(t.name, t.shots) for t in spec.evaluate.tasks] == [("mmlu", 0), ("gsm8k", 4)]
+    assert [(t.name, t.shots) for t in spec.evaluate.tasks] == [("mmlu", 5), ("gsm8k", 4)]
     assert load(spec.text).spec == spec
     assert set(loaded.sources) == {str(path), str(tmp_path / "bases/base.qs")}
 

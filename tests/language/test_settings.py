@@ -110,7 +110,7 @@ def test_the_page_has_the_settings_as_they_are() -> None:
 
 def test_bounds_hold_for_what_may_be_left_out() -> None:
     assert load(recipe("\nevaluate {\n  task mmlu { limit 1 }\n}\n")).spec.evaluate.tasks == (
-        TaskRequest("mmlu", limit=1),
+        TaskRequest("mmlu", 5, limit=1),
     )
     assert codes(recipe("\nevaluate {\n  task mmlu { limit 0 }\n}\n")) == ["QS017"]
 

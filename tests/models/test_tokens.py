@@ -22,7 +22,7 @@ from qspec.calibrate.certainty import certainty
 from qspec.calibrate.rollouts import trajectory
 from qspec.calibrate.tokens import windows as stretches
 from qspec.cli import main
-from qspec.data import Choice, TaskData, TaskItem, TextData
+from qspec.data import EXACT, Choice, TaskData, TaskItem, TextData
 from qspec.errors import InputError, NumericsError
 from qspec.evaluate.forward import MaskedRow, log_probabilities
 from qspec.evaluate.likelihood import encode_choice
@@ -167,7 +167,7 @@ def into_text(model: Decoder) -> dict[str, Callable[[str], object]]:
     choice = TaskItem("5", "6", (Choice("5", "6"),), 0)
 
     def task(text: str) -> TaskData:
-        return TaskData("mmlu", "t", ("exact",), (TaskItem(text, "6", choice.choices, 0),), 4, 4, 4)
+        return TaskData("mmlu", "t", (EXACT,), (TaskItem(text, "6", choice.choices, 0),), 4, 4, 4)
 
     return {
         "encode": lambda text: encode(Words(), text, shape.vocab),
@@ -176,7 +176,7 @@ def into_text(model: Decoder) -> dict[str, Callable[[str], object]]:
         "calibration": lambda text: stretches([text], Words(), shape.vocab, 1, 4, torch.Generator().manual_seed(0)),
         "context": lambda text: encode_choice(Choice(text, " 6"), Words(), shape),
         "choice": lambda text: encode_choice(Choice("6", f" {text}"), Words(), shape),
-        "task": lambda text: measure_task(model, model, Words(), task(text), "exact", 0),
+        "task": lambda text: measure_task(model, model, Words(), task(text), EXACT, 0),
     }
 
 

@@ -247,7 +247,7 @@ def test_eval_with_a_limit_prints_its_results_and_leaves_the_full_report(
     replace_report(artifact, measured())
     before = (artifact / "report/report.json").read_bytes()
     monkeypatch.setattr(
-        make, "measure_report", lambda *_, limit=None: dataclasses.replace(measured(), limit=limit)
+        make, "measure_report", lambda *_, how: dataclasses.replace(measured(), limit=how.limit)
     )  # fmt: skip
     assert main(["eval", str(artifact), "--limit", "4"]) == 0
     printed = capsys.readouterr()

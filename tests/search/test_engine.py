@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from qspec.search.engine import Engine
 from qspec.search.jobs import Errors, Fisher, Noise, Probe, Trial
 from qspec.search.rows import facts, search_rows
 from qspec.search.space import ProbeTarget
+from tests.hub_tasks import put
 from tests.search.conftest import Mini, search_recipe
 
 QKV = ProbeTarget(1, ("attention.q", "attention.k", "attention.v"))
@@ -89,10 +89,8 @@ GSM8K = [("Tom has 2 hens and buys 3.", "2+3=5 #### 5"), ("Ann has 9 eggs and ea
 
 def test_a_task_loses_where_its_answers_are_masked(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """-log p of the true tokens: of the layout, less that of the unquantized model; prompts are visible."""
-    folder = tmp_path / "data/gsm8k"
-    folder.mkdir(parents=True)
-    lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in GSM8K]
-    (folder / "test.jsonl").write_text("".join(lines))
+    items = [{"question": question, "answer": answer} for question, answer in GSM8K]
+    put(tmp_path / "data", {"openai/gsm8k": {f"main/{split}.jsonl": items for split in ("train", "test")}})
     monkeypatch.setenv("QSPEC_DATA", str(tmp_path / "data"))
     engine = engine_for(search_recipe(mini, tmp_path, "loss task gsm8k", quantizer="rtn"))
     tokenizer = load_tokenizer(mini.model)
@@ -114,6 +112,8 @@ def test_a_task_loses_where_its_answers_are_masked(mini: Mini, tmp_path: Path, m
 
 
 def test_a_task_that_needs_code_to_run_is_refused(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"task_id": "x/0", "prompt": "def f():\n", "canonical_solution": "  0", "test": "", "entry_point": "f"}
+    put(tmp_path, {"openai/openai_humaneval": {"openai_humaneval/test.jsonl": [row]}})
     monkeypatch.setenv("QSPEC_DATA", str(tmp_path))
     with pytest.raises(InputError, match="a search cannot lose on task humaneval: its score needs model-written code"):
         engine_for(search_recipe(mini, tmp_path, "loss task humaneval", quantizer="rtn"))

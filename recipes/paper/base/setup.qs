@@ -22,15 +22,16 @@ layers head, embedding keep
 
 evaluate {
   nelbo on "wikitext2" samples 64
-  task  mmlu { shots 5 }
+  task  mmlu
   task  arc_easy
   task  arc_challenge
   task  hellaswag
   task  piqa
   task  winogrande
-  task  gsm8k { shots 4  length 256  steps 256  block 32 }
-  task  humaneval { length 512  steps 512  block 32 }
-  task  mbpp { shots 3  length 512  steps 512  block 32 }
+  task  gsm8k
+  task  math
+  task  humaneval
+  task  mbpp
 }
 
 emit {
