@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qspec.cli.output import say, unified_diff, write
+from qspec.cli.output import discard, flush, say, unified_diff, write
 from qspec.diagnostics import Diagnostic, RecipeError, Source, errors
 from qspec.difference.git import git_or_none
 from qspec.errors import QspecError, UsageError, visible
@@ -63,8 +63,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("git runs this command, with seven arguments", hint="set it up: qspec git-setup")
     path, old_file, _, old_mode, new_file, _, new_mode, *moved = args.arguments
     old, new = _side("a", path, old_file, old_mode), _side("b", moved[0] if moved else path, new_file, new_mode)
-    say(_meaning(old, new))
-    _say_patch(_patch(old, new))
+    meaning, patch = _meaning(old, new), _patch(old, new)
+    try:
+        say(meaning)
+        _say_patch(patch)
+        flush()
+    except BrokenPipeError:  # the reader has seen enough, which git would take for a failure
+        discard(sys.stdout)
     return 0
 
 

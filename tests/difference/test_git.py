@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,17 @@ def test_what_has_no_meaning_is_shown_as_text(here: Repository, capsys: pytest.C
     assert main(["git-diff", "recipes/r.qs"]) == 0
     assert capsys.readouterr().out == "* Unmerged path recipes/r.qs\n"
     assert main(["git-diff", "recipes/r.qs", "old.qs"]) == 2
+
+
+@pytest.mark.usefixtures("here")
+def test_a_pager_that_ends_early_is_no_failure() -> None:
+    command = [sys.executable, "-m", "qspec", *as_git("recipes/r.qs", "recipes/r.qs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
 
 
 def test_bases_and_moved_recipes(here: Repository, capsys: pytest.CaptureFixture[str]) -> None:
