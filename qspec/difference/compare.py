@@ -120,8 +120,8 @@ def _outlined(old: Version, new: Version) -> _Found:
         rules += _settings({"layers": {"rules": texts[0]}}, {"layers": {"rules": texts[1]}})
     ids = " or ".join(dict.fromkeys(spec.model.id for spec in specs))
     note = (
-        f"{ids} is not on this machine: compared for models of {outline.layers} blocks or more, without bits, bytes "
-        "and kernels; --model FOLDER takes a config.json"
+        f"no config.json of {ids} is here: compared for models of {outline.layers} blocks or more, without bits, bytes "
+        "and kernels; --model FOLDER takes one"
     )
     return _Found((modules[0], modules[1]), settings=tuple(rules), notes=(note,))
 
