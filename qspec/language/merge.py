@@ -73,7 +73,8 @@ class Merged:
             if guess
             else f"known {plural or kind + 's'}: {', '.join(sorted(known)) or 'none'}"
         )
-        edits = (Edit(word.span, str(written)),) if guess else ()
+        unsure = self.partial and kind == "scheme"  # it may be declared where something could not be parsed
+        edits = (Edit(word.span, str(written)),) if guess and not unsure else ()
         self.report(code, f"there is no {kind} {quote(name)}", word.span, hint, edits)
 
     def twice(self, what: str, span: Span, first: Span) -> None:

@@ -54,7 +54,7 @@ class Params:
         guess = closest(name, self.values)
         if not (self.merged.partial and guess is None):
             hint = f"did you mean `${guess}`?" if guess else f"declare it: `param {name} = ...`"
-            edits = (Edit(leaf.span, f"${guess}"),) if guess else ()
+            edits = (Edit(leaf.span, f"${guess}"),) if guess and not self.merged.partial else ()
             self.merged.report("QS014", f"there is no param {quote(name)}", leaf.span, hint, edits)
         return None
 

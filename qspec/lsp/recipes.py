@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from qspec.diagnostics import Diagnostic, Edit, RecipeError, Source, Span
 from qspec.errors import QspecError
 from qspec.language import Understood, understand
 from qspec.language.completion import BEGUN, Completion, Names, completions
+from qspec.language.fixes import fix
 from qspec.language.formatter import format_source
 from qspec.language.merge import Merged, merge
 from qspec.language.parser import MAX_BYTES, parse, read
@@ -25,6 +27,7 @@ from qspec.models.registry import FAMILIES
 from qspec.planned import Planned, plan_of
 
 MOST_FILES = 2000  # of a workspace that are looked at
+MOST_USERS = 4  # of a base, through which it is checked
 T = TypeVar("T")
 
 
@@ -52,6 +55,7 @@ class Recipes:
     opened: dict[str, Document] = field(default_factory=dict)
     _kept: dict[tuple[str, str], object] = field(default_factory=dict)
     _plans: dict[str, Planned] = field(default_factory=dict)  # the last one that could be made
+    _extending: dict[str, list[str]] = field(default_factory=dict)  # kept while somebody types
 
     # --- texts ---
 
@@ -65,7 +69,7 @@ class Recipes:
         self.opened[path] = (
             before.changed(*between, text) if between is not None else Document(path, text, self.encoding)
         )
-        self.forget()
+        self._kept.clear()
 
     def close(self, path: str) -> None:
         self.opened.pop(path, None)
@@ -73,8 +77,9 @@ class Recipes:
         self.forget()
 
     def forget(self) -> None:
-        """What was computed no longer holds: a text changed, here or on disk."""
+        """What was computed no longer holds: files changed."""
         self._kept.clear()
+        self._extending.clear()
 
     def document(self, path: str) -> Document:
         """A recipe as the editor has it, else as it is on disk. Raises OSError."""
@@ -113,19 +118,34 @@ class Recipes:
         return self._once("merged", path, lambda path: merge(self._source(path), read=self._read))
 
     def understood(self, path: str) -> Understood:
-        return self._once("understood", path, self._understood)
+        return self._once("understood", path, lambda path: self._understand(self._source(path)))
 
-    def _understood(self, path: str) -> Understood:
-        return understand(self._source(path), passes.available(), (), FAMILIES, self._read)
+    def _understand(self, source: Source) -> Understood:
+        return understand(source, passes.available(), (), FAMILIES, self._read)
 
     def problems(self, path: str) -> tuple[Diagnostic, ...]:
-        """As `qspec check` finds them."""
+        """As `qspec check` finds them: in a file that can only be extended, through those that do so."""
+        if self.document(path).problems:
+            return tuple(self.document(path).problems)
+        if users := self.users(path):
+            through = (problem for user in users for problem in self.understood(user).problems)
+            return tuple(dict.fromkeys(problem for problem in through if problem.span.path == path))
         found = self.understood(path)
-        return tuple(self.document(path).problems) or (*found.problems, *lock_warnings(found))
+        return (*found.problems, *lock_warnings(found))
+
+    def users(self, path: str) -> list[str]:
+        """For a file that is no recipe by itself: some recipes of the workspace that extend it."""
+        if "recipe" in self.merged(path).blocks:
+            return []
+        if path not in self._extending:
+            extending = (p for p in self.files() if p != path and path in self.chain(p))
+            whole = (p for p in extending if "recipe" in self.merged(p).blocks)
+            self._extending[path] = list(islice(whole, MOST_USERS))
+        return self._extending[path]
 
     def plan(self, path: str) -> Planned | None:
         """The plan for the chosen model; where the recipe has errors now, the last one. None where there is none."""
-        return self._once("plan", path, self._plan)
+        return self._once("plan", next(iter(self.users(path)), path), self._plan)
 
     def _plan(self, path: str) -> Planned | None:
         with suppress(QspecError):  # the diagnostics say why, or the model is not here: hovers do without
@@ -135,12 +155,17 @@ class Recipes:
     def complete(self, path: str, offset: int) -> tuple[Span, list[Completion]]:
         """The words that may stand at an offset, and what they replace."""
         source = self.document(path).source
-        folder = Path(path).parent
-        bases = sorted(file.name for file in folder.glob("*.qs") if file.name != Path(path).name)
+        line = source.text[:offset].rpartition("\n")[2]
+        bases = self._beside(path) if line.lstrip().startswith("extends") else []
         names = Names.of(self.merged(path), passes.available(), FAMILIES, bases)
         begun = BEGUN.search(source.text[:offset])
         start = begun.start() if begun else offset
         return Span(start, offset, path), completions(source, offset, names)
+
+    def _beside(self, path: str) -> list[str]:
+        """What a recipe can extend: those in its folder and below, as it would name them."""
+        folder = Path(path).parent
+        return sorted(str(Path(p).relative_to(folder).as_posix()) for p in self._below(folder, deep=True) if p != path)
 
     def at(self, path: str, offset: int) -> tuple[Node, ...]:
         return path_to(self.file(path), offset)
@@ -216,15 +241,26 @@ class Recipes:
         document = self.document(path)
         if document.problems:
             raise RecipeError(document.problems, {path: document.source})
-        before, after = document.source.text, format_source(document.source.text, path)
-        if before == after:
+        return _changes(document.source, format_source(document.source.text, path))
+
+    def fixed(self, path: str) -> list[Edit]:
+        """What `qspec check --fix` would change, in a recipe by itself."""
+        document = self.document(path)
+        if document.problems or self.users(path):
             return []
-        old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
-        first = _common(old, new)
-        last = _common(old[first:][::-1], new[first:][::-1])
-        start = sum(map(len, old[:first]))
-        end = len(before) - sum(map(len, old[len(old) - last :]))
-        return [Edit(Span(start, end, path), "".join(new[first : len(new) - last]))]
+        fixed = fix(document.source, lambda text: self._understand(text).problems)
+        return _changes(document.source, fixed.source.text)
+
+
+def _changes(source: Source, after: str) -> list[Edit]:
+    """The lines between the first and the last that differ, where any does."""
+    if source.text == after:
+        return []
+    old, new = (text.splitlines(keepends=True) for text in (source.text, after))
+    first = _common(old, new)
+    last = _common(old[first:][::-1], new[first:][::-1])
+    start, end = source.line_start(first + 1), source.line_start(len(old) - last + 1)
+    return [Edit(Span(start, end, source.path), "".join(new[first : len(new) - last]))]
 
 
 def _common(a: Sequence[str], b: Sequence[str]) -> int:

@@ -36,6 +36,7 @@ _KINDS: dict[Kind, lsp.CompletionItemKind] = {
     "value": lsp.CompletionItemKind.Value,
     "file": lsp.CompletionItemKind.File,
 }
+_ACTIONS = [lsp.CodeActionKind.QuickFix, lsp.CodeActionKind.SourceFixAll]
 _SYMBOLS = {
     "recipe": lsp.SymbolKind.Module,
     "scheme": lsp.SymbolKind.Struct,
@@ -186,6 +187,12 @@ class Server(LanguageServer):
             is_preferred=True,
         )
 
+    def fix_all(self, path: str) -> list[lsp.CodeAction]:
+        """All sure fixes at once, as editors can ask for when a file is saved."""
+        edits = self.recipes.fixed(path)
+        kind = lsp.CodeActionKind.SourceFixAll
+        return [lsp.CodeAction("Fix all", kind=kind, edit=self.workspace_edit(edits))] if edits else []
+
     def symbol(self, one: Outline) -> lsp.DocumentSymbol:
         kind = _SYMBOLS.get(one.kind, lsp.SymbolKind.Property if not one.children else lsp.SymbolKind.Namespace)
         children = [self.symbol(child) for child in one.children]
@@ -205,6 +212,12 @@ def _title(d: Diagnostic) -> str:
     if len(d.edits) == 1 and d.edits[0].replacement.strip() and "\n" not in d.edits[0].replacement.strip():
         return f"Write `{d.edits[0].replacement.strip()}`"
     return f"{d.hint[0].upper()}{d.hint[1:]}"
+
+
+def _asked(kind: lsp.CodeActionKind, only: Sequence[lsp.CodeActionKind | str] | None) -> bool:
+    """Whether an editor that wants some kinds alone, `source` of which takes in `source.fixAll`, wants this one."""
+    names = [str(getattr(one, "value", one)) for one in only or [kind]]
+    return any(kind.value == name or kind.value.startswith(f"{name}.") for name in names)
 
 
 def make_server(delay: float = DELAY) -> Server:
@@ -279,13 +292,18 @@ def _say(server: Server) -> None:
         except RecipeError:
             return None  # the diagnostics say why
 
-    @feature(lsp.TEXT_DOCUMENT_CODE_ACTION, lsp.CodeActionOptions(code_action_kinds=[lsp.CodeActionKind.QuickFix]))
+    @feature(lsp.TEXT_DOCUMENT_CODE_ACTION, lsp.CodeActionOptions(code_action_kinds=_ACTIONS))
     def actions(params: lsp.CodeActionParams) -> list[lsp.CodeAction]:
         path = server.path(params.text_document.uri)
         document = server.recipes.document(path)
         start, end = (document.offset(_place(one)) for one in (params.range.start, params.range.end))
         touched = (d for d in server.recipes.problems(path) if d.span.path == path)
-        return [server.action(d) for d in touched if d.edits and d.span.start <= end and start <= d.span.end]
+        only = params.context.only
+        found = [server.action(d) for d in touched if d.edits and d.span.start <= end and start <= d.span.end]
+        return [
+            *(found if _asked(lsp.CodeActionKind.QuickFix, only) else []),
+            *(server.fix_all(path) if _asked(lsp.CodeActionKind.SourceFixAll, only) else []),
+        ]
 
 
 def _find(server: Server) -> None:

@@ -8,6 +8,7 @@ import random
 import statistics
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import pytest
 from lsprotocol import types as lsp
 
 from qspec.cli import main
-from qspec.diagnostics import Diagnostic, Edit, Span, apply_edits, errors
+from qspec.diagnostics import Diagnostic, Edit, Source, Span, apply_edits, errors
 from qspec.errors import UsageError
 from qspec.lsp.hover import hover
-from qspec.lsp.recipes import Recipes
+from qspec.lsp.recipes import Recipes, _changes
 from qspec.lsp.rename import renamed
 from qspec.lsp.server import Server, make_server
 from qspec.lsp.text import Document, Place
@@ -38,6 +39,7 @@ def is_text(path: Path) -> bool:
 GOLDENS = [path for path in sorted(ERRORS.glob("*.qs")) if is_text(path)]
 
 
+@cache
 def opened(path: Path) -> Server:
     server = make_server()
     server.recipes.open(str(path), path.read_bytes().decode())
@@ -326,6 +328,43 @@ def test_every_prefix_of_a_recipe_is_answered() -> None:
             hover(recipes, "r.qs", offset)
             recipes.definition("r.qs", offset)
         recipes.outline("r.qs")
+
+
+def test_a_base_is_checked_through_those_that_extend_it(family: tuple[Recipes, Path]) -> None:
+    recipes, folder = family
+    base = str(folder / "base.qs")
+    recipes.open(base, BASE)
+    assert recipes.problems(base) == ()
+    assert "41 modules" in (hover(recipes, base, BASE.index("w8")) or ("",))[0]
+    recipes.open(base, BASE.replace("per channel", "per chanel").replace("alpha", "much"))
+    (problem,) = recipes.problems(base)
+    assert (problem.code, problem.span.path) == ("QS005", base)
+    alone = folder / "sub" / "alone.qs"
+    recipes.open(str(alone), BASE)
+    assert {d.code for d in recipes.problems(str(alone))} >= {"QS012"}
+
+
+def test_bases_are_completed(family: tuple[Recipes, Path]) -> None:
+    recipes, folder = family
+    (folder / "sub" / "deep.qs").write_text(BASE)
+    text = 'qspec 1\n\nextends "'
+    recipes.open(str(folder / "new.qs"), text)
+    _, found = recipes.complete(str(folder / "new.qs"), len(text))
+    names = ["a.qs", "b.qs", "base.qs", "c.qs", "other.qs", "stranger.qs", "sub/deep.qs"]
+    assert [(one.word, one.kind) for one in found] == [(name, "file") for name in names]
+
+
+def test_all_fixes_at_once(family: tuple[Recipes, Path]) -> None:
+    recipes, folder = family
+    path, text = str(folder / "a.qs"), LEAF.format(base="base.qs")
+    wrong = text.replace("extends", "extend").replace("smooth", "smoth").replace("rtn", "rtm")
+    recipes.open(path, wrong)
+    assert apply_edits(wrong, recipes.fixed(path)) == text
+    recipes.open(path, text)
+    assert recipes.fixed(path) == []
+    for before in ("a\ny", "a\nx\n", "", "b\na\nx", "x\n\n\n"):
+        for after in ("a\nx\n", "", "a\n", "x\n", "y\na\nx\n"):
+            assert apply_edits(before, _changes(Source("r.qs", before), after)) == after
 
 
 def test_edits_of_the_layout_are_small() -> None:

@@ -182,7 +182,11 @@ async def check_typing(editor: Editor) -> None:
     assert (problem.code, problem.range) == ("QS005", between(6, 19, 26))
     where = {"text_document": lsp.TextDocumentIdentifier(editor.uri("r.qs"))}
     asked = lsp.CodeActionParams(range=between(6, 21, 21), context=lsp.CodeActionContext([problem]), **where)
-    (action,) = await client.text_document_code_action_async(asked) or ()
+    action, every = await client.text_document_code_action_async(asked) or ()
+    assert every.title == "Fix all"
+    saved = lsp.CodeActionContext([], only=[lsp.CodeActionKind.Source])
+    asked = lsp.CodeActionParams(range=between(0, 0, 0), context=saved, **where)
+    assert list(await client.text_document_code_action_async(asked) or ()) == [every]
     assert isinstance(action, lsp.CodeAction)
     assert action.title == "Write `revision`"
     assert action.edit is not None
