@@ -100,7 +100,7 @@ def _settings(decoder: Decoder, length: int, cache: str) -> Settings | None:
 
 
 def _few_steps(settings: Settings) -> Settings:
-    """As many steps as see every pass eagerly, captured, and replayed."""
+    """As many steps as see every step eagerly, captured, and replayed. Dream's need all: masks become fewer."""
     if isinstance(settings, SamplerSettings):
         return replace(settings, steps=min(settings.steps, WARM * settings.blocks))
-    return replace(settings, steps=min(settings.steps, WARM))
+    return settings

@@ -75,7 +75,8 @@ def evaluate_artifact(
         baseline = baseline or Remembered(runtime.load(original, device)[0])
     with progress.phase("evaluate"):
         seed = manifest.calibration.seed
-        measurements = measure(baseline, quantized, tokenizer, wanted, sources, seed, progress)
+        unquantized = baseline if baseline.limit else baseline.model
+        measurements = measure(unquantized, quantized, tokenizer, wanted, sources, seed, progress)
         outliers = measure_outliers(baseline.model, quantized, tokenizer, spec.calibrate, sources)
     execution = runtime.execution(quantized.device)
     measurements = replace(measurements, data=tuple(data), limit=how.limit)

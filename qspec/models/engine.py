@@ -1,178 +1,215 @@
-"""Forward passes replayed as CUDA graphs: what a sampler calls on a GPU in place of the decoder itself.
+"""How a sampler's steps are run: one by one as they are called, or on a GPU as CUDA graphs.
 
-A denoising step of an 8B model is some hundreds of kernel launches. Captured once in a CUDA graph, they are one launch,
-and the host's part of a pass (Python, allocation, launch) is gone. A graph replays fixed addresses, so a pass reads
-its inputs from buffers that the engine owns, and writes its result to one.
+A denoising step of an 8B model is some hundreds of kernel launches. Captured once in a CUDA graph, pass, logits,
+confidence and commit are one launch, and the host's part of a step is to say which step it is. A graph replays fixed
+addresses: those of a `Canvas`, which is kept with its steps for later runs, and shared by runs of about its length
+(`length_of`). A step runs eagerly the first time, which compiles its kernels, and is captured the second time; the bits
+are the same, for the kernels are.
 
-The passes of one canvas (a shape [b, t], with or without padding) share these buffers: the ids, the rotary tables, the
-padding mask, and the keys and values of a cache. There are passes over all tokens and passes over a window of n tokens;
-where the window starts is data, so that one graph serves every block. A pass runs eagerly the first time, which
-compiles its kernels, and is captured the second time. The bits are those of the decoder, which runs the same kernels.
+Where a graph cannot be captured, steps go on eagerly, and `passes` says why.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Protocol
+from collections.abc import Callable, Hashable
+from math import ceil
+from typing import Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from qspec.models.decoder import ALL, AttentionContext, Decoder, KeyValues, Window
-from qspec.models.samplers.common import Around, Denoiser
+from qspec.models.decoder import Decoder
+from qspec.models.samplers.canvas import Canvas, CanvasShape
+from qspec.models.samplers.common import Denoiser
 
-CANVASES = 4  # whose graphs are kept: each holds the activations of its passes
+CANVASES = 64  # of one model, with their graphs; keys, values and the memory of passes are shared
+STEPS = 512  # captured of one model
 
-Call = Callable[[], Tensor]
+K = TypeVar("K")
+V = TypeVar("V")
+Step = Callable[[], tuple[Tensor, ...]]
 
 
 class Capture(Protocol):
-    """Records the kernels of a call; returns its result, and what computes that again in place."""
+    """Records the kernels of a step; returns its result, and what computes that again in place."""
 
-    def __call__(self, call: Call) -> tuple[Tensor, Callable[[], None]]: ...
+    def __call__(self, step: Step) -> tuple[tuple[Tensor, ...], Callable[[], None]]: ...
 
 
 class CudaGraphs:
     """`Capture` by CUDA graphs, which share one pool of memory, as one replays at a time.
 
-    The call was made once before: nothing is compiled or sized during a capture.
+    The step was made once before: nothing is compiled or sized during a capture.
     """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, call: Call) -> tuple[Tensor, Callable[[], None]]:
+    def __call__(self, step: Step) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            result = call()
+            result = step()
         return result, graph.replay
 
 
-class Pass:
-    """One pass of a canvas: eager, then captured, then replayed."""
+class Runner(Protocol):
+    """What a sampler asks for: a canvas for its rows, and that its steps are run."""
+
+    @property
+    def model(self) -> Denoiser: ...
+
+    def length(self, tokens: int) -> int:
+        """How long a canvas or a window of so many tokens is made."""
+        ...
+
+    def canvas(self, shape: CanvasShape) -> Canvas: ...
+
+    def keep(self, canvas: Canvas) -> None:
+        """Gives the canvas room for keys and values."""
+        ...
+
+    def run(self, canvas: Canvas, key: Hashable, step: Step) -> tuple[Tensor, ...]:
+        """The step's result, which a later step may overwrite. key: all that it depends on besides the canvas."""
+        ...
+
+
+class Eager:
+    """Runs every step as it is called. rounded: canvases have the lengths that captured ones have."""
+
+    def __init__(self, model: Denoiser, *, rounded: bool = False) -> None:
+        self.model: Denoiser = model
+        self._rounded = rounded
+
+    def length(self, tokens: int) -> int:
+        return length_of(tokens) if self._rounded else tokens
+
+    def canvas(self, shape: CanvasShape) -> Canvas:
+        return Canvas(self.model, shape)
+
+    def keep(self, canvas: Canvas) -> None:
+        assert isinstance(self.model, Decoder)  # others have no cache
+        canvas.keep(self.model, next(self.model.embedding.parameters()).new_empty(canvas.room(self.model)))
+
+    def run(self, canvas: Canvas, key: Hashable, step: Step) -> tuple[Tensor, ...]:
+        return step()
+
+
+class Memory:
+    """One allocation that the canvases of a model share, as one is denoised at a time."""
+
+    def __init__(self, of: Tensor) -> None:
+        """of: the dtype and device."""
+        self._whole = of.new_empty(0)
+
+    def fits(self, values: int) -> bool:
+        return values <= self._whole.numel()
+
+    def take(self, values: int) -> Tensor:
+        """The first so many values [values]; what lay there is lost where it has to grow."""
+        if not self.fits(values):
+            empty = self._whole = self._whole.new_empty(0)
+            self._whole = empty.new_empty(values)
+        return self._whole[:values]
+
+
+class Replayed:
+    """One step of a canvas: eager, then captured, then replayed."""
 
     def __init__(self) -> None:
-        self._calls = 0
-        self._result: Tensor | None = None
-        self._replay: Callable[[], None] | None = None
-
-    def __call__(self, call: Call, capture: Capture) -> Tensor:
-        """x [b, n, d]; the next call writes to the same place."""
-        self._calls += 1
-        if self._calls == 1:
-            return call()
-        if self._result is None or self._replay is None:
-            self._result, self._replay = capture(call)
-        self._replay()
-        return self._result
+        self.called = False
+        self.result: tuple[Tensor, ...] = ()
+        self.replay: Callable[[], None] | None = None
 
 
-class CanvasPasses:
-    """The passes over canvases of one shape, and the buffers that they read.
+class Graphs:
+    """What was captured of one model, and where its tensors lay then. why: steps are not captured, if they are not."""
 
-    ids [b, t]; context: of all t tokens; room: for keys and values of all tokens, once a cache asks for it.
-    """
+    def __init__(self, model: Decoder, capture: Capture) -> None:
+        self.capture, self.addresses, self.why = capture, addresses(model), ""
+        self.memory = Memory(next(model.embedding.parameters()))
+        self.canvases: OrderedDict[CanvasShape, Canvas] = OrderedDict()
+        self.steps: OrderedDict[tuple[CanvasShape, Hashable], Replayed] = OrderedDict()
 
-    def __init__(self, model: Decoder, batch: int, length: int, context: AttentionContext) -> None:
-        self.ids = torch.zeros((batch, length), dtype=torch.int64, device=model.device)
-        mask = None if context.mask is None else context.mask.clone()
-        self.context = AttentionContext(context.cos.clone(), context.sin.clone(), mask, ALL)
-        self.room: Window | None = None
-        self._passes: dict[tuple[int | None, bool], Pass] = {}
-        self._windows: dict[int, Tensor] = {}  # by length: the places of the window's tokens, int64 [n]
-
-    def use(self, context: AttentionContext) -> None:
-        """Puts the padding of another canvas of this shape in place."""
-        self.context.cos.copy_(context.cos)
-        self.context.sin.copy_(context.sin)
-        if self.context.mask is not None and context.mask is not None:
-            self.context.mask.copy_(context.mask)
-
-    def window(self, model: Decoder) -> Window:
-        """All tokens, with this canvas' room for keys and values."""
-        if self.room is None:
-            self.room = model.window(*self.ids.shape)
-        return self.room
-
-    def run(self, model: Decoder, ids: Tensor, window: Window | None, capture: Capture) -> Tensor:
-        """x [b, n, d] of the window's tokens, or of all."""
-        self.ids.copy_(ids)
-        count = None
-        if window is not None and window.tokens != ALL:
-            start, stop, _ = window.tokens.indices(self.ids.shape[1])
-            count = stop - start
-            if count not in self._windows:
-                self._windows[count] = torch.empty(count, dtype=torch.int64, device=self.ids.device)
-            torch.arange(start, stop, out=self._windows[count])
-        kept = None if window is None else self.window(model).kept
-        own = self._passes.setdefault((count, kept is not None), Pass())
-        return own(lambda: self._compute(model, count, kept), capture)
-
-    def _compute(self, model: Decoder, count: int | None, kept: tuple[KeyValues, ...] | None) -> Tensor:
-        if count is None:
-            return model.through(self.ids, self.context, kept)
-        tokens = self._windows[count]
-        cos, sin = (table.index_select(2, tokens) for table in (self.context.cos, self.context.sin))
-        context = replace(self.context, cos=cos, sin=sin, tokens=tokens)
-        return model.through(self.ids.index_select(1, tokens), context, kept)
-
-
-class Passes:
-    """What was captured of one model, and where its tensors lay then."""
-
-    def __init__(self, capture: Capture, addresses: tuple[int, ...]) -> None:
-        self.capture, self.addresses = capture, addresses
-        self.canvases: OrderedDict[tuple[int, int, bool], CanvasPasses] = OrderedDict()
-
-
-CAPTURED: WeakKeyDictionary[Decoder, Passes] = WeakKeyDictionary()
-
-
-class Engine(Around[Decoder]):
-    """A decoder whose passes are captured and replayed, for one run of a sampler.
-
-    What `hidden` returns is overwritten by the next pass of the same canvas and window. Two runs at once on one model
-    are not possible: they would share buffers. capture: None takes CUDA graphs, which serve the model's next run too.
-    """
-
-    def __init__(self, model: Decoder, capture: Capture | None = None) -> None:
-        super().__init__(model)
-        now = addresses(model)
-        passes = Passes(capture, now) if capture is not None else CAPTURED.get(model)
-        if passes is None or passes.addresses != now:  # graphs of weights that have moved since are of no use
-            passes = CAPTURED[model] = Passes(CudaGraphs(), now)
-        self._passes = passes
-        self._current: tuple[tuple[int, ...], Tensor | None, CanvasPasses] | None = None
-
-    def window(self, batch: int, length: int) -> Window:
-        """All tokens of the canvas. Keys and values are kept in the engine's own room, so the window has none."""
-        return Window(ALL, ())
-
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None, window: Window | None = None) -> Tensor:
-        """As `Decoder.hidden` has it."""
-        canvas = self._canvas(input_ids.shape, attention_mask)
-        return canvas.run(self.model, input_ids, window, self._passes.capture)
-
-    def _canvas(self, shape: torch.Size, mask: Tensor | None) -> CanvasPasses:
-        """The passes of this shape. A sampler gives one mask to all its steps; it is prepared once."""
-        if self._current is not None and self._current[0] == shape and self._current[1] is mask:
-            return self._current[2]
-        batch, length = shape
-        context, canvases = self.model.context(shape, mask), self._passes.canvases
-        key = (batch, length, context.mask is not None)
-        found = canvases.pop(key, None)
-        if found is None:
-            found = CanvasPasses(self.model, batch, length, context)
-        else:
-            found.use(context)
-        canvases[key] = found  # the last is the latest used
-        if len(canvases) > CANVASES:
-            canvases.popitem(last=False)
-        self._current = (shape, mask, found)
+    def canvas(self, model: Decoder, shape: CanvasShape) -> Canvas:
+        """Of this shape; the one that was used longest ago goes for it, with its graphs."""
+        found = latest(self.canvases, shape, lambda: Canvas(model, shape), CANVASES)
+        for key in [key for key in self.steps if key[0] not in self.canvases]:
+            del self.steps[key]
         return found
+
+    def drop(self) -> None:
+        """Gives up all graphs and canvases, and their memory."""
+        self.canvases.clear()
+        self.steps.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+CAPTURED: WeakKeyDictionary[Decoder, Graphs] = WeakKeyDictionary()
+
+
+class Captured:
+    """Replays the steps of a decoder. Two runs at once on one model are not possible: they would share buffers."""
+
+    def __init__(self, model: Decoder, graphs: Graphs) -> None:
+        self.model: Decoder = model
+        self.graphs = graphs
+
+    def length(self, tokens: int) -> int:
+        return length_of(tokens)
+
+    def canvas(self, shape: CanvasShape) -> Canvas:
+        return self.graphs.canvas(self.model, shape)
+
+    def keep(self, canvas: Canvas) -> None:
+        """Where the room has to grow, what was captured reads the old one, and is given up."""
+        graphs = self.graphs
+        if canvas.keeps:
+            return
+        if not graphs.memory.fits(canvas.room(self.model)):
+            graphs.drop()
+            graphs.canvases[canvas.shape] = canvas
+        canvas.keep(self.model, graphs.memory.take(canvas.room(self.model)))
+
+    def run(self, canvas: Canvas, key: Hashable, step: Step) -> tuple[Tensor, ...]:
+        graphs = self.graphs
+        if graphs.why:
+            return step()
+        own = latest(graphs.steps, (canvas.shape, key), Replayed, STEPS)
+        if not own.called:
+            own.called = True
+            return step()
+        if own.replay is None:
+            try:
+                own.result, own.replay = graphs.capture(step)
+            except RuntimeError as error:  # of CUDA or torch: what a graph cannot hold, or no memory for it
+                graphs.why = f"no CUDA graph could be captured: {first_line(error)}"
+                graphs.drop()
+                return step()
+        own.replay()
+        return own.result
+
+
+def latest(kept: OrderedDict[K, V], key: K, make: Callable[[], V], most: int) -> V:
+    """The value of the key, made if there is none; of more than `most` the one that was used longest ago goes."""
+    found = kept.pop(key) if key in kept else make()
+    kept[key] = found
+    if len(kept) > most:
+        kept.popitem(last=False)
+    return found
+
+
+def length_of(tokens: int) -> int:
+    """The length of the canvas that holds so many tokens: the next multiple of 64, of 128 above 1024."""
+    unit = 64 if tokens <= 1024 else 128
+    return ceil(tokens / unit) * unit
+
+
+def first_line(error: Exception) -> str:
+    """What it says, without the advice that torch adds."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def addresses(model: Decoder) -> tuple[int, ...]:
@@ -180,6 +217,24 @@ def addresses(model: Decoder) -> tuple[int, ...]:
     return tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
 
 
-def engine(model: Denoiser) -> Denoiser:
-    """What a sampler's steps call: on a CUDA GPU the engine of a decoder, elsewhere the model itself."""
-    return Engine(model) if isinstance(model, Decoder) and model.device.type == "cuda" else model
+def runner(model: Denoiser, *, captured: bool = True) -> Runner:
+    """Runs a sampler's steps: a decoder's on a CUDA GPU as graphs, unless they are not to be captured."""
+    if not isinstance(model, Decoder) or model.device.type != "cuda":
+        return Eager(model)
+    return Captured(model, graphs_of(model)) if captured else Eager(model, rounded=True)
+
+
+def graphs_of(model: Decoder) -> Graphs:
+    """Of the model as it is: graphs of weights that have moved since are of no use."""
+    found = CAPTURED.get(model)
+    if found is None or found.addresses != addresses(model):
+        found = CAPTURED[model] = Graphs(model, CudaGraphs())
+    return found
+
+
+def passes(model: Denoiser) -> str:
+    """How the steps of a sampler on this model are run, and why not as graphs: for whom they are timed."""
+    if not isinstance(model, Decoder) or model.device.type != "cuda":
+        return f"eager (on a {model.device.type.upper()})"
+    why = graphs_of(model).why
+    return f"eager ({why})" if why else "captured"

@@ -5,7 +5,8 @@ Which sampler runs is what the settings' type says; `settings_for` gives the fam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import takewhile
 from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, runtime_checkable
@@ -13,17 +14,18 @@ from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, runtime_chec
 import torch
 from torch import Tensor
 
-from qspec.errors import InputError, UsageError
+from qspec.errors import InputError, MachineError, UsageError
 from qspec.models.decoder import Decoder
-from qspec.models.engine import engine
+from qspec.models.engine import first_line, passes, runner
 from qspec.models.family import DecoderShape, SamplerKind
 from qspec.models.samplers import block as block_causal
 from qspec.models.samplers import dream, llada
 from qspec.models.samplers.block import BlockSettings
 from qspec.models.samplers.cached import Cache
-from qspec.models.samplers.common import Canvas, Denoiser, SampleStep
+from qspec.models.samplers.common import Denoiser, SampleStep
 from qspec.models.samplers.dream import Alg, DreamSettings
 from qspec.models.samplers.llada import Remasking, SamplerSettings
+from qspec.models.samplers.run import Rows
 from qspec.models.tokens import Encodes, Lists, encode, know_tokens
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Settings",
     "generate",
     "left_padded",
+    "passes",
     "sample",
     "settings_for",
     "until",
@@ -125,9 +128,9 @@ def sample(
     """Fills `settings.length` tokens after each prompt: ids [b, p] -> [b, p + length], on the model's device.
 
     attention_mask [b, p]: 1 = real, 0 = padding on either side; None = all real. The same seed gives the
-    same random numbers on every device, whatever the model predicts. captured: on a CUDA GPU passes are replayed as
+    same random numbers on every device, whatever the model predicts. captured: on a CUDA GPU steps are replayed as
     graphs (`models.engine`), which changes no bit. Errors: InputError for prompts that do not fit the model,
-    NumericsError where its logits are not finite.
+    NumericsError where its logits are not finite, MachineError where a GPU fails or has not enough memory.
     """
     _check_prompt(model.shape, prompt_ids, settings)
     if isinstance(settings, BlockSettings):
@@ -137,16 +140,27 @@ def sample(
         return torch.cat((prompt_ids, block_causal.fill(model, prompts, settings, on_step)), dim=1)
     tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=model.device)
     ids = torch.cat((prompt_ids.to(model.device, torch.int64), tail), dim=1)
+    real = None
     if attention_mask is not None:
-        attention_mask = torch.cat((attention_mask.to(model.device), torch.ones_like(tail)), dim=1)
-    canvas = Canvas(ids, attention_mask, prompt_ids.shape[1])
-    generator = torch.Generator().manual_seed(settings.seed)
-    denoiser = engine(model) if captured else model
-    if isinstance(settings, DreamSettings):
-        dream.fill(denoiser, canvas, settings, generator, on_step)
-    else:
-        llada.fill(denoiser, canvas, settings, generator, on_step)
-    return canvas.ids
+        real = torch.cat((attention_mask.to(model.device) != 0, torch.ones_like(tail, dtype=torch.bool)), dim=1)
+    rows, run = Rows(ids, real, prompt_ids.shape[1]), runner(model, captured=captured)
+    with machine_errors():
+        if isinstance(settings, DreamSettings):
+            return dream.fill(run, rows, settings, on_step)
+        return llada.fill(run, rows, settings, on_step)
+
+
+@contextmanager
+def machine_errors() -> Iterator[None]:
+    """Raises MachineError where a GPU has no memory left, or does not answer any more."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = "lower the length or the number of texts at once, or close other programs on the GPU"
+        raise MachineError(f"the GPU is out of memory: {first_line(error)}", hint=hint) from error
+    except torch.AcceleratorError as error:
+        hint = "start again; if it comes back, nvidia-smi and the system's log name the cause"
+        raise MachineError(f"the GPU failed: {first_line(error)}", hint=hint) from error
 
 
 def generate(

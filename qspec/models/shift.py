@@ -7,13 +7,9 @@ from torch import Tensor
 
 from qspec.models.family import DecoderShape
 
-ALL = slice(None)
 
-
-def predictors(
-    hidden: Tensor, shape: DecoderShape, attention_mask: Tensor | None = None, places: slice = ALL
-) -> Tensor:
-    """Hidden states [b, t, d] after the last block -> [b, n, d] whose logits predict the n tokens at `places`.
+def predictors(hidden: Tensor, shape: DecoderShape, attention_mask: Tensor | None = None) -> Tensor:
+    """Hidden states [b, t, d] after the last block -> [b, t, d] whose logits predict the t tokens.
 
     They are the same, except in a shifted model (Dream, arXiv 2508.15487): a token is predicted from the one
     before it, and the first token of a row, which has none before it, from itself. attention_mask [b, t]:
@@ -21,16 +17,10 @@ def predictors(
     alone would.
     """
     if not shape.shift:
-        return hidden if places == ALL else hidden[:, places]
-    start, stop, _ = places.indices(hidden.shape[1])
+        return hidden
     if attention_mask is None:
-        before = hidden[:, max(start - 1, 0) : stop - 1]
-        return before if start else torch.cat((hidden[:, :1], before), dim=1)
-    positions = torch.arange(hidden.shape[1], device=hidden.device)
-    real = torch.where(attention_mask.to(hidden.device) != 0, positions, -1)
-    before = torch.full_like(real, -1)
-    before[:, 1:] = real.cummax(-1).values[:, :-1]  # the last real place before each
-    source = torch.where(before < 0, positions, before)[:, start:stop]
+        return torch.cat((hidden[:, :1], hidden[:, :-1]), dim=1)
+    source = sources(shape, attention_mask.to(hidden.device) != 0)
     return hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
 
 
@@ -47,3 +37,13 @@ def noised_predictors(hidden: Tensor, shape: DecoderShape, real: Tensor) -> Tens
     place = (real != 0).cumsum(-1) - 1
     first = ((place % shape.block == 0) & (place > 0)).to(hidden.device).unsqueeze(-1)
     return torch.where(first, predictors(clean, shape, real), predictors(noised, shape, real))
+
+
+def sources(shape: DecoderShape, real: Tensor) -> Tensor:
+    """For each token, the place of the hidden state that predicts it, int64 [b, t]; real bool [b, t]."""
+    positions = torch.arange(real.shape[1], device=real.device)
+    if not shape.shift:
+        return positions.expand_as(real)
+    before = torch.full(real.shape, -1, device=real.device)
+    before[:, 1:] = torch.where(real, positions, -1).cummax(-1).values[:, :-1]  # the last real place before each
+    return torch.where(before < 0, positions, before)

@@ -68,7 +68,7 @@ def test_one_token_a_step_and_a_warm_up_that_sees_every_pass() -> None:
     assert _few_steps(settings) == SamplerSettings(64, 6, 32, cache="dual")
     assert _settings(dream(), 64, "dual") is None
     assert _settings(dream(), 64, "prefix") == DreamSettings(64, 64, cache="prefix")
-    assert _few_steps(DreamSettings(64, 64)) == DreamSettings(64, 3)
+    assert _few_steps(DreamSettings(64, 64)) == DreamSettings(64, 64)
     assert isinstance(model, Decoder)
 
 

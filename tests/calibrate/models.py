@@ -42,9 +42,9 @@ class Remembers(Decoder):
         self.requires_grad_(False)
         self.seen: list[tuple[int, ...]] = []
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def through(self, input_ids: Tensor, *others: Any) -> Tensor:
         self.seen += [tuple(row) for row in input_ids.tolist()]
-        return super().hidden(input_ids, attention_mask)
+        return super().through(input_ids, *others)
 
     def finish(self, x: Tensor) -> Tensor:
         logits = super().finish(x)

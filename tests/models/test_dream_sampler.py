@@ -18,6 +18,7 @@ from qspec.models.family import DecoderShape
 from qspec.models.llada import LLADA
 from qspec.models.sampler import DreamSettings, SamplerSettings, SampleStep, generate, sample, settings_for
 from qspec.models.samplers import dream
+from tests.models.counted import uniform
 from tests.models.dream_layout import TINY_DREAM, predictions, random_weights
 from tests.models.layout import TINY
 from tests.models.test_sampler import Letters
@@ -51,27 +52,25 @@ class Scripted:
         return x
 
 
-def naive(prompt: list[int], row: int, rows: int, settings: DreamSettings) -> list[int]:
-    """One prompt alone, as published. The random numbers of a batch of `rows` are drawn in the documented order."""
-    draws = torch.Generator().manual_seed(settings.seed)
+def naive(prompt: list[int], row: int, settings: DreamSettings) -> list[int]:
+    """One prompt alone, as published; the `row`-th of a batch."""
     canvas = np.array(prompt + [MASK] * settings.length)
     times = np.linspace(1, 1e-3, settings.steps + 1)
     for step in range(settings.steps):
         t, s = times[step], times[step + 1]
         last = step == settings.steps - 1
         masks = [i for i in range(len(canvas)) if canvas[i] == MASK]
-        if settings.temperature > 0:
-            token_draws = torch.rand(rows, settings.length, dtype=torch.float64, generator=draws)[row].numpy()
-        if settings.alg == "origin" or settings.alg_temp > 0:
-            place_draws = torch.rand(rows, settings.length, dtype=torch.float64, generator=draws)[row].numpy()
+
+        def drawn(purpose: int, i: int, step: int = step) -> float:
+            return uniform(settings.seed, purpose, step, row, i - len(prompt))
+
         found = {}
         logits = predictions(TINY_DREAM, WEIGHTS, canvas)
         for i in masks:
-            place = i - len(prompt)
             p = filtered(logits[i], settings)
             token = int(p.argmax())
             if settings.temperature > 0:
-                token = int(np.nonzero(p.cumsum() > token_draws[place])[0][0])
+                token = int(np.nonzero(p.cumsum() > drawn(0, i))[0][0])
             first, second = sorted(p)[::-1][:2]
             confidence = {
                 "maskgit_plus": p[token],
@@ -80,14 +79,14 @@ def naive(prompt: list[int], row: int, rows: int, settings: DreamSettings) -> li
             }
             found[i] = (confidence.get(settings.alg, 0.0), token)
         if settings.alg == "origin":
-            chosen = [i for i in masks if last or place_draws[i - len(prompt)] < 1 - s / t]
+            chosen = [i for i in masks if last or drawn(1, i) < 1 - s / t]
         else:
             count = len(masks) if last else int(len(masks) * (1 - s / t))
 
             rank = {i: confidence for i, (confidence, _) in found.items()}
             if settings.alg_temp > 0:
                 for i in masks:
-                    rank[i] = rank[i] / settings.alg_temp - math.log(-math.log(place_draws[i - len(prompt)]))
+                    rank[i] = rank[i] / settings.alg_temp - math.log(-math.log(drawn(1, i)))
             chosen = sorted(masks, key=lambda i: -rank[i])[:count]
         for i in chosen:
             canvas[i] = found[i][1]
@@ -137,7 +136,7 @@ def test_a_padded_batch_equals_the_published_algorithm(settings: DreamSettings, 
     out = sample(build(), ids, mask, settings)
     assert torch.equal(out[:, :width], ids)
     for row, prompt in enumerate(prompts):
-        expected = naive(prompt, row, len(prompts), settings)
+        expected = naive(prompt, row, settings)
         assert out[row, width:].tolist() == expected[len(prompt) :]
 
 
@@ -387,7 +386,7 @@ def test_generate_uses_the_familys_sampler() -> None:
     texts = generate(model, tokenizer, prompts, length=8, alg="maskgit_plus", block=8)
     for prompt, text in zip(prompts, texts, strict=True):
         ids = tokenizer.encode(prompt, add_special_tokens=True)
-        row = naive(ids, 0, 1, DreamSettings(8, 8, alg="maskgit_plus"))[len(ids) :]
+        row = naive(ids, 0, DreamSettings(8, 8, alg="maskgit_plus"))[len(ids) :]
         assert text == tokenizer.decode(row[: row.index(1)] if 1 in row else row, skip_special_tokens=True)
     with pytest.raises(UsageError, match="the dream sampler has no blocks"):
         generate(model, tokenizer, "&", length=8, block=4)

@@ -16,6 +16,7 @@ from qspec.models.decoder import Decoder
 from qspec.models.family import DecoderShape
 from qspec.models.llada import LLADA
 from qspec.models.sampler import SamplerSettings, SampleStep, generate, left_padded, sample, until
+from tests.models.counted import uniform
 from tests.models.layout import TINY, random_weights
 
 MASK, EOS = TINY["mask_token_id"], TINY["eos_token_id"]
@@ -48,12 +49,8 @@ class Scripted:
         return x
 
 
-def naive(model: Decoder, prompt: list[int], row: int, rows: int, settings: SamplerSettings) -> list[int]:
-    """One prompt alone, position by position, as the paper's published algorithm has it.
-
-    The random numbers of a batch of `rows` are drawn in the documented order, and those of `row` are used.
-    """
-    draws = torch.Generator().manual_seed(settings.seed)
+def naive(model: Decoder, prompt: list[int], row: int, settings: SamplerSettings) -> list[int]:
+    """One prompt alone, position by position, as the paper's published algorithm has it; the `row`-th of a batch."""
     canvas = prompt + [MASK] * settings.length
     per_block = settings.steps // (settings.length // settings.block)
     for start in range(len(prompt), len(canvas), settings.block):
@@ -62,28 +59,28 @@ def naive(model: Decoder, prompt: list[int], row: int, rows: int, settings: Samp
         commits = [masks // per_block] * per_block
         for step in range(masks % per_block):
             commits[step] += 1
-        for count in commits:
+        for number, count in enumerate(commits):
+            step = (start - len(prompt)) // settings.block * per_block + number
             logits = full_logits(model, canvas)
             if settings.cfg > 0:
                 blank = [MASK] * len(prompt) + canvas[len(prompt) :]
                 unguided = full_logits(model, blank)
                 logits = unguided + (settings.cfg + 1) * (logits - unguided)
-            if settings.temperature > 0:
-                u = torch.rand(rows, settings.block, VOCAB, dtype=torch.float64, generator=draws)[row].numpy()
-            if settings.remasking == "random":
-                luck = torch.rand(rows, settings.block, generator=draws)[row].numpy()
             candidates = []
             for i in places:
                 if canvas[i] != MASK:
                     continue
                 score = logits[i]
                 if settings.temperature > 0:
-                    score = np.exp(logits[i]) / (-np.log(u[i - start])) ** settings.temperature
+                    u = np.array([uniform(settings.seed, 0, step, row, i - len(prompt), v) for v in range(VOCAB)])
+                    score = np.exp(logits[i]) / (-np.log(u)) ** settings.temperature
                 if settings.logits_eos_inf:
                     logits[i][EOS] = score[EOS] = -1e30
                 token = int(np.argmax(score))
                 probabilities = np.exp(logits[i]) / np.exp(logits[i]).sum()
-                sure = luck[i - start] if settings.remasking == "random" else probabilities[token]
+                sure = probabilities[token]
+                if settings.remasking == "random":
+                    sure = uniform(settings.seed, 1, step, row, i - len(prompt))
                 if settings.confidence_eos_eot_inf and token == EOS:
                     sure = -1
                 candidates.append((sure, i, token))
@@ -142,7 +139,7 @@ def test_a_padded_batch_equals_the_published_algorithm(settings: SamplerSettings
     assert out.shape == (3, width + settings.length)
     assert torch.equal(out[:, :width], ids)
     for row, prompt in enumerate(prompts):
-        expected = naive(model, prompt, row, len(prompts), settings)
+        expected = naive(model, prompt, row, settings)
         assert out[row, width:].tolist() == expected[len(prompt) :]
 
 
@@ -176,7 +173,7 @@ def test_an_empty_prompt() -> None:
     model = build()
     settings = SamplerSettings(6, 4, 3, temperature=1.0, remasking="random")
     out = sample(model, torch.zeros(1, 0, dtype=torch.int64), None, settings)
-    assert out[0].tolist() == naive(model, [], 0, 1, settings)
+    assert out[0].tolist() == naive(model, [], 0, settings)
 
 
 def test_a_predicted_mask_token_stays_a_mask() -> None:
@@ -313,24 +310,26 @@ def test_parallel_commits_take_fewer_steps_and_commit_what_is_sure() -> None:
 
 
 def test_blocks_behind_the_end_of_all_texts_are_not_computed() -> None:
-    """Row 0 ends in the first block, row 1 in the second; the third of three blocks is end-of-text tokens."""
-    passes = 0
+    """Row 0 ends in the first block and leaves, row 1 in the second; the third of three is end-of-text tokens."""
+    rows: list[list[int]] = []
 
     def scripted(canvas: Tensor) -> Tensor:
-        nonlocal passes
-        passes += 1
         logits = torch.zeros(*canvas.shape, VOCAB)
         logits[:, :, 9] = 3.0
-        logits[0, 3, EOS] = logits[1, 6, EOS] = 9.0
+        rows.append(canvas[:, 0].tolist())
+        logits[canvas[:, 0] == 1, 3, EOS] = 9.0
+        logits[canvas[:, 0] == 3, 6, EOS] = 9.0
         return logits
 
     prompts = torch.tensor([[1, 2], [3, 4]])
     stopped = sample(Scripted(scripted), prompts, None, SamplerSettings(12, 12, 4, stop=True))
-    assert passes == 8
+    assert rows == [[1, 3]] * 4 + [[3]] * 4
     whole = sample(Scripted(scripted), prompts, None, SamplerSettings(12, 12, 4))
-    assert passes == 8 + 12
-    assert torch.equal(stopped[:, :10], whole[:, :10])
-    assert (stopped[:, 10:] == EOS).all()
+    assert rows[8:] == [[1, 3]] * 12
+    assert torch.equal(stopped[1, :10], whole[1, :10])
+    assert (stopped[1, 10:] == EOS).all()
+    assert torch.equal(stopped[0, :6], whole[0, :6])
+    assert (stopped[0, 6:] == EOS).all()
     assert [until(row, EOS) for row in stopped[:, 2:].tolist()] == [until(row, EOS) for row in whole[:, 2:].tolist()]
 
 
@@ -370,7 +369,7 @@ def test_generate_returns_text_for_text_and_a_list_for_a_list() -> None:
     assert isinstance(texts, list)
     for prompt, text in zip(prompts, texts, strict=True):
         ids = tokenizer.encode(prompt, add_special_tokens=True)
-        expected = naive(model, ids, 0, 1, SamplerSettings(8, 8, 4))[len(ids) :]
+        expected = naive(model, ids, 0, SamplerSettings(8, 8, 4))[len(ids) :]
         assert text == tokenizer.decode(until(expected, EOS), skip_special_tokens=True)
         assert generate(model, tokenizer, prompt, length=8, block=4) == text
     assert generate(model, tokenizer, [], length=8) == []

@@ -7,7 +7,7 @@ import torch
 
 from qspec.models.dream import DREAM
 from qspec.models.llada import LLADA
-from qspec.models.shift import predictors
+from qspec.models.shift import predictors, sources
 from tests.models.dream_layout import TINY_DREAM
 from tests.models.layout import TINY
 
@@ -37,11 +37,8 @@ def test_without_a_shift_every_position_predicts_itself() -> None:
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_DREAM])
-@pytest.mark.parametrize("mask", [None, [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-@pytest.mark.parametrize("places", [slice(0, 6), slice(0, 2), slice(2, 5), slice(5, 6)])
-def test_predictors_of_some_places_are_those_of_all(
-    config: dict[str, int], mask: list[int] | None, places: slice
-) -> None:
+def test_sources_are_the_places_of_the_predictors(config: dict[str, int]) -> None:
     shape = LLADA.shape(config) if config is TINY else DREAM.shape(config)
-    real = None if mask is None else torch.tensor([[1] * 6, mask])
-    assert torch.equal(predictors(HIDDEN, shape, real, places), predictors(HIDDEN, shape, real)[:, places])
+    real = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1]]) != 0
+    states = HIDDEN[:1].expand(3, -1, -1)
+    assert torch.equal(sources(shape, real), predictors(states, shape, real)[..., 0].long())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qspec.errors import NumericsError, UsageError
-from qspec.models.decoder import Window
 from qspec.models.family import DecoderShape
-from qspec.models.shift import ALL, predictors
+from qspec.models.shift import predictors
 from qspec.seeds import LARGEST_SEED
 
 HEAD_VALUES = 1 << 25  # logits held at once: 128 MB in float32
@@ -33,16 +31,6 @@ class Denoiser(Protocol):
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor: ...
 
     def finish(self, x: Tensor) -> Tensor: ...
-
-
-class WindowedDenoiser(Denoiser, Protocol):
-    """One that keeps keys and values, and computes windows of a canvas; `Decoder` and `Engine` do."""
-
-    def window(self, batch: int, length: int) -> Window: ...
-
-    def hidden(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, window: Window | None = None
-    ) -> Tensor: ...
 
 
 M = TypeVar("M", bound=Denoiser)
@@ -83,57 +71,25 @@ class SampleStep:
     confidence: Tensor
 
 
-@dataclass(frozen=True)
-class Canvas:
-    """Prompts and the masks to fill: ids int64 [b, prompt + length], written in place; attention_mask alike or None."""
-
-    ids: Tensor
-    attention_mask: Tensor | None
-    prompt: int
-
-    @property
-    def text(self) -> Tensor:
-        """The part that is generated, a view [b, length]."""
-        return self.ids[:, self.prompt :]
+def predicting(model: Denoiser, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """One forward pass: x [b, t, d] that `model.finish` turns into the logits of the tokens."""
+    return predictors(model.hidden(ids, attention_mask), model.shape, attention_mask)
 
 
-def predicting(model: Denoiser, ids: Tensor, attention_mask: Tensor | None, places: slice = ALL) -> Tensor:
-    """One forward pass: x [b, n, d] that `model.finish` turns into the logits of the tokens at `places`."""
-    return predictors(model.hidden(ids, attention_mask), model.shape, attention_mask, places)
-
-
-def token_logits(model: Denoiser, hidden: Tensor, finite: Finite | None = None) -> Tensor:
+def token_logits(model: Denoiser, hidden: Tensor, finite: Tensor | None = None) -> Tensor:
     """float32 logits [..., vocab] of hidden [..., d], whatever the model computes in: all that becomes a probability.
 
     Ids that are no token (`Denoiser.absent`) get the lowest float32, whose probability is 0; with -inf a KL's
-    0 (inf - inf) would be NaN. Errors: NumericsError where a logit is NaN or Inf, at once or when `finite` is asked.
+    0 (inf - inf) would be NaN. finite: bool [], which becomes False where a logit is NaN or Inf; None raises
+    NumericsError there, for which it waits for the device.
     """
     logits = model.finish(hidden).float()
-    noted = Finite() if finite is None else finite
-    noted.note("logits", logits, lambda: not_finite(model, hidden.dtype))
-    if finite is None:
-        noted.check()
+    noted = logits.isfinite().all()
+    if finite is not None:
+        finite.logical_and_(noted)
+    elif not bool(noted):
+        raise not_finite(model, hidden.dtype)
     return logits if model.absent is None else logits.masked_fill(model.absent, torch.finfo(torch.float32).min)
-
-
-class Finite:
-    """Whether the numbers of several steps were finite. To ask is to wait for the device, so steps only take notes."""
-
-    def __init__(self) -> None:
-        self._notes: dict[str, tuple[Tensor, Callable[[], NumericsError]]] = {}
-
-    def note(self, name: str, numbers: Tensor, error: Callable[[], NumericsError]) -> None:
-        """error: what `check` raises if one of the numbers of this name is NaN or Inf."""
-        finite = numbers.isfinite().all()
-        if name in self._notes:
-            finite = finite & self._notes[name][0]
-        self._notes[name] = (finite, error)
-
-    def check(self) -> None:
-        """Errors: NumericsError of the first name of which a number was NaN or Inf."""
-        for finite, error in self._notes.values():
-            if not bool(finite):
-                raise error()
 
 
 def not_finite(model: Denoiser, dtype: torch.dtype) -> NumericsError:
@@ -159,14 +115,14 @@ def _all_finite(model: Denoiser) -> bool:
     return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point() and t.itemsize > 1)
 
 
-def most_confident(confidence: Tensor, count: int) -> Tensor:
+def most_confident(confidence: Tensor, count: int | Tensor) -> Tensor:
     """bool, like confidence [b, n]: the `count` largest of each row, without those that are -inf.
 
     Of equals the first come first, on every device: `topk` would take any of them.
     """
     values, positions = confidence.sort(dim=-1, descending=True, stable=True)
-    values, positions = values[..., :count], positions[..., :count]
-    return torch.zeros_like(confidence, dtype=torch.bool).scatter(-1, positions, values > -torch.inf)
+    taken = (torch.arange(values.shape[-1], device=values.device) < count) & (values > -torch.inf)
+    return torch.zeros_like(taken).scatter(-1, positions, taken)
 
 
 def check_positive(**values: int) -> None:
@@ -187,8 +143,3 @@ def check_seed(seed: int) -> None:
     """Errors: UsageError for a seed that torch's generator does not tell from another."""
     if not 0 <= seed <= LARGEST_SEED:
         raise UsageError(f"seed is {seed}; it must lie in 0..{LARGEST_SEED}")
-
-
-def commit(text: Tensor, chosen: Tensor, tokens: Tensor) -> None:
-    """Writes tokens where they were chosen, all [b, n]. By a mask: to index by one waits for the device."""
-    text.copy_(torch.where(chosen, tokens, text))

@@ -15,40 +15,39 @@ softmax(confidence / alg_temp) instead. alg "origin" moves every mask by a coin 
 
 As in the published code m (1 - t_(i+1) / t_i) lies just below a whole number in the first step, so that with S =
 length the first step commits nothing and the last one two tokens. Unlike it, a row with fewer masks than k leaves
-its decided tokens alone, random numbers depend on the seed and not on the device, and probabilities are float32
-whatever the model computes in. There are no blocks and no guidance; the text is one block to a cache (`cached`), which
-keeps the prompt.
+its decided tokens alone, random numbers are functions of seed, step, row and position, the same on every device
+(`noise`), and probabilities are float32 whatever the model computes in. There are no blocks and no guidance; the text
+is one block to a cache (`cached`), which keeps the prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
-from qspec.models.samplers.cached import Cache, check_cache, for_steps
+from qspec.models.engine import Runner
+from qspec.models.samplers.cached import Cache, check_cache
+from qspec.models.samplers.canvas import Canvas, Pass
 from qspec.models.samplers.common import (
     HEAD_VALUES,
-    Canvas,
     Denoiser,
-    Finite,
-    SampleStep,
     check_finite,
     check_positive,
     check_seed,
-    commit,
     most_confident,
-    predicting,
     token_logits,
 )
+from qspec.models.samplers.run import OnStep, Rows, Run
 
 Alg = Literal["origin", "maskgit_plus", "topk_margin", "entropy"]
 EPS = 1e-3
-CHECKED = 16  # steps after which it is asked whether all logits were finite
+CHECKED = 16  # steps after which it is asked whether all logits were finite, and how many masks are left
 
 
 @dataclass(frozen=True)
@@ -86,66 +85,75 @@ class DreamSettings:
             what = "cache is dual, and nothing follows the text of the dream sampler"
             raise UsageError(what, hint="prefix keeps the prompt")
 
+    @property
+    def key(self) -> Hashable:
+        """All that a step depends on."""
+        chance = (self.temperature, self.top_p, self.top_k)
+        return ("dream", self.length, chance, self.alg, self.alg_temp)
+
     def shares(self) -> tuple[float, ...]:
         """1 - t_(i+1) / t_i of every step but the last, in float32 as published; 1 in the last."""
         times = torch.linspace(1, EPS, self.steps + 1, device="cpu")
         return (*(1 - times[1:-1] / times[:-2]).tolist(), 1.0)
 
 
-def fill(
-    model: Denoiser,
-    canvas: Canvas,
-    settings: DreamSettings,
-    generator: torch.Generator,
-    on_step: Callable[[SampleStep], None] | None,
-) -> None:
-    """Fills the canvas in place."""
-    text, finite = canvas.text, Finite()
-    denoiser = for_steps(model, settings.cache, slice(canvas.prompt, canvas.ids.shape[1]))
+def fill(runner: Runner, rows: Rows, settings: DreamSettings, on_step: OnStep | None) -> Tensor:
+    """The rows with their masks filled, int64 [b, prompt + length]."""
+    run = Run(runner, rows, settings.seed, cache=settings.cache)
+    run.block(0, settings.length)
+    most = settings.length
     for index, share in enumerate(settings.shares()):
-        masked = text == model.shape.mask_token
-        masks = masked.sum(1).tolist()  # of each row; the step's only wait for the device
-        tokens, confidence = _predict(denoiser, canvas, masked, max(masks), settings, generator, finite)
-        if settings.alg == "origin":
-            chosen = masked & (_uniform(masked, generator) < share)
-        else:
-            count = int(torch.tensor(sum(masks)) / len(masks) * share)  # float32 both, as published
-            chosen = most_confident(_order(confidence, settings.alg_temp, generator), count)
-        commit(text, chosen, tokens)
+        run.canvas.share.fill_(share)
+        decided = run.step(index, (settings.key, most), partial(_step, run.model, settings, most))
         if on_step is not None:
-            on_step(SampleStep(index, chosen, tokens, confidence))
+            run.report(on_step, index, 0, decided)
         if index % CHECKED == CHECKED - 1:
-            finite.check()
-    finite.check()
+            run.canvas.check(run.model)
+            masks = int((run.text() == run.model.shape.mask_token).sum(1).max())
+            most = min(most, max(1, runner.length(masks)))
+    run.canvas.check(run.model)
+    return run.finish()
 
 
-def _predict(
-    model: Denoiser,
-    canvas: Canvas,
-    masked: Tensor,
-    most: int,
-    settings: DreamSettings,
-    generator: torch.Generator,
-    finite: Finite,
-) -> tuple[Tensor, Tensor]:
-    """x0 int64 and confidence float32 [b, length]; where no mask is, the text as it is and -inf.
+def _step(model: Denoiser, settings: DreamSettings, most: int, canvas: Canvas, part: Pass) -> tuple[Tensor, ...]:
+    """What is chosen, the tokens and their confidences [b, length].
 
-    most: masks of the row that has the most.
+    most: masks of a row, at most.
     """
-    text = canvas.text
-    draws = _uniform(masked, generator) if settings.temperature > 0 else None
-    hidden = predicting(model, canvas.ids, canvas.attention_mask, slice(canvas.prompt, canvas.ids.shape[1]))
-    places = masked.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]  # masks come first
-    tokens, confidence = text.clone(), torch.full(text.shape, -torch.inf, device=text.device)
-    size = max(1, HEAD_VALUES // (model.shape.vocab * len(text)))
-    for start in range(0, most, size):
-        part = places[:, start : start + size]
-        x = hidden.gather(1, part.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
-        p = probabilities(token_logits(model, x, finite), settings.temperature, settings.top_p, settings.top_k)
-        chosen = p.argmax(-1) if draws is None else drawn(p, draws.gather(1, part))
-        tokens.scatter_(1, part, chosen)
-        confidence.scatter_(1, part, _confidence(p, chosen, settings.alg))
-    return torch.where(masked, tokens, text), confidence.masked_fill(~masked, -torch.inf)
+    places = canvas.places(settings.length)
+    masked = canvas.at(places) == model.shape.mask_token
+    masks = masked.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]  # and others behind them
+    tokens, confidence = _predicted(model, settings, canvas, masks, part)
+    confidence = confidence.masked_fill(~masked, -torch.inf)
+    if settings.alg == "origin":
+        chosen = masked & (canvas.uniform(places, "place") < canvas.share)
+    else:
+        count = (masked.sum() / len(masked) * canvas.share).long()  # float32 all, as published
+        chosen = most_confident(_order(confidence, settings.alg_temp, canvas, places), count)
+    canvas.commit(places, chosen, tokens)
+    return chosen, tokens, confidence
+
+
+def _predicted(
+    model: Denoiser, settings: DreamSettings, canvas: Canvas, masks: Tensor, part: Pass
+) -> tuple[Tensor, Tensor]:
+    """x0 int64 and confidence float32 [b, length] at the `masks` [b, most], places in the text; elsewhere the text as
+    it is."""
+    every = canvas.places(settings.length)
+    places = every.gather(1, masks)
+    hidden = canvas.predicting(model, places, part)
+    tokens, confidence = canvas.at(every), torch.zeros(every.shape, device=every.device)
+    size = max(1, HEAD_VALUES // (model.shape.vocab * len(masks)))
+    for start in range(0, masks.shape[1], size):
+        some = slice(start, start + size)
+        logits = token_logits(model, hidden[:, some], canvas.logits_finite)
+        p = probabilities(logits, settings.temperature, settings.top_p, settings.top_k)
+        chosen = p.argmax(-1)
+        if settings.temperature > 0:
+            chosen = drawn(p, canvas.uniform(places[:, some], "token"))
+        tokens.scatter_(1, masks[:, some], chosen)
+        confidence.scatter_(1, masks[:, some], _confidence(p, chosen, settings.alg))
+    return tokens, confidence
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int | None) -> Tensor:
@@ -183,14 +191,9 @@ def _confidence(p: Tensor, chosen: Tensor, alg: Alg) -> Tensor:
     return p.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
 
-def _order(confidence: Tensor, alg_temp: float, generator: torch.Generator) -> Tensor:
+def _order(confidence: Tensor, alg_temp: float, canvas: Canvas, places: Tensor) -> Tensor:
     """What positions are ordered by. The largest of c / T - log(-log u) are draws from softmax(c / T) without
     replacement (Gumbel's trick, arXiv 1903.06059)."""
     if alg_temp == 0:
         return confidence
-    return confidence.double() / alg_temp - (-_uniform(confidence, generator).log()).log()
-
-
-def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """u ~ U(0, 1), float64, in the shape and on the device of `like`."""
-    return torch.rand(like.shape, dtype=torch.float64, generator=generator).to(like.device)
+    return confidence.double() / alg_temp - (-canvas.uniform(places, "place").log()).log()

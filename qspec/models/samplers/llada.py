@@ -9,7 +9,8 @@ forward over the canvas; for each position of the block that is still a mask
     confidence = softmax(l)[x0]                             remasking "low_confidence"
                  u' ~ U(0, 1)                               remasking "random"
 
-and the most confident positions of each row are committed; the rest stay masks. With guidance s > 0,
+and the most confident positions of each row are committed; the rest stay masks. u and u' are functions of seed, step,
+row, position (and token, for u), the same on every device (`noise`). With guidance s > 0,
 l = un + (s + 1)(cond - un), where `un` are the logits with the prompt masked too (arXiv 2410.18514).
 
 With a cache the steps of a block after its first compute a part of the canvas alone (`cached`).
@@ -30,28 +31,28 @@ the model computes in: ties of 16-bit confidences break differently for a quanti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from qspec.errors import NumericsError, UsageError
-from qspec.models.samplers.cached import Cache, check_cache, for_steps
+from qspec.models.engine import Runner
+from qspec.models.samplers.cached import Cache, check_cache
+from qspec.models.samplers.canvas import Canvas, Pass
 from qspec.models.samplers.common import (
-    Canvas,
+    HEAD_VALUES,
     Denoiser,
-    Finite,
-    SampleStep,
     check_finite,
     check_positive,
     check_seed,
-    commit,
     most_confident,
-    predicting,
     token_logits,
 )
+from qspec.models.samplers.run import OnStep, Rows, Run
 
 Remasking = Literal["low_confidence", "random"]
 LAST = -1.0  # a confidence below all others, which are probabilities
@@ -60,7 +61,7 @@ LAST = -1.0  # a confidence below all others, which are probabilities
 @dataclass(frozen=True)
 class SamplerSettings:
     """length: tokens to generate. steps: forwards in all, at most. block: tokens of one block. cfg: guidance scale s.
-    cache: None computes every step in full. threshold, factor: of parallel commits, one of them. stop: once every row
+    cache: None computes every step in full. threshold, factor: of parallel commits, one of them. stop: of a row that
     has a token that ends the text, blocks behind it are filled with the end-of-text token, and not computed.
 
     Errors: UsageError unless block divides length, the number of blocks divides steps, and steps <= length; for values
@@ -116,6 +117,13 @@ class SamplerSettings:
         return self.threshold is not None or self.factor is not None
 
     @property
+    def key(self) -> Hashable:
+        """All that a step depends on."""
+        sure = (self.threshold, self.factor)
+        ends = (self.logits_eos_inf, self.confidence_eos_eot_inf)
+        return ("llada", self.block, self.temperature, self.remasking, self.cfg, sure, ends)
+
+    @property
     def blocks(self) -> int:
         return self.length // self.block
 
@@ -125,46 +133,60 @@ class SamplerSettings:
         return tuple(base + (step < extra) for step in range(self.steps // self.blocks))
 
 
-def fill(
-    model: Denoiser,
-    canvas: Canvas,
-    settings: SamplerSettings,
-    generator: torch.Generator,
-    on_step: Callable[[SampleStep], None] | None,
-) -> None:
-    """Fills the canvas in place."""
-    mask, index = model.shape.mask_token, 0
-    padding = canvas.attention_mask
-    if padding is not None and settings.cfg > 0:
-        padding = torch.cat((padding, padding))
+def fill(runner: Runner, rows: Rows, settings: SamplerSettings, on_step: OnStep | None) -> Tensor:
+    """The rows with their masks filled, int64 [b, prompt + length]."""
+    run = Run(runner, rows, settings.seed, cache=settings.cache, guided=settings.cfg > 0)
+    ends, index = run.model.shape.ends, 0
     for first in range(0, settings.length, settings.block):
-        window = slice(first, first + settings.block)
-        block = canvas.text[:, window]  # a view: writing to it fills the canvas
-        place = slice(canvas.prompt + window.start, canvas.prompt + window.stop)
-        denoiser, finite = for_steps(model, settings.cache, place), Finite()
+        run.block(first, settings.block)
         for count in settings.commits():
-            logits = _block_logits(denoiser, canvas, padding, place, settings.cfg, finite)
-            if settings.logits_eos_inf:
-                logits[..., model.shape.eos_token] = torch.finfo(torch.float32).min
-            tokens = _choose(logits, settings.temperature, generator)
-            confidence = _confidence(logits, tokens, settings.remasking, generator)
-            if settings.confidence_eos_eot_inf:
-                confidence = confidence.masked_fill(_among(tokens, model.shape.ends), LAST)
-            left = confidence.masked_fill(block != mask, -torch.inf)
-            chosen = most_confident(left, count)
-            if settings.parallel:
-                chosen |= _sure(left, settings)
-            commit(block, chosen, tokens)
+            run.canvas.count.fill_(count)
+            *decided, masks = run.step(index, settings.key, partial(_step, run.model, settings))
             if on_step is not None:
-                parts = (_spread(part, window, canvas.text) for part in (chosen, tokens, confidence))
-                on_step(SampleStep(index, *parts))
+                run.report(on_step, index, first, decided)
             index += 1
-            if settings.parallel and not bool((block == mask).any()):
+            if settings.parallel and not bool(masks):
                 break
-        finite.check()
-        if settings.stop and bool(_among(canvas.text[:, : window.stop], model.shape.ends).any(1).all()):
-            canvas.text[:, window.stop :] = model.shape.eos_token
+        run.canvas.check(run.model, _too_far(settings))
+        through = first + settings.block
+        if settings.stop and run.leave(
+            _among(run.text()[:, :through], ends).any(1), through, run.model.shape.eos_token
+        ):
             break
+    return run.finish()
+
+
+def _step(model: Denoiser, settings: SamplerSettings, canvas: Canvas, part: Pass) -> tuple[Tensor, ...]:
+    """What is chosen, the tokens and their confidences [b, block], and whether masks are left."""
+    places = canvas.places(settings.block)
+    masked = canvas.at(places) == model.shape.mask_token
+    tokens, confidence = _predicted(model, settings, canvas, places, part)
+    if settings.confidence_eos_eot_inf:
+        confidence = confidence.masked_fill(_among(tokens, model.shape.ends), LAST)
+    left = confidence.masked_fill(~masked, -torch.inf)
+    chosen = most_confident(left, canvas.count)
+    if settings.parallel:
+        chosen |= _sure(left, settings)
+    canvas.commit(places, chosen, tokens)
+    return chosen, tokens, confidence, (canvas.at(places) == model.shape.mask_token).any()
+
+
+def _predicted(
+    model: Denoiser, settings: SamplerSettings, canvas: Canvas, places: Tensor, part: Pass
+) -> tuple[Tensor, Tensor]:
+    """x0 int64 and confidence float32 [b, block]."""
+    hidden = canvas.predicting(model, places, part)
+    size = max(1, HEAD_VALUES // (model.shape.vocab * len(hidden)))
+    found = []
+    for start in range(0, settings.block, size):
+        some = slice(start, start + size)
+        logits = _logits(model, settings, canvas, hidden[:, some])
+        if settings.logits_eos_inf:
+            logits[..., model.shape.eos_token] = torch.finfo(torch.float32).min
+        tokens = _choose(logits, settings.temperature, canvas, places[:, some])
+        found.append((tokens, _confidence(logits, tokens, settings.remasking, canvas, places[:, some])))
+    tokens, confidence = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return tokens, confidence
 
 
 def _sure(confidence: Tensor, settings: SamplerSettings) -> Tensor:
@@ -182,44 +204,33 @@ def _among(tokens: Tensor, chosen: Sequence[int]) -> Tensor:
     return torch.stack([tokens == one for one in chosen]).any(0)
 
 
-def _spread(part: Tensor, window: slice, text: Tensor) -> Tensor:
-    """A block's values at their places in the whole text; zeros elsewhere."""
-    whole = part.new_zeros(text.shape)
-    whole[:, window] = part
-    return whole
-
-
-def _block_logits(
-    model: Denoiser, canvas: Canvas, padding: Tensor | None, place: slice, cfg: float, finite: Finite
-) -> Tensor:
-    """float32 logits [b, block, vocab] of one block, at `place` on the canvas, with guidance.
-
-    padding: the attention mask, of both branches where there is guidance.
-    """
-    if cfg == 0:
-        return token_logits(model, predicting(model, canvas.ids, padding, place), finite)
-    unconditional = canvas.ids.clone()
-    unconditional[:, : canvas.prompt] = model.shape.mask_token
-    both = predicting(model, torch.cat((canvas.ids, unconditional)), padding, place)
-    logits, unguided = token_logits(model, both, finite).chunk(2)
-    guided = unguided + (cfg + 1) * (logits - unguided)
-    too_far = f"guidance takes the logits out of float32's range at cfg {cfg:g}"
-    finite.note("guided", guided, lambda: NumericsError(too_far, hint="lower cfg"))
+def _logits(model: Denoiser, settings: SamplerSettings, canvas: Canvas, hidden: Tensor) -> Tensor:
+    """float32 logits [b, n, vocab] of hidden [b, n, d], with guidance of [2 b, n, d]."""
+    logits = token_logits(model, hidden, canvas.logits_finite)
+    if settings.cfg == 0:
+        return logits
+    logits, unguided = logits.chunk(2)
+    guided = unguided + (settings.cfg + 1) * (logits - unguided)
+    canvas.guided_finite.logical_and_(guided.isfinite().all())
     return guided
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """x0 [b, B]; exp(l) / (-log u)^T is replaced by its logarithm: the same argmax, and no overflow."""
+def _too_far(settings: SamplerSettings) -> NumericsError:
+    return NumericsError(f"guidance takes the logits out of float32's range at cfg {settings.cfg:g}", hint="lower cfg")
+
+
+def _choose(logits: Tensor, temperature: float, canvas: Canvas, places: Tensor) -> Tensor:
+    """x0 [b, n]; exp(l) / (-log u)^T is replaced by its logarithm: the same argmax, and no overflow."""
     if temperature == 0:
         return logits.argmax(-1)
-    noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator).to(logits.device)
-    return (logits.double() - temperature * (-noise.log()).log()).argmax(-1)
+    u = canvas.uniform(places, "token", logits.shape[-1])
+    return (logits.double() - u.log_().neg_().log_().mul_(temperature)).argmax(-1)
 
 
-def _confidence(logits: Tensor, predicted: Tensor, remasking: Remasking, generator: torch.Generator) -> Tensor:
-    """float32 [b, B]: the predicted token's probability, or a random number."""
+def _confidence(logits: Tensor, predicted: Tensor, remasking: Remasking, canvas: Canvas, places: Tensor) -> Tensor:
+    """float32 [b, n]: the predicted token's probability, or a random number."""
     if remasking == "random":
-        return torch.rand(predicted.shape, generator=generator).to(logits.device)
+        return canvas.uniform(places, "place").float()
     return logits.softmax(-1).gather(-1, predicted.unsqueeze(-1)).squeeze(-1)
 
 
