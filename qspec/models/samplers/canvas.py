@@ -159,7 +159,7 @@ class Canvas:
         """x [b, t, d] of all tokens; those outside a window are as the last whole pass left them."""
         context = self._context
         if context is None or not isinstance(model, Decoder):
-            return model.hidden(ids, self._real)
+            return model.hidden(ids, None if self._real is None else self._real.long())
         if not part.kept:
             return model.through(ids, context)
         assert self._states is not None  # `keep` came before
