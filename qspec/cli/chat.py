@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from qspec.cli.generate import add_sampling, generated, settings_of, shown
+from qspec.cli.generate import add_sampling, generated, settings_of, shown, tell_refused
 from qspec.cli.output import flush, tell, write
 from qspec.errors import InputError
 
@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         write(shown(answer) + "\n")
         flush()
+        if not said:
+            tell_refused(model)
         said = [*asked, {"role": "assistant", "content": answer}]
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qspec.cli.output import say, write
+from qspec.cli.output import say, tell, write
 from qspec.errors import UsageError, visible
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load(args.artifact, device=args.device)
     prompt = _prompt(tokenizer, args.prompt, args.chat, args.artifact)
     write(shown(generated(model, tokenizer, prompt, settings)) + "\n")
+    tell_refused(model)
     return 0
 
 
@@ -126,6 +127,7 @@ def _fill(args: argparse.Namespace, settings: Settings) -> int:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("texts", total=len(prompts))
         texts.fill(model, tokenizer, lambda count: bar.advance(task, count))
+    tell_refused(model)
     say(f"texts: {texts.path}")
     return 0
 
@@ -171,6 +173,15 @@ def generated(model: Denoiser, tokenizer: Tokenizer, prompt: Prompt, settings: S
     with LiveCanvas(Canvas(tokenizer, settings.length, model.shape.ends)) as live:
         (text,) = continue_ids(model, tokenizer, [ids], settings, live.update if live.shown else None)
         return text
+
+
+def tell_refused(model: Denoiser) -> None:
+    """Says on standard error where steps were slower than they are meant to be, and why."""
+    from qspec.models.sampler import refused
+
+    why = refused(model)
+    if why:
+        tell(f"denoising steps: eager ({why})")
 
 
 def shown(text: str) -> str:

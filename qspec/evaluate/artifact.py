@@ -18,6 +18,7 @@ from qspec.evaluate.requests import check_requests
 from qspec.evaluate.results import Measurements
 from qspec.language import load_source
 from qspec.lock import checkpoint_hashes
+from qspec.models import engine
 from qspec.models.locate import checkpoint_locate
 from qspec.precision import exact_products
 from qspec.progress import Progress, Quiet
@@ -37,7 +38,7 @@ EVERYTHING = Measuring()
 
 @dataclass(frozen=True)
 class Evaluated:
-    """execution: which path computed the quantized layers. seconds: of the whole evaluation."""
+    """execution: which path computed the quantized layers, and how denoising steps ran. seconds: of the whole evaluation."""
 
     manifest: Manifest
     measurements: Measurements
@@ -78,7 +79,7 @@ def evaluate_artifact(
         unquantized = baseline if baseline.limit else baseline.model
         measurements = measure(unquantized, quantized, tokenizer, wanted, sources, seed, progress)
         outliers = measure_outliers(baseline.model, quantized, tokenizer, spec.calibrate, sources)
-    execution = runtime.execution(quantized.device)
+    execution = f"{runtime.execution(quantized.device)}; denoising steps: {engine.execution(quantized)}"
     measurements = replace(measurements, data=tuple(data), limit=how.limit)
     return Evaluated(manifest, measurements, outliers, execution, time.perf_counter() - start)
 

@@ -6,7 +6,7 @@ addresses: those of a `Canvas`, which is kept with its steps for later runs, and
 (`length_of`). A step runs eagerly the first time, which compiles its kernels, and is captured the second time; the bits
 are the same, for the kernels are.
 
-Where a graph cannot be captured, steps go on eagerly, and `passes` says why.
+Where a graph cannot be captured, steps go on eagerly, and `execution` says why.
 """
 
 from __future__ import annotations
@@ -232,9 +232,15 @@ def graphs_of(model: Decoder) -> Graphs:
     return found
 
 
-def passes(model: Denoiser) -> str:
-    """How the steps of a sampler on this model are run, and why not as graphs: for whom they are timed."""
+def refused(model: Denoiser) -> str:
+    """Why steps on this model could not be captured; empty where they were, and where none was to be."""
+    found = CAPTURED.get(model) if isinstance(model, Decoder) else None
+    return found.why if found is not None else ""
+
+
+def execution(model: Denoiser) -> str:
+    """How a sampler's steps on this model are run: "captured", or "eager" and why."""
     if not isinstance(model, Decoder) or model.device.type != "cuda":
         return f"eager (on a {model.device.type.upper()})"
-    why = graphs_of(model).why
+    why = refused(model)
     return f"eager ({why})" if why else "captured"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qspec.errors import InputError, MachineError, UsageError
 from qspec.models.decoder import Decoder
-from qspec.models.engine import first_line, passes, runner
+from qspec.models.engine import execution, first_line, refused, runner
 from qspec.models.family import DecoderShape, SamplerKind
 from qspec.models.samplers import block as block_causal
 from qspec.models.samplers import dream, llada
@@ -36,9 +36,10 @@ __all__ = [
     "SampleStep",
     "SamplerSettings",
     "Settings",
+    "execution",
     "generate",
     "left_padded",
-    "passes",
+    "refused",
     "sample",
     "settings_for",
     "until",

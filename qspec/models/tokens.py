@@ -76,7 +76,9 @@ def know_tokens(model: Decoder, tokenizer: Lists) -> Decoder:
     absent = torch.ones(model.shape.vocab, dtype=torch.bool)
     known = [token for token in tokenizer.get_vocab().values() if token < model.shape.vocab]
     absent[[*known, *model.shape.ends]] = False
-    model.absent = absent.to(model.device) if bool(absent.any()) else None
+    found = absent.to(model.device) if bool(absent.any()) else None
+    if found is None or model.absent is None or not torch.equal(found, model.absent):
+        model.absent = found  # a tensor that stays where it is, as steps that were captured read it
     return model
 
 

@@ -14,8 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from qspec.cli import main
 from qspec.cli.canvas import Canvas
+from qspec.models import engine, sampler
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
+from qspec.models.decoder import Decoder
+from qspec.models.engine import Captured, Graphs, Step
 from qspec.models.sampler import DreamSettings, SamplerSettings, SampleStep, Settings, sample, until
 from qspec.plan.generating import TextSizes, generating_memory
 from tests.models import dream_layout
@@ -136,6 +139,68 @@ def test_bad_options_give_one_message(
 def test_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(tmp_path / "none"), "--prompt", "a", "--device", "cpu"]) == 3
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_steps_that_cannot_be_captured_are_told_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text is the same; why it took longer is said beside it."""
+
+    def refuses(_: Step) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    def runner(model: Decoder, *, captured: bool) -> Captured:
+        assert captured
+        return Captured(model, engine.CAPTURED.setdefault(model, Graphs(model, refuses)))
+
+    arguments = ["--prompt", "2+2=", "--length", "12", "--block", "4", "--device", "cpu"]
+    text = expected(folder, "2+2=", SamplerSettings(12, 12, 4))
+    monkeypatch.setattr(sampler, "runner", runner)
+    assert main(["generate", str(folder), *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert out == text + "\n"
+    why = "no CUDA graph could be captured: operation not permitted when stream is capturing"
+    assert err == f"denoising steps: eager ({why})\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (torch.AcceleratorError("CUDA error: unspecified launch failure\nadvice"), 3, "the GPU failed: CUDA error: un"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 3, "the GPU is out of memory: CUDA out of memory."),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (None, 3, "the model's logits are NaN or Inf"),
+    ],
+)
+def test_what_ends_a_text_is_one_message_and_a_clean_terminal(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException | None,
+    code: int,
+    told: str,
+) -> None:
+    """In the third pass, while the terminal shows the canvas; None: logits that are not numbers."""
+    through, calls = Decoder.through, 0
+
+    def fails(self: Decoder, *given: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            return through(self, *given)
+        if error is not None:
+            raise error
+        return through(self, *given) * torch.nan
+
+    monkeypatch.setattr(Decoder, "through", fails)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(["generate", str(folder), "--prompt", "ab", "--length", "8", "--device", "cpu"]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\x1b[?25l") == err.count("\x1b[?25h") == 1  # the cursor was hidden, and is back
+    assert err.index("\x1b[?25h") < err.index(f"qspec: {told}")
+    assert "Traceback" not in err
+    assert "advice" not in err
 
 
 def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

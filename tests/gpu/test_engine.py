@@ -94,7 +94,7 @@ def test_graphs_give_the_tokens_of_eager_passes(family: str, recipe: str) -> Non
                 steps: list[SampleStep] = []
                 expected = sample(model, *given, settings, eager.append, captured=False)
                 assert torch.equal(sample(model, *given, settings, steps.append), expected), (options, rows, seed)
-                assert engines.passes(model) == "captured"
+                assert engines.execution(model) == "captured"
                 for one, other in zip(steps, eager, strict=True):
                     assert torch.equal(one.committed, other.committed)
                     assert torch.equal(one.confidence, other.confidence)
@@ -157,11 +157,11 @@ def test_an_operator_that_waits_for_the_device_is_run_eagerly(monkeypatch: pytes
         patch.setattr(Decoder, "embed", waits)
         graphs_of(model).drop()
         assert torch.equal(sample(model, *given, settings), expected)
-        assert engines.passes(model).startswith("eager (no CUDA graph could be captured: ")
-        print(engines.passes(model))
+        assert engines.execution(model).startswith("eager (no CUDA graph could be captured: ")
+        print(engines.execution(model))
     graphs_of(model).why = why
     assert torch.equal(sample(model, *given, settings), expected)
-    assert engines.passes(model) == "captured"
+    assert engines.execution(model) == "captured"
 
 
 def test_an_interrupted_capture_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_an_interrupted_capture_leaves_nothing_behind(monkeypatch: pytest.Monkey
             sample(model, *given, settings)
     assert calls == 2
     assert torch.equal(sample(model, *given, settings), expected)
-    assert engines.passes(model) == "captured"
+    assert engines.execution(model) == "captured"
 
 
 LOST = """

@@ -17,7 +17,7 @@ from qspec.errors import MachineError, NumericsError
 from qspec.models import engine as engines
 from qspec.models import sampler
 from qspec.models.decoder import Decoder
-from qspec.models.engine import Captured, Eager, Graphs, Step, length_of, passes
+from qspec.models.engine import Captured, Eager, Graphs, Step, execution, length_of
 from qspec.models.sampler import DreamSettings, SamplerSettings, SampleStep, Settings, sample
 from qspec.models.samplers.canvas import Canvas
 from tests.models.test_cached import dream, llada
@@ -256,7 +256,7 @@ def test_a_model_is_not_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_cpu_steps_are_eager() -> None:
     model = llada()
     assert isinstance(engines.runner(model), Eager)
-    assert passes(model) == "eager (on a CPU)"
+    assert execution(model) == "eager (on a CPU)"
 
 
 @pytest.mark.parametrize(
