@@ -38,7 +38,7 @@ EVERYTHING = Measuring()
 
 @dataclass(frozen=True)
 class Evaluated:
-    """execution: which path computed the quantized layers, and how denoising steps ran. seconds: of the whole evaluation."""
+    """execution: how quantized layers and denoising steps were computed. seconds: of the whole evaluation."""
 
     manifest: Manifest
     measurements: Measurements
