@@ -6,6 +6,7 @@ at the time, so that an input that does not come by way of the canvas is seen: t
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qspec import resources, runtime
 from qspec.errors import MachineError, NumericsError
 from qspec.models import engine as engines
 from qspec.models import sampler
@@ -181,6 +183,36 @@ def test_rows_of_a_batch_are_those_of_texts_alone(options: dict[str, Any], captu
         for row, prompt in enumerate(given):
             alone = sample(model, torch.tensor([prompt]), None, SamplerSettings(16, 16, 4, **options))
             assert torch.equal(alone[0, len(prompt) :], whole[row, 8:])
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_the_stand_ins_write_the_same_however_they_are_run(
+    replayed: Fixture, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """In float32: captured, eager, eager with padding behind the text, two rows at once and one by one."""
+    model, _ = runtime.load(resources.standin(family), "cpu")
+    ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    settings = sampler.settings_for(model.shape, 8, 4, 4 if family == "llada" else None, cache="prefix")
+    expected = sample(model, ids, None, settings, captured=False)
+    assert torch.equal(sample(model, ids, None, settings), expected)
+    assert torch.equal(torch.cat([sample(model, row[None], None, settings) for row in ids]), expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "runner", lambda model, **_: Eager(model, rounded=True))
+        assert torch.equal(sample(model, ids, None, settings), expected)
+    assert replayed.capture.replays
+
+
+def test_eager_texts_of_random_lengths_keep_nothing() -> None:
+    model, draws = llada(), torch.Generator().manual_seed(0)
+    before = len(engines.CAPTURED), len(canvases())
+    for _ in range(20):
+        width = int(torch.randint(1, 41, (), generator=draws))
+        sample(model, torch.ones(1, width, dtype=torch.int64), None, SamplerSettings(4, 2, 4, cache="dual"))
+    assert (len(engines.CAPTURED), len(canvases())) == before
+
+
+def canvases() -> list[Canvas]:
+    return [one for one in gc.get_objects() if type(one) is Canvas]
 
 
 def test_a_step_runs_once_before_it_is_captured(replayed: Fixture) -> None:
