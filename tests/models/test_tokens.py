@@ -107,6 +107,8 @@ def test_no_sampler_writes_an_id_that_the_tokenizer_lacks(family: str, settings:
 def test_probabilities_are_of_the_tokens_that_there_are(family: str) -> None:
     """Likelihood, NELBO, KL, certainty, rollouts: softmax over the known ids alone, and never NaN."""
     model = know_tokens(greedy_for_absent(family), Words())
+    absent = model.absent
+    assert know_tokens(model, Words()).absent is absent  # where captured steps read it
     known = [i for i in range(47) if i not in ABSENT]
     hidden = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
     expected = model.finish(hidden)[:, known].double().log_softmax(-1)
