@@ -21,7 +21,9 @@ from qspec.models import sampler
 from qspec.models.decoder import Decoder
 from qspec.models.engine import Captured, Eager, Graphs, Step, execution, length_of
 from qspec.models.sampler import DreamSettings, SamplerSettings, SampleStep, Settings, sample
-from qspec.models.samplers.canvas import Canvas
+from qspec.models.samplers import dream as dream_sampler
+from qspec.models.samplers import llada as llada_sampler
+from qspec.models.samplers.canvas import WHOLE, Canvas, CanvasShape, Pass
 from tests.models.test_cached import dream, llada
 
 
@@ -280,6 +282,22 @@ def test_a_model_is_not_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert captures == 1
     del model
     assert len(engines.CAPTURED) == before
+
+
+@pytest.mark.parametrize(("make", "settings"), CASES, ids=NAMES)
+def test_a_step_reads_no_number_on_the_host(make: Callable[[], Decoder], settings: Settings) -> None:
+    """On the meta device, where there are none: so that a graph can hold the step, and the host runs ahead."""
+    model = make().to("meta")
+    guided = isinstance(settings, SamplerSettings) and settings.cfg > 0
+    shape = CanvasShape(2, 16, padded=False, guided=guided)
+    canvas = Canvas(model, shape)
+    canvas.keep(model, torch.empty(canvas.room(model), dtype=torch.float64, device="meta"))
+    for part in (WHOLE,) if settings.cache is None else (Pass(kept=True), Pass(kept=True, tokens=5)):
+        if isinstance(settings, SamplerSettings):
+            results = llada_sampler._step(model, settings, canvas, part)
+        else:
+            results = dream_sampler._step(model, settings, 4, canvas, part)
+        assert {t.device.type for t in results} == {"meta"}
 
 
 # --- where no graph can be had ---
