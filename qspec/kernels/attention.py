@@ -30,9 +30,20 @@ def install(decoder: Decoder) -> Decoder:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`qspec.models.decoder.attention`, by the kernel that suits the number of queries."""
+    if not q.is_cuda:
+        return TORCH.attention(q, k, v, mask)
     few = q.shape[2] <= FEW and q.shape[3] in HEAD_WIDTHS and q.dtype in DTYPES
-    few = few and (mask is None or mask.shape[2] == 1)  # one row of keys for all queries
-    return few_queries(q, k, v, mask) if few and q.is_cuda else TORCH.attention(q, k, v, mask)
+    if few and (mask is None or mask.shape[2] == 1):  # one row of keys for all queries
+        found: Tensor = few_queries(q, k, v, mask)
+        return found
+    return TORCH.attention(q, *(k, v) if mask is None else own_heads(q, k, v), mask)
+
+
+def own_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values with a head for each of q's. Of torch's memory-efficient kernels those that take a mask take no
+    shared heads: with both, torch writes all scores down."""
+    shared = q.shape[1] // k.shape[1]
+    return (k, v) if shared == 1 else (k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1))
 
 
 def rotate(x: Tensor, context: AttentionContext) -> Tensor:

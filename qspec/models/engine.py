@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from math import ceil
-from typing import Protocol, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -45,12 +45,19 @@ class CudaGraphs:
     """
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        self._pool: Any = None
 
     def __call__(self, step: Step) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = step()
+        if not self._graphs:  # a pool ends with the last graph that it serves
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                result = step()
+        finally:
+            torch.cuda.set_stream(stream)  # torch leaves that of the capture where the capture cannot be ended
+        self._graphs.add(graph)
         return result, graph.replay
 
 
@@ -143,8 +150,6 @@ class Graphs:
         """Gives up all graphs and canvases, and their memory."""
         self.canvases.clear()
         self.steps.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 CAPTURED: WeakKeyDictionary[Decoder, Graphs] = WeakKeyDictionary()

@@ -159,7 +159,9 @@ def machine_errors() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         hint = "lower the length or the number of texts at once, or close other programs on the GPU"
         raise MachineError(f"the GPU is out of memory: {first_line(error)}", hint=hint) from error
-    except torch.AcceleratorError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.AcceleratorError) and "Triton Error [CUDA]" not in str(error):
+            raise
         hint = "start again; if it comes back, nvidia-smi and the system's log name the cause"
         raise MachineError(f"the GPU failed: {first_line(error)}", hint=hint) from error
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from qspec.catalog import kernels_for
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
+from qspec.kernels.attention import own_heads
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
-from qspec.models.decoder import Decoder, RMSNorm, project
+from qspec.models.decoder import Decoder, RMSNorm, attention, project
 from qspec.models.family import Role
 from qspec.models.llada import LLADA
 from qspec.numerics import quantize_weight
@@ -298,3 +299,14 @@ def test_quantized_linears_of_one_input_share_its_preparation(monkeypatch: pytes
     assert len(prepared) == 4
     plain = build(WIDE, weights, torch.float32)(ids).logits
     assert 0.01 < (shared - plain).norm() / plain.norm() < 0.6  # quantized to 4 bits, and not broken
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_keys_and_values_of_shared_heads_written_out_attend_to_the_same(groups: int) -> None:
+    """As a GPU is given them with a mask (`kernels.attention`)."""
+    sizes = ((4, 7), (groups, 9), (groups, 9))
+    q, k, v = (torch.randn(2, heads, tokens, 16, dtype=torch.float64) for heads, tokens in sizes)
+    mask = torch.rand(2, 1, 1, 9) > 0.4
+    mask[..., 0] = True
+    found = attention(q, *own_heads(q, k, v), mask)
+    torch.testing.assert_close(found, attention(q, k, v, mask), rtol=0, atol=1e-12)
