@@ -116,7 +116,23 @@ def settings_for(
     return SamplerSettings(length, steps, length if block is None else block, **given)
 
 
+@contextmanager
+def machine_errors() -> Iterator[None]:
+    """Raises MachineError where a GPU has no memory left, or does not answer any more."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = "lower the length or the number of texts at once, or close other programs on the GPU"
+        raise MachineError(f"the GPU is out of memory: {first_line(error)}", hint=hint) from error
+    except RuntimeError as error:
+        if not isinstance(error, torch.AcceleratorError) and "Triton Error [CUDA]" not in str(error):
+            raise
+        hint = "start again; if it comes back, nvidia-smi and the system's log name the cause"
+        raise MachineError(f"the GPU failed: {first_line(error)}", hint=hint) from error
+
+
 @torch.no_grad()
+@machine_errors()
 def sample(
     model: Denoiser,
     prompt_ids: Tensor,
@@ -136,8 +152,8 @@ def sample(
     _check_prompt(model.shape, prompt_ids, settings)
     if isinstance(settings, BlockSettings):
         prompt_ids = prompt_ids.to(model.device, torch.int64)
-        real = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask.to(model.device)
-        prompts = [ids[kept != 0] for ids, kept in zip(prompt_ids, real, strict=True)]
+        kept = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask.to(model.device)
+        prompts = [ids[own != 0] for ids, own in zip(prompt_ids, kept, strict=True)]
         return torch.cat((prompt_ids, block_causal.fill(model, prompts, settings, on_step)), dim=1)
     tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=model.device)
     ids = torch.cat((prompt_ids.to(model.device, torch.int64), tail), dim=1)
@@ -145,25 +161,9 @@ def sample(
     if attention_mask is not None:
         real = torch.cat((attention_mask.to(model.device) != 0, torch.ones_like(tail, dtype=torch.bool)), dim=1)
     rows, run = Rows(ids, real, prompt_ids.shape[1]), runner(model, captured=captured)
-    with machine_errors():
-        if isinstance(settings, DreamSettings):
-            return dream.fill(run, rows, settings, on_step)
-        return llada.fill(run, rows, settings, on_step)
-
-
-@contextmanager
-def machine_errors() -> Iterator[None]:
-    """Raises MachineError where a GPU has no memory left, or does not answer any more."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        hint = "lower the length or the number of texts at once, or close other programs on the GPU"
-        raise MachineError(f"the GPU is out of memory: {first_line(error)}", hint=hint) from error
-    except RuntimeError as error:
-        if not isinstance(error, torch.AcceleratorError) and "Triton Error [CUDA]" not in str(error):
-            raise
-        hint = "start again; if it comes back, nvidia-smi and the system's log name the cause"
-        raise MachineError(f"the GPU failed: {first_line(error)}", hint=hint) from error
+    if isinstance(settings, DreamSettings):
+        return dream.fill(run, rows, settings, on_step)
+    return llada.fill(run, rows, settings, on_step)
 
 
 def generate(
