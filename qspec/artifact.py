@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePath
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from qspec.catalog import PACKING, ActivationKernel, GemmKernel, LayerKernels
 from qspec.errors import InputError
-from qspec.files import read_errors, read_input, sha256, take_lock, unfinished, write_whole
+from qspec.files import read_errors, read_input, sha256, sha256_each, take_lock, unfinished, write_whole
 from qspec.seeds import LARGEST_SEED
 from qspec.version import __version__
 
@@ -220,6 +220,11 @@ class Manifest(_Record):
                 raise ValueError(f"{record.role} is gated, and no GEMM of gate and up")
         return self
 
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The files that hold tensors."""
+        return tuple(sorted(name for name in self.files if name.endswith(".safetensors")))
+
     def require_packing(self, folder: Path) -> None:
         """Raises InputError where the weights are packed as this version does not read them."""
         if self.packing != PACKING:
@@ -262,7 +267,7 @@ class Manifest(_Record):
                 hint="compile the recipe again",
             ) from None
         if manifest.digest != manifest._own_digest() or raw != manifest.text().encode():
-            raise _changed(path)
+            raise changed(path)
         return manifest
 
 
@@ -277,20 +282,22 @@ def refuse_file(path: Path) -> None:
         )
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, *, shards: bool = True) -> Manifest:
     """The manifest, after every file's hash was checked, of weights that this version reads.
 
+    shards: whether of those with tensors too; else whoever reads them checks theirs (`qspec.tensors`).
     Raises InputError naming the first file that is missing, was changed, or does not belong to the artifact. Hidden
     files at the top (a hub's .gitattributes) are nobody's: nothing reads them.
     """
     with read_errors(folder):
         manifest = Manifest.read(folder)
         manifest.require_packing(folder)
-        return _verified(folder, manifest)
+        return _verified(folder, manifest, shards)
 
 
-def _verified(folder: Path, manifest: Manifest) -> Manifest:
-    _verify_files(folder, manifest.files)
+def _verified(folder: Path, manifest: Manifest, shards: bool) -> Manifest:
+    left_out = set() if shards else set(manifest.shards)
+    _verify_files(folder, {name: digest for name, digest in manifest.files.items() if name not in left_out})
     while True:
         before = _identity(folder / REPORT_SEAL)
         try:
@@ -427,12 +434,12 @@ def _read_sums(path: Path) -> dict[str, str]:
     lines = text.split("\n")
     above = "".join(f"{line}\n" for line in lines[:-2])
     if text != f"{above}{_digest(above)}  {REPORT_SEAL}\n":
-        raise _changed(path)
+        raise changed(path)
     sums = {}
     for line in lines[:-2]:
         digest, _, name = line.partition("  ")
         if not name.startswith("report/") or ".." in PurePath(name).parts:
-            raise _changed(path)
+            raise changed(path)
         sums[name] = digest
     return sums
 
@@ -495,15 +502,22 @@ def _digest(text: str) -> str:
 
 
 def _verify_files(folder: Path, files: Mapping[str, str]) -> None:
-    for name, digest in files.items():
-        path = inside(folder, name)
+    paths = [inside(folder, name) for name in files]
+    require_there(paths)
+    for path, digest, found in zip(paths, files.values(), sha256_each(paths), strict=True):
+        if found != digest:
+            raise changed(path)
+
+
+def require_there(files: Iterable[Path]) -> None:
+    """Raises InputError of the first file of an artifact that is missing."""
+    for path in files:
         if not path.is_file():
             raise InputError("a file of the artifact is missing", where=str(path), hint="compile the recipe again")
-        if sha256(path) != digest:
-            raise _changed(path)
 
 
-def _changed(path: Path) -> InputError:
+def changed(path: Path) -> InputError:
+    """The error for a file of an artifact that does not have the hash in its manifest."""
     return InputError(
         "a file of the artifact was changed after it was written: its sha256 does not match",
         where=str(path),

@@ -26,7 +26,7 @@ from qspec.kernels.packing import layout
 from qspec.models import hf as _families  # noqa: F401 (registers the model classes)
 from qspec.models.decoder import Decoder
 from qspec.models.shards import tensor_table
-from qspec.runtime import place
+from qspec.runtime import TRANSFORM, place
 
 METHOD = "qspec"
 
@@ -124,4 +124,4 @@ def _keep_float32_vectors(decoder: Decoder, folder: Path) -> None:
 
 def _transforms_on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A QuantLinear copies its transform to where it runs; the original stays on the CPU."""
-    return {name: t.cpu() if ".transform." in name else t for name, t in tensors.items()}
+    return {name: t.cpu() if TRANSFORM in name else t for name, t in tensors.items()}

@@ -19,7 +19,7 @@ from typing import Any
 from qspec.data import DataPin
 from qspec.diagnostics import Diagnostic, Span, quote
 from qspec.errors import InputError
-from qspec.files import read_input, sha256, write_whole
+from qspec.files import read_input, sha256_each, write_whole
 from qspec.language.spec import Spec
 from qspec.models.tokenizer import tokenizer_files
 from qspec.version import __version__
@@ -229,7 +229,8 @@ def _quoted(text: str) -> str:
 def checkpoint_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file that a compile reads from a checkpoint folder."""
     names = {p.name for p in folder.iterdir() if p.is_file() and p.suffix in (".safetensors", ".json")}
-    return {name: sha256(folder / name) for name in sorted({*names, *tokenizer_files(folder)})}
+    found = sorted({*names, *tokenizer_files(folder)})
+    return dict(zip(found, sha256_each([folder / name for name in found]), strict=True))
 
 
 def lock_path(recipe: Path) -> Path:

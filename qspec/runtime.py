@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qspec.artifact import MANIFEST, Manifest, ModuleRecord, refuse_file, verify
+from qspec.artifact import MANIFEST, Manifest, ModuleRecord, inside, refuse_file, verify
 from qspec.errors import InputError, MachineError
 from qspec.kernels import attention
 from qspec.kernels.linear import QuantLinear
@@ -29,9 +29,11 @@ from qspec.models.shards import tensor_table
 from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
 from qspec.models.tokens import check_mask_token, know_tokens, library_errors
 from qspec.plan.generating import TextSizes, generating_memory
+from qspec.tensors import read_sealed
 
 # Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
 UNLIMITED = 1 << 60
+TRANSFORM = ".transform."  # in the name of an input transform's tensors, which a QuantLinear copies from the CPU
 
 
 def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Decoder, Any]:
@@ -44,13 +46,16 @@ def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = Non
     folder = checkpoint_folder(path)
     target = find_device(device)
     dtype = dtype or default_dtype(target)
-    if (folder / MANIFEST).is_file():
-        model = load_artifact(folder, target, dtype)
-    else:
-        model = load_decoder(folder, target, dtype)
-    if target.type == "cuda":
-        attention.install(model)
-    tokenizer = load_tokenizer(folder)
+    manifest = verify(folder, shards=False) if (folder / MANIFEST).is_file() else None
+    with ThreadPoolExecutor(1) as pool:  # the weights and the tokenizer at once
+        reading = pool.submit(load_tokenizer, folder)
+        if manifest is None:
+            model = load_decoder(folder, target, dtype)
+        else:
+            model = _load_weights(folder, manifest, target, dtype)
+        if target.type == "cuda":
+            attention.install(model)
+        tokenizer = reading.result()
     return know_tokens(model, tokenizer).eval(), tokenizer
 
 
@@ -130,32 +135,44 @@ def execution(device: torch.device) -> str:
 
 def load_artifact(folder: Path, device: torch.device, dtype: torch.dtype) -> Decoder:
     """The model of an artifact, after every hash was checked."""
-    manifest = verify(folder)
+    return _load_weights(folder, verify(folder, shards=False), device, dtype)
+
+
+def _load_weights(folder: Path, manifest: Manifest, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """manifest: of the folder, whose other files are verified."""
     family, shape, _ = read_config(folder)
     decoder = Decoder(family, shape, device="meta")
-    tensors: dict[str, Tensor] = {}
-    for shard in sorted(name for name in manifest.files if name.endswith(".safetensors")):
-        tensors.update(load_file(folder / shard))
-    place(decoder, manifest, tensors, device, dtype, folder / "kernels")
+    shards = {inside(folder, name): manifest.files[name] for name in manifest.shards}
+    try:
+        tensors = read_sealed(shards, device, kept=TRANSFORM)
+        place(decoder, manifest, tensors, device, dtype, folder / "kernels")
+    except torch.OutOfMemoryError as error:
+        what = f"the model ({manifest.bytes_after / 2**30:.1f} GiB) does not fit the memory of {device}"
+        raise MachineError(what, where=str(folder), hint="free memory or use another device") from error
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the parts of merged GEMMs
     return decoder
 
 
 def place(
     decoder: Decoder,
     manifest: Manifest,
-    tensors: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
     device: torch.device,
     dtype: torch.dtype,
     kernels: Path,
 ) -> None:
-    """Puts an artifact's tensors (full names) into a decoder, its quantized linears as QuantLinears."""
+    """Moves an artifact's tensors (full names) into a decoder, its quantized linears as QuantLinears.
+
+    The dict is empty afterwards, so that the parts of a merged GEMM are gone before the next block's are merged.
+    """
     start = decoder.family.blocks
     blocks = _blocks(manifest, decoder)
     for index, block in enumerate(decoder.blocks):
-        own = {name: t for name, t in tensors.items() if name.startswith(f"{start}.{index}.")}
-        install_block(block, blocks[index], own, device, dtype, kernels)
-    outer = {name: t for name, t in tensors.items() if not name.startswith(f"{start}.")}
-    place_outer_layers(decoder, outer, device, dtype)
+        names = [name for name in tensors if name.startswith(f"{start}.{index}.")]
+        install_block(block, blocks[index], {name: tensors.pop(name) for name in names}, device, dtype, kernels)
+    names = [name for name in tensors if not name.startswith(f"{start}.")]
+    place_outer_layers(decoder, {name: tensors.pop(name) for name in names}, device, dtype)
 
 
 def _blocks(manifest: Manifest, decoder: Decoder) -> list[list[ModuleRecord]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qspec.catalog import FEW, HEAD_WIDTHS, ActivationKernel
 from qspec.kernels import launch
+from qspec.kernels.compiling import compiled
 from qspec.kernels.generate import library
 from qspec.models.decoder import TORCH, AttentionContext, Decoder, Operations
 from qspec.models.inputs import LayerInput, source_of
@@ -68,7 +69,7 @@ def _takes(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in DTYPES and x.numel() > 0 and not torch.compiler.is_compiling()
 
 
-KERNELS = Operations(attend, rotate, value_of)
+KERNELS = Operations(attend, rotate, value_of, compiled)
 
 
 @torch.library.custom_op("qspec::attend", mutates_args=())

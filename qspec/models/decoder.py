@@ -329,10 +329,15 @@ class Decoder(nn.Module):
 
     def through(self, input_ids: Tensor, context: AttentionContext, kept: Sequence[KeyValues] | None = None) -> Tensor:
         """ids [b, n] of the context's tokens -> x [b, n, d] after the last block; nothing waits for the device."""
-        x = self.embed(input_ids)
-        for index, block in enumerate(self.blocks):
-            x = block(x, context if kept is None else replace(context, kept=kept[index]))
-        return x
+        blocks = self.blocks
+
+        def call() -> Tensor:
+            x = self.embed(input_ids)
+            for index, block in enumerate(blocks):
+                x = block(x, context if kept is None else replace(context, kept=kept[index]))
+            return x
+
+        return blocks[0].operations.passed(call)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> DecoderOutput:
         return DecoderOutput(self.finish(self.hidden(input_ids, attention_mask)))
@@ -365,15 +370,24 @@ def rotate(x: Tensor, context: AttentionContext) -> Tensor:
 ValueOf = Callable[[LayerInput], Tensor]
 
 
+def passed(call: Callable[[], Tensor]) -> Tensor:
+    """A pass through all blocks, made by the call."""
+    return call()
+
+
 class Operations(NamedTuple):
-    """What a block computes besides its linears, as functions that compute what those of `TORCH` do."""
+    """What a block computes besides its linears, as functions that compute what those of `TORCH` do.
+
+    passed: makes a pass through all blocks, with a call that may be made twice.
+    """
 
     attention: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     rotate: Callable[[Tensor, AttentionContext], Tensor]
     value_of: ValueOf
+    passed: Callable[[Callable[[], Tensor]], Tensor]
 
 
-TORCH = Operations(attention, rotate, value_of)
+TORCH = Operations(attention, rotate, value_of, passed)
 
 
 class QuantizedLinear(Protocol):

@@ -1,0 +1,67 @@
+"""Reading sealed safetensors: the tensors as safetensors itself reads them, and one error for anything that changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qspec.errors import InputError
+from qspec.files import sha256, sha256_each
+from qspec.tensors import read_sealed
+
+CPU = torch.device("cpu")
+
+
+def shards(folder: Path) -> dict[Path, str]:
+    """Three files of different sizes, the largest in the middle."""
+    paths = [folder / f"{number}.safetensors" for number in range(3)]
+    for number, (path, size) in enumerate(zip(paths, (3, 900, 40), strict=True)):
+        save_file({f"{number}.codes": torch.arange(size).to(torch.int8), f"{number}.scale": torch.rand(2, 3)}, path)
+    return {path: sha256(path) for path in paths}
+
+
+def test_tensors_are_those_that_safetensors_reads(tmp_path: Path) -> None:
+    files = shards(tmp_path)
+    found = read_sealed(files, CPU, kept=".transform.")
+    expected = {name: tensor for path in files for name, tensor in load_file(path).items()}
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_any_changed_byte_is_named_by_its_file(tmp_path: Path) -> None:
+    for path in (files := shards(tmp_path)):
+        whole = path.read_bytes()
+        flipped = [whole[:n] + bytes([whole[n] ^ 1]) + whole[n + 1 :] for n in (0, 7, 9, len(whole) - 1)]
+        for content in (*flipped, whole[:-1], whole + b"\0", b""):
+            path.write_bytes(content)
+            with pytest.raises(InputError, match="was changed after it was written") as caught:
+                read_sealed(files, CPU, kept=".transform.")
+            assert caught.value.where == str(path)
+        path.write_bytes(whole)
+    assert len(read_sealed(files, CPU, kept=".transform.")) == 6
+
+
+def test_the_first_file_that_is_wrong_is_named(tmp_path: Path) -> None:
+    """The order is the one given, whichever file is read first; what is missing comes before what was changed."""
+    first, second, third = (files := shards(tmp_path))
+    first.write_bytes(b"x")
+    second.write_bytes(b"y")
+    with pytest.raises(InputError, match="changed") as caught:
+        read_sealed(files, CPU, kept=".transform.")
+    assert caught.value.where == str(first)
+    third.unlink()
+    with pytest.raises(InputError, match="missing") as caught:
+        read_sealed(files, CPU, kept=".transform.")
+    assert caught.value.where == str(third)
+
+
+def test_hashes_come_in_the_order_of_their_files(tmp_path: Path) -> None:
+    files = shards(tmp_path)
+    assert list(sha256_each(list(files))) == list(files.values())
+    hashes = sha256_each([*files, tmp_path / "none"])
+    assert [next(hashes) for _ in files] == list(files.values())
+    with pytest.raises(FileNotFoundError):
+        next(hashes)
