@@ -93,7 +93,8 @@ def require_memory(path: str | Path, device: torch.device, texts: TextSizes) -> 
     _, shape, _ = read_config(folder)
     needed, free = generating_memory(shape, _weight_bytes(folder), texts), torch.cuda.mem_get_info(device)[0]
     if needed.total > free:
-        parts = {"weights": needed.weights, "activations": needed.activations, "logits": needed.logits}
+        working = needed.activations + needed.graphs
+        parts = {"weights": needed.weights, "activations": working, "logits": needed.logits}
         if needed.cache:
             parts["the cache"] = needed.cache
         listed = ", ".join(f"{size / 2**30:.1f} for {name}" for name, size in parts.items())

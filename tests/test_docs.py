@@ -73,6 +73,7 @@ def test_the_table_of_generated_texts_is_what_was_measured() -> None:
         r"^\| `paper/(\w+)`[^|]*((?:\| [0-9.]+ ){6})\|$", README.partition("Generating text as")[2], re.MULTILINE
     )
     assert {recipe for recipe, _ in rows} == {recipe for recipe, _ in cells} - {"bf16"}
+    assert "on one {gpu} with torch {torch} and Triton {triton} (".format(**run.environment) in README
     for recipe, shown in rows:
         found: list[str] = []
         for cache in ("none", "dual"):
