@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import InputError
-from qspec.models.tokens import Encodes, encode
+from qspec.models.tokens import Encodes, encode_long
 
 if TYPE_CHECKING:
     from qspec.language.spec import MaskDistribution
@@ -67,7 +67,7 @@ def windows(
     vocab: rows of the model's embedding. Raises InputError where the text is shorter than one of them, or has tokens
     that the model lacks.
     """
-    stream = torch.tensor([i for text in texts for i in encode(tokenizer, text, vocab)])
+    stream = torch.tensor([i for text in texts for i in encode_long(tokenizer, text, vocab)])
     if stream.numel() < length:
         raise InputError(
             f"the calibration text has {stream.numel()} tokens, fewer than one sample of {length}",

@@ -35,7 +35,7 @@ from qspec.evaluate.forward import (
 from qspec.evaluate.results import KlBucket, Metric, nelbo
 from qspec.language.spec import NelboRequest
 from qspec.models.sampler import Denoiser
-from qspec.models.tokens import encode
+from qspec.models.tokens import encode_long
 
 DRAWS = 4
 WINDOW = 1024  # tokens of one sample, or as many as the model takes
@@ -65,7 +65,7 @@ def windows(text: TextData, tokenizer: Tokenizer, vocab: int, samples: int, leng
     A text shorter than one window is one sample. Errors: InputError for one of fewer than 8 tokens, and
     for tokens that an embedding of `vocab` rows lacks.
     """
-    ids = [token for document in text.documents for token in encode(tokenizer, document, vocab)]
+    ids = [token for document in text.documents for token in encode_long(tokenizer, document, vocab)]
     if len(ids) < SHORTEST:
         raise InputError(f"the text has {len(ids)} tokens, fewer than {SHORTEST}", where=str(text.files[0]))
     tokens = torch.tensor(ids, dtype=torch.int64)

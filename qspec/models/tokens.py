@@ -6,6 +6,7 @@ have entries that the embedding lacks. This is the one place that knows of eithe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -15,6 +16,9 @@ import torch
 from qspec.errors import InputError
 from qspec.models.decoder import Decoder
 from qspec.models.family import DecoderShape
+
+PIECE = 1 << 16
+WORD = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
 
 
 class Encodes(Protocol):
@@ -47,6 +51,21 @@ def encode(tokenizer: Encodes, text: str, vocab: int, *, special: bool = False) 
             where=repr(shorten(text)),
             hint="the tokenizer belongs to another model, or has tokens that the model was not enlarged for",
         )
+    return ids
+
+
+def encode_long(tokenizer: Encodes, text: str, vocab: int) -> list[int]:
+    """`encode` of a text of any length, some `PIECE` characters at a time: whole, a mebibyte would take 200 MB.
+
+    A piece ends before a space between two letters, where every tokenizer that cuts text into words begins one: the ids
+    are those of the whole text.
+    """
+    ids, start = [], 0
+    while start < len(text):
+        found = WORD.search(text, start + PIECE)
+        stop = found.start() if found else len(text)
+        ids += encode(tokenizer, text[start:stop], vocab)
+        start = stop
     return ids
 
 

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from qspec import resources
 from qspec.errors import InputError
 from qspec.lock import checkpoint_hashes
+from qspec.models import tokens
 from qspec.models.chat import around_user, uses_chat
 from qspec.models.tokenizer import byte_level_bpe, tokenizer_contents, tokenizer_files
 from qspec.runtime import ChatTemplate, load_tokenizer
@@ -77,6 +78,28 @@ def slow_ids(folder: Path, text: str) -> list[int]:
 def test_the_ids_are_the_slow_classes(hub: Path, text: str) -> None:
     tokenizer = Tokenizer.from_str(json.dumps(byte_level_bpe(hub)))
     assert tokenizer.encode(text, add_special_tokens=False).ids == slow_ids(hub, text)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100])
+def test_long_texts_are_encoded_in_pieces_to_the_same_ids(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    """Prose with every kind of odd text between, by the published pattern and by the stand-ins' own."""
+    rows = (resources.standin("dream") / "data" / "heldout.jsonl").read_text().splitlines()[:20]
+    text = "".join(json.loads(row)["text"] + odd for row, odd in zip(rows, TEXTS, strict=False))
+    monkeypatch.setattr(tokens, "PIECE", piece)
+    for folder in (hub, resources.standin("llada")):
+        tokenizer = load_tokenizer(folder)
+        seen: list[str] = []
+
+        class Seen:
+            def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+                seen.append(text)  # noqa: B023
+                return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))  # noqa: B023
+
+        assert tokens.encode_long(Seen(), text, 1024) == tokenizer.encode(text, add_special_tokens=False)
+        assert "".join(seen) == text
+        assert len(seen) > len(text) / (8 * piece + 60)
 
 
 def test_a_merge_order_worked_out_by_hand(tmp_path: Path) -> None:
