@@ -28,36 +28,61 @@ from tests.language.fakes import ROOT
 
 FOLDER = ROOT / "examples" / "editors"
 TEXTMATE = FOLDER / "vscode" / "syntaxes" / "qspec.tmLanguage.json"
+VIM = FOLDER / "vim" / "syntax" / "qspec.vim"
 RECIPES = [*sorted((ROOT / "recipes").rglob("*.qs")), ROOT / "tests" / "language" / "every_construct.qs"]
 
 
-def words() -> dict[str, str]:
-    """Kind of word -> the pattern of all of them."""
+def words() -> dict[str, list[str]]:
+    """Kind of word -> all of them."""
     known = {word for word in grammar.literals().values() if word.isidentifier()}
     of_settings = {key for block in BLOCK_CLASSES for key in keywords(block)} & known
     roles = {name for family in FAMILIES.values() for entry in family.outline([0]) for name, _ in entry.role.path}
-    any_of = {
+    found = {
         "statements": TOP,
         "settings": of_settings - TOP,
         "keywords": known - of_settings - TOP,
         "formats": {*NUMBER_FORMATS, "int", "uint"},
+        "roles": {role for role in roles if len(role) > 2},
+        "short roles": {role for role in roles if len(role) <= 2},
     }
-    found = {kind: rf"\b({'|'.join(sorted(some))})\b" for kind, some in any_of.items()}
-    first, inner = sorted(r for r in roles if len(r) > 2), sorted(roles)
-    return found | {"roles": rf"\b({'|'.join(first)})\b|(?<=[.{{,])\s*({'|'.join(inner)})\b(?!\s*[0-9(=])"}
+    return {kind: sorted(some) for kind, some in found.items()}
+
+
+def textmate() -> dict[str, str]:
+    """Kind of word -> the pattern of all of them."""
+    found = {kind: rf"\b({'|'.join(some)})\b" for kind, some in words().items()}
+    short = words()["short roles"]
+    del found["short roles"]
+    return found | {"roles": rf"{found['roles']}|(?<=[.{{,])({'|'.join(short)})\b(?!\s*[0-9(=])"}
 
 
 def test_the_grammars_words_are_the_languages() -> None:
-    found = json.loads(TEXTMATE.read_text())
-    wanted = {kind: {**found["repository"][kind], "match": pattern} for kind, pattern in words().items()}
+    text = TEXTMATE.read_text()
+    names = {kind: one["name"] for kind, one in json.loads(text)["repository"].items()}
+    for kind, pattern in textmate().items():
+        line = f'    "{kind}": {{ "name": "{names[kind]}", "match": {json.dumps(pattern)} }}'
+        text = re.sub(rf'^    "{kind}": .*?(?=,?$)', lambda _, line=line: line, text, flags=re.MULTILINE)
+    check(TEXTMATE, text)
+
+
+def test_vims_words_are_the_languages() -> None:
+    text = VIM.read_text()
+    for kind, some in words().items():
+        if kind == "short roles":
+            line = 'syn match qspecRole "[.{,]\\@1<=\\(' + "\\|".join(some) + '\\)\\>"'
+            text = re.sub(r"^syn match qspecRole .*$", lambda _, line=line: line, text, flags=re.MULTILINE)
+        else:
+            group = f"qspec{kind[:-1].capitalize()}"
+            line = f"syn keyword {group} {' '.join(some)}"
+            text = re.sub(rf"^syn keyword {group}\b.*$", lambda _, line=line: line, text, flags=re.MULTILINE)
+    check(VIM, text)
+
+
+def check(path: Path, wanted: str) -> None:
+    """The file is as it should be, or is made so."""
     if os.environ.get("QSPEC_UPDATE_GOLDENS") == "1":
-        text = TEXTMATE.read_text()
-        for kind, one in wanted.items():
-            line = f'    "{kind}": {{ "name": "{one["name"]}", "match": {json.dumps(one["match"])} }}'
-            text = re.sub(rf'^    "{kind}": .*?(?=,?$)', lambda _, line=line: line, text, flags=re.MULTILINE)
-        TEXTMATE.write_text(text)
-        found = json.loads(text)
-    assert found["repository"] == wanted
+        path.write_text(wanted)
+    assert path.read_text() == wanted
 
 
 def patterns(found: dict[str, Any]) -> list[tuple[re.Pattern[str], dict[int, str]]]:
