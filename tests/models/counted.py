@@ -12,12 +12,14 @@ def mix64(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def uniform(seed: int, purpose: int, step: int, row: int, place: int, *token: int) -> float:
-    """u in (0, 1). purpose: 0 for which token a place gets, 1 for whether or when it does.
+def output(state: int, n: int) -> int:
+    """The generator's (n + 1)-th output from a state."""
+    return mix64(state + (n + 1) * GAMMA & BITS)
 
-    Each number is the (n + 1)-th of a generator whose state is the number before.
-    """
-    state = mix64(seed)
-    for n in (purpose, step, row, place, *token):
-        state = mix64(state + (n + 1) * GAMMA & BITS)
-    return ((state >> 12) + 0.5) / 2**52
+
+def uniform(seed: int, purpose: int, step: int, row: int, place: int, token: int | None = None) -> float:
+    """u in (0, 1). purpose: 0 for which token a place gets, 1 for whether or when it does."""
+    found = output(seed, place + (row << 20) + (step << 40) + (purpose << 60))
+    if token is not None:
+        found = output(found, token)
+    return ((found >> 12) + 0.5) / 2**52

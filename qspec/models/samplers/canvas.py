@@ -134,9 +134,9 @@ class Canvas:
         """The ids there, int64 [b, n]."""
         return self.ids.gather(1, places)
 
-    def commit(self, places: Tensor, chosen: Tensor, tokens: Tensor) -> None:
-        """Writes the tokens that are chosen, all [b, n]."""
-        self.ids.scatter_(1, places, torch.where(chosen, tokens, self.at(places)))
+    def commit(self, places: Tensor, ids: Tensor) -> None:
+        """Puts the ids there, int64 [b, n]."""
+        self.ids.scatter_(1, places, ids)
 
     def uniform(self, places: Tensor, purpose: Purpose, count: int | None = None) -> Tensor:
         """This step's random numbers for the places [b, n] (`noise.uniform`); a place counts from the prompt's end."""

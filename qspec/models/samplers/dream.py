@@ -121,7 +121,8 @@ def _step(model: Denoiser, settings: DreamSettings, most: int, canvas: Canvas, p
     most: masks of a row, at most.
     """
     places = canvas.places(settings.length)
-    masked = canvas.at(places) == model.shape.mask_token
+    before = canvas.at(places)
+    masked = before == model.shape.mask_token
     masks = masked.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]  # and others behind them
     tokens, confidence = _predicted(model, settings, canvas, masks, part)
     confidence = confidence.masked_fill(~masked, -torch.inf)
@@ -130,7 +131,7 @@ def _step(model: Denoiser, settings: DreamSettings, most: int, canvas: Canvas, p
     else:
         count = (masked.sum() / len(masked) * canvas.share).long()  # float32 all, as published
         chosen = most_confident(_order(confidence, settings.alg_temp, canvas, places), count)
-    canvas.commit(places, chosen, tokens)
+    canvas.commit(places, torch.where(chosen, tokens, before))
     return chosen, tokens, confidence
 
 

@@ -159,16 +159,17 @@ def fill(runner: Runner, rows: Rows, settings: SamplerSettings, on_step: OnStep 
 def _step(model: Denoiser, settings: SamplerSettings, canvas: Canvas, part: Pass) -> tuple[Tensor, ...]:
     """What is chosen, the tokens and their confidences [b, block], and whether masks are left."""
     places = canvas.places(settings.block)
-    masked = canvas.at(places) == model.shape.mask_token
+    before = canvas.at(places)
     tokens, confidence = _predicted(model, settings, canvas, places, part)
     if settings.confidence_eos_eot_inf:
         confidence = confidence.masked_fill(_among(tokens, model.shape.ends), LAST)
-    left = confidence.masked_fill(~masked, -torch.inf)
+    left = confidence.masked_fill(before != model.shape.mask_token, -torch.inf)
     chosen = most_confident(left, canvas.count)
     if settings.parallel:
         chosen |= _sure(left, settings)
-    canvas.commit(places, chosen, tokens)
-    return chosen, tokens, confidence, (canvas.at(places) == model.shape.mask_token).any()
+    after = torch.where(chosen, tokens, before)
+    canvas.commit(places, after)
+    return chosen, tokens, confidence, (after == model.shape.mask_token).any()
 
 
 def _predicted(
@@ -185,6 +186,8 @@ def _predicted(
             logits[..., model.shape.eos_token] = torch.finfo(torch.float32).min
         tokens = _choose(logits, settings.temperature, canvas, places[:, some])
         found.append((tokens, _confidence(logits, tokens, settings.remasking, canvas, places[:, some])))
+    if len(found) == 1:
+        return found[0]
     tokens, confidence = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     return tokens, confidence
 
