@@ -55,7 +55,7 @@ def read_bytes(path: str | Path) -> bytes:
         return file.read(MAX_BYTES + 1)
 
 
-@lru_cache(maxsize=16)  # an editor asks several questions of one text, and its bases seldom change
+@lru_cache(maxsize=8)  # an editor asks several questions of one text, and its bases seldom change
 def parse(source: Source) -> tuple[File, tuple[Diagnostic, ...]]:
     """The syntax tree of everything that could be understood, and what could not."""
     return _Parser(source).run()
