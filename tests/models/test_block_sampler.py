@@ -161,6 +161,9 @@ def test_temperature_draws_by_the_seed() -> None:
     ]
     assert texts[0] == texts[1]
     assert len({tuple(text) for text in texts}) == 3
+    two, mask = left_padded([prompt_of(4), prompt_of(11)], 0)
+    settings = BlockSettings(12, 12, temperature=1.5, threshold=0.3)
+    assert sample(decoder, two, mask, settings)[0, 11:].tolist() == sample(decoder, ids, None, settings)[0, 4:].tolist()
     greedy = sample(decoder, ids, None, BlockSettings(12, 3))[0].tolist()  # whole blocks: their order says nothing
     assert sample(decoder, ids, None, BlockSettings(12, 3, temperature=1.0, top_k=1))[0].tolist() == greedy
 

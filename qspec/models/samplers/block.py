@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from qspec.models.samplers.common import (
     token_logits,
 )
 from qspec.models.samplers.dream import drawn, probabilities
+from qspec.models.samplers.noise import uniform
 
 OnStep = Callable[[SampleStep], None]
 
@@ -126,8 +128,10 @@ def fill(model: Denoiser, prompts: Sequence[Tensor], settings: BlockSettings, on
     for start in range(run.rows.first, run.rows.ids.shape[1], size):
         window = slice(start, start + size)
         run.commit_first(start)
-        while run.masks(window):
-            run.step(window)
+        for number in count(start - run.rows.first):
+            if not run.masks(window):
+                break
+            run.step(window, number)
         if settings.stop and run.ended(window.stop):
             break
         run.keep(window)
@@ -146,7 +150,6 @@ class _Run:
             if tokens > self.block:
                 raise UsageError(f"{name} is {tokens}, more than the {self.block} tokens of the model's blocks")
         self.rows = Rows(prompts, settings.length, self.block, model.shape.mask_token)
-        self._generator = torch.Generator().manual_seed(settings.seed)
         self._kept = model.window(*self.rows.ids.shape).kept
         self._before: Tensor | None = None  # [b, d]: the state of the last token that is kept
         self._index = 0
@@ -173,8 +176,8 @@ class _Run:
         chosen = self.rows.ids[:, start : start + 1] == self.model.shape.mask_token
         self._commit(slice(start, start + 1), chosen, tokens, p.gather(-1, tokens))
 
-    def step(self, window: slice) -> None:
-        """A pass over a block with masks."""
+    def step(self, window: slice, number: int) -> None:
+        """A pass over a block with masks. number: which its random numbers follow from, whatever other rows need."""
         own, settings = self.rows.ids[:, window], self.settings
         x = self._states(window)
         if self.model.shape.shift:
@@ -182,11 +185,7 @@ class _Run:
             x = torch.cat((first, x[:, :-1]), dim=1)
         logits = self._logits(x)
         p = probabilities(logits, settings.temperature, settings.top_p, settings.top_k)
-        if settings.temperature > 0:
-            u = torch.rand(own.shape, dtype=torch.float64, generator=self._generator).to(own.device)
-            tokens = drawn(p, u)
-        else:
-            tokens = p.argmax(-1)
+        tokens = drawn(p, self._uniform(window, number)) if settings.temperature > 0 else p.argmax(-1)
         confidence = p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         masked = self._first_part(own == self.model.shape.mask_token)
         left = confidence.masked_fill(~masked, -torch.inf)
@@ -195,6 +194,12 @@ class _Run:
             chosen |= left > settings.threshold
         self._commit(window, chosen, tokens, confidence)
         self._index += 1
+
+    def _uniform(self, window: slice, number: int) -> Tensor:
+        device, texts = self.rows.ids.device, self.rows.texts
+        places = (torch.arange(window.start, window.stop) - texts[:, None]).to(device)
+        seed, step = (torch.tensor(value, device=device) for value in (self.settings.seed, number))
+        return uniform(seed, step, torch.arange(len(texts), device=device), places, "token")
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = token_logits(self.model, x)
