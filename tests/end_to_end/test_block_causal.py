@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 import qspec
+import qspec.hf
 from qspec import cli
 from qspec.compiler import find_inputs, read_recipe
 from qspec.data import TextData
@@ -120,6 +122,9 @@ def test_a_folder_of_the_hub_goes_through_the_commands(
     ids = torch.arange(40, 60)[None]
     found, wanted = (qspec.load(folder, device="cpu")[0](ids).logits for folder in (out, model))
     assert float((found - wanted).norm() / wanted.norm()) < {W4A16: 0.3, W8A8: 0.05, W4A4: 1.0}[scheme]
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, found)
     (again,) = json.loads(run("eval", out, "--model", model, "--json", "--quiet"))["metrics"]
     assert (again["baseline"], again["quantized"]) == (nelbo["baseline"], nelbo["quantized"])
     monkeypatch.setattr("sys.stdin", io.StringIO("Tom has 3\n"))
