@@ -35,9 +35,6 @@ def calibration_rows(
     for _, message, hint in contradictions(wanted):
         raise InputError(message, hint=f"{hint}, in the calibrate block")
     generator = torch.Generator().manual_seed(wanted.seed)
-    if isinstance(wanted.text, Rollouts) and shape.block is not None:
-        what = f"rollouts calibrate models of full attention; this one's is block-causal, in blocks of {shape.block}"
-        raise InputError(what, hint="write `text` and `mask`: blocks are then masked behind clean ones")
     rollouts = wanted.text if isinstance(wanted.text, Rollouts) else None
     around = _around(rollouts, tokenizer, shape.vocab) if rollouts else None
     tokens = rollouts.prompt if rollouts else wanted.length
@@ -45,18 +42,19 @@ def calibration_rows(
         tokens -= sum(part.numel() for part in around)
     samples = windows(texts, tokenizer, shape.vocab, wanted.samples, tokens, generator)
     model = load() if wanted.runs_model else None  # after all that the text alone decides
+    finished = samples.ids.repeat_interleave(wanted.draws, dim=0)  # what blocks are denoised behind
     if rollouts:
         assert model is not None
         prompts = _inside(around, samples.ids) if around else samples.ids
         recorded = record(model, prompts, rollouts, wanted.length, wanted.draws, wanted.seed)
         ids, masked, ratio = recorded.ids, recorded.ids == shape.mask_token, recorded.ratio
+        finished = finished if recorded.finished is None else recorded.finished
     else:
         assert wanted.mask is not None
         masked, ratio = draw_masks(wanted.mask, wanted.samples, wanted.draws, wanted.length, generator)
-        ids = samples.ids.repeat_interleave(wanted.draws, dim=0).masked_fill(masked, shape.mask_token)
-    if shape.block is not None:  # each block is denoised behind clean ones
-        clean = samples.ids.repeat_interleave(wanted.draws, dim=0)
-        ids, masked = torch.cat((ids, clean), dim=1), torch.cat((masked, torch.zeros_like(masked)), dim=1)
+        ids = finished.masked_fill(masked, shape.mask_token)
+    if shape.block is not None:
+        ids, masked = torch.cat((ids, finished), dim=1), torch.cat((masked, torch.zeros_like(masked)), dim=1)
     weights = _weights(wanted.weigh, ids, masked, model)
     return CalibrationTokens(ids, masked, weights, ratio, samples.distinct, samples.drawn, chat=around is not None)
 

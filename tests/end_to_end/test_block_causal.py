@@ -15,13 +15,19 @@ from transformers import AutoModelForCausalLM
 import qspec
 import qspec.hf
 from qspec import cli
+from qspec.calibrate.rollouts import record
 from qspec.compiler import find_inputs, read_recipe
 from qspec.data import TextData
 from qspec.errors import InputError
 from qspec.evaluate.forward import MaskedRow, batches, hidden_at_masks, log_probabilities
 from qspec.inspect.measure import MaskedText, inspect, nested_masks
-from qspec.models.decoder import Decoder
+from qspec.language.spec import Rollouts
+from qspec.models.decoder import AttentionContext, Decoder
+from qspec.models.family import Family
+from qspec.models.fast_dllm import FAST_DLLM
 from qspec.models.registry import FAMILIES
+from qspec.models.sampler import BlockSettings, sample
+from qspec.models.sdar import SDAR
 from qspec.models.shards import SINGLE
 from tests.end_to_end.conftest import Mini
 from tests.models.block_layout import TINY_FAST, TINY_SDAR, block_size, forward
@@ -151,13 +157,53 @@ def test_calibration_rows_are_a_noised_and_a_clean_text(mini: Mini, tmp_path: Pa
     assert 0.2 < float(masked[:, :30].float().mean()) < 0.8
 
 
-def test_rollouts_are_of_full_attention_alone(mini: Mini, tmp_path: Path) -> None:
-    model = checkpoint("sdar", tmp_path)
-    path = recipe(mini, model, W8A8, "rtn() on blocks[*].*")
+@pytest.mark.parametrize(("kind", "family"), [("sdar", SDAR), ("fast_dllm", FAST_DLLM)])
+def test_rollouts_are_passes_of_the_sampler_behind_finished_blocks(kind: str, family: Family) -> None:
+    """Blocks of 4, prompts of 6, 11 to write: each block of a row is one that the sampler computed, or has no mask."""
+    _, _, decoder = tiny(kind, 4)
+    passes: set[tuple[int, tuple[int, ...]]] = set()
+    through = decoder.through
+
+    def watched(ids: torch.Tensor, context: AttentionContext, kept: object = None) -> torch.Tensor:
+        assert isinstance(context.tokens, slice)
+        passes.update((context.tokens.start, tuple(row)) for row in ids.tolist())
+        return through(ids, context, kept)  # type: ignore[arg-type]
+
+    decoder.through = watched  # type: ignore[method-assign, assignment]
+    prompts = torch.randint(2, 40, (3, 6), generator=torch.Generator().manual_seed(1))
+    recorded = record(decoder, prompts, Rollouts(prompt=6, steps=11, buckets=4), 17, draws=4, seed=0)
+    assert recorded.finished is not None
+    for row, (ids, finished) in enumerate(zip(recorded.ids.tolist(), recorded.finished.tolist(), strict=True)):
+        text = sample(decoder, prompts[row // 4 : row // 4 + 1], None, BlockSettings(11, 11))[0].tolist()
+        assert finished == text
+        assert ids[:6] == text[:6]
+        assert all(token in (47, wanted) for token, wanted in zip(ids, text, strict=True))
+        for start in range(4, 16, 4):
+            own = tuple(ids[start : start + 4])
+            assert 47 not in own or (start, own) in passes
+        share = ids.count(47) / 11
+        assert float(recorded.ratio[row]) == pytest.approx(share)
+    counts = [[ids[start : start + 4].count(47) for start in (8, 12)] for ids in recorded.ids.tolist()]
+    if not decoder.shape.shift:  # buckets 0 to 3 of a block of four masks: 1 to 4 of them
+        assert counts == [[1, 1], [2, 2], [3, 3], [4, 4]] * 3
+    else:  # three masks behind the block's first token: shares 1/8, 3/8, 5/8, 7/8 are nearest to 1, 1, 2 and 3 of 3
+        assert counts == [[1, 1], [1, 1], [2, 2], [3, 3]] * 3
+    assert decoder.family is family
+
+
+def test_rollouts_calibrate_block_causal_models(mini: Mini, tmp_path: Path) -> None:
+    path = recipe(mini, checkpoint("sdar", tmp_path), W8A8, "rtn() on blocks[*].*")
     text = mini.recipe.with_name("text.txt")
-    rollouts = f'text rollouts(prompts = file("{text}"), prompt = 8, steps = 4, buckets = 2)'
-    path.write_text(path.read_text().replace(f'text    file("{text}")', rollouts, 1))
-    with pytest.raises(InputError, match="rollouts calibrate models of full attention"):
+    rollouts = f'text rollouts(prompts = file("{text}"), prompt = 8, steps = STEPS, buckets = 2, chat = off)'
+    whole = path.read_text().replace(f'text    file("{text}")', rollouts, 1)
+    path.write_text(whole.replace("STEPS", "11"))
+    tokens = find_inputs(read_recipe(path), device="cpu").tokens
+    noised, finished = tokens.ids.chunk(2, dim=1)
+    assert tokens.ids.shape == (6, 60)
+    assert torch.equal(noised, finished.masked_fill(tokens.masked[:, :30], 2))
+    assert not tokens.masked[:, :8].any()
+    path.write_text(whole.replace("STEPS", "3"))
+    with pytest.raises(InputError, match="length 22 is not a multiple of steps 3"):
         find_inputs(read_recipe(path), device="cpu")
 
 
