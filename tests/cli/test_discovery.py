@@ -52,14 +52,17 @@ def test_a_new_recipe_has_no_warnings_and_a_plan(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "scheme"), [("llada", "w4a4"), ("dream", "w4a4"), ("llada", "w8a8"), ("dream", "w4a16")]
-)
+@pytest.mark.parametrize(("family", "scheme"), [("llada", "w4a4"), ("dream", "w4a16")])
 def test_a_new_recipe_compiles_on_the_stand_in(
     family: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With less calibration than it asks for."""
     monkeypatch.chdir(tmp_path)
     assert main(["new", "mine", "--family", family, "--scheme", scheme]) == 0
+    text = Path("mine.qs").read_text()
+    for long, short in (("samples 128", "samples 4"), ("steps = 256", "steps = 4")):
+        text = text.replace(long, short)
+    Path("mine.qs").write_text(text)
     assert main(["compile", "mine.qs", "--device", "cpu", "--quiet", "--no-eval"]) == 0
     assert (tmp_path / "build" / "mine" / "qspec.json").is_file()
 
