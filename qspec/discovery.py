@@ -13,8 +13,9 @@ from qspec.errors import UsageError
 from qspec.formats import NUMBER_FORMATS, Granularity, TensorFormat
 from qspec.language.explanations import explanations
 from qspec.language.fields import settings
+from qspec.language.presets import PRESETS
 from qspec.language.reference import statements, takes
-from qspec.language.spec import BLOCK_CLASSES, TASKS, Pass, TaskRequest
+from qspec.language.spec import BLOCK_CLASSES, Pass, TaskRequest
 from qspec.models.family import DecoderShape, Family
 from qspec.models.known import known_models
 from qspec.models.registry import FAMILIES, family_of
@@ -58,11 +59,10 @@ def _models() -> Iterator[Entry]:
 
 
 def _tasks() -> Iterator[Entry]:
-    for name in TASKS:
-        task = TaskRequest(name)
-        yield Entry(
-            name, f"shots {task.shots}, length {task.length}, steps {task.steps}, block {task.block} by default"
-        )
+    for name, preset in PRESETS.items():
+        shots = f"{preset.title}, {preset.shots} shots"
+        sizes = f"answers of {preset.length} tokens in {preset.steps} steps, blocks of {preset.block}"
+        yield Entry(name, f"{shots}, {'choices rated by likelihood' if preset.rated else sizes}")
 
 
 def _recipes() -> Iterator[Entry]:
@@ -103,7 +103,7 @@ def explain(word: str) -> str:
     found = [text for text in (find(word) for find in _EXPLAINERS) if text]
     if found:
         return "\n\n".join(found)
-    names = [*explanations(), *statements(), *passes.available(), *NUMBER_FORMATS, *TASKS, *_settings()]
+    names = [*explanations(), *statements(), *passes.available(), *NUMBER_FORMATS, *PRESETS, *_settings()]
     guess = closest(word, names)
     hint = f"did you mean {guess}?" if guess else "qspec explain lists all codes, qspec list what else has a name"
     raise UsageError(f"there is nothing called {word!r} to explain", hint=hint)
@@ -160,10 +160,13 @@ def _format(word: str) -> str | None:
 
 
 def _task(word: str) -> str | None:
-    if word not in TASKS:
+    preset = PRESETS.get(word)
+    if preset is None:
         return None
-    lines = [f"  {one.key}: {one.doc}: {takes(one)}" for one in settings(TaskRequest).values()]
-    return "\n".join([f"{word}: a benchmark, in the block evaluate: task {word} {{ SETTINGS }}", "", *lines])
+    about = next(one.about for one in _tasks() if one.name == word)
+    lines = [f"{word}: {about}.", "", f"In lm-eval: {preset.task}, {preset.metric}."]
+    lines += [f"In a recipe, in the block evaluate: task {word} {{ SETTINGS }}", ""]
+    return "\n".join(lines + [f"  {one.key}: {one.doc}: {takes(one)}" for one in settings(TaskRequest).values()])
 
 
 def _settings() -> dict[str, list[str]]:

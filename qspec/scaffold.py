@@ -40,7 +40,7 @@ layers head, embedding keep
 
 evaluate {{
   nelbo on "wikitext2" samples 64
-  task  gsm8k {{ shots 4  length 256  steps 256  block 32 }}
+  task  gsm8k
 }}
 
 emit {{
