@@ -1,4 +1,8 @@
-"""SDAR's and Fast-dLLM v2's published configs and layouts, and their forward pass in float64, block by block."""
+"""SDAR's and Fast-dLLM v2's published configs and layouts, and their forward pass in float64, block by block.
+
+From JetLM/SDAR-1.7B-Chat (config.json, modeling_sdar.py) and Efficient-Large-Model/Fast_dLLM_v2_7B (modeling.py, on
+Qwen2.5-7B-Instruct's config.json).
+"""
 
 from __future__ import annotations
 
