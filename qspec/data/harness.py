@@ -121,7 +121,7 @@ def load(request: TaskRequest, find: Find) -> TaskData | NotMeasured:
     return TaskData(
         name=request.name,
         title=preset.title,
-        scorings=(Scoring(metric, rated, _Scores(tuple(chosen), tuple(tasks))),),
+        scorings=(Scoring(metric, rated, _Scores({one.id: one for one in chosen})),),
         items=tuple(_item(one) for one in chosen),
         length=request.length,
         steps=request.steps,
@@ -325,6 +325,10 @@ class _Asked:
     doc: Mapping[str, Any]
     requests: tuple[Any, ...]
 
+    @property
+    def id(self) -> str:
+        return f"{self.task.task_name}/{self.number}"
+
 
 def _shots(task: Any, request: TaskRequest) -> int:
     own = task.get_config("num_fewshot")
@@ -341,7 +345,6 @@ def _questions(task: Any, shots: int) -> Iterator[Callable[[], _Asked]]:
     is left out are drawn too."""
     task.set_config("num_fewshot", shots)
     task.set_fewshot_seed(FEWSHOT_SEED)
-    task._instances = []
     drawn = task.sampler.sample if shots and hasattr(task, "sampler") else None
     same = task.fewshot_cfg.split is not None and task.fewshot_cfg.split == task.config.test_split
     for number, doc in enumerate(task.eval_docs):
@@ -358,24 +361,21 @@ def _question(task: Any, number: int, doc: Mapping[str, Any], examples: Sequence
         finally:
             task.sampler = sampler
         made = task.construct_requests(doc=doc, ctx=text, metadata=(task.task_name, number, 1))
-        requests = tuple(made if isinstance(made, list) else [made])
-        task._instances.extend(requests)
-        return _Asked(task, number, doc, requests)
+        return _Asked(task, number, doc, tuple(made if isinstance(made, list) else [made]))
 
     return ask
 
 
 def _item(asked: _Asked) -> TaskItem:
     task, doc = asked.task, asked.doc
-    id = f"{task.task_name}/{asked.number}"
     if task.OUTPUT_TYPE == "generate_until":
-        return TaskItem(str(asked.requests[0].args[0]), str(task.doc_to_target(doc)), id=id)
+        return TaskItem(str(asked.requests[0].args[0]), str(task.doc_to_target(doc)), id=asked.id)
     choices = tuple(Choice(*request.args) for request in asked.requests)
     options = task.doc_to_choice(doc)
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     gold = gold[0] if isinstance(gold, list) else gold
     right = options.index(gold) if isinstance(gold, str) else int(gold)
-    return TaskItem(choices[right].context, choices[right].text, choices, right, id)
+    return TaskItem(choices[right].context, choices[right].text, choices, right, asked.id)
 
 
 def _stop(task: Any) -> tuple[str, ...]:
@@ -396,20 +396,22 @@ def _metrics(task: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class _Scores:
-    """lm-eval's filters and scoring, of the answers to what was asked."""
+    """lm-eval's filters and scoring, of the answers to what was asked. asked: by the ids of the items."""
 
-    asked: tuple[_Asked, ...]
-    tasks: tuple[Any, ...]
+    asked: Mapping[str, _Asked]
 
     def __call__(self, items: Sequence[TaskItem], answers: Sequence[Any]) -> list[Scores]:
-        for one, answer in zip(self.asked, answers, strict=True):
+        requests: dict[str, list[Any]] = {}  # by task
+        for item, answer in zip(items, answers, strict=True):
+            one = self.asked[item.id]
             values = [(value, False) for value in answer] if one.task.OUTPUT_TYPE == "multiple_choice" else [answer]
             for request, value in zip(one.requests, values, strict=True):
                 request.resps, request.filtered_resps = [value], {}
-        for task in self.tasks:
-            if task._instances:
-                task.apply_filters()
-        return [self._of(one) for one in self.asked]
+            requests.setdefault(one.task.task_name, []).extend(one.requests)
+        for one in {self.asked[item.id].task.task_name: self.asked[item.id] for item in items}.values():
+            one.task._instances = requests[one.task.task_name]
+            one.task.apply_filters()
+        return [self._of(self.asked[item.id]) for item in items]
 
     def _of(self, one: _Asked) -> Scores:
         scores: dict[str, float] = {}

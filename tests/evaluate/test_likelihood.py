@@ -206,3 +206,40 @@ def test_few_choices_at_a_time_are_rated_alike(monkeypatch: pytest.MonkeyPatch) 
     counted: list[int] = []
     assert likelihoods(model, Characters(), choices, 4, 0, lambda done, _: counted.append(done)) == whole
     assert counted == [1, 2, 3, 4]
+
+
+def test_the_official_estimators_masks_give_the_official_number() -> None:
+    """LLaDA's evaluation (github.com/ML-GSAI/LLaDA, eval_llada.py), in its own terms: a batch of b rows shares one k;
+    row i masks the x_i = ((round(k + i L'/b) - 1) mod L') + 1 targets that a permutation puts first; the loss is the
+    sum of cross-entropies over p = x / L', divided by b; log p is minus the mean of the batches' losses."""
+    generator = torch.Generator().manual_seed(3)
+    prefix, target, batch, draws = [4, 9, 1], [2, 2, 7, 5, 3], 8, 16
+    model = random_model()
+    sequence = torch.tensor([[*prefix, *target]] * batch)
+    losses, rows, weights = [], [], []
+    for _ in range(draws // batch):
+        k = int(torch.randint(1, len(target) + 1, (), generator=generator))
+        x = torch.round(torch.linspace(float(k), k + (batch - 1) * (len(target) / batch), steps=batch)).long()
+        x = (x - 1) % len(target) + 1
+        masked = torch.zeros_like(sequence, dtype=torch.bool)
+        for row in range(batch):
+            masked[row, len(prefix) + torch.randperm(len(target), generator=generator)[: x[row]]] = True
+        p_mask = (x / len(target))[:, None].expand_as(sequence)
+        logits = model.finish(model.hidden(sequence.masked_fill(masked, model.shape.mask_token)))
+        loss = torch.nn.functional.cross_entropy(logits[masked], sequence[masked], reduction="none") / p_mask[masked]
+        losses.append(float(loss.sum() / batch))
+        rows += [MaskedRow(sequence[row], masked[row]) for row in range(batch)]
+        weights += [len(target) / int(count) for count in x]
+    official = -sum(losses) / len(losses)
+    (found,) = log_likelihoods(model, [RatedChoice(tuple(rows), tuple(weights))])
+    assert found == pytest.approx(official, rel=1e-5)
+
+
+def random_model() -> Known:
+    """Logits that depend on every token of the row."""
+    table = torch.randn(12, 12, generator=torch.Generator().manual_seed(1))
+
+    def logits(ids: Tensor, _: Tensor) -> Tensor:
+        return table[ids] + table[ids].sum(1, keepdim=True)
+
+    return Known(logits, shape(vocab=12, mask=11))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qspec import runtime
 from qspec.data import DataSources, TaskData
+from qspec.evaluate.code import running_code
 from qspec.evaluate.likelihood import measure_choices
 from qspec.evaluate.measure import measure
 from qspec.evaluate.tasks import measure_task
@@ -191,6 +192,20 @@ def test_published_rows_equal_an_independent_computation(llada: tuple[Any, Any],
     check_choices(llada, real, "arc_easy", ITEMS)
     check_choices(llada, real, "piqa", ITEMS)
     check_texts(llada, real, ITEMS)
+
+
+@pytest.mark.slow
+def test_published_solutions_of_humaneval_are_right(real: Path) -> None:
+    """All 164 by lm-eval's scoring through the sandbox, and none of them without its last line."""
+    sources = DataSources(None, real, {"QSPEC_DATA": str(real)}, run_code=True)
+    task = sources.task(TaskRequest("humaneval"))
+    lines = (real / "openai/openai_humaneval/openai_humaneval/test.jsonl").read_text(encoding="utf-8").splitlines()
+    solutions = [json.loads(line)["canonical_solution"] for line in lines]
+    with running_code(allowed=True):
+        right = task.scorings[0].score(task.items, solutions)
+        wrong = task.scorings[0].score(task.items[:9], ["    return None\n"] * 9)
+    assert [one["pass@1"] for one in right] == [1.0] * 164
+    assert [one["pass@1"] for one in wrong] == [0.0] * 9
 
 
 # --- all ten ---
