@@ -15,6 +15,7 @@ from qspec.models.dream import DREAM
 from qspec.models.llada import LLADA
 from qspec.models.sampler import DreamSettings, SamplerSettings, Settings, generate, sample, settings_for
 from tests.models import dream_layout, layout
+from tests.models.counted import uniform
 from tests.models.dream_layout import TINY_DREAM
 from tests.models.layout import TINY, Array
 from tests.models.test_sampler import Letters, Scripted
@@ -119,23 +120,36 @@ def test_a_pass_over_all_tokens_is_the_uncached_one() -> None:
     assert torch.allclose(model.hidden(ids, real, whole), model.hidden(ids, real), rtol=0, atol=1e-12)
 
 
-def llada_by_hand(prompt: list[int], settings: SamplerSettings) -> list[int]:
-    """Greedy, one prompt alone: each step's logits by the passes of its block so far, all written out."""
+def llada_by_hand(prompt: list[int], row: int, settings: SamplerSettings) -> list[int]:
+    """One prompt alone, the `row`-th of a batch: each step's logits by the passes of its block so far, written out."""
     canvas = prompt + [MASK] * settings.length
     for start in range(len(prompt), len(canvas), settings.block):
         window = range(start, start + settings.block if settings.cache == "dual" else len(canvas))
         first = list(canvas)
         for step, count in enumerate(settings.commits()):
+            open_places = [i for i in range(start, start + settings.block) if canvas[i] == MASK]
+            if settings.threshold is not None and not open_places:
+                break
             passes = [(first, canvas)]
             if settings.cfg:
                 passes.append(tuple([MASK] * len(prompt) + ids[len(prompt) :] for ids in (first, canvas)))
             again = window if step else range(0)
             found = [windowed(GROUPED, LLADA_WEIGHTS, *map(np.array, pair), again) for pair in passes]
             logits = found[0] if not settings.cfg else found[1] + (settings.cfg + 1) * (found[0] - found[1])
-            open_places = [i for i in range(start, start + settings.block) if canvas[i] == MASK]
             p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-            for i in sorted(open_places, key=lambda i: -p[i].max())[:count]:
-                canvas[i] = int(logits[i].argmax())
+            number = (start - len(prompt)) // settings.block * len(settings.commits()) + step
+            tokens = {i: int(logits[i].argmax()) for i in open_places}
+            if settings.temperature:
+                for i in open_places:
+                    key = (settings.seed, 0, number, row, i - len(prompt))
+                    u = np.array([uniform(*key, token) for token in range(logits.shape[1])])
+                    tokens[i] = int((logits[i] - settings.temperature * np.log(-np.log(u))).argmax())
+            sure = {i: p[i, tokens[i]] for i in open_places}
+            taken = sorted(open_places, key=lambda i: -sure[i])[:count]
+            if settings.threshold is not None:
+                taken += [i for i in open_places if sure[i] >= settings.threshold]
+            for i in taken:
+                canvas[i] = tokens[i]
     return canvas
 
 
@@ -146,8 +160,11 @@ def llada_by_hand(prompt: list[int], settings: SamplerSettings) -> list[int]:
         SamplerSettings(12, 9, 4, cache="dual"),
         SamplerSettings(8, 4, 4, cfg=1.5, cache="prefix"),
         SamplerSettings(8, 4, 4, cfg=1.5, cache="dual"),
+        SamplerSettings(12, 12, 6, threshold=0.25, cache="dual"),
+        SamplerSettings(8, 4, 4, temperature=0.8, seed=5, cache="prefix"),
+        SamplerSettings(8, 4, 4, temperature=0.8, seed=5, cache="dual"),
     ],
-    ids=lambda s: f"{s.cache}, cfg {s.cfg}",
+    ids=lambda s: f"{s.cache}, cfg {s.cfg}, T {s.temperature}, threshold {s.threshold}",
 )
 def test_lladas_text_is_that_of_the_passes_written_out(settings: SamplerSettings) -> None:
     prompts = [[7, 30, 12, 5, 9, 22], [3], [44, 2, 2, 17]]
@@ -155,7 +172,7 @@ def test_lladas_text_is_that_of_the_passes_written_out(settings: SamplerSettings
     mask = torch.tensor([[0] * (6 - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     out = sample(llada(), ids, mask, settings)
     for row, prompt in enumerate(prompts):
-        assert out[row, 6:].tolist() == llada_by_hand(prompt, settings)[len(prompt) :]
+        assert out[row, 6:].tolist() == llada_by_hand(prompt, row, settings)[len(prompt) :]
 
 
 def dream_by_hand(prompt: list[int], settings: DreamSettings) -> list[int]:
@@ -166,18 +183,33 @@ def dream_by_hand(prompt: list[int], settings: DreamSettings) -> list[int]:
             range(len(prompt) - 1, len(canvas)) if step else range(0)
         )  # the prompt's last token predicts the text's first
         logits = windowed(dream_layout.as_llada(TINY_DREAM), OURS, np.array(first), np.array(canvas), window)
-        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        entropy = (p * np.log(p)).sum(1)
+        scaled = logits / settings.temperature if settings.temperature else logits
+        p = np.exp(scaled) / np.exp(scaled).sum(1, keepdims=True)
         masked = [i for i in range(len(prompt), len(canvas)) if canvas[i] == MASK]
-        for i in sorted(masked, key=lambda i: -entropy[i - 1])[: int(len(masked) * share)]:
-            canvas[i] = int(logits[i - 1].argmax())
+        tokens = {i: int(p[i - 1].argmax()) for i in masked}
+        if settings.temperature:
+            for i in masked:
+                u = uniform(settings.seed, 0, step, 0, i - len(prompt))
+                tokens[i] = int(np.nonzero(p[i - 1].cumsum() > u)[0][0])
+        sure = {i: p[i - 1, tokens[i]] for i in masked}
+        if settings.alg == "entropy":
+            sure = {i: (p[i - 1] * np.log(p[i - 1])).sum() for i in masked}
+        for i in sorted(masked, key=lambda i: -sure[i])[: int(len(masked) * share)]:
+            canvas[i] = tokens[i]
     return canvas
 
 
-def test_dreams_text_is_that_of_the_passes_written_out() -> None:
-    model, settings = dream(), DreamSettings(12, 6, cache="prefix")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DreamSettings(12, 6, cache="prefix"),
+        DreamSettings(9, 3, cache="prefix", alg="maskgit_plus", temperature=0.7, seed=4),
+    ],
+    ids=lambda s: s.alg,
+)
+def test_dreams_text_is_that_of_the_passes_written_out(settings: DreamSettings) -> None:
     prompt = [7, 30, 12, 5]
-    out = sample(model, torch.tensor([[0, 0, *prompt]]), torch.tensor([[0, 0, 1, 1, 1, 1]]), settings)
+    out = sample(dream(), torch.tensor([[0, 0, *prompt]]), torch.tensor([[0, 0, 1, 1, 1, 1]]), settings)
     assert out[0, 2:].tolist() == dream_by_hand(prompt, settings)
 
 
