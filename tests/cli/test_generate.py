@@ -20,7 +20,9 @@ from qspec.models.config import read_config
 from qspec.models.decoder import Decoder
 from qspec.models.engine import Captured, Graphs, Step
 from qspec.models.sampler import DreamSettings, SamplerSettings, SampleStep, Settings, sample, until
+from qspec.models.tokens import know_tokens
 from qspec.plan.generating import TextSizes, generating_memory
+from qspec.runtime import load_tokenizer
 from tests.models import dream_layout
 from tests.models.layout import TINY, random_weights, write_checkpoint
 
@@ -56,7 +58,8 @@ def write_model(path: Path, config: dict[str, Any], weights: dict[str, Any]) -> 
 
 def expected(folder: Path, prompt: str, settings: Settings) -> str:
     ids = torch.tensor([[LETTERS.index(c) for c in prompt]])
-    row = sample(load_decoder(folder), ids, None, settings)[0, len(prompt) :].tolist()
+    model = know_tokens(load_decoder(folder), load_tokenizer(folder))  # an id without text is no token
+    row = sample(model, ids, None, settings)[0, len(prompt) :].tolist()
     return "".join(LETTERS[t] for t in until(row, 1))
 
 
