@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lsprotocol import types as lsp
+from pygls.capabilities import ServerCapabilitiesBuilder
 from pygls.exceptions import JsonRpcException, JsonRpcInvalidParams
 from pygls.lsp.server import LanguageServer
 from pygls.protocol import LanguageServerProtocol, default_converter, lsp_method
@@ -20,7 +21,7 @@ from qspec.language.completion import Kind
 from qspec.lsp.hover import hover
 from qspec.lsp.recipes import Outline, Recipes
 from qspec.lsp.rename import renamed
-from qspec.lsp.text import UNITS, Place
+from qspec.lsp.text import Place
 from qspec.version import __version__
 
 DELAY = 0.15  # seconds without a keystroke before a recipe is checked
@@ -85,9 +86,8 @@ class Server(LanguageServer):
 
     def begin(self, params: lsp.InitializeParams) -> None:
         """The units of columns, the workspace, and the model."""
-        general = params.capabilities.general
-        offered = [str(getattr(one, "value", one)) for one in (general and general.position_encodings) or ()]
-        self.recipes.encoding = next((one for one in offered if one in UNITS), "utf-16")
+        chosen = ServerCapabilitiesBuilder.choose_position_encoding(params.capabilities)  # what pygls answers
+        self.recipes.encoding = str(getattr(chosen, "value", chosen))
         uris = [folder.uri for folder in params.workspace_folders or ()] or [params.root_uri or ""]
         self.recipes.folders = [Path(path) for uri in uris if uri and (path := to_fs_path(uri))]
         self.configure(params.initialization_options)

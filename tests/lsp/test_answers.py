@@ -277,6 +277,29 @@ def test_pieces_of_text_make_the_whole(encoding: str, end: str) -> None:
     assert document.offset(Place(10**6, 0)) == len(document.source.text)
 
 
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (None, "utf-16"),
+        ([], "utf-16"),
+        (["utf-8", "utf-16"], "utf-8"),
+        (["utf-32"], "utf-32"),
+        (["x", "utf-32"], "utf-32"),
+    ],
+)
+def test_the_units_are_those_that_both_know(offered: list[str] | None, chosen: str) -> None:
+    server = make_server()
+    general = lsp.GeneralClientCapabilities(position_encodings=offered)
+    params = lsp.InitializeParams(lsp.ClientCapabilities(general=general))
+    steps = server.protocol.lsp_initialize(params)
+    handler, arguments, _ = next(steps)
+    handler(*arguments)
+    with pytest.raises(StopIteration) as answer:
+        next(steps)
+    assert answer.value.value.capabilities.position_encoding == chosen
+    assert server.recipes.encoding == chosen
+
+
 def _somewhere(lines: list[str], random_: random.Random) -> tuple[int, int]:
     line = random_.randrange(len(lines))
     return line, random_.randrange(len(lines[line]) + 1)
