@@ -128,7 +128,8 @@ class Flips:
     its steps and the quantized model does not commit at that same step (None where nothing was committed).
     token_flips: share of positions whose final token differs. Both count positions up to the first end of
     text of the unquantized model. same_texts: how many of the texts are the same there. first_divergence: the median
-    over the texts of the share of the steps after which the canvases part; 1 where they never do.
+    over the texts of the share of the steps after which the canvases part; 1 where they never do. tokens_per_step: that
+    a step commits, of both; above 1 the sampler approximates one that commits a token a step.
     """
 
     task: str
@@ -139,6 +140,7 @@ class Flips:
     texts: int
     same_texts: int
     first_divergence: float
+    tokens_per_step: float
 
 
 @dataclass(frozen=True)

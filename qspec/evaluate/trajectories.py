@@ -45,6 +45,7 @@ def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, 
         texts=len(counted),
         same_texts=int((~(counted & other).any(1)).sum()),
         first_divergence=float(first.quantile(0.5)),
+        tokens_per_step=baseline.tokens.shape[1] / steps,
     )
 
 

@@ -46,6 +46,7 @@ def test_a_token_that_differs_at_the_same_step_parts_the_texts_there() -> None:
     assert (found.mean, found.token_flips, found.same_texts, found.first_divergence) == (0.0, 0.5, 0, 0.5)
     same = compare("t", before, before, 2, EOS)
     assert (same.same_texts, same.first_divergence) == (1, 1.0)
+    assert (same.tokens_per_step, compare("t", before, before, 1, EOS).tokens_per_step) == (1.0, 2.0)
 
 
 def test_a_step_at_which_nothing_counts_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:

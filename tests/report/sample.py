@@ -179,9 +179,9 @@ def sample_report(blocks: int = 6) -> ReportData:
             for i, kl in enumerate((0.021, 0.034, 0.052, 0.071, 0.118))
         ),
         flips=(
-            Flips("mmlu", tuple(0.3 * i / 7 for i in range(8)), 0.15, 0.02, 192, 48, 46, 1.0),
-            Flips("gsm8k", tuple(min(1.0, 0.03 * i) for i in range(32)), 0.41, 0.083, 1460, 48, 30, 0.25),
-            Flips("humaneval", (0.0, 0.1, None, 0.2), 0.1, 0.01, 300, 48, 47, 1.0),
+            Flips("mmlu", tuple(0.3 * i / 7 for i in range(8)), 0.15, 0.02, 192, 48, 46, 1.0, 1.0),
+            Flips("gsm8k", tuple(min(1.0, 0.03 * i) for i in range(32)), 0.41, 0.083, 1460, 48, 30, 0.25, 2.0),
+            Flips("humaneval", (0.0, 0.1, None, 0.2), 0.1, 0.01, 300, 48, 47, 1.0, 1.0),
         ),
         samples=(
             Sample(

@@ -42,7 +42,7 @@ def text(change: float, n: int = 64, noise: float = 0.0, source: str = "") -> Me
 
 
 def drifted(moved: float = 0.94, same: int = 12) -> Flips:
-    return Flips("gsm8k", (moved,), moved, 0.41, 1460, 48, same, 0.1)
+    return Flips("gsm8k", (moved,), moved, 0.41, 1460, 48, same, 0.1, 1.0)
 
 
 CASES = {
@@ -65,7 +65,7 @@ CASES = {
     ),
     "limited": measured(share("gsm8k", 12, 2, 16), limit=16),
     "two copies": measured(
-        text(0.0), share("gsm8k", 920, 920, 1319), flips=(Flips("gsm8k", (0.0,), 0.0, 0.0, 1460, 48, 48, 1.0),)
+        text(0.0), share("gsm8k", 920, 920, 1319), flips=(Flips("gsm8k", (0.0,), 0.0, 0.0, 1460, 48, 48, 1.0, 1.0),)
     ),
     "gate failed": measured(
         text(0.0, 64, 0.01),
