@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qspec.data import DataSources, NotMeasured, TaskData
+from qspec.data import DataPin, DataSources, NotMeasured, TaskData, harness
 from qspec.data.harness import CODE, FEWSHOT_SEED, leaves
 from qspec.errors import InputError
 from qspec.evaluate.code import running_code
@@ -210,6 +211,23 @@ def test_one_error_names_the_data_of_all_tasks(tmp_path: Path) -> None:
     assert lines[2].startswith("  task mmlu: cais/mmlu at c30699e8356d (")
     assert lines[2].endswith(" and 53 more)")
     assert lines[3:] == ['  task "boolq": aps/super_glue at main (*)']
+
+
+def test_check_tells_which_files_tasks_are_read_from_and_writes_no_prompts(
+    copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(copies / "text.jsonl", texts("a"))
+    sources = DataSources(None, copies, {"QSPEC_DATA": str(copies)})
+    monkeypatch.setattr(harness, "_built", None)
+    wanted = Evaluation(tasks=(TaskRequest("piqa"), TaskRequest("wikitext"), TaskRequest("humaneval")))
+    text, piqa, other, human = sources.check(Calibration(text=FileText("text.jsonl", "text")), wanted)
+    lines = sorted(
+        f"{hashlib.sha256((copies / 'baber/piqa' / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("piqa_train.parquet", "piqa_validation.parquet")
+    )
+    lines.sort(key=lambda line: line.split("  ")[1])
+    assert piqa == DataPin("tasks", "piqa", "local copy", hashlib.sha256("".join(lines).encode()).hexdigest())
+    assert (text.use, other.sha256, human.revision) == ("calibration", "not measured", "local copy")
 
 
 def test_what_cannot_be_built_is_one_error(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", type=Path, metavar="DIR", help="write the report there and leave the artifact's as it is"
     )
     add_run_code(parser)
+    parser.add_argument("--download", action="store_true", help="fetch missing data from the hub")
     parser.add_argument("--json", action="store_true", help="print what report.json holds")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         progress.note("limited: the results are printed, and the full report there stays as it is (--report DIR)")
     elif elsewhere is None and folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         progress.note(f"{folder} cannot be written: the results are printed, and the report there stays as it is")
-    how = Measuring(args.limit, args.run_code)
+    how = Measuring(args.limit, args.run_code, args.download)
     data = measure_report(folder, args.model, args.device, Path(args.files), progress, how=how)
     say(json.dumps(report_json(data)) if args.json else summary(data))
     flush()  # before what may fail

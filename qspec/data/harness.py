@@ -97,7 +97,7 @@ def load(request: TaskRequest, find: Find) -> TaskData | NotMeasured:
     """
     preset = PRESETS.get(request.name) or Preset(title=request.name, task=request.name, metric="")
     parts = leaves(preset.task)
-    if reason := _unfit(parts):
+    if reason := unfit(parts):
         return NotMeasured(request.name, reason)
     found: list[Found] = []
 
@@ -215,7 +215,7 @@ def hub_data(id: str, name: str | None) -> HubData:
     return HubData(id, (pattern,))
 
 
-def _unfit(parts: Sequence[Leaf]) -> str | None:
+def unfit(parts: Sequence[Leaf]) -> str | None:
     """Why tasks cannot be measured, None where they can."""
     kinds = {leaf.kind for leaf in parts}
     if len(kinds) > 1 or kinds - {"multiple_choice", "generate_until"}:

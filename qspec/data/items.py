@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qspec.data.hub import Found
 from qspec.files import sha256
 
 T = TypeVar("T")
@@ -127,7 +128,7 @@ class DataPin:
     sha256: str
 
     @classmethod
-    def of(cls, use: str, name: str, data: TextData | TaskData | NotMeasured) -> DataPin:
+    def of(cls, use: str, name: str, data: TextData | TaskData | NotMeasured | Found) -> DataPin:
         """Hashes the files that it was read from."""
         if isinstance(data, NotMeasured):
             return cls(use, name, "", NOT_MEASURED)

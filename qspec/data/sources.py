@@ -111,7 +111,7 @@ class DataSources:
         return tuple(need for need in needs if need) + tuple(need for task in tasks for need in self._task_needs(task))
 
     def check(self, calibrate: Calibration, evaluate: Evaluation) -> list[DataPin]:
-        """Reads everything that the recipe names, so that a missing file is known before hours of work.
+        """Finds everything that the recipe names, so that a missing file is known before hours of work. Texts are read.
 
         Returns exactly which data that is, for the lock and the report. Errors: InputError naming all that is missing.
         """
@@ -121,7 +121,7 @@ class DataSources:
         source = calibrate.source
         pins = [DataPin.of("calibration", source.name, self.calibration(source))]
         pins += [DataPin.of("nelbo", one.text.name, self.heldout(one.text)) for one in evaluate.nelbo]
-        return pins + [DataPin.of("tasks", task.name, self._loaded(task)) for task in evaluate.tasks]
+        return pins + [DataPin.of("tasks", task.name, self._files(task)) for task in evaluate.tasks]
 
     def calibration(self, source: TextSource) -> TextData:
         """The text that statistics are taken from."""
@@ -156,10 +156,19 @@ class DataSources:
             return _standin_task(self.standin, request)
         return harness.load(request, lambda data: self._found(f"task {request.spelled}", data))
 
+    def _files(self, request: TaskRequest) -> TaskData | NotMeasured | Found:
+        """What says which files a task is read from; its prompts, of which there may be thousands, are not written."""
+        found = [] if self.standin else [need.found for need in self._task_needs(request) if need.found]
+        if not found:
+            return self._loaded(request)
+        files = tuple(path for one in found for path in one.files)
+        return Found(found[0].folder, ", ".join(dict.fromkeys(one.revision for one in found)), files)
+
     def _task_needs(self, request: TaskRequest) -> Iterator[Need]:
         """The data sets of a task, each with all that its parts read of it."""
         files: dict[str, dict[str, None]] = {}
-        for leaf in harness.leaves(harness_name(request.name)):
+        parts = harness.leaves(harness_name(request.name))
+        for leaf in () if harness.unfit(parts) else parts:
             if leaf.data:
                 files.setdefault(leaf.data.id, {}).update(dict.fromkeys(leaf.data.files))
         for id, patterns in files.items():

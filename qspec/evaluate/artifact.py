@@ -27,10 +27,11 @@ from qspec.progress import Progress, Quiet
 @dataclass(frozen=True)
 class Measuring:
     """How an evaluation goes. limit: at most so many items of every task and samples of every text. run_code: tasks
-    are measured whose score runs programs that the models wrote."""
+    are measured whose score runs programs that the models wrote. download: fetch data that are not here."""
 
     limit: int | None = None
     run_code: bool = False
+    download: bool = False
 
 
 EVERYTHING = Measuring()
@@ -67,7 +68,8 @@ def evaluate_artifact(
     manifest = Manifest.read(folder)
     spec = load_source(Source(str(folder / "recipe.qs"), manifest.recipe), passes.available()).spec
     original = find_baseline(manifest.model, model)
-    sources = DataSources(original, files or Path(), chat=runtime.ChatTemplate(original), run_code=how.run_code)
+    place, chat = files or Path(), runtime.ChatTemplate(original)
+    sources = DataSources(original, place, chat=chat, download=how.download, run_code=how.run_code)
     wanted = spec.evaluate if how.limit is None else spec.evaluate.limited(how.limit)
     data = sources.check(spec.calibrate, wanted)
     with progress.phase("load"):
