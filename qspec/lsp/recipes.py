@@ -148,8 +148,12 @@ class Recipes:
         return self._once("plan", next(iter(self.users(path)), path), self._plan)
 
     def _plan(self, path: str) -> Planned | None:
-        with suppress(QspecError):  # the diagnostics say why, or the model is not here: hovers do without
-            self._plans[path] = plan_of(self.understood(path).loaded(), self.model)
+        with suppress(RecipeError):  # the diagnostics say why
+            loaded = self.understood(path).loaded()
+            for model in dict.fromkeys((self.model, None)):  # the chosen model may be of another family
+                with suppress(QspecError):
+                    self._plans[path] = plan_of(loaded, model)
+                    break
         return self._plans.get(path)
 
     def complete(self, path: str, offset: int) -> tuple[Span, list[Completion]]:

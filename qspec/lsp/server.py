@@ -88,9 +88,14 @@ class Server(LanguageServer):
         """The units of columns, the workspace, and the model."""
         chosen = ServerCapabilitiesBuilder.choose_position_encoding(params.capabilities)  # what pygls answers
         self.recipes.encoding = str(getattr(chosen, "value", chosen))
-        uris = [folder.uri for folder in params.workspace_folders or ()] or [params.root_uri or ""]
-        self.recipes.folders = [Path(path) for uri in uris if uri and (path := to_fs_path(uri))]
+        self.place()
         self.configure(params.initialization_options)
+
+    def place(self) -> None:
+        """Takes the workspace's folders."""
+        uris = list(self.workspace.folders) or [self.workspace.root_uri or ""]
+        self.recipes.folders = [Path(path) for uri in uris if uri and (path := to_fs_path(uri))]
+        self.recipes.forget()
 
     def configure(self, options: Any) -> None:
         """Takes `model` from what the editor is set to."""
@@ -250,6 +255,11 @@ def _begin(server: Server) -> None:
     @feature(lsp.WORKSPACE_DID_CHANGE_CONFIGURATION)
     def configure(params: lsp.DidChangeConfigurationParams) -> None:
         server.configure(params.settings.get("qspec") if isinstance(params.settings, dict) else None)
+
+    @feature(lsp.WORKSPACE_DID_CHANGE_WORKSPACE_FOLDERS)
+    def place(_: lsp.DidChangeWorkspaceFoldersParams) -> None:
+        server.place()
+        server.check_soon(0)
 
     @feature(lsp.WORKSPACE_DID_CHANGE_WATCHED_FILES)
     @feature(lsp.TEXT_DOCUMENT_DID_SAVE)

@@ -367,6 +367,15 @@ def test_a_base_is_checked_through_those_that_extend_it(family: tuple[Recipes, P
     assert {d.code for d in recipes.problems(str(alone))} >= {"QS012"}
 
 
+def test_a_model_of_another_family_gives_way_to_the_recipes_own(family: tuple[Recipes, Path]) -> None:
+    recipes, folder = family
+    path = folder / "a.qs"
+    recipes.model = "tiny-dream"
+    found = hover(recipes, str(path), path.read_text().index("blocks[*]"))
+    assert found is not None
+    assert found[0].startswith("42 modules of llada with 6 blocks")
+
+
 def test_bases_are_completed(family: tuple[Recipes, Path]) -> None:
     recipes, folder = family
     (folder / "sub" / "deep.qs").write_text(BASE)
