@@ -270,7 +270,7 @@ def test_every_named_module_is_quantized_on_dream(
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        ("blocks/w4a16", "sdar"),
+        pytest.param("blocks/w4a16", "sdar", marks=pytest.mark.slow),
         ("blocks/w8a8", "fast_dllm"),
         ("blocks/w4a4", "sdar"),
         pytest.param("blocks/w4a16", "fast_dllm", marks=pytest.mark.slow),
