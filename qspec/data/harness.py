@@ -236,7 +236,7 @@ def _built(library: Any, name: str, names: Sequence[str], find: Find) -> list[An
     except ImportError as error:
         raise InputError(
             f'task "{name}" needs packages that are not installed: {_first_line(error)}',
-            hint="install what lm-eval names; for MATH: pip install 'lm-eval[math]'",
+            hint="install what lm-eval names; for the benchmarks of recipes: pip install 'qspec[eval]'",
         ) from error
     except Exception as error:  # whatever a task's own code raises at rows that it does not understand
         raise InputError(
