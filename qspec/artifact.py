@@ -28,7 +28,9 @@ REPORT_SEAL = "report/SHA256SUMS"
 Snapshot: TypeAlias = frozenset[tuple[str, int, int, int]]
 REPORT_LOCK = ".report.lock"
 REPORT_PARTIAL = ".report.partial"
-WORK = (".lock", ".names", ".progress.json", ".replaced", REPORT_LOCK, REPORT_PARTIAL)  # what a kill may leave behind
+MEASURED = ".measured"  # batches of an evaluation that is not over
+# What a kill may leave behind:
+WORK = (".lock", ".names", ".progress.json", ".replaced", REPORT_LOCK, REPORT_PARTIAL, MEASURED)
 
 
 _ROLE = re.compile(r"[a-z_]+|blocks\[(0|[1-9][0-9]{0,3})\](\.[a-z_]+(\[(0|[1-9][0-9]{0,3})\])?)+")

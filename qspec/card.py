@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+from qspec.files import read_input
 from qspec.language.spec import Spec
 from qspec.origin import NEVER_RUN, STANDIN_OUTLIERS, Origin
 from qspec.plan import Plan, bits_text
 
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_HEAD = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
+_LICENSE = re.compile(r"^license: *([\w.-]{1,64}) *$", re.MULTILINE)
+_CARD_BYTES = 1 << 20
+
 _CARD = """\
 ---
 library_name: qspec
-tags:
+{front}tags:
 - quantized
 - diffusion-language-model
 ---
@@ -25,8 +34,8 @@ A quantized diffusion language model, compiled with qspec {version} from the rec
 | bits per weight | {bits}; scales, zero points and kept layers counted |
 | size | {after:.1f} MiB, {before:.1f} MiB before |
 
-`report/`, where there is one, compares it with the unquantized model. The original model's licence
-covers these weights too.
+`report/`, where there is one, compares it with the unquantized model; `report/card.md` is this card with its results.
+The original model's licence covers these weights too.
 
 ## Loading
 
@@ -55,6 +64,7 @@ def model_card(spec: Spec, plan: Plan, origin: Origin, version: str) -> str:
         name=_code(spec.name),
         version=version,
         standin=_standin(spec, origin),
+        front=_front(origin),
         model=_code(origin.id),
         revision=_code(origin.revision),
         family=_code(plan.family),
@@ -62,6 +72,25 @@ def model_card(spec: Spec, plan: Plan, origin: Origin, version: str) -> str:
         after=plan.bytes_after / 2**20,
         before=plan.bytes_before / 2**20,
     )
+
+
+def _front(origin: Origin) -> str:
+    """What a hub reads at the head of a card: the licence as the original's card has it, and what was quantized."""
+    facts = {"license": _license(origin.folder / "README.md")}
+    if _HUB_ID.fullmatch(origin.id):
+        facts |= {"base_model": origin.id, "base_model_relation": "quantized"}
+    return "".join(f"{key}: {value}\n" for key, value in facts.items() if value)
+
+
+def _license(card: Path) -> str:
+    """The value of `license` between the first two lines of dashes; "" where there is none."""
+    try:
+        text = read_input(card, _CARD_BYTES).decode()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    head = _HEAD.match(text)
+    found = _LICENSE.search(head[1]) if head else None
+    return found[1] if found else ""
 
 
 def _standin(spec: Spec, origin: Origin) -> str:

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import torch
 
 from qspec import passes
-from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord
+from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, verify
 from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.tokens import CalibrationTokens, repetition
 from qspec.card import model_card
 from qspec.catalog import PACKING
 from qspec.data import DataPin, DataSources
-from qspec.errors import MachineError
+from qspec.errors import InputError, MachineError
 from qspec.evaluate import Measuring
 from qspec.evaluate.requests import check_requests
 from qspec.kernels import generate
@@ -40,7 +40,7 @@ from qspec.plan import Plan, make_plan
 from qspec.precision import exact_products
 from qspec.progress import Progress, Quiet
 from qspec.quantize import quantize_blocks
-from qspec.report import ReportData
+from qspec.report import ReportData, has_full_report
 from qspec.report.make import make_report
 from qspec.runtime import ChatTemplate, default_dtype, find_device, load_tokenizer
 from qspec.version import __version__
@@ -64,6 +64,7 @@ class CompileOptions:
     """locked: refuse other inputs than NAME.lock says; "strict", another machine too. evaluate: measure the result, on
     data that must be there. download: fetch a checkpoint and data that are not here. standin: where the checkpoint is
     not here, take the bundled one of its family; never if locked. run_code: score what runs programs of the model.
+    limit: measure at most so many items of a task and samples of a text.
     """
 
     locked: bool | Literal["strict"] = False
@@ -71,6 +72,7 @@ class CompileOptions:
     run_code: bool = False
     download: bool = False
     standin: bool = True
+    limit: int | None = None
 
 
 def compile(  # the public name: qspec.compile
@@ -87,7 +89,8 @@ def compile(  # the public name: qspec.compile
 
     model: checkpoint folder or hub id instead of the recipe's. out: default build/<recipe>/. settings: values of the
     recipe's parameters. Raises RecipeError for a recipe with errors; InputError, MachineError or NumericsError where
-    an input or the machine failed. Killed or failed, the same call goes on after the last finished block.
+    an input or the machine failed. Killed or failed, the same call goes on after the last finished block; the artifact
+    is put in place before it is measured, and measured by the same call where that was interrupted.
     """
     progress = progress or Quiet()
     lock = Lock.read(lock_path(Path(recipe))) if options.locked else None
@@ -99,6 +102,32 @@ def compile(  # the public name: qspec.compile
         wanted = lock if options.evaluate else lock.compiled
         for told in wanted.require(inputs.lock, lock_path(inputs.recipe), strict=options.locked == "strict"):
             progress.note(told)
+    manifest = _unmeasured(place, inputs) if options.evaluate else None
+    if manifest is None:
+        manifest = _quantize(place, inputs, progress)
+    else:
+        progress.note(f"{place} was compiled from these inputs and not measured yet: nothing is quantized again")
+    report = None
+    if options.evaluate:
+        report = _measure(place, inputs, options, progress)
+    return Artifact(place, manifest, inputs.plan, report)
+
+
+def _unmeasured(place: Path, inputs: Inputs) -> Manifest | None:
+    """The manifest of the artifact there, if it is of these inputs and lacks a full report; else it is made anew."""
+    lock = place / "recipe.lock"
+    if has_full_report(place) or not lock.is_file() or lock.read_text(encoding="utf-8") != inputs.lock.compiled.text():
+        return None
+    try:
+        manifest = verify(place)
+    except InputError:
+        return None
+    same = (manifest.qspec, manifest.recipe, manifest.calibration.tokens_sha256)
+    return manifest if same == (__version__, inputs.spec.text, inputs.tokens.sha256) else None
+
+
+def _quantize(place: Path, inputs: Inputs, progress: Progress) -> Manifest:
+    """Makes the artifact, block by block, and puts it in place."""
     workspace = Workspace(place, inputs.facts)
     if workspace.thrown_away is not None:
         progress.note(_starts_over(workspace.thrown_away, inputs.facts))
@@ -107,12 +136,25 @@ def compile(  # the public name: qspec.compile
             records = quantize_blocks(inputs.plan, inputs.checkpoint, inputs.tokens, workspace, inputs.device, progress)
         _write_beside(workspace, inputs)
         manifest = _write_manifest(workspace, inputs, records)
-        report = None
-        if options.evaluate:
-            baseline = str(inputs.origin.folder)
-            measured = (workspace.folder, baseline, inputs.device.type, inputs.recipe.parent, progress)
-            report = make_report(*measured, how=Measuring(run_code=options.run_code))
-        return Artifact(workspace.publish(), manifest, inputs.plan, report)
+        workspace.publish()
+        return manifest
+
+
+def _measure(place: Path, inputs: Inputs, options: CompileOptions, progress: Quiet) -> ReportData:
+    """Measures the artifact; whatever ends that, the user hears that it is there and how to go on."""
+    go_on = f"the artifact is in {place}; the same command goes on with its measurements"
+    how = Measuring(options.limit, options.run_code, keep=True)
+    try:
+        return make_report(
+            place, str(inputs.origin.folder), inputs.device.type, inputs.recipe.parent, progress, how=how
+        )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MachineError("out of memory while measuring", where=str(place), hint=f"free memory; {go_on}") from error
+    except MachineError as error:
+        raise MachineError(error.what, where=error.where, hint=f"{error.hint or 'run it again'}; {go_on}") from error
+    except KeyboardInterrupt:
+        progress.note(go_on)
+        raise
 
 
 def _starts_over(before: Mapping[str, object], now: Mapping[str, object]) -> str:

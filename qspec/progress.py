@@ -10,6 +10,16 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 
+def time_left(seconds: float, done: int, total: int) -> str:
+    """What is left of a part of which `done` items took these seconds: "3 min left"; "" before the first."""
+    if not done:
+        return ""
+    left = seconds / done * (total - done)
+    if left < 90:
+        return f"{left:.0f} s left"
+    return f"{left / 60:.0f} min left" if left < 90 * 60 else f"{left / 3600:.1f} h left"
+
+
 class Progress(Protocol):
     """Where the compiler and the evaluation report to."""
 
@@ -29,6 +39,10 @@ class Progress(Protocol):
         """What is being done right now."""
         ...
 
+    def part(self, title: str, done: int, total: int) -> None:
+        """How far a part of a phase is, in items."""
+        ...
+
 
 class Quiet:
     """Reports nothing; keeps the timings."""
@@ -40,6 +54,9 @@ class Quiet:
         """Nothing is shown."""
 
     def step(self, text: str) -> None:
+        """Nothing is shown."""
+
+    def part(self, title: str, done: int, total: int) -> None:
         """Nothing is shown."""
 
     @contextmanager

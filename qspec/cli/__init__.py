@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, str] = {
     "chat": "talk with a compiled instruct model",
     "eval": "measure a compiled model again",
     "report": "render a compiled model's report again",
+    "sweep": "compare both models' texts over steps, blocks, remasking and thresholds",
     "kernels": "list, print and compile the generated kernels",
     "bench": "time the GEMMs on a GPU, against cuBLAS, its limits and other packages",
     "tune": "measure the fastest tile sizes of the GEMMs on this GPU",

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from qspec.cli.options import add_run_code
+from qspec.cli.options import add_limit, add_run_code
 from qspec.cli.output import flush, say
 
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--files", metavar="DIR", default=".", help="where the recipe's own file paths start (default: here)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N items of a task and samples of a text")
+    add_limit(parser)
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write the report there and leave the artifact's as it is"
     )
@@ -30,24 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from qspec.cli.terminal import Terminal
-    from qspec.errors import GATE_FAILED, UsageError
+    from qspec.errors import GATE_FAILED
     from qspec.evaluate import Measuring
     from qspec.progress import Quiet
     from qspec.report import has_full_report, replace_report, report_json, write_report
-    from qspec.report.make import measure_report
+    from qspec.report.make import forget_batches, measure_report
     from qspec.report.text import summary
 
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit is {args.limit}; it must be at least 1")
     folder = Path(args.artifact)
     progress = Quiet() if args.quiet else Terminal()
     elsewhere, kept = args.report, False
     if args.limit is not None and elsewhere is None and has_full_report(folder):
         kept = True
         progress.note("limited: the results are printed, and the full report there stays as it is (--report DIR)")
-    elif elsewhere is None and folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+    writable = not folder.is_dir() or os.access(folder, os.W_OK | os.X_OK)
+    if not writable and elsewhere is None:
         progress.note(f"{folder} cannot be written: the results are printed, and the report there stays as it is")
-    how = Measuring(args.limit, args.run_code, args.download)
+    how = Measuring(args.limit, args.run_code, args.download, keep=writable)
     data = measure_report(folder, args.model, args.device, Path(args.files), progress, how=how)
     say(json.dumps(report_json(data)) if args.json else summary(data))
     flush()  # before what may fail
@@ -55,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         write_report(elsewhere, data)
     elif not kept:
         replace_report(folder, data)
+    forget_batches(folder)
     if not args.json and not kept:
         say(f"\nreport: {(elsewhere or folder / 'report') / 'report.html'}")
     return GATE_FAILED if data.passed is False else 0

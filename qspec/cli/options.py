@@ -21,6 +21,26 @@ def add_run_code(parser: argparse.ArgumentParser) -> None:
     )
 
 
+QUICK = 16
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """--limit N and --quick: `limit` of the arguments."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--limit", type=_positive, metavar="N", help="measure at most N items of a task and samples of a text"
+    )
+    group.add_argument(
+        "--quick", dest="limit", action="store_const", const=QUICK, help=f"to try things: the same as --limit {QUICK}"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, str]:
     """Raises UsageError where a --set is not NAME=VALUE."""
     settings = {}

@@ -1,6 +1,7 @@
 """`qspec report ARTIFACT`: render the report again from report.json, without measuring anything.
 
-Results that an earlier `--with` added stay until another one replaces them.
+More artifacts, or results given by `--with`, are compared with it: a table, and a plot of losses against bits. What was
+compared before stays until something else takes its place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from qspec.cli.output import say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="ARTIFACT", help="a compiled model with a report")
+    parser.add_argument(
+        "others", nargs="*", default=[], type=Path, metavar="OTHER", help="others of the same checkpoint, to compare"
+    )
     parser.add_argument(
         "--with",
         dest="results",
@@ -32,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.artifact)
     Manifest.read(folder)
     data = ReportData.read(verify_report_data(folder))
-    replace_report(folder, compare(data, args.results) if args.results else data)
+    results = [*(verify_report_data(other) for other in args.others), *args.results]
+    replace_report(folder, compare(data, results) if results else data)
     say(folder / "report" / "report.html")
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from rich.console import Console
@@ -12,9 +14,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 
 from qspec.errors import visible
-from qspec.progress import Quiet
+from qspec.progress import Quiet, time_left
 
 T = TypeVar("T")
+
+
+LINE_EVERY = 30.0  # seconds between lines on the same part where there is no terminal
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a phase: when `first` items of it were done, and when a line on it was written."""
+
+    title: str
+    start: float
+    first: int
+    told: float
 
 
 class Terminal(Quiet):
@@ -25,12 +40,30 @@ class Terminal(Quiet):
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
         self._step = ""
+        self._part = _Part("", 0.0, 0, 0.0)
 
     def note(self, text: str) -> None:
         self.console.print(visible(text), markup=False)
 
     def step(self, text: str) -> None:
         self._step = visible(text)
+
+    def part(self, title: str, done: int, total: int) -> None:
+        """A live line on a terminal; elsewhere a line every half minute, and one at the end."""
+        now = time.monotonic()
+        if title != self._part.title:
+            self._part = _Part(title, now, done, now)
+        if self.console.is_terminal:
+            end = "\n" if done >= total else "\r"
+            self.console.print(f"  {self._line(done, total, now):<100.100}", markup=False, end=end, soft_wrap=False)
+        elif done >= total or now - self._part.told >= LINE_EVERY:
+            self._part = replace(self._part, told=now)
+            self.note(f"  {self._line(done, total, now)}")
+
+    def _line(self, done: int, total: int, now: float) -> str:
+        first = self._part.first
+        left = time_left(now - self._part.start, done - first, total - first) if first < done < total else ""
+        return ", ".join(filter(None, [f"{visible(self._part.title)}: {done} of {total}", left]))
 
     @contextmanager
     def phase(self, title: str) -> Iterator[None]:

@@ -6,20 +6,24 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from qspec import passes, resources, runtime
-from qspec.artifact import Manifest, ModelRecord
+from qspec.artifact import MEASURED, Manifest, ModelRecord
 from qspec.data import DataSources
 from qspec.diagnostics import Source
 from qspec.errors import InputError
+from qspec.evaluate.kept import KeptBatches
 from qspec.evaluate.measure import measure, measure_outliers
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.remembered import Remembered
 from qspec.evaluate.requests import check_requests
 from qspec.evaluate.results import Measurements
 from qspec.language import load_source
-from qspec.lock import checkpoint_hashes
+from qspec.lock import checkpoint_hashes, package_versions
 from qspec.models import engine
 from qspec.models.locate import checkpoint_locate
+from qspec.models.samplers.common import Denoiser
 from qspec.precision import exact_products
 from qspec.progress import Progress, Quiet
 
@@ -27,11 +31,13 @@ from qspec.progress import Progress, Quiet
 @dataclass(frozen=True)
 class Measuring:
     """How an evaluation goes. limit: at most so many items of every task and samples of every text. run_code: tasks
-    are measured whose score runs programs that the models wrote. download: fetch data that are not here."""
+    are measured whose score runs programs that the models wrote. download: fetch data that are not here. keep: the
+    results of batches are kept in the artifact's folder, for the same evaluation where this one is killed."""
 
     limit: int | None = None
     run_code: bool = False
     download: bool = False
+    keep: bool = False
 
 
 EVERYTHING = Measuring()
@@ -79,11 +85,22 @@ def evaluate_artifact(
     with progress.phase("evaluate"):
         seed = manifest.calibration.seed
         unquantized = baseline if baseline.limit else baseline.model
-        measurements = measure(unquantized, quantized, tokenizer, wanted, sources, seed, progress)
+        execution = runtime.execution(quantized.device)
+        models: tuple[Denoiser, Denoiser] = (unquantized, quantized)
+        if how.keep:
+            batches = KeptBatches(folder / MEASURED, batch_owner(manifest, execution))
+            models = (batches.of(unquantized, "unquantized"), batches.of(quantized, "quantized"))
+        measurements = measure(*models, tokenizer, wanted, sources, seed, progress)
         outliers = measure_outliers(baseline.model, quantized, tokenizer, spec.calibrate, sources)
-    execution = f"{runtime.execution(quantized.device)}; denoising steps: {engine.execution(quantized)}"
+    execution += f"; denoising steps: {engine.execution(quantized)}"
     measurements = replace(measurements, data=tuple(data), limit=how.limit)
     return Evaluated(manifest, measurements, outliers, execution, time.perf_counter() - start)
+
+
+def batch_owner(manifest: Manifest, execution: str) -> str:
+    """All that the result of a batch depends on but the batch: both models, by the manifest, and what computes them."""
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    return f"{manifest.digest} {execution} {versions} {torch.get_num_threads()} threads"
 
 
 def find_baseline(record: ModelRecord, model: str | None) -> Path:

@@ -17,12 +17,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from qspec.data import Choice, Scoring, TaskData, TaskItem
 from qspec.errors import InputError
 from qspec.evaluate.forward import (
+    Batch,
     MaskedRow,
     Progress,
     Tokenizer,
@@ -31,6 +34,7 @@ from qspec.evaluate.forward import (
     log_probabilities,
     silent,
 )
+from qspec.evaluate.kept import computed
 from qspec.evaluate.results import Metric, scored
 from qspec.models.family import DecoderShape
 from qspec.models.sampler import Denoiser
@@ -171,15 +175,23 @@ def log_likelihoods(
     sums = torch.zeros(len(rows), dtype=torch.float64)
     done = 0
     for batch in batches(forwards, model.shape, model.device):
-        hidden, place = hidden_at_masks(model, batch), batch.row_of
-        for index, forward in enumerate(batch.rows):
-            p = log_probabilities(model, hidden[place == index]).cpu()
-            for row in readers[forward]:
-                targets = rows[row].tokens[rows[row].masked].unsqueeze(1)
-                sums[row] = p.gather(1, targets).double().sum()
+        wanted = [[rows[row].tokens[rows[row].masked] for row in readers[forward]] for forward in batch.rows]
+        inputs = (batch.ids, batch.masked, batch.real, *(targets for own in wanted for targets in own))
+        (found,) = computed(model, "likelihood", inputs, partial(_summed, batch=batch, wanted=wanted))
+        sums[[row for forward in batch.rows for row in readers[forward]]] = found
         done += len(batch.rows)
         progress(done, len(forwards))
     return _averaged(rated, sums.tolist())
+
+
+def _summed(model: Denoiser, batch: Batch, wanted: Sequence[Sequence[Tensor]]) -> tuple[Tensor]:
+    """The sum of log p of each row's targets, row after row of the batch; float64."""
+    hidden, place = hidden_at_masks(model, batch), batch.row_of
+    sums = []
+    for index, own in enumerate(wanted):
+        p = log_probabilities(model, hidden[place == index]).cpu()
+        sums += [p.gather(1, targets.unsqueeze(1)).double().sum() for targets in own]
+    return (torch.stack(sums),)
 
 
 def _same_input(rows: Sequence[MaskedRow], mask_token: int) -> list[list[int]]:

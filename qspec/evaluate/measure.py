@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from qspec.calibrate.rows import calibration_rows
 from qspec.data import DataSources, NotMeasured, TaskData
@@ -127,7 +128,7 @@ class _Run:
 
     @contextmanager
     def _part(self, name: str) -> Iterator[Parts]:
-        """Times one part and turns its counts into steps of the progress."""
+        """Times one part and shows its counts."""
         start = time.perf_counter()
-        yield lambda done, total: self.progress.step(f"{name}: {done} of {total}")
+        yield partial(self.progress.part, name)
         self.timings[name] = time.perf_counter() - start

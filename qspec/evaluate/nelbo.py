@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from qspec.evaluate.forward import (
     silent,
     slices,
 )
+from qspec.evaluate.kept import computed
 from qspec.evaluate.results import KlBucket, Metric, nelbo
 from qspec.language.spec import NelboRequest
 from qspec.models.sampler import Denoiser
@@ -115,28 +117,27 @@ def _score(baseline: Denoiser, quantized: Denoiser, rows: Sequence[MaskedRow], p
     sums = _Sums(*(torch.zeros(len(rows), dtype=torch.float64) for _ in range(4)))
     shape, done = baseline.shape, 0
     for batch in batches(rows, shape, baseline.device):
-        _add(sums, batch, baseline, quantized)
+        inputs = (batch.ids, batch.targets, batch.masked, batch.real)
+        (found,) = computed(quantized, "nelbo", inputs, partial(_summed, baseline, batch=batch))
+        for total, own in zip((sums.baseline, sums.quantized, sums.kl, sums.masked), found.unbind(1), strict=True):
+            total[list(batch.rows)] = own
         done += len(batch.rows)
         progress(done, len(rows))
     return sums
 
 
-def _add(sums: _Sums, batch: Batch, baseline: Denoiser, quantized: Denoiser) -> None:
+def _summed(baseline: Denoiser, quantized: Denoiser, batch: Batch) -> tuple[Tensor]:
+    """Both models' -log p, the KL and the number of masked positions of each row of the batch; float64 [rows, 4]."""
     before, after = hidden_at_masks(baseline, batch), hidden_at_masks(quantized, batch)
     targets, place = batch.targets[batch.masked], batch.row_of
-    rows = torch.tensor(batch.rows)
+    sums = torch.zeros(len(batch.rows), 4, dtype=torch.float64)
     for part in slices(targets.numel(), baseline.shape.vocab):
         p, q = log_probabilities(baseline, before[part]), log_probabilities(quantized, after[part])
         tokens = targets[part].unsqueeze(1)
-        index = rows[place[part].cpu()]
         kl = (q.exp() * (q - p)).sum(-1)
-        for total, values in (
-            (sums.baseline, -p.gather(1, tokens)[:, 0]),
-            (sums.quantized, -q.gather(1, tokens)[:, 0]),
-            (sums.kl, kl),
-            (sums.masked, torch.ones_like(kl)),
-        ):
-            total.index_add_(0, index, values.double().cpu())
+        values = torch.stack((-p.gather(1, tokens)[:, 0], -q.gather(1, tokens)[:, 0], kl, torch.ones_like(kl)), 1)
+        sums.index_add_(0, place[part].cpu(), values.double().cpu())
+    return (sums,)
 
 
 def _per_sample(summed: Tensor, sums: _Sums) -> list[float]:

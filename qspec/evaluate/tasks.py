@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from qspec.data import Scoring, TaskData, TaskItem
 from qspec.errors import InputError, UsageError
 from qspec.evaluate.forward import BATCH_TOKENS, Progress, Tokenizer, silent
+from qspec.evaluate.kept import computed
 from qspec.evaluate.results import Flips, Metric, Sample, scored
 from qspec.evaluate.trajectories import Trajectory, compare
 from qspec.models.family import DecoderShape
@@ -95,16 +97,21 @@ def denoise(
     done = 0
     for chosen in _batches(order, [len(prompt) + settings.length for prompt in prompts]):
         ids, mask = left_padded([prompts[index] for index in chosen], model.shape.pad_token)
-        steps = torch.zeros(len(chosen), settings.length, dtype=torch.int64)
-
-        def record(step: SampleStep, steps: Tensor = steps) -> None:
-            steps[step.committed.cpu()] = step.index
-
-        written = sample(model, ids, mask, settings, record)[:, ids.shape[1] :].cpu()
-        tokens[chosen], commit_step[chosen] = written, steps
+        run = partial(_denoised, ids=ids, mask=mask, settings=settings)
+        tokens[chosen], commit_step[chosen] = computed(model, f"denoise {settings}", (ids, mask), run)
         done += len(chosen)
         progress(done, len(prompts))
     return Trajectory(tokens, commit_step)
+
+
+def _denoised(model: Denoiser, ids: Tensor, mask: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """What the model writes behind prompts [b, t], and the step that committed each token; int64 [b, length] both."""
+    steps = torch.zeros(len(ids), settings.length, dtype=torch.int64)
+
+    def record(step: SampleStep) -> None:
+        steps[step.committed.cpu()] = step.index
+
+    return sample(model, ids, mask, settings, record)[:, ids.shape[1] :], steps
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -27,7 +27,7 @@ def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, 
     A text diverges at the first step at which one model commits what the other does not: min over the positions whose
     token or step differs of the earlier of their steps, as a share of the steps.
     """
-    counted = _through_end(baseline.tokens, ends)
+    counted = through_end(baseline.tokens, ends)
     moved, other = baseline.commit_step != quantized.commit_step, baseline.tokens != quantized.tokens
     part = baseline.commit_step[counted] * min(FLIP_PARTS, steps) // steps
     curve = []
@@ -49,7 +49,7 @@ def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, 
     )
 
 
-def _through_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
+def through_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
     """bool [items, length]: positions up to and including each row's first end of text."""
     ended = torch.isin(tokens, torch.tensor(ends)).long()
     return ended.cumsum(1) - ended == 0

@@ -15,8 +15,10 @@ from qspec.report.environment import environment, memory
 from qspec.report.figures import figures
 from qspec.report.junit import junit
 from qspec.report.page import asset
-from qspec.report.render import html, markdown
+from qspec.report.render import card, html, markdown
 from qspec.report.verdict import verdict
+
+CARD = "README.md"
 
 __all__ = [
     "ReportData",
@@ -76,6 +78,9 @@ def replace_report(artifact: Path, data: ReportData) -> dict[str, Any]:
             (staging / "old").replace(place)
         shutil.rmtree(staging, ignore_errors=True)
         content = write_report(staging / "report", data)
+        if (artifact / CARD).is_file():
+            original = (artifact / CARD).read_text(encoding="utf-8")
+            write_whole(staging / "report" / "card.md", card(original, data))
         seal_report(staging)
         if place.exists():
             place.replace(staging / "old")

@@ -156,6 +156,7 @@ class ReportData:
     data: tuple[DataPin, ...] = ()
     limit: int | None = None
     gates: tuple[GateResult, ...] = ()
+    measured_at: str = ""
     format: Literal[3] = FORMAT
 
     def __str__(self) -> str:

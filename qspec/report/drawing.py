@@ -61,10 +61,31 @@ def ridge(picture: Picture, scale: float) -> Svg:
                 number(left + shift * row), number(floor - back * row), name, line, number(across * columns)
             )
         )
+    _height_scale(svg, left - 6, floor, tall, scale)
+    if peak_of(picture) < scale / 3:
+        _inset(svg, picture)
     svg.text(left, floor + 16, "channel 0", "t m")
     svg.text(left + 272, floor + 16, str(len(picture.magnitudes[0]) * picture.channel_step - 1), "t m", "end")
     svg.text(left + 272 + shift * rows * 0.55 + 8, floor - back * rows * 0.45, "tokens", "t m")
     return svg
+
+
+def _height_scale(svg: Svg, x: float, floor: float, tall: float, scale: float) -> None:
+    """What a height means: a line at the front's left from 0 to the magnitude that is drawn in full height."""
+    svg.line(x, floor, x, floor - tall, "axis")
+    for share in (0.0, 0.5, 1.0):
+        svg.line(x - 3, floor - tall * share, x, floor - tall * share, "axis")
+        svg.text(x + 3, floor - tall * share + (10 if share else -3), f"{scale * share:.3g}", "t m s")
+
+
+def _inset(svg: Svg, picture: Picture) -> None:
+    """The largest magnitude of each channel at the picture's own scale, where the common one leaves it flat."""
+    left, top, width, height = WIDTH - 118.0, 4.0, 112.0, 44.0
+    peaks, own = [max(column) for column in zip(*picture.magnitudes, strict=True)], peak_of(picture) or 1.0
+    step = width / max(1, len(peaks) - 1)
+    svg.rect(left, top, width, height, "inset")
+    svg.polyline([(left + step * i, top + height * (1 - peak / own)) for i, peak in enumerate(peaks)], "curve s-quant")
+    svg.text(left + 4, top + 11, f"own scale, to {own:.3g}", "t m s")
 
 
 def block_numbers(svg: Svg, blocks: int) -> None:

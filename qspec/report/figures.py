@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from qspec.calibrate.outliers import Picture, SiteOutliers
 from qspec.evaluate.results import Flips, KlBucket, Metric, task_scores
 from qspec.evaluate.statistics import wilson
-from qspec.report.data import LayerRow, ReportData
+from qspec.report.data import Compared, LayerRow, ReportData
 from qspec.report.drawing import LABEL, ROLE, SITE_NAMES, WIDTH, Figure, Scale, block_numbers, part_of, peak_of, ridge
 from qspec.report.svg import Svg
 
@@ -20,9 +20,11 @@ def figures(data: ReportData) -> dict[str, Figure]:
     """Every figure that the data allow, by name."""
     found = [bits_map(data.layers)]
     if any(layer.sqnr_db is not None for layer in data.layers):
-        found.append(error_strip(data.layers))
+        found.append(error_map(data.layers))
     if task_scores(data.metrics):
         found.append(accuracy(data.metrics))
+    if data.compared and (plot := pareto(data)):
+        found.append(plot)
     found += kl_bars(data.kl, data.labels)
     if data.flips:
         found.append(flip_curves(data.flips))
@@ -62,28 +64,75 @@ def _cell(svg: Svg, box: tuple[float, float, float, float], bits: float, tip: st
     svg.text(x + width / 2, y + height / 2 + 3.5, text, "t s inv" if depth > 0.5 else "t s", "middle")
 
 
-def error_strip(layers: Sequence[LayerRow]) -> Figure:
-    """Signal to quantization noise of every layer's output: a row for each role, a dot for each block."""
-    rows: dict[str, list[LayerRow]] = {}
+def error_map(layers: Sequence[LayerRow]) -> Figure:
+    """Signal to quantization noise of every layer's output: a row for each role, a column for each block."""
+    rows: dict[str, dict[int, list[LayerRow]]] = {}
     for layer in layers:
-        if layer.sqnr_db is not None and layer.sqnr_db < EXACT_DB:
-            rows.setdefault(part_of(layer.role)[1], []).append(layer)
-    values = [layer.sqnr_db or 0.0 for row in rows.values() for layer in row] or [0.0]
-    low, high = 10 * math.floor(min(values) / 10), 10 * math.ceil(max(values) / 10 + 1e-9)
-    scale = Scale(low, high, LABEL + 8, WIDTH - 10)
-    svg = Svg(WIDTH, 34 + 22 * len(rows), "Output error of every quantized layer in decibels")
-    bottom = 8 + 22.0 * len(rows)
-    for tick in scale.ticks(6):
-        svg.line(scale(tick), 4, scale(tick), bottom, "grid")
-        svg.text(scale(tick), bottom + 14, f"{tick:g}", "t m", "middle")
-    svg.text(LABEL - 6, bottom + 14, "dB", "t m", "end")
+        if layer.sqnr_db is not None and layer.sqnr_db < EXACT_DB and ROLE.fullmatch(layer.role):
+            block, part = part_of(layer.role)
+            rows.setdefault(part, {}).setdefault(block, []).append(layer)
+    values = [layer.sqnr_db or 0.0 for row in rows.values() for own in row.values() for layer in own] or [0.0]
+    low, high = min(values), max(values)
+    blocks = max((block + 1 for row in rows.values() for block in row), default=0)
+    cell, top = (WIDTH - LABEL) / max(1, blocks), 18.0
+    height = min(22.0, max(14.0, cell))
+    svg = Svg(WIDTH, top + height * len(rows) + 26, "Output error of every quantized layer in decibels")
+    block_numbers(svg, blocks)
     for index, (part, row) in enumerate(rows.items()):
-        y = 8 + 22 * (index + 0.5)
-        svg.text(LABEL - 6, y + 4, _short(part), "t", "end")
-        for layer in row:
-            svg.circle(scale(layer.sqnr_db or 0.0), y, 3.6, "f-quant dot", f"{layer.role}: {layer.sqnr_db:.1f} dB")
-    caption = "Signal to quantization noise of each layer's output on calibration data; further right is better."
+        y = top + height * index
+        svg.text(LABEL - 6, y + height / 2 + 4, _short(part), "t", "end")
+        for block, own in row.items():
+            worst = min(own, key=lambda layer: layer.sqnr_db or 0.0)
+            depth = (high - (worst.sqnr_db or 0.0)) / ((high - low) or 1)
+            x, tip = LABEL + cell * block, f"{worst.role}: {worst.sqnr_db:.1f} dB"
+            svg.rect(x + 0.75, y + 0.75, cell - 1.5, height - 1.5, "f-high", tip, 0.06 + 0.9 * depth)
+            text = f"{worst.sqnr_db:.0f}" if cell >= 26 else ""
+            svg.text(x + cell / 2, y + height / 2 + 3.5, text, "t s", "middle")
+    y = top + height * len(rows) + 8
+    for place, share in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
+        svg.rect(LABEL + 26 * place, y, 26, 8, "f-high", "", 0.06 + 0.9 * share)
+    svg.text(LABEL - 6, y + 8, f"{high:.1f} dB", "t m", "end")
+    svg.text(LABEL + 26 * 5 + 6, y + 8, f"{low:.1f} dB", "t m")
+    caption = (
+        "Signal to quantization noise of each layer's output on calibration data, of the worst where several share a "
+        "cell; stronger colour, more error."
+    )
     return Figure("errors", caption, svg)
+
+
+def pareto(data: ReportData) -> Figure | None:
+    """Bits against loss of all recipes, by the measure that most of them share; None where no two have one."""
+    own = Compared(data.recipe.name, "", data.bits_per_weight, data.bits_per_weight_model, data.metrics)
+    losses: dict[tuple[str, str, str], list[tuple[Compared, Metric]]] = {}
+    for entry in (own, *data.compared):
+        for metric in entry.metrics:
+            if metric.drop_percent is not None:
+                losses.setdefault((metric.label, metric.metric, metric.title), []).append((entry, metric))
+    points = max(losses.values(), key=len, default=[])
+    if len(points) < 2:
+        return None
+    spans = [metric.losses or (metric.drop_percent or 0.0,) * 2 for _, metric in points]
+    across = Scale(
+        min(entry.bits_per_weight_model for entry, _ in points) - 0.25,
+        max(entry.bits_per_weight_model for entry, _ in points) + 0.25, 46, WIDTH - 14,
+    )  # fmt: skip
+    up = Scale(min(0.0, *(low for low, _ in spans)), max(1.0, *(high for _, high in spans)), 172, 14)
+    svg = Svg(WIDTH, 212, "Loss against bits per weight")
+    for share in (up.low, 0.0, up.high):
+        svg.line(46, up(share), WIDTH - 14, up(share), "axis" if share == 0 else "grid")
+        svg.text(40, up(share) + 4, f"{share:.1f} %", "t m", "end")
+    for (entry, metric), (low, high) in zip(points, spans, strict=True):
+        x, bits, mine = across(entry.bits_per_weight_model), entry.bits_per_weight_model, entry is own
+        svg.line(x, up(low), x, up(high), f"s-{'quant' if mine else 'base'} whisker")
+        tip = f"{entry.name}: {bits:.2f} bits, {metric.drop_percent:.1f} % lost"
+        svg.circle(x, up(metric.drop_percent or 0.0), 4, "f-quant" if mine else "f-base", tip)
+        anchor = "end" if x > WIDTH / 2 else "start"
+        svg.text(x + (-7 if anchor == "end" else 7), up(metric.drop_percent or 0.0) - 5, entry.name[:28], "t s", anchor)
+        svg.text(x, 188, f"{bits:.2f}", "t m", "middle")
+    svg.text(WIDTH - 14, 204, "bits per weight, whole model", "t m", "end")
+    first = points[0][1]
+    caption = f"Loss in {first.measure} on {first.label} with its 95 % interval; further left and lower is better."
+    return Figure("pareto", caption, svg)
 
 
 def accuracy(metrics: Sequence[Metric]) -> Figure:

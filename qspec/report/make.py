@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from qspec.artifact import MEASURED
 from qspec.evaluate import evaluate_artifact
 from qspec.evaluate.artifact import EVERYTHING, Measuring
 from qspec.evaluate.remembered import Remembered
 from qspec.progress import Quiet
 from qspec.report import ReportData, environment, memory, replace_report, report_data
+from qspec.report.environment import now
 
 
 def make_report(
@@ -26,7 +30,13 @@ def make_report(
     """
     data = measure_report(artifact, model, device, files, progress, baseline, how)
     replace_report(artifact, data)
+    forget_batches(artifact)
     return data
+
+
+def forget_batches(artifact: Path) -> None:
+    """Removes what an evaluation kept, once its results are where they belong."""
+    shutil.rmtree(artifact / MEASURED, ignore_errors=True)
 
 
 def measure_report(
@@ -45,7 +55,7 @@ def measure_report(
     `evaluate_artifact`.
     """
     found = evaluate_artifact(artifact, model, device, files, progress, baseline, how)
-    return report_data(
+    data = report_data(
         found.manifest,
         found.measurements,
         found.outliers,
@@ -54,3 +64,4 @@ def measure_report(
         timings=progress.seconds,
         memory=memory(),
     )
+    return replace(data, measured_at=now())

@@ -13,6 +13,7 @@ from qspec.calibrate.outliers import SiteOutliers
 from qspec.evaluate.results import Sample
 from qspec.origin import NEVER_RUN, STANDIN_OUTLIERS
 from qspec.plan import bits_text
+from qspec.report.card import card_with_results
 from qspec.report.compare import compared_table
 from qspec.report.data import LayerRow, ReportData
 from qspec.report.drawing import Figure
@@ -44,6 +45,11 @@ def markdown(data: ReportData) -> str:
     """The short form, for a pull request."""
     fenced = Markup(_fenced(data.recipe.text))
     return render_markdown("report.md.jinja", FILTERS, _context(data), recipe_block=fenced)
+
+
+def card(original: str, data: ReportData) -> str:
+    """The artifact's model card, with these results."""
+    return card_with_results(original, FILTERS, _context(data))
 
 
 def bytes_text(value: float) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qspec import quantize, resources, runtime
+from qspec.cli import main
 from qspec.compiler import compile as compile_recipe
 from qspec.data import DataSources
 from qspec.evaluate import measure
@@ -94,3 +96,20 @@ def test_on_two_copies_of_one_model_everything_is_within_noise() -> None:
     assert {metric.tier for metric in found.metrics} == {"within noise"}
     assert [(flips.mean, flips.token_flips, flips.same_texts) for flips in found.flips] == [(0.0, 0.0, 8)]
     assert all(bucket.kl == pytest.approx(0, abs=1e-9) for bucket in found.kl)
+
+
+def test_a_sweep_from_a_recipe_and_of_its_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the task's own settings the unquantized model is the reference."""
+    monkeypatch.chdir(tmp_path)
+    Path("plain.qs").write_text(RECIPE.replace('nelbo on "wikitext2" samples 24', "task gsm8k"))
+    options = ["--limit", "1", "--device", "cpu", "--quiet", "--model", "tiny-llada"]
+    assert main(["sweep", "plain.qs", "--steps", "1,0.25", "--threshold", "0.9", *options]) == 0
+    assert "sweep: build/sweep/plain/sweep.html" in capsys.readouterr().out
+    content = json.loads(Path("build/sweep/plain/sweep.json").read_text())
+    assert [cell["settings"]["threshold"] for cell in content["cells"]] == [0.9, 0.9]
+    assert content["standin"] is True
+    assert main(["sweep", "build/plain", "--steps", "1", "--json", *options]) == 0
+    (cell,) = json.loads(capsys.readouterr().out)["cells"]
+    assert (cell["unquantized"], cell["beyond"]) == (0.0, 0.0)

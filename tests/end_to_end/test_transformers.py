@@ -241,6 +241,18 @@ def test_the_model_card_keeps_hostile_names_in_their_place(mini: Mini) -> None:
     assert f"not from `{mini.model}`" in text
 
 
+def test_the_model_cards_head_names_licence_and_base_model(mini: Mini, tmp_path: Path) -> None:
+    inputs = find_inputs(read_recipe(mini.recipe), device="cpu")
+    hub = replace(inputs.origin, id="GSAI-ML/LLaDA-8B-Instruct", folder=tmp_path)
+    assert model_card(inputs.spec, inputs.plan, inputs.origin, "1").startswith("---\nlibrary_name: qspec\ntags:\n")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nlicense_link: x\n---\n\nlicense: no\n")
+    head = "license: mit\nbase_model: GSAI-ML/LLaDA-8B-Instruct\nbase_model_relation: quantized\n"
+    assert model_card(inputs.spec, inputs.plan, hub, "1").startswith(f"---\nlibrary_name: qspec\n{head}tags:\n")
+    for text in ("license: mit\n", "---\nlicense: a: b\n---\n", "---\ntags: x\n---\nlicense: mit\n"):
+        (tmp_path / "README.md").write_text(text)
+        assert "license: " not in model_card(inputs.spec, inputs.plan, hub, "1")
+
+
 PROMPTS = ["Tom has 3 books", "The river"]
 
 

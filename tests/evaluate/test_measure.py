@@ -50,7 +50,7 @@ REQUEST = Evaluation(
 
 def test_everything_that_was_asked_for(standin: Path) -> None:
     sources = DataSources(standin, standin, {})
-    progress = Steps()
+    progress = Parts()
     good, bad = oracle(ANSWERS), oracle(ANSWERS | {"2+1=": "2", "blue ": "a"})
     found = measure(good, bad, Characters(), REQUEST, sources, 3, progress)
     assert [(metric.task, metric.metric) for metric in found.metrics] == [
@@ -78,7 +78,7 @@ def test_everything_that_was_asked_for(standin: Path) -> None:
         "stand-in recall (for mmlu), choices",
         "stand-in arithmetic (for gsm8k)",
     ]
-    assert "stand-in arithmetic (for gsm8k): 4 of 4" in progress.steps
+    assert ("stand-in arithmetic (for gsm8k)", 4, 4) in progress.parts
 
 
 def test_the_result_is_plain_json(standin: Path) -> None:
@@ -108,10 +108,10 @@ def test_the_public_function_and_its_package_share_a_name() -> None:
         qspec.evaluate("no/such/artifact")
 
 
-class Steps(Quiet):
+class Parts(Quiet):
     def __init__(self) -> None:
         super().__init__()
-        self.steps: list[str] = []
+        self.parts: list[tuple[str, int, int]] = []
 
-    def step(self, text: str) -> None:
-        self.steps.append(text)
+    def part(self, title: str, done: int, total: int) -> None:
+        self.parts.append((title, done, total))

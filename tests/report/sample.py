@@ -205,6 +205,7 @@ def sample_report(blocks: int = 6) -> ReportData:
         },
         memory={"peak resident": 1_430_000_000},
         compared=(rounded(), smoothed()),
+        measured_at="2026-11-29 20:00 UTC",
     )  # fmt: skip
 
 

@@ -14,7 +14,9 @@ from qspec.cli import main
 from qspec.errors import InputError
 from qspec.report import ReportData, replace_report, report_json, write_report
 from qspec.report.compare import compare, compared_table
-from tests.report.sample import HOSTILE, hostile_report, sample_report
+from qspec.report.data import Compared
+from qspec.report.figures import pareto
+from tests.report.sample import HOSTILE, hostile_report, rounded, sample_report
 from tests.report.test_commands import manifest
 
 CHECKPOINT = {"checkpoint model.safetensors": "d4" * 32}
@@ -73,6 +75,34 @@ def test_the_page_and_the_json_hold_the_other_recipes(artifact: Path, tmp_path: 
     assert all((artifact / "report" / name).read_bytes() == old for name, old in pages.items())
     assert main(["report", str(artifact), "--with", str(second)]) == 0
     assert held(artifact) == [("rtn", 3.1)]
+
+
+def test_other_artifacts_are_compared_by_their_folders(artifact: Path, tmp_path: Path) -> None:
+    """Another artifact of the same checkpoint: the table, and a plot of both losses against bits."""
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "qspec.json").write_text(manifest(id="other").text())
+    data = other("rtn", manifest(id="other").digest, 3.1)
+    replace_report(second, data)
+    assert main(["report", str(artifact), str(second)]) == 0
+    verify(artifact)
+    assert held(artifact) == [("rtn", 3.1)]
+    page = (artifact / "report/report.html").read_text()
+    section = page[page.index('<section id="recipes">') :].partition("</section>")[0]
+    assert section.count("<svg") == 1
+    for text in ("<title>rtn: 4.10 bits, 3.4 % lost</title>", "<title>llada_w4a4: 5.02 bits, 3.4 % lost</title>"):
+        assert text in section  # of the sample's NELBO, 3.4 %; bits of the whole model
+    (second / "report/report.json").write_text("{}")
+    assert main(["report", str(artifact), str(second)]) == 3, "changed after it was measured"
+
+
+def test_nothing_in_common_is_not_plotted() -> None:
+    lone = dataclasses.replace(plain(), metrics=plain().metrics[:1], compared=(rounded_without_nelbo(),))
+    assert pareto(lone) is None
+
+
+def rounded_without_nelbo() -> Compared:
+    return dataclasses.replace(rounded(), metrics=rounded().metrics[1:])
 
 
 def test_a_grid_gives_the_list_of_the_same_checkpoint_without_this_artifact(artifact: Path, tmp_path: Path) -> None:
@@ -138,7 +168,7 @@ def test_the_own_row_is_marked(tmp_path: Path) -> None:
     (own,) = [line for line in section.splitlines() if 'aria-current="true"' in line]
     assert "<td>llada_w4a4<small>this report</small></td>" in own
     assert '81.2 %<small><span class="tier large">large</span></small>' in own
-    rows = text[text.index("## Other recipes") : text.index("## Layers")].strip().splitlines()[2:]
+    rows = text[text.index("## Other recipes") : text.index("<details>")].strip().splitlines()[2:]
     assert len({row.count("|") for row in rows}) == 1
     assert rows[2:] == [
         "| unquantized | 16.00 | 16.00 | 1.4633 | 100.0 % | 97.9 % | 100.0 % | 100.0 % |",

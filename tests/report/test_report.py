@@ -19,11 +19,13 @@ from qspec.data import DataPin
 from qspec.errors import InputError
 from qspec.evaluate.results import Measurements, accuracy
 from qspec.report import ReportData, report_data, report_json, write_report
+from qspec.report.drawing import peak_of
 from qspec.report.environment import environment, memory
-from qspec.report.render import bytes_text, seconds_text
+from qspec.report.render import bytes_text, card, seconds_text
 from qspec.report.text import paired, summary
 from tests.report.sample import HOSTILE, VERDICT, hostile_report, layer_rows, sample_report
 
+FOLDS = ("<details>", "</details>", *(f"<summary>{name}</summary>" for name in ("Layers", "Outliers", "Kernels")))
 CONTRACT = {
     "model",
     "recipe",
@@ -168,12 +170,13 @@ def test_html_shows_every_part(folder: Path) -> None:
         "# W4A4 for LLaDA-8B",
         "14 + 9 = 22; 22 - 6 = 16. #### 16",
         "1.33 GiB",
+        "on 2026-11-29 20:00 UTC.",
         "a1" * 32,
     ):
         assert text in page, text
     alone = page[: page.index('id="recipes"')]
     assert alone.count('class="tier large"') == 2  # the headline's and gsm8k's
-    assert page.count("<svg") == 10
+    assert page.count("<svg") == 11
 
 
 def test_bits_of_online_transforms_are_named(tmp_path: Path) -> None:
@@ -218,7 +221,7 @@ def test_a_report_without_measurements(tmp_path: Path) -> None:
 def test_figures_are_valid_svg(folder: Path, hostile: Path) -> None:
     for home in (folder, hostile):
         files = sorted((home / "figures").glob("*.svg"))
-        assert len(files) == 10
+        assert len(files) == 11
         for file in files:
             root = ElementTree.parse(file).getroot()
             assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -241,7 +244,8 @@ def test_hostile_text_is_text_everywhere(hostile: Path) -> None:
 def test_hostile_text_does_not_leave_its_place_in_markdown(hostile: Path, folder: Path) -> None:
     def outside_the_recipe(home: Path) -> list[str]:
         text = (home / "report.md").read_text()
-        return text[: text.index("## Recipe")].splitlines()
+        lines = text[: text.index("<summary>Recipe</summary>")].splitlines()
+        return [line for line in lines if line not in FOLDS]
 
     assert not [line for line in outside_the_recipe(hostile) if "<" in line or ">" in line.lstrip("> ")]
     bars = [len(re.findall(r"(?<!\\)\|", line)) for line in outside_the_recipe(hostile)]
@@ -252,9 +256,9 @@ def test_a_recipe_with_backticks_stays_in_its_block(tmp_path: Path) -> None:
     data = sample_report()
     text = "```\n# heading\n````\n"
     write_report(tmp_path, dataclasses.replace(data, recipe=dataclasses.replace(data.recipe, text=text)))
-    recipe = (tmp_path / "report.md").read_text().partition("## Recipe\n\n")[2]
+    recipe = (tmp_path / "report.md").read_text().partition("<summary>Recipe</summary>\n\n")[2]
     assert recipe.startswith("`````\n")
-    assert recipe.rstrip().endswith("`````")
+    assert recipe.rstrip().removesuffix("</details>").rstrip().endswith("`````")
 
 
 def test_markdown_has_the_metrics(folder: Path) -> None:
@@ -265,6 +269,42 @@ def test_markdown_has_the_metrics(folder: Path) -> None:
     assert cells in text
     assert "| NELBO | 1.4633 | 1.5133 | 3.4 % | medium | +0.0500 (+0.0400 to +0.0600) | 3 |" in text
     assert "- not measured: mbpp" in text
+
+
+def test_errors_are_a_map_of_blocks_and_roles(folder: Path) -> None:
+    """A cell for each quantized layer; the scale names the best and the worst of them."""
+    rows = [row for row in sample_report().layers if row.sqnr_db is not None]
+    drawn = (folder / "figures/errors.svg").read_text()
+    assert drawn.count("<title>blocks[") == len(rows)
+    for end in (min(row.sqnr_db or 0 for row in rows), max(row.sqnr_db or 0 for row in rows)):
+        assert f">{end:.1f} dB</text>" in drawn
+
+
+def test_heights_of_outliers_have_a_scale_and_flat_pictures_an_inset(folder: Path) -> None:
+    before, after = ((folder / f"figures/ridge-massive-{stage}.svg").read_text() for stage in ("before", "after"))
+    peaks = {p.stage: peak_of(p) for p in sample_report().outliers.pictures if p.site == "blocks[4].mlp.gated"}
+    for drawn in (before, after):  # both share the scale of the first
+        assert f">{peaks['before']:.3g}</text>" in drawn
+        assert f">{peaks['before'] / 2:.3g}</text>" in drawn
+    assert 'class="inset"' not in before
+    assert f">own scale, to {peaks['after']:.3g}</text>" in after
+
+
+def test_markdown_folds_its_details(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    assert text.count("<details>") == text.count("</details>") == 4
+    names = [line for line in text.splitlines() if line.startswith("<summary>")]
+    assert names == [f"<summary>{name}</summary>" for name in ("Layers", "Outliers", "Kernels", "Recipe")]
+    assert all(f"{name}\n\n" in text for name in names)  # without the blank line a table is not one
+
+
+def test_the_card_with_results() -> None:
+    original = "---\nlicense: mit\n---\n\n# `r`\n\n## Loading\n\ntext\n"
+    found = card(original, sample_report())
+    assert found.startswith("---\nlicense: mit\n---\n\n# `r`\n\n## Results\n\n**Large loss on the stand-in tiny-llada")
+    assert "| stand-in arithmetic (for gsm8k) | exact match | 97.9 % | 81.2 % | large |" in found
+    assert found.endswith("## Loading\n\ntext\n")
+    assert card("no section", sample_report()) == "no section"
 
 
 @pytest.mark.parametrize(
