@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qspec.errors import UsageError as UsageError
     from qspec.evaluate import evaluate as evaluate
     from qspec.models.sampler import generate as generate
+    from qspec.models.stream import stream as stream
     from qspec.planned import plan as plan
     from qspec.runtime import load as load
     from qspec.search.run import SearchOptions as SearchOptions
@@ -56,6 +57,7 @@ _HOMES = {
     "load": "qspec.runtime",
     "plan": "qspec.planned",
     "search": "qspec.search.run",
+    "stream": "qspec.models.stream",
 }
 __all__ = [
     "CompileOptions",
@@ -75,6 +77,7 @@ __all__ = [
     "load",
     "plan",
     "search",
+    "stream",
 ]
 
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         asked = [*said, {"role": "user", "content": line}]
         try:
             prompt = Prompt(template(asked, args.artifact, answered=True), templated=True)
-            answer = generated(model, tokenizer, prompt, settings)
+            answer = generated(model, tokenizer, prompt.ids(tokenizer, model.shape.vocab), settings)
         except InputError as error:
             tell(f"qspec: {error}\n{NEW} begins anew")
             continue

@@ -14,6 +14,7 @@ from qspec.errors import UsageError, visible
 if TYPE_CHECKING:
     from qspec.models.chat import ChatSetting
     from qspec.models.sampler import Denoiser, Settings, Tokenizer
+    from qspec.models.samplers.run import Tally
     from qspec.texts import Prompt
 
 
@@ -44,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "on", "off"),
         default="auto",
         help="make a prompt a user's message in the tokenizer's chat template (default: auto, where it has one)",
+    )
+    parser.add_argument(
+        "--agreement",
+        action="store_true",
+        help="with --prompt: say how many tokens are those of one token a step, which fewer steps approximate",
     )
     add_sampling(parser)
 
@@ -89,6 +95,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from qspec.models.samplers.run import Tally
     from qspec.runtime import load
 
     if (args.file is None) != (args.out is None):
@@ -97,11 +104,17 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--batch is {args.batch}; it must be at least 1")
     settings = settings_of(args)  # refuses what does not fit before a model is loaded
     if args.file is not None:
+        if args.agreement:
+            raise UsageError("--agreement belongs to --prompt")
         return _fill(args, settings)
     check_memory(args, settings, [args.prompt])
     model, tokenizer = load(args.artifact, device=args.device)
-    prompt = _prompt(tokenizer, args.prompt, args.chat, args.artifact)
-    write(shown(generated(model, tokenizer, prompt, settings)) + "\n")
+    ids = _prompt(tokenizer, args.prompt, args.chat, args.artifact).ids(tokenizer, model.shape.vocab)
+    tally = Tally()
+    write(shown(generated(model, tokenizer, ids, settings, tally)) + "\n")
+    tell(tally)
+    if args.agreement:
+        _tell_agreement(model, ids, settings)
     tell_refused(model)
     return 0
 
@@ -164,15 +177,30 @@ def check_memory(args: argparse.Namespace, settings: Settings, prompts: Sequence
     require_memory(args.artifact, find_device(args.device), texts)
 
 
-def generated(model: Denoiser, tokenizer: Tokenizer, prompt: Prompt, settings: Settings) -> str:
-    """The text; on a terminal its canvas is shown as it is denoised."""
-    from qspec.cli.canvas import Canvas, LiveCanvas
+def generated(
+    model: Denoiser, tokenizer: Tokenizer, ids: Sequence[int], settings: Settings, tally: Tally | None = None
+) -> str:
+    """The text; on a terminal it is shown as it is denoised."""
+    from qspec.cli.live import LiveText
     from qspec.models.sampler import continue_ids
+    from qspec.models.stream import stream_ids
 
-    ids = prompt.ids(tokenizer, model.shape.vocab)
-    with LiveCanvas(Canvas(tokenizer, settings.length, model.shape.ends)) as live:
-        (text,) = continue_ids(model, tokenizer, [ids], settings, live.update if live.shown else None)
-        return text
+    with LiveText() as live:
+        if not live.shown:  # to look at a step is to wait for it
+            (text,) = continue_ids(model, tokenizer, [ids], settings, tally)
+            return text
+        for commit in stream_ids(model, tokenizer, [ids], settings, tally):
+            live.update(commit.text)
+        return commit.text
+
+
+def _tell_agreement(model: Denoiser, ids: Sequence[int], settings: Settings) -> None:
+    """Both texts once more, as tokens."""
+    from qspec.models.sampler import agreement, new_tokens, one_token_a_step
+
+    ours, exact = (new_tokens(model, [ids], one) for one in (settings, one_token_a_step(settings)))
+    share = agreement(ours, exact, *model.shape.ends)
+    tell(f"{share:.0%} of the tokens are those of one token a step")
 
 
 def tell_refused(model: Denoiser) -> None:

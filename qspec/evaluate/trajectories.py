@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qspec.evaluate.results import Flips
+from qspec.models.sampler import through_end
 
 FLIP_PARTS = 32  # points of the curve of commit flips, at most
 
@@ -47,9 +47,3 @@ def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, 
         first_divergence=float(first.quantile(0.5)),
         tokens_per_step=baseline.tokens.shape[1] / steps,
     )
-
-
-def through_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
-    """bool [items, length]: positions up to and including each row's first end of text."""
-    ended = torch.isin(tokens, torch.tensor(ends)).long()
-    return ended.cumsum(1) - ended == 0

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor
 
+from qspec.errors import UsageError
 from qspec.models.decoder import Decoder
 from qspec.models.samplers.canvas import Canvas, CanvasShape
 from qspec.models.samplers.common import Denoiser
@@ -131,10 +132,12 @@ class Replayed:
 
 
 class Graphs:
-    """What was captured of one model, and where its tensors lay then. why: steps are not captured, if they are not."""
+    """What was captured of one model, and where its tensors lay then. why: steps are not captured, if they are not.
+
+    runs: how many were begun."""
 
     def __init__(self, model: Decoder, capture: Capture) -> None:
-        self.capture, self.addresses, self.why = capture, addresses(model), ""
+        self.capture, self.addresses, self.why, self.runs = capture, addresses(model), "", 0
         self.memory = Memory(next(model.embedding.parameters()))
         self.canvases: OrderedDict[CanvasShape, Canvas] = OrderedDict()
         self.steps: OrderedDict[tuple[CanvasShape, Hashable], Replayed] = OrderedDict()
@@ -156,11 +159,16 @@ CAPTURED: WeakKeyDictionary[Decoder, Graphs] = WeakKeyDictionary()
 
 
 class Captured:
-    """Replays the steps of a decoder. Two runs at once on one model are not possible: they would share buffers."""
+    """Replays the steps of a decoder. Two runs at once on one model are not possible: they would share buffers.
+
+    Errors: UsageError where a run goes on after another one was begun.
+    """
 
     def __init__(self, model: Decoder, graphs: Graphs) -> None:
         self.model: Decoder = model
         self.graphs = graphs
+        graphs.runs += 1
+        self._number = graphs.runs
 
     def length(self, tokens: int) -> int:
         return length_of(tokens)
@@ -180,6 +188,8 @@ class Captured:
 
     def run(self, canvas: Canvas, key: Hashable, step: Step) -> tuple[Tensor, ...]:
         graphs = self.graphs
+        if self._number != graphs.runs:
+            raise UsageError("another text was begun on this model", hint="read a stream to its end first")
         if graphs.why:
             return step()
         own = latest(graphs.steps, (canvas.shape, key), Replayed, STEPS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import takewhile
 from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, runtime_checkable
 
@@ -25,7 +25,7 @@ from qspec.models.samplers.cached import Cache
 from qspec.models.samplers.common import Denoiser, SampleStep
 from qspec.models.samplers.dream import Alg, DreamSettings
 from qspec.models.samplers.llada import Remasking, SamplerSettings
-from qspec.models.samplers.run import Rows
+from qspec.models.samplers.run import Decided, Rows, Steps, Tally
 from qspec.models.tokens import Encodes, Lists, encode, know_tokens
 
 __all__ = [
@@ -131,8 +131,6 @@ def machine_errors() -> Iterator[None]:
         raise MachineError(f"the GPU failed: {first_line(error)}", hint=hint) from error
 
 
-@torch.no_grad()
-@machine_errors()
 def sample(
     model: Denoiser,
     prompt_ids: Tensor,
@@ -149,12 +147,29 @@ def sample(
     graphs (`models.engine`), which changes no bit. Errors: InputError for prompts that do not fit the model,
     NumericsError where its logits are not finite, MachineError where a GPU fails or has not enough memory.
     """
+    steps = denoise(model, prompt_ids, attention_mask, settings, captured=captured)
+    return finished(steps, None if on_step is None else lambda decided: on_step(decided.whole()))
+
+
+@torch.no_grad()
+def denoise(
+    model: Denoiser, prompt_ids: Tensor, attention_mask: Tensor | None, settings: Settings, *, captured: bool = True
+) -> Steps:
+    """`sample` step by step."""
+    with machine_errors():
+        return (yield from _steps(model, prompt_ids, attention_mask, settings, captured))
+
+
+def _steps(
+    model: Denoiser, prompt_ids: Tensor, attention_mask: Tensor | None, settings: Settings, captured: bool
+) -> Steps:
     _check_prompt(model.shape, prompt_ids, settings)
     if isinstance(settings, BlockSettings):
         prompt_ids = prompt_ids.to(model.device, torch.int64)
         kept = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask.to(model.device)
         prompts = [ids[own != 0] for ids, own in zip(prompt_ids, kept, strict=True)]
-        return torch.cat((prompt_ids, block_causal.fill(model, prompts, settings, on_step)), dim=1)
+        texts = yield from block_causal.fill(model, prompts, settings)
+        return torch.cat((prompt_ids, texts), dim=1)
     tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=model.device)
     ids = torch.cat((prompt_ids.to(model.device, torch.int64), tail), dim=1)
     real = None
@@ -162,8 +177,20 @@ def sample(
         real = torch.cat((attention_mask.to(model.device) != 0, torch.ones_like(tail, dtype=torch.bool)), dim=1)
     rows, run = Rows(ids, real, prompt_ids.shape[1]), runner(model, captured=captured)
     if isinstance(settings, DreamSettings):
-        return dream.fill(run, rows, settings, on_step)
-    return llada.fill(run, rows, settings, on_step)
+        return (yield from dream.fill(run, rows, settings))
+    return (yield from llada.fill(run, rows, settings))
+
+
+def finished(steps: Steps, on_step: Callable[[Decided], None] | None) -> Tensor:
+    """The rows behind all steps."""
+    while True:
+        try:
+            decided = next(steps)
+        except StopIteration as end:
+            rows: Tensor = end.value
+            return rows
+        if on_step is not None:
+            on_step(decided)
 
 
 def generate(
@@ -173,8 +200,6 @@ def generate(
     length: int = 128,
     steps: int | None = None,
     block: int | None = None,
-    *,
-    on_step: Callable[[SampleStep], None] | None = None,
     **sampling: Unpack[Sampling],
 ) -> Prompt:
     """Continues a prompt, or several in one batch, and returns the new text up to the end-of-text token.
@@ -185,15 +210,22 @@ def generate(
     `stop` is False, which gives the same text. Errors: UsageError for one of another sampler and for settings that do
     not divide, InputError for a prompt that is no text or does not fit the model.
     """
-    model = _unwrapped(model, tokenizer)
-    check_block(model.shape, length, block)
-    if model.shape.sampler != "dream":
+    model = unwrapped(model, tokenizer)
+    settings = generation_settings(model.shape, length, steps, block, sampling)
+    return continue_text(model, tokenizer, prompt, settings)
+
+
+def generation_settings(
+    shape: DecoderShape, length: int, steps: int | None, block: int | None, sampling: Sampling
+) -> Settings:
+    """The settings of what `generate` is asked for; errors as there."""
+    check_block(shape, length, block)
+    if shape.sampler != "dream":
         sampling.setdefault("stop", True)
-    settings = settings_for(model.shape, length, steps, block, **sampling)
-    return continue_text(model, tokenizer, prompt, settings, on_step)
+    return settings_for(shape, length, steps, block, **sampling)
 
 
-def _unwrapped(model: Denoiser | Wrapped, tokenizer: Tokenizer) -> Denoiser:
+def unwrapped(model: Denoiser | Wrapped, tokenizer: Tokenizer) -> Denoiser:
     """What a sampler runs: of a model that transformers loaded its decoder, which from now on knows the tokenizer."""
     if isinstance(model, Wrapped):
         return know_tokens(model.decoder, tokenizer)
@@ -208,20 +240,18 @@ def check_block(shape: DecoderShape, length: int, block: int | None) -> None:
         raise UsageError("the dream sampler has no blocks", hint="leave block out: the whole length is filled at once")
 
 
-def continue_text(
-    model: Denoiser,
-    tokenizer: Tokenizer,
-    prompt: Prompt,
-    settings: Settings,
-    on_step: Callable[[SampleStep], None] | None = None,
-) -> Prompt:
+def continue_text(model: Denoiser, tokenizer: Tokenizer, prompt: Prompt, settings: Settings) -> Prompt:
     """`generate` with ready settings."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not prompts:
         return cast(Prompt, [])
-    encoded = [encode(tokenizer, text, model.shape.vocab, special=True) for text in prompts]
-    texts = continue_ids(model, tokenizer, encoded, settings, on_step)
+    texts = continue_ids(model, tokenizer, encoded(model, tokenizer, prompts), settings)
     return texts[0] if isinstance(prompt, str) else texts
+
+
+def encoded(model: Denoiser, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Prompts as tokens. Errors: InputError for text that is none, or holds ids that the model does not have."""
+    return [encode(tokenizer, text, model.shape.vocab, special=True) for text in prompts]
 
 
 def continue_ids(
@@ -229,12 +259,40 @@ def continue_ids(
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     settings: Settings,
-    on_step: Callable[[SampleStep], None] | None = None,
+    tally: Tally | None = None,
 ) -> list[str]:
     """The new texts behind prompts of tokens, in one batch, each up to the token that ends it."""
-    ids, mask = left_padded(prompts, model.shape.pad_token)
-    rows = sample(model, ids, mask, settings, on_step)[:, ids.shape[1] :].tolist()
+    rows = new_tokens(model, prompts, settings, tally).tolist()
     return [tokenizer.decode(until(row, *model.shape.ends), skip_special_tokens=True) for row in rows]
+
+
+def new_tokens(
+    model: Denoiser, prompts: Sequence[Sequence[int]], settings: Settings, tally: Tally | None = None
+) -> Tensor:
+    """int64 [rows, length] behind prompts of tokens, in one batch."""
+    ids, mask = left_padded(prompts, model.shape.pad_token)
+    rows = finished(denoise(model, ids, mask, settings), None if tally is None else tally.add)
+    return rows[:, ids.shape[1] :]
+
+
+def one_token_a_step(settings: Settings) -> Settings:
+    """The same sampler without approximation: as many steps as tokens, none of several commits."""
+    if isinstance(settings, DreamSettings):
+        return replace(settings, steps=settings.length)
+    if isinstance(settings, BlockSettings):
+        return replace(settings, steps=settings.length, threshold=None)
+    return replace(settings, steps=settings.length, threshold=None, factor=None)
+
+
+def agreement(tokens: Tensor, reference: Tensor, *ends: int) -> float:
+    """Share of equal tokens, int64 [rows, length] both, up to and with the first end of each row of the reference."""
+    return float((tokens == reference)[through_end(reference, ends)].double().mean())
+
+
+def through_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
+    """bool [rows, length]: positions up to and including each row's first end of text."""
+    ended = torch.isin(tokens, torch.tensor(ends, device=tokens.device)).long()
+    return ended.cumsum(1) - ended == 0
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -21,10 +21,10 @@ from qspec.evaluate.kept import KeptBatches
 from qspec.evaluate.results import task_label
 from qspec.evaluate.statistics import bootstrap
 from qspec.evaluate.tasks import denoise, prepared
-from qspec.evaluate.trajectories import Trajectory, compare, through_end
+from qspec.evaluate.trajectories import Trajectory, compare
 from qspec.language import load_source
 from qspec.models.family import DecoderShape
-from qspec.models.sampler import Denoiser, Settings, settings_for
+from qspec.models.sampler import Denoiser, Settings, settings_for, through_end
 from qspec.plan import bits_text
 from qspec.precision import exact_products
 from qspec.progress import Progress

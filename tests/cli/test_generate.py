@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from qspec.cli import main
-from qspec.cli.canvas import Canvas
 from qspec.models import engine, sampler
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder
 from qspec.models.engine import Captured, Graphs, Step
-from qspec.models.sampler import DreamSettings, SamplerSettings, SampleStep, Settings, sample, until
+from qspec.models.sampler import DreamSettings, SamplerSettings, Settings, sample, until
+from qspec.models.stream import Draft
 from qspec.models.tokens import know_tokens
 from qspec.plan.generating import TextSizes, generating_memory
 from qspec.runtime import load_tokenizer
@@ -68,7 +69,21 @@ def test_it_prints_the_text_and_nothing_else(folder: Path, capsys: pytest.Captur
     assert main(["generate", str(folder), *arguments]) == 0
     out, err = capsys.readouterr()
     assert out == expected(folder, "2+2=", SamplerSettings(12, 6, 4)) + "\n"
-    assert err == ""
+    assert err == "12 tokens in 6 steps, 2.0 a step\n"
+
+
+def test_agreement_with_one_token_a_step_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every confidence reaches the threshold: a block in one step. The end-of-text token, 1, counts and ends a text."""
+    options = ["--length", "12", "--block", "4", "--threshold", "1e-9", "--agreement", "--device", "cpu"]
+    assert main(["generate", str(folder), "--prompt", "2+2=", *options]) == 0
+    ids = torch.tensor([[LETTERS.index(c) for c in "2+2="]])
+    kinds = (SamplerSettings(12, 12, 4, threshold=1e-9, stop=True), SamplerSettings(12, 12, 4, stop=True))
+    fast, slow = (sample(load_decoder(folder), ids, None, one)[0, 4:].tolist() for one in kinds)
+    counted = slow.index(1) + 1 if 1 in slow else 12
+    equal = sum(a == b for a, b in zip(fast[:counted], slow[:counted], strict=True)) / counted
+    said = capsys.readouterr().err.splitlines()
+    assert said[1:] == [f"{equal:.0%} of the tokens are those of one token a step"]
+    assert re.fullmatch(r"(4|8|12) tokens in [123] steps, 4\.0 a step", said[0])
 
 
 def test_every_option_reaches_the_sampler(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +178,7 @@ def test_steps_that_cannot_be_captured_are_told_of(
     out, err = capsys.readouterr()
     assert out == text + "\n"
     why = "no CUDA graph could be captured: operation not permitted when stream is capturing"
-    assert err == f"denoising steps: eager ({why})\n"
+    assert err == f"12 tokens in 12 steps, 1.0 a step\ndenoising steps: eager ({why})\n"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +233,7 @@ def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_stand_in_is_named_as_for_plan(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--prompt", "Problem: 2+2", "--length", "4", "--block", "4", "--device", "cpu"]
     assert main(["generate", "tiny-llada", *arguments]) == 0
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "4 tokens in 4 steps, 1.0 a step\n"
 
 
 @pytest.mark.parametrize("name", ["tiny-nothing", "nobody/nothing", "no/such/folder"])
@@ -336,26 +351,20 @@ class TestFile:
         assert what in capsys.readouterr().err
 
 
-def test_the_canvas_shows_what_is_decided() -> None:
+def test_a_draft_shows_what_is_decided() -> None:
     class Pieces:
         def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
             assert skip_special_tokens
             return "".join(chr(token) for token in token_ids)
 
-    def step(places: list[int], text: str) -> SampleStep:
-        committed = torch.zeros(1, 6, dtype=torch.bool)
-        committed[0, places] = True
-        tokens = torch.tensor([[ord(c) for c in text]])
-        return SampleStep(0, committed, tokens, torch.ones(1, 6))
-
-    canvas = Canvas(Pieces(), 6, (ord("$"),))
-    assert canvas.text() == "······"
-    canvas.update(step([1, 2], "xabxxx"))
-    assert canvas.text() == "·ab···"
-    canvas.update(step([4], "zzzz$z"))
-    assert canvas.text() == "·ab·"
-    canvas.update(step([0], "ozzzzz"))
-    assert canvas.text() == "oab·"
+    draft = Draft(Pieces(), 6, (ord("$"),))
+    assert draft.text() == "······"
+    draft.commit([1, 2], list(b"ab"))
+    assert draft.text() == "·ab···"
+    draft.commit([4], list(b"$"))
+    assert draft.text() == "·ab·"
+    draft.commit([0], list(b"o"))
+    assert draft.text() == "oab·"
 
 
 CHAT = "u:{{ messages[0].content }},{% if add_generation_prompt %}a:{% endif %}"

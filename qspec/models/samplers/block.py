@@ -19,8 +19,8 @@ blocks until their prompts end in the same one; the padding before them is seen 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -40,8 +40,7 @@ from qspec.models.samplers.common import (
 )
 from qspec.models.samplers.dream import drawn, probabilities
 from qspec.models.samplers.noise import uniform
-
-OnStep = Callable[[SampleStep], None]
+from qspec.models.samplers.run import Decided, Steps
 
 
 @dataclass(frozen=True)
@@ -116,22 +115,22 @@ def decoder_of(model: Denoiser) -> Decoder:
     return model
 
 
-def fill(model: Denoiser, prompts: Sequence[Tensor], settings: BlockSettings, on_step: OnStep | None = None) -> Tensor:
-    """The new tokens int64 [b, length] behind prompts, int64 [tokens] each.
+def fill(model: Denoiser, prompts: Sequence[Tensor], settings: BlockSettings) -> Steps:
+    """Denoises the new tokens int64 [b, length] behind prompts, int64 [tokens] each, step by step.
 
     Errors: UsageError for a share or a part larger than a block, NumericsError where logits are not finite.
     """
-    run = _Run(decoder_of(model), prompts, settings, on_step)
+    run = _Run(decoder_of(model), prompts, settings)
     size = run.block
     if run.rows.first:
         run.keep(slice(0, run.rows.first))
     for start in range(run.rows.first, run.rows.ids.shape[1], size):
         window = slice(start, start + size)
-        run.commit_first(start)
+        yield from run.commit_first(start)
         for number in count(start - run.rows.first):
             if not run.masks(window):
                 break
-            run.step(window, number)
+            yield run.step(window, number)
         if settings.stop and run.ended(window.stop):
             break
         run.keep(window)
@@ -141,11 +140,9 @@ def fill(model: Denoiser, prompts: Sequence[Tensor], settings: BlockSettings, on
 class _Run:
     """One batch on its way."""
 
-    def __init__(
-        self, model: Decoder, prompts: Sequence[Tensor], settings: BlockSettings, on_step: OnStep | None
-    ) -> None:
+    def __init__(self, model: Decoder, prompts: Sequence[Tensor], settings: BlockSettings) -> None:
         assert model.shape.block is not None
-        self.model, self.settings, self.on_step, self.block = model, settings, on_step, model.shape.block
+        self.model, self.settings, self.block = model, settings, model.shape.block
         for name, tokens in (("length / steps", settings.share), ("part", settings.part or 1)):
             if tokens > self.block:
                 raise UsageError(f"{name} is {tokens}, more than the {self.block} tokens of the model's blocks")
@@ -167,16 +164,16 @@ class _Run:
     def masks(self, window: slice) -> bool:
         return bool((self.rows.ids[:, window] == self.model.shape.mask_token).any())
 
-    def commit_first(self, start: int) -> None:
+    def commit_first(self, start: int) -> Iterator[Decided]:
         """Of a shifted model, the token behind what is kept."""
         if not self.model.shape.shift or self._before is None:
             return
         p = self._logits(self._before).softmax(-1)
         tokens = p.argmax(-1, keepdim=True)
         chosen = self.rows.ids[:, start : start + 1] == self.model.shape.mask_token
-        self._commit(slice(start, start + 1), chosen, tokens, p.gather(-1, tokens))
+        yield replace(self._commit(slice(start, start + 1), chosen, tokens, p.gather(-1, tokens)), passes=0)
 
-    def step(self, window: slice, number: int) -> None:
+    def step(self, window: slice, number: int) -> Decided:
         """A pass over a block with masks. number: which its random numbers follow from, whatever other rows need."""
         own, settings = self.rows.ids[:, window], self.settings
         x = self._states(window)
@@ -192,8 +189,9 @@ class _Run:
         chosen = most_confident(left, settings.share)
         if settings.threshold is not None:
             chosen |= left > settings.threshold
-        self._commit(window, chosen, tokens, confidence)
+        decided = self._commit(window, chosen, tokens, confidence)
         self._index += 1
+        return decided
 
     def _uniform(self, window: slice, number: int) -> Tensor:
         device, texts = self.rows.ids.device, self.rows.texts
@@ -214,18 +212,21 @@ class _Run:
         first = torch.where(masked, part, masked.shape[1]).amin(1, keepdim=True)
         return masked & (part == first)
 
-    def _commit(self, window: slice, chosen: Tensor, tokens: Tensor, confidence: Tensor) -> None:
-        """Writes the tokens [b, n] that are chosen, and tells of them."""
-        own = self.rows.ids[:, window]
+    def _commit(self, window: slice, chosen: Tensor, tokens: Tensor, confidence: Tensor) -> Decided:
+        """Writes the tokens [b, n] that are chosen."""
+        own, length = self.rows.ids[:, window], self.settings.length
         own.copy_(torch.where(chosen, tokens, own))
-        if self.on_step is None:
-            return
-        parts = []
-        for part in (chosen, tokens, confidence):
-            whole = part.new_zeros(self.rows.ids.shape)
-            whole[:, window] = part
-            parts.append(whole.gather(1, self.rows.places(self.settings.length)))
-        self.on_step(SampleStep(min(self._index, self.settings.steps - 1), *parts))
+        index = min(self._index, self.settings.steps - 1)
+
+        def whole() -> SampleStep:
+            parts = []
+            for part in (chosen, tokens, confidence):
+                canvas = part.new_zeros(self.rows.ids.shape)
+                canvas[:, window] = part
+                parts.append(canvas.gather(1, self.rows.places(length)))
+            return SampleStep(index, *parts)
+
+        return Decided(index, min(length, window.stop - int(self.rows.texts.min())), whole)
 
     def ended(self, stop: int) -> bool:
         """Whether every row's text ends before the place `stop`; then all behind it becomes the end-of-text token."""

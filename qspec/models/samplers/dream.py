@@ -43,7 +43,7 @@ from qspec.models.samplers.common import (
     most_confident,
     token_logits,
 )
-from qspec.models.samplers.run import OnStep, Rows, Run
+from qspec.models.samplers.run import Rows, Run, Steps
 
 Alg = Literal["origin", "maskgit_plus", "topk_margin", "entropy"]
 EPS = 1e-3
@@ -97,16 +97,15 @@ class DreamSettings:
         return (*(1 - times[1:-1] / times[:-2]).tolist(), 1.0)
 
 
-def fill(runner: Runner, rows: Rows, settings: DreamSettings, on_step: OnStep | None) -> Tensor:
-    """The rows with their masks filled, int64 [b, prompt + length]."""
+def fill(runner: Runner, rows: Rows, settings: DreamSettings) -> Steps:
+    """Fills the masks of the rows, step by step."""
     run = Run(runner, rows, settings.seed, cache=settings.cache)
     run.block(0, settings.length)
     most = settings.length
     for index, share in enumerate(settings.shares()):
         run.canvas.share.fill_(share)
         decided = run.step(index, (settings.key, most), partial(_step, run.model, settings, most))
-        if on_step is not None:
-            run.report(on_step, index, 0, decided)
+        yield run.decided(index, 0, decided)
         if index % CHECKED == CHECKED - 1:
             run.canvas.check(run.model)
             masks = int((run.text() == run.model.shape.mask_token).sum(1).max())

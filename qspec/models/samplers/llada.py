@@ -52,7 +52,7 @@ from qspec.models.samplers.common import (
     most_confident,
     token_logits,
 )
-from qspec.models.samplers.run import OnStep, Rows, Run
+from qspec.models.samplers.run import Rows, Run, Steps
 
 Remasking = Literal["low_confidence", "random"]
 LAST = -1.0  # a confidence below all others, which are probabilities
@@ -133,8 +133,8 @@ class SamplerSettings:
         return tuple(base + (step < extra) for step in range(self.steps // self.blocks))
 
 
-def fill(runner: Runner, rows: Rows, settings: SamplerSettings, on_step: OnStep | None) -> Tensor:
-    """The rows with their masks filled, int64 [b, prompt + length]."""
+def fill(runner: Runner, rows: Rows, settings: SamplerSettings) -> Steps:
+    """Fills the masks of the rows, step by step."""
     run = Run(runner, rows, settings.seed, cache=settings.cache, guided=settings.cfg > 0)
     ends, index = run.model.shape.ends, 0
     for first in range(0, settings.length, settings.block):
@@ -142,8 +142,7 @@ def fill(runner: Runner, rows: Rows, settings: SamplerSettings, on_step: OnStep 
         for count in settings.commits():
             run.canvas.count.fill_(count)
             *decided, masks = run.step(index, settings.key, partial(_step, run.model, settings))
-            if on_step is not None:
-                run.report(on_step, index, first, decided)
+            yield run.decided(index, first, decided)
             index += 1
             if settings.parallel and not bool(masks):
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,6 @@ from qspec.models.samplers.cached import Cache, require_keys
 from qspec.models.samplers.canvas import WHOLE, Canvas, CanvasShape, Pass
 from qspec.models.samplers.common import SampleStep
 
-OnStep = Callable[[SampleStep], None]
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -23,6 +21,37 @@ class Rows:
     ids: Tensor
     real: Tensor | None
     prompt: int
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What step `index` decided, to be looked at before the next one.
+
+    through: how much of the text this step and those before it were about. whole: gives what was chosen, over whole
+    texts. passes: through the model, that the step took.
+    """
+
+    index: int
+    through: int
+    whole: Callable[[], SampleStep]
+    passes: int = 1
+
+
+class Tally:
+    """How many steps a sampler made, and how many tokens of a text they were about."""
+
+    def __init__(self) -> None:
+        self.steps = self.tokens = 0
+
+    def add(self, decided: Decided) -> None:
+        self.steps += decided.passes
+        self.tokens = max(self.tokens, decided.through)
+
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens in {self.steps} steps, {self.tokens / max(self.steps, 1):.1f} a step"
+
+
+Steps = Generator[Decided, None, Tensor]  # one after another; then all rows, int64 [b, prompt + length]
 
 
 class Run:
@@ -70,15 +99,19 @@ class Run:
         canvas.step.fill_(index)
         return self._runner.run(canvas, (key, part), lambda: compute(canvas, part))
 
-    def report(self, on_step: OnStep, index: int, first: int, parts: Sequence[Tensor]) -> None:
-        """Tells of a step: what was chosen, the tokens and their confidences [b, n], from the text's `first` on."""
-        length = self.ids.shape[1] - self._given.prompt
-        wholes = []
-        for part in parts:
-            whole = part.new_zeros(len(self.ids), length)
-            whole[self._rows, first : first + part.shape[1]] = part
-            wholes.append(whole)
-        on_step(SampleStep(index, *wholes))
+    def decided(self, index: int, first: int, parts: Sequence[Tensor]) -> Decided:
+        """parts: what was chosen, the tokens and their confidences [b, n], from the text's `first` on."""
+        through, rows = first + parts[0].shape[1], self._rows
+
+        def whole() -> SampleStep:
+            wholes = []
+            for part in parts:
+                texts = part.new_zeros(len(self.ids), self.ids.shape[1] - self._given.prompt)
+                texts[rows, first:through] = part
+                wholes.append(texts)
+            return SampleStep(index, *wholes)
+
+        return Decided(index, through, whole)
 
     def text(self) -> Tensor:
         """The new tokens of the rows on the canvas, int64 [b, length], a view."""
