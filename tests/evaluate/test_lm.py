@@ -27,7 +27,6 @@ from qspec.evaluate.tasks import measure_task
 from qspec.language.presets import PRESETS
 from qspec.language.spec import Evaluation, TaskRequest
 from tests.hub_tasks import arc, choice, converted, made_up, piqa, put
-from tests.test_harness import MATH
 
 ITEMS = 50
 FEW = 12  # without `-m slow`
@@ -213,8 +212,8 @@ def test_published_solutions_of_humaneval_are_right(real: Path) -> None:
 
 @pytest.mark.parametrize("model", ["tiny-llada", "tiny-dream"])
 def test_the_papers_tasks_run_on_both_stand_ins(copies: Path, model: str) -> None:
-    """Offline, from copies in the hub's form; MATH where its packages are installed."""
-    names = [name for name in PRESETS if name != "openbookqa" and (MATH or name != "math")]
+    """Offline, from copies in the hub's form."""
+    names = [name for name in PRESETS if name != "openbookqa"]
     loaded, tokenizer = runtime.load(model, "cpu")
     requests = tuple(TaskRequest(name, shots=0, length=4, steps=2, block=4, limit=1) for name in names)
     sources = FewDraws(None, copies, {"QSPEC_DATA": str(copies)}, run_code=True)
