@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,24 @@ def content(out: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_killed_at_random_moments_and_started_again(mini: Mini, tmp_path: Path) -> None:
-    began = time.monotonic()
+    began, out = time.monotonic(), tmp_path / "killed"
     assert start(mini, tmp_path / "whole").wait() == 0
     whole, generator = time.monotonic() - began, random.Random(0)
-    kills = kept = 0
-    while True:
-        process = start(mini, tmp_path / "killed")
-        try:
-            assert process.wait(generator.uniform(0.3, 1.0) * whole if kills < 20 else None) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-            kept += (tmp_path / "killed" / MEASURED).is_dir()
-    assert kept > 0  # some of the kills were in the evaluation
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert not (tmp_path / "killed" / MEASURED).exists()
+    for _ in range(15):  # while it quantizes
+        end = time.monotonic() + generator.uniform(0.2, 0.9) * whole
+        killed(start(mini, out), lambda end=end: time.monotonic() > end or out.exists())
+    for batches in range(1, 6):  # while it measures
+        killed(start(mini, out), lambda count=batches: len(list((out / MEASURED).glob("*.safetensors"))) >= count)
+    assert not (out / "report").exists()
+    assert start(mini, out).wait() == 0
+    assert content(out) == content(tmp_path / "whole")
+    assert not (out / MEASURED).exists()
+
+
+def killed(process: subprocess.Popen[bytes], when: Callable[[], bool]) -> None:
+    """Killed at that moment, in which it must be running."""
+    while not when():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
