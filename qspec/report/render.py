@@ -166,7 +166,10 @@ def _path_name(execution: str) -> str:
 def _path_rest(execution: str) -> str:
     """What `_path_name` left out."""
     rest = execution[len(_path_name(execution)) :].strip()
-    return rest.removeprefix("(").removesuffix(")")
+    if rest.startswith("("):
+        inner, _, behind = rest[1:].partition(")")
+        return inner + behind
+    return rest
 
 
 def _recipe(text: str) -> Markup:

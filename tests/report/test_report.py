@@ -21,7 +21,7 @@ from qspec.evaluate.results import Measurements, accuracy
 from qspec.report import ReportData, report_data, report_json, write_report
 from qspec.report.drawing import peak_of
 from qspec.report.environment import environment, memory
-from qspec.report.render import bytes_text, card, seconds_text
+from qspec.report.render import FILTERS, bytes_text, card, seconds_text
 from qspec.report.text import paired, summary
 from tests.report.sample import HOSTILE, VERDICT, hostile_report, layer_rows, sample_report
 
@@ -484,3 +484,19 @@ def test_environment_and_memory() -> None:
     found = environment()
     assert {"python", "system", "torch", "qspec", "cpu", "gpu"} <= set(found)
     assert memory()["peak resident"] > 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("execution", "name", "rest"),
+    [
+        (
+            "CPU reference (integer arithmetic, without a GPU); denoising steps: eager (on a CPU)",
+            "CPU reference",
+            "integer arithmetic, without a GPU; denoising steps: eager (on a CPU)",
+        ),
+        ("Triton kernels on NVIDIA H200; steps: captured", "Triton kernels", "on NVIDIA H200; steps: captured"),
+    ],
+)
+def test_how_it_was_computed_is_cut_in_two(execution: str, name: str, rest: str) -> None:
+    assert FILTERS["path_name"](execution) == name
+    assert FILTERS["path_rest"](execution) == rest
