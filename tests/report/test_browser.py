@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def test_it_prints_on_white_and_within_the_page(page: Page, files: dict[str, Pat
     assert page.value("document.documentElement.scrollWidth") <= 794
     page.call("Emulation.setEmulatedMedia", media="")
     page.pdf(tmp_path / "report.pdf")
-    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF-")
+    printed = (tmp_path / "report.pdf").read_bytes()
+    assert printed.startswith(b"%PDF-")
+    assert 3 < len(re.findall(rb"/Type\s*/Page\b", printed)) <= 8  # of 32 blocks
 
 
 def test_a_complaint_would_be_seen(page: Page, tmp_path: Path) -> None:
