@@ -273,7 +273,7 @@ def any_format(name: str, group: int | None, symmetric: bool, clip: Clip | None 
     symmetric=st.booleans(),
     clip=st.sampled_from([Clip(), Clip("ratio", 0.9), Clip("mse")]),
     seed=st.integers(0, 10**6),
-    exponent=st.integers(-8, 8),
+    exponent=st.integers(-6, 8),  # below, the float16 scales of int8 groups are subnormal: they have fewer digits
 )
 def test_powers_of_two_leave_codes_unchanged(
     chosen: tuple[str, int | None], symmetric: bool, clip: Clip, seed: int, exponent: int
