@@ -3,7 +3,8 @@
 A program may compute, start threads, and read and write below its folder. It may start no process, reach no network,
 signal nobody and write no other file. What enforces that is named with every outcome: bubblewrap's namespaces where
 it is installed and works, Landlock and a filter of system calls (seccomp) where the kernel has them, and resource
-limits everywhere. It can read what its user can read.
+limits everywhere. It can read what its user can read, and one that sets out to can report itself as passed, as under
+human-eval's own harness: it is confined, not trusted.
 """
 
 from __future__ import annotations

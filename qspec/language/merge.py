@@ -11,7 +11,7 @@ apply                     all of the base's, or all of the recipe's own: their o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -63,10 +63,12 @@ class Merged:
         """Records a warning."""
         self.problems.append(Diagnostic(code, message, span, hint, "warning", edits))
 
-    def unknown(self, code: str, kind: str, word: Leaf, known: Any, plural: str | None = None) -> None:
-        """There is no such thing; did you mean another?"""
+    def unknown(
+        self, code: str, kind: str, word: Leaf, known: Any, plural: str | None = None, given: Collection[str] = ()
+    ) -> None:
+        """There is no such thing; did you mean another? given: those that stand beside it already."""
         name = str(word.value)
-        guess = closest(name, known, digits=kind != "target")
+        guess = closest(name, [one for one in known if one not in given], digits=kind != "target")
         written = f'"{guess}"' if word.kind == "STRING" else guess
         hint = (
             f"did you mean `{guess}`?"

@@ -105,16 +105,25 @@ class PassCheck:
     def _unquantized(self) -> list[Diagnostic]:
         """Rules whose modules have a scheme that no pass carries out."""
         lost: dict[Rule, list[str]] = {}
+        partly: dict[Rule, PassUse] = {}
         for m, rule in enumerate(self.layout.decided):
-            quantized = any(self.spec.passes[i].params.quantizes for i in self.uses[m])
-            if rule is not None and rule.scheme is not None and not quantized:
+            if rule is None or rule.scheme is None:
+                continue
+            by = next((self.spec.passes[i] for i in self.uses[m] if self.spec.passes[i].params.quantizes), None)
+            if by is None:
                 lost.setdefault(rule, []).append(str(self.layout.modules[m].role))
-        return [self._add_quantizer(rule, roles) for rule, roles in lost.items()]
+            else:
+                partly.setdefault(rule, by)
+        return [self._add_quantizer(rule, roles, partly.get(rule)) for rule, roles in lost.items()]
 
-    def _add_quantizer(self, rule: Rule, roles: list[str]) -> Diagnostic:
+    def _add_quantizer(self, rule: Rule, roles: list[str], partly: PassUse | None) -> Diagnostic:
+        """partly: a pass that quantizes others of the rule's modules, which a second one cannot quantize again."""
         assert rule.scheme is not None
-        line = f"apply rtn() on {rule.selector.text}"
         message = f"no pass quantizes `{roles[0]}`, which has scheme `{rule.scheme.name}`"
+        if partly is not None:
+            hint = f"let `{partly.name}` have it too, or add a pass that quantizes it and what else is left"
+            return Diagnostic("QS051", message, rule.span, hint, notes=(Note(partly.span, "quantizes the others"),))
+        line = f"apply rtn() on {rule.selector.text}"
         after = self.spec.passes[-1].span if self.spec.passes else self.spec.rules[-1].span
         edits: tuple[Edit, ...] = ()
         if after.path == rule.span.path:

@@ -125,9 +125,10 @@ class Reader:
     def names(self, tree: Tree, known: Known) -> tuple[str, ...]:
         """A list of names, each known (where any is) and given once."""
         found: dict[str, Span] = {}
+        given = [word.text for word in tree.values]
         for word in tree.values:
             if known.names and word.text not in known.names:
-                self.merged.unknown(known.code, known.kind, word, known.names, known.plural)
+                self.merged.unknown(known.code, known.kind, word, known.names, known.plural, given)
             elif word.text in found:
                 self.merged.twice(f"{known.kind} {quote(word.text)}", word.span, found[word.text])
             found.setdefault(word.text, word.span)

@@ -7,7 +7,7 @@ recipe r {
 
 scheme w8a8 {
   weights     fp8_e4m3 per channel asymmetric
-  activations int8 per token   symmetric
+  activations fp8_e4m3 per token symmetric
 }
 
 layers blocks[*].* use w8a8
