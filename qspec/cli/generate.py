@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 TOKEN_BYTES = 4  # of a prompt, about: it is no token yet when memory is asked for
+REMASKING = "random is LLaDA's alone, sequential that of block-causal models (default: low_confidence)"
 OPTIONS = (
     "temperature", "seed", "cache", "cfg", "remasking", "threshold", "factor", "logits_eos_inf",
-    "confidence_eos_eot_inf", "alg", "alg_temp", "top_p", "top_k", "part",
+    "confidence_eos_eot_inf", "alg", "alg_temp", "top_p", "top_k", "part", "entropy_bound", "edit_threshold",
+    "edit_steps",
 )  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     llada = parser.add_argument_group("LLaDA's sampler")
     llada.add_argument("--block", type=int, help="tokens denoised together (default: all of them)")
     llada.add_argument("--cfg", type=float, metavar="SCALE", help="guidance (default: 0, none)")
-    llada.add_argument("--remasking", choices=("low_confidence", "random"), help="(default: low_confidence)")
+    llada.add_argument("--remasking", choices=("low_confidence", "random", "sequential"), help=REMASKING)
     llada.add_argument(
         "--threshold",
         type=float,
@@ -88,7 +90,21 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     dream.add_argument("--alg-temp", type=float, metavar="T", help="chance in that choice (default: 0, none)")
     dream.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens up to this share")
     dream.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    block = parser.add_argument_group("the sampler of block-causal models: also --threshold, --top-p and --top-k")
+    shared = "also --remasking, --threshold, --top-p and --top-k"
+    block = parser.add_argument_group(f"the sampler of block-causal models: {shared}")
+    block.add_argument(
+        "--entropy-bound",
+        type=float,
+        metavar="H",
+        help="commit tokens while their entropies add up to less than H nats",
+    )
+    block.add_argument(
+        "--edit-threshold",
+        type=float,
+        metavar="P",
+        help="replace committed tokens of the block where another one is predicted with more confidence (LLaDA2.1)",
+    )
+    block.add_argument("--edit-steps", type=int, metavar="N", help="passes that edit a full block (default: 16)")
     block.add_argument(
         "--part", type=int, metavar="N", help="fill N tokens of a block before the next N (default: all)"
     )

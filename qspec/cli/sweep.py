@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", default="1,0.5,0.25,0.125", metavar="LIST", help="shares of the task's steps (default: %(default)s)"
     )
     parser.add_argument("--block", default="", metavar="LIST", help="tokens of a block")
-    parser.add_argument("--remasking", default="", metavar="LIST", help="low_confidence, random")
+    parser.add_argument("--remasking", default="", metavar="LIST", help="low_confidence, random, sequential")
     parser.add_argument("--threshold", default="", metavar="LIST", help="confidences for parallel commits")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print what sweep.json holds")

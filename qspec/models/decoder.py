@@ -272,22 +272,10 @@ class Decoder(nn.Module):
         places = counted if positions is None else positions.to(device)
         return AttentionContext(*self._rotary(places[:, tokens]), mask, tokens)
 
-    def blocks_context(self, real: Tensor, tokens: slice) -> AttentionContext:
-        """Of a block-causal canvas, real [b, t], with padding in front by whole blocks: a pass over whole blocks, from
-        tokens.start to tokens.stop, whose keys are those up to there. Padding, which nothing reads, sees all of them.
-        """
-        assert self.shape.block is not None
-        counted = (real.cumsum(-1) - 1).clamp(min=0)
-        block = counted // self.shape.block
-        seen: Tensor | None = real[:, None, None, : tokens.stop]
-        if tokens.stop - tokens.start > self.shape.block:
-            query = real[:, None, tokens, None]
-            seen = (
-                real[:, None, None, : tokens.stop] & _before(block[:, tokens], block[:, : tokens.stop], own=True)
-            ) | ~query
-        elif bool(real.all()):
-            seen = None
-        return AttentionContext(*self._rotary(counted[:, tokens]), seen, tokens)
+    def rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the positions 0 .. length - 1, float32 [length, head width]."""
+        cos, sin = self._rotary(torch.arange(length, device=self.device).unsqueeze(0))
+        return cos[0, 0], sin[0, 0]
 
     def calibration_context(self, ids: Tensor) -> AttentionContext:
         """Of rows [b, t] without padding that the model denoises; a block-causal model's hold a text twice, noised and

@@ -4,7 +4,8 @@ A denoising step of an 8B model is some hundreds of kernel launches. Captured on
 confidence and commit are one launch, and the host's part of a step is to say which step it is. A graph replays fixed
 addresses: those of a `Canvas`, which is kept with its steps for later runs, and shared by runs of about its length
 (`length_of`). A step runs eagerly the first time, which compiles its kernels, and is captured the second time; the bits
-are the same, for the kernels are.
+are the same, for the kernels are. A block-causal model's passes are shared by more: they read keys and values of whole
+buckets (`bucket_of`).
 
 Where a graph cannot be captured, steps go on eagerly, and `execution` says why.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from math import ceil
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from qspec.errors import UsageError
 from qspec.models.decoder import Decoder
-from qspec.models.samplers.canvas import Canvas, CanvasShape
 from qspec.models.samplers.common import Denoiser
 
 CANVASES = 64  # of one model, with their graphs; keys, values and the memory of passes are shared
@@ -30,6 +30,8 @@ STEPS = 512  # captured of one model
 
 K = TypeVar("K")
 V = TypeVar("V")
+C = TypeVar("C", bound="Buffers")
+Made = TypeVar("Made", bound="Buffers", covariant=True)
 Step = Callable[[], tuple[Tensor, ...]]
 
 
@@ -62,6 +64,26 @@ class CudaGraphs:
         return result, graph.replay
 
 
+class Buffers(Protocol):
+    """A canvas: tensors that stay where they are, with room for keys and values if they were given any."""
+
+    @property
+    def shape(self) -> Hashable: ...
+
+    @property
+    def keeps(self) -> bool: ...
+
+    def room(self, model: Decoder) -> int: ...
+
+    def keep(self, model: Decoder, whole: Tensor) -> None: ...
+
+
+class Shape(Hashable, Protocol[Made]):
+    """What a canvas is known by; makes one."""
+
+    def canvas(self, model: Any) -> Made: ...
+
+
 class Runner(Protocol):
     """What a sampler asks for: a canvas for its rows, and that its steps are run."""
 
@@ -72,13 +94,17 @@ class Runner(Protocol):
         """How long a canvas or a window of so many tokens is made."""
         ...
 
-    def canvas(self, shape: CanvasShape) -> Canvas: ...
+    def bucket(self, tokens: int) -> int:
+        """The same, of fewer lengths."""
+        ...
 
-    def keep(self, canvas: Canvas) -> None:
+    def canvas(self, shape: Shape[C]) -> C: ...
+
+    def keep(self, canvas: Buffers) -> None:
         """Gives the canvas room for keys and values."""
         ...
 
-    def run(self, canvas: Canvas, key: Hashable, step: Step) -> tuple[Tensor, ...]:
+    def run(self, canvas: Buffers, key: Hashable, step: Step) -> tuple[Tensor, ...]:
         """The step's result, which a later step may overwrite. key: all that it depends on besides the canvas."""
         ...
 
@@ -93,14 +119,17 @@ class Eager:
     def length(self, tokens: int) -> int:
         return length_of(tokens) if self._rounded else tokens
 
-    def canvas(self, shape: CanvasShape) -> Canvas:
-        return Canvas(self.model, shape)
+    def bucket(self, tokens: int) -> int:
+        return bucket_of(tokens) if self._rounded else tokens
 
-    def keep(self, canvas: Canvas) -> None:
+    def canvas(self, shape: Shape[C]) -> C:
+        return shape.canvas(self.model)
+
+    def keep(self, canvas: Buffers) -> None:
         assert isinstance(self.model, Decoder)  # others have no cache
         canvas.keep(self.model, next(self.model.embedding.parameters()).new_empty(canvas.room(self.model)))
 
-    def run(self, canvas: Canvas, key: Hashable, step: Step) -> tuple[Tensor, ...]:
+    def run(self, canvas: Buffers, key: Hashable, step: Step) -> tuple[Tensor, ...]:
         return step()
 
 
@@ -139,12 +168,12 @@ class Graphs:
     def __init__(self, model: Decoder, capture: Capture) -> None:
         self.capture, self.addresses, self.why, self.runs = capture, addresses(model), "", 0
         self.memory = Memory(next(model.embedding.parameters()))
-        self.canvases: OrderedDict[CanvasShape, Canvas] = OrderedDict()
-        self.steps: OrderedDict[tuple[CanvasShape, Hashable], Replayed] = OrderedDict()
+        self.canvases: OrderedDict[Hashable, Buffers] = OrderedDict()
+        self.steps: OrderedDict[tuple[Hashable, Hashable], Replayed] = OrderedDict()
 
-    def canvas(self, model: Decoder, shape: CanvasShape) -> Canvas:
+    def canvas(self, model: Decoder, shape: Shape[C]) -> C:
         """Of this shape; the one that was used longest ago goes for it, with its graphs."""
-        found = latest(self.canvases, shape, lambda: Canvas(model, shape), CANVASES)
+        found = cast(C, latest(self.canvases, shape, lambda: shape.canvas(model), CANVASES))
         for key in [key for key in self.steps if key[0] not in self.canvases]:
             del self.steps[key]
         return found
@@ -173,10 +202,13 @@ class Captured:
     def length(self, tokens: int) -> int:
         return length_of(tokens)
 
-    def canvas(self, shape: CanvasShape) -> Canvas:
+    def bucket(self, tokens: int) -> int:
+        return bucket_of(tokens)
+
+    def canvas(self, shape: Shape[C]) -> C:
         return self.graphs.canvas(self.model, shape)
 
-    def keep(self, canvas: Canvas) -> None:
+    def keep(self, canvas: Buffers) -> None:
         """Where the room has to grow, what was captured reads the old one, and is given up."""
         graphs = self.graphs
         if canvas.keeps:
@@ -186,7 +218,7 @@ class Captured:
             graphs.canvases[canvas.shape] = canvas
         canvas.keep(self.model, graphs.memory.take(canvas.room(self.model)))
 
-    def run(self, canvas: Canvas, key: Hashable, step: Step) -> tuple[Tensor, ...]:
+    def run(self, canvas: Buffers, key: Hashable, step: Step) -> tuple[Tensor, ...]:
         graphs = self.graphs
         if self._number != graphs.runs:
             raise UsageError("another text was begun on this model", hint="read a stream to its end first")
@@ -220,6 +252,12 @@ def length_of(tokens: int) -> int:
     """The length of the canvas that holds so many tokens: the next multiple of 64, of 128 above 1024."""
     unit = 64 if tokens <= 1024 else 128
     return ceil(tokens / unit) * unit
+
+
+def bucket_of(tokens: int) -> int:
+    """The least of 64, 96, 128, 192, 256, 384, ... that holds so many tokens: thirteen up to 4096."""
+    whole = max(64, 1 << (tokens - 1).bit_length())
+    return whole * 3 // 4 if 64 < tokens <= whole * 3 // 4 else whole
 
 
 def first_line(error: Exception) -> str:
@@ -257,7 +295,5 @@ def execution(model: Denoiser) -> str:
     """How a sampler's steps on this model are run: "captured", or "eager" and why."""
     if not isinstance(model, Decoder) or model.device.type != "cuda":
         return f"eager (on a {model.device.type.upper()})"
-    if model.shape.sampler == "block":
-        return "eager (a block-causal model's are not captured)"
     why = refused(model)
     return f"eager ({why})" if why else "captured"

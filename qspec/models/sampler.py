@@ -20,7 +20,7 @@ from qspec.models.engine import execution, first_line, refused, runner
 from qspec.models.family import DecoderShape, SamplerKind
 from qspec.models.samplers import block as block_causal
 from qspec.models.samplers import dream, llada
-from qspec.models.samplers.block import BlockSettings
+from qspec.models.samplers.block import BlockRemasking, BlockSettings
 from qspec.models.samplers.cached import Cache
 from qspec.models.samplers.common import Denoiser, SampleStep
 from qspec.models.samplers.dream import Alg, DreamSettings
@@ -72,16 +72,16 @@ class Sampling(TypedDict, total=False):
     """Settings by name; None and what is left out are the sampler's own.
 
     cfg, remasking, threshold, factor, logits_eos_inf, confidence_eos_eot_inf and stop are of LLaDA's sampler
-    (`samplers.llada`); alg, alg_temp, top_p and top_k of Dream's; top_p, top_k, threshold, part and stop of that of
-    block-causal models (`samplers.block`). cache: what a block's steps do not compute again
-    (`samplers.cached`), which changes the text; None, everything is computed.
+    (`samplers.llada`); alg, alg_temp, top_p and top_k of Dream's; top_p, top_k, remasking, threshold, entropy_bound,
+    edit_threshold, edit_steps, part and stop of that of block-causal models (`samplers.block`). cache: what a
+    block's steps do not compute again (`samplers.cached`), which changes the text; None, everything is computed.
     """
 
     temperature: float
     seed: int
     cache: Cache | None
     cfg: float | None
-    remasking: Remasking | None
+    remasking: Remasking | BlockRemasking | None
     threshold: float | None
     factor: float | None
     logits_eos_inf: bool | None
@@ -92,6 +92,9 @@ class Sampling(TypedDict, total=False):
     top_p: float | None
     top_k: int | None
     part: int | None
+    entropy_bound: float | None
+    edit_threshold: float | None
+    edit_steps: int | None
 
 
 def settings_for(
@@ -165,10 +168,10 @@ def _steps(
 ) -> Steps:
     _check_prompt(model.shape, prompt_ids, settings)
     if isinstance(settings, BlockSettings):
-        prompt_ids = prompt_ids.to(model.device, torch.int64)
+        prompt_ids, decoder = prompt_ids.to(model.device, torch.int64), block_causal.decoder_of(model)
         kept = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask.to(model.device)
         prompts = [ids[own != 0] for ids, own in zip(prompt_ids, kept, strict=True)]
-        texts = yield from block_causal.fill(model, prompts, settings)
+        texts = yield from block_causal.fill(decoder, runner(decoder, captured=captured), prompts, settings)
         return torch.cat((prompt_ids, texts), dim=1)
     tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=model.device)
     ids = torch.cat((prompt_ids.to(model.device, torch.int64), tail), dim=1)
@@ -280,7 +283,7 @@ def one_token_a_step(settings: Settings) -> Settings:
     if isinstance(settings, DreamSettings):
         return replace(settings, steps=settings.length)
     if isinstance(settings, BlockSettings):
-        return replace(settings, steps=settings.length, threshold=None)
+        return replace(settings, steps=settings.length, threshold=None, entropy_bound=None)
     return replace(settings, steps=settings.length, threshold=None, factor=None)
 
 

@@ -165,8 +165,8 @@ def test_rollouts_are_passes_of_the_sampler_behind_finished_blocks(kind: str, fa
     through = decoder.through
 
     def watched(ids: torch.Tensor, context: AttentionContext, kept: object = None) -> torch.Tensor:
-        assert isinstance(context.tokens, slice)
-        passes.update((context.tokens.start, tuple(row)) for row in ids.tolist())
+        assert isinstance(context.tokens, torch.Tensor)
+        passes.update((int(context.tokens[0]), tuple(row)) for row in ids.tolist())
         return through(ids, context, kept)  # type: ignore[arg-type]
 
     decoder.through = watched  # type: ignore[method-assign, assignment]

@@ -12,13 +12,16 @@ import torch
 
 import qspec
 from qspec.kernels import attention
-from qspec.models.decoder import Decoder, KeyValues
+from qspec.models.decoder import Decoder
+from qspec.models.engine import execution, graphs_of
 from qspec.models.sampler import BlockSettings, left_padded, sample
+from qspec.models.samplers.block_canvas import BlockShape
 from qspec.models.sdar import SDAR
 from tests.end_to_end.conftest import Mini, mini  # noqa: F401 (a fixture)
 from tests.end_to_end.test_block_causal import SMOOTH, W4A4, W4A16, checkpoint, recipe
 from tests.models.block_layout import TINY_SDAR
-from tests.models.test_block_causal import tiny
+from tests.models.test_block_causal import KINDS, tiny
+from tests.models.test_block_engine import OPTIONS, prompts, settings_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,20 +50,74 @@ def test_our_kernels_give_the_logits_of_torchs(padded: bool) -> None:
     with torch.device("cuda"):
         decoder = Decoder(SDAR, SDAR.shape(config), dtype=torch.bfloat16).requires_grad_(False)
     ids = torch.randint(2, 46, (2, 48), device="cuda")
-    real = torch.ones_like(ids, dtype=torch.bool)
-    real[0, : 8 * padded] = False
+    begins = torch.tensor([8 * padded, 0])
+    real = torch.arange(48) >= begins.unsqueeze(1)
 
     def logits() -> torch.Tensor:
-        kept, parts = decoder.window(2, 48).kept, []
-        for tokens in (slice(0, 8), *(slice(start, start + 4) for start in range(8, 48, 4))):
-            seen = tuple(KeyValues(*(part[:, :, : tokens.stop] for part in one)) for one in kept)
-            x = decoder.through(ids[:, tokens], decoder.blocks_context(real, tokens), seen)
-            parts.append(decoder.finish(x)[real[:, tokens]].float())
+        canvas, parts = BlockShape(2, 64).canvas(decoder), []
+        canvas.keep(decoder, torch.empty(canvas.room(decoder), dtype=torch.bfloat16, device="cuda"))
+        canvas.start()
+        canvas.place(ids, begins, begins + 8, (0, 1), seed=0)
+        for first, stop in ((0, 8), *((start, start + 4) for start in range(8, 48, 4))):
+            canvas.window(first, stop)
+            x = canvas.states(decoder, stop - first, 64)
+            parts.append(decoder.finish(x)[real[:, first:stop].cuda()].float())
         return torch.cat(parts)
 
     expected = logits()
     found = (attention.install(decoder), logits())[1]
     assert float((found - expected).norm() / expected.norm()) < 0.02
+
+
+def in_16_bits(kind: str, block: int) -> Decoder:
+    """With heads of 128, which our kernels take."""
+    family, config, key = KINDS[kind]
+    config = config | {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 2,
+        "head_dim": 128,
+        key: block,
+    }
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        decoder = Decoder(family, family.shape(config), dtype=torch.bfloat16).requires_grad_(False)
+    return attention.install(decoder)
+
+
+@pytest.mark.parametrize(("kind", "block"), [("sdar", 4), ("fast_dllm", 32)])
+def test_graphs_give_the_tokens_of_eager_passes(kind: str, block: int) -> None:
+    """Every option, one row and eight with padding of which some leave, the second run by the first one's graphs."""
+    model = in_16_bits(kind, block)
+    head = model.head
+    assert head is not None
+    head.weight[1] *= 2
+    for options in OPTIONS:
+        settings = settings_of(options | {"stop": True}, 64)
+        for rows, seed in ((1, 0), (8, 0), (8, 1)):
+            given = prompts(rows, seed, 70)
+            expected = sample(model, *given, settings, captured=False)
+            assert torch.equal(sample(model, *given, settings), expected), (options, rows, seed)
+            assert execution(model) == "captured"
+
+
+def test_random_lengths_keep_memory_flat() -> None:
+    """1,000 texts of 1 to 64 tokens behind prompts of 1 to 200, in one or two rows: the first 500 capture most."""
+    model, draws = in_16_bits("sdar", 4), torch.Generator().manual_seed(0)
+    graphs, used, captured = graphs_of(model), [], []
+    sample(model, torch.ones(2, 200, dtype=torch.int64), None, BlockSettings(64, 16))
+    for number in range(1, 1001):
+        rows, prompt, length = (int(torch.randint(1, most, (), generator=draws)) for most in (3, 201, 65))
+        ids = torch.randint(2, 46, (rows, prompt), generator=draws)
+        sample(model, ids, None, BlockSettings(length, length, threshold=0.05))
+        if number % 500 == 0:
+            torch.cuda.empty_cache()
+            free, total = torch.cuda.mem_get_info()
+            used.append(total - free)
+            captured.append(sum(step.replay is not None for step in graphs.steps.values()))
+    print(f"{captured} graphs, {[round(size / 1e6) for size in used]} MB")
+    assert captured[1] <= captured[0] + 4
+    assert used[1] <= used[0] + (64 << 20), used
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The sampler of block-causal models against slow transcriptions of the published ones, without any cache.
 
-`sdar` follows block_diffusion_generate of SDAR's generate.py (low_confidence_static and _dynamic), `fast_dllm` the
-generate of Fast-dLLM v2's modeling.py; in both the mask token is never chosen.
+`sdar` follows block_diffusion_generate of SDAR's generate.py (remasking strategies low_confidence_static and _dynamic,
+sequential, and entropy_bounded, with the entropy of all tokens in place of the chosen one's term), `fast_dllm` the
+generate of Fast-dLLM v2's modeling.py, `llada2` JointThreshold of SGLang's dllm/algorithm/joint_threshold.py, which is
+LLaDA2.1's; in all the mask token is never chosen.
 """
 
 from __future__ import annotations
@@ -29,21 +31,76 @@ def softmax(logits: Array) -> Array:
     return np.asarray(p / p.sum(-1, keepdims=True))
 
 
+def transfers(s: BlockSettings, size: int) -> list[int]:
+    """get_num_transfer_tokens of as many denoising steps as a block has; or the same number in every pass."""
+    if s.length % s.steps == 0:
+        return [s.length // s.steps] * size
+    steps = s.steps * size // s.length
+    assert steps * s.length == s.steps * size
+    return [size // steps + (i < size % steps) for i in range(steps)]
+
+
 def sdar(config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s: BlockSettings) -> list[int]:
-    size, share = config["block_size"], s.length // s.steps
+    size = config["block_size"]
     blocks = -(-(len(prompt) + s.length) // size)
     x = np.array(prompt + [MASK] * (blocks * size - len(prompt)))
     for block in range(len(prompt) // size, blocks):
         places = range(block * size, (block + 1) * size)
-        while any(x[i] == MASK for i in places):
+        for share in transfers(s, size):
+            masks = [i for i in places if x[i] == MASK]
+            if not masks:
+                break
+            p = softmax(forward(config, weights, x[: places.stop])[places.start :])
+            sure = {i: p[i - places.start].max() for i in masks}
+            if s.remasking == "sequential":
+                chosen = masks[:share]
+            elif s.entropy_bound is not None:
+                spread = {i: float(-sum(q * np.log(q) for q in p[i - places.start] if q > 0)) for i in masks}
+                order = sorted(masks, key=lambda i: spread[i])
+                sums = np.cumsum([spread[i] for i in order])
+                chosen = order[: max(1, int(np.searchsorted(sums, s.entropy_bound)))]
+            else:
+                best = sorted(masks, key=lambda i: -sure[i])[:share]
+                high = [i for i in masks if s.threshold is not None and sure[i] > s.threshold]
+                chosen = high if len(high) >= share else best
+            for i in chosen:
+                x[i] = p[i - places.start].argmax()
+        assert not any(x[i] == MASK for i in places)
+    return [int(token) for token in x[len(prompt) : len(prompt) + s.length]]
+
+
+def llada2(
+    config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s: BlockSettings
+) -> tuple[list[int], int]:
+    """The tokens, and how many of those that a pass found were replaced."""
+    size, edits = config["block_size"], 0
+    blocks = -(-(len(prompt) + s.length) // size)
+    x = np.array(prompt + [MASK] * (blocks * size - len(prompt)))
+    assert s.threshold is not None
+    assert s.edit_threshold is not None
+    for block in range(len(prompt) // size, blocks):
+        places, after = range(block * size, (block + 1) * size), 0
+        while True:
             p = softmax(forward(config, weights, x[: places.stop])[places.start :])
             masks = [i for i in places if x[i] == MASK]
-            sure = {i: p[i - places.start].max() for i in masks}
-            best = sorted(masks, key=lambda i: -sure[i])[:share]
-            high = [i for i in masks if s.threshold is not None and sure[i] > s.threshold]
-            for i in high if len(high) >= share else best:
-                x[i] = p[i - places.start].argmax()
-    return [int(token) for token in x[len(prompt) : len(prompt) + s.length]]
+            sure = {i: p[i - places.start].max() for i in places}
+            if masks:
+                chosen = [i for i in masks if sure[i] > s.threshold] or [max(masks, key=lambda i: sure[i])]
+            else:
+                chosen, after = [], after + 1
+                if after > (16 if s.edit_steps is None else s.edit_steps):
+                    break
+            new = {i: int(p[i - places.start].argmax()) for i in places}
+            replaced = [
+                i for i in places
+                if i not in masks and i >= len(prompt) and sure[i] > s.edit_threshold and new[i] != x[i]
+            ]  # fmt: skip
+            if not chosen and not replaced:
+                break
+            edits += len(replaced)
+            for i in (*chosen, *replaced):
+                x[i] = new[i]
+    return [int(token) for token in x[len(prompt) : len(prompt) + s.length]], edits
 
 
 def fast_dllm(config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s: BlockSettings) -> list[int]:
@@ -75,15 +132,45 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 @pytest.mark.parametrize("prompt", [0, 4, 9])
 @pytest.mark.parametrize(
     "settings",
-    [BlockSettings(8, 8), BlockSettings(8, 4), BlockSettings(6, 2), BlockSettings(9, 9, threshold=0.3)],
-    ids=["one a step", "two a step", "three a step", "threshold"],
-)
+    [
+        BlockSettings(8, 8),
+        BlockSettings(8, 4),
+        BlockSettings(6, 2),
+        BlockSettings(9, 9, threshold=0.3),
+        BlockSettings(8, 6),
+        BlockSettings(8, 6, threshold=0.3),
+        BlockSettings(9, 9, remasking="sequential"),
+        BlockSettings(8, 6, remasking="sequential"),
+        BlockSettings(9, 9, entropy_bound=3.0),
+        BlockSettings(9, 9, entropy_bound=7.0),
+    ],
+    ids=["one a step", "two a step", "three a step", "threshold", "2, 1, 1", "2, 1, 1 and threshold", "sequential",
+         "sequential 2, 1, 1", "entropies below 3", "entropies below 7"],
+)  # fmt: skip
 def test_blocks_of_four_are_those_of_sdars_own_sampler(prompt: int, settings: BlockSettings) -> None:
     config, weights, decoder = tiny("sdar", 4)
     ids = prompt_of(prompt)
     found = sample(decoder, torch.tensor([ids], dtype=torch.int64), None, settings)
     assert found[0, :prompt].tolist() == ids
     assert found[0, prompt:].tolist() == sdar(config, weights, ids, settings)
+
+
+@pytest.mark.parametrize("prompt", [4, 9])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        BlockSettings(9, 9, threshold=0.3, edit_threshold=0.1),
+        BlockSettings(9, 9, threshold=0.2, edit_threshold=0.1, edit_steps=1),
+        BlockSettings(9, 9, threshold=0.2, edit_threshold=0.0, edit_steps=0),
+    ],
+    ids=["edited until nothing changes", "one pass that edits", "none"],
+)
+def test_edited_tokens_are_those_of_llada2s_own_sampler(prompt: int, settings: BlockSettings) -> None:
+    config, weights, decoder = tiny("sdar", 4)
+    ids = prompt_of(prompt)
+    expected, edits = llada2(config, weights, ids, settings)
+    assert sample(decoder, torch.tensor([ids]), None, settings)[0, prompt:].tolist() == expected
+    assert edits > 0
 
 
 @pytest.mark.parametrize("prompt", [32, 40])
@@ -172,11 +259,19 @@ def test_temperature_draws_by_the_seed() -> None:
     ("options", "what"),
     [
         ({"steps": 3}, "length 8 is not a multiple of steps 3"),
+        ({"steps": 9}, "steps 9 is more than length 8"),
         ({"steps": 1}, "length / steps is 8, more than the 4 tokens"),
         ({"part": 5}, "part is 5, more than the 4 tokens"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_k": 0}, "top_k is 0"),
+        ({"remasking": "random"}, "unknown remasking 'random'"),
+        ({"remasking": "sequential", "threshold": 0.9}, "remasking is sequential, and parallel commits need"),
+        ({"threshold": 0.9, "entropy_bound": 0.1}, "threshold and entropy_bound are two rules"),
+        ({"entropy_bound": -0.1}, "entropy_bound is -0.1"),
+        ({"edit_threshold": 1.1}, "edit_threshold is 1.1; it must lie in 0..1"),
+        ({"edit_steps": 4}, "edit_steps is set, and nothing is edited"),
+        ({"edit_steps": -1, "edit_threshold": 0.5}, "edit_steps is -1"),
         ({"alg": "entropy"}, "alg is not a setting of the block sampler"),
         ({"cache": "dual"}, "cache is not a setting of the block sampler"),
     ],

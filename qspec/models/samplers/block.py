@@ -1,17 +1,24 @@
-"""The sampler of block-causal models (SDAR, arXiv 2510.06303; Fast-dLLM v2, arXiv 2509.26328).
+"""The sampler of block-causal models (SDAR, arXiv 2510.06303; Fast-dLLM v2, arXiv 2509.26328; LLaDA2.1, 2602.08676).
 
 A text is cut into blocks of n = `shape.block` tokens, counted from its first one. No token sees a later block, so that
 keys and values of finished blocks are exactly what a pass over the whole text would compute: whole blocks of the
 prompt are computed in one pass, and kept; a block is denoised by passes over itself alone, which read what is kept;
-one more pass over the finished block keeps its own. A pass over a block commits, of the masks of each row,
+one more pass over the finished block keeps its own. The i-th pass over a block commits, of the masks of each row,
 
-    the `share` most confident ones, share = length / steps, and
-    every one whose confidence is above `threshold`
+    the c_i most confident ones, and
+    every one whose confidence is above `threshold`, or
+    those of least entropy, as long as the sum of their entropies lies below `entropy_bound`
 
-The confidence of a token is its probability, after temperature, top-p and top-k; the mask token has none, so that a
-block ends. With `part`, the masks of the first `part` tokens of a block that hold any come first (Fast-dLLM v2's small
+with c_i = length / steps where that is a whole number, else n / D and one more while i < n mod D, where D is the
+number of passes that a block has of `steps`. The confidence of a token is its probability, after temperature, top-p and
+top-k; the mask token has none, so that a block ends. By remasking "sequential" the first masks count as the most
+confident. With `part`, the masks of the first `part` tokens of a block that hold any come first (Fast-dLLM v2's small
 blocks, 8 of 32 there). Where logits are shifted, the first token of a block is the likeliest behind the block before
 it, by the pass that kept that: no pass of the block's own predicts it.
+
+With `edit_threshold` a pass also replaces tokens of the block, other than a prompt's, where another one is predicted
+with a confidence above it (LLaDA2.1). A row's block is then finished by a pass that changes nothing, or by
+`edit_steps` passes without masks and one more; no pass but the last of these is needed to keep its keys and values.
 
 The last block is denoised whole; what of it lies behind `length` tokens is dropped. Rows of a batch are moved by whole
 blocks until their prompts end in the same one; the padding before them is seen by no token.
@@ -19,16 +26,21 @@ blocks until their prompts end in the same one; the padding before them is seen 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
-from qspec.models.decoder import Decoder, KeyValues
+from qspec.models.decoder import Decoder
+from qspec.models.engine import Runner
+from qspec.models.samplers.block_canvas import BlockCanvas, BlockShape
 from qspec.models.samplers.common import (
+    HEAD_VALUES,
     Around,
     Denoiser,
     SampleStep,
@@ -36,19 +48,22 @@ from qspec.models.samplers.common import (
     check_positive,
     check_seed,
     most_confident,
+    not_finite,
     token_logits,
 )
 from qspec.models.samplers.dream import drawn, probabilities
-from qspec.models.samplers.noise import uniform
 from qspec.models.samplers.run import Decided, Steps
+
+BlockRemasking = Literal["low_confidence", "sequential"]
+EDIT_STEPS = 16  # LLaDA2.1's
 
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """length: tokens to generate. steps: passes that commit them, where each commits its share and no more. stop: once
-    every row has a token that ends the text, the rest is filled with the end-of-text token, and not computed.
+    """length: tokens to generate. steps: passes that commit them, where each commits its share and no more. stop: a row
+    is not gone on with behind a token that ends its text: the rest of it is the end-of-text token.
 
-    Errors: UsageError unless steps divides length, and for values out of their range.
+    Errors: UsageError for values out of their range and for rules that exclude each other.
     """
 
     length: int
@@ -56,17 +71,23 @@ class BlockSettings:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
+    remasking: BlockRemasking = "low_confidence"
     threshold: float | None = None
+    entropy_bound: float | None = None
+    edit_threshold: float | None = None
+    edit_steps: int | None = None
     part: int | None = None
     seed: int = 0
     stop: bool = False
 
     def __post_init__(self) -> None:
         check_positive(length=self.length, steps=self.steps)
-        if self.length % self.steps:
-            near = max(steps for steps in range(1, min(self.steps, self.length) + 1) if self.length % steps == 0)
-            what = f"length {self.length} is not a multiple of steps {self.steps}"
-            raise UsageError(what, hint=f"try steps {near}: every step commits the same number of tokens")
+        if self.steps > self.length:
+            what = f"steps {self.steps} is more than length {self.length}"
+            raise UsageError(what, hint=f"every step commits a token, so {self.length} steps are enough")
+        if self.remasking not in get_args(BlockRemasking):
+            hint = f"choose one of {', '.join(get_args(BlockRemasking))}"
+            raise UsageError(f"unknown remasking {self.remasking!r}", hint=hint)
         check_finite(temperature=self.temperature)
         check_seed(self.seed)
         if not 0 < self.top_p <= 1:
@@ -76,22 +97,62 @@ class BlockSettings:
         for name in ("top_k", "part"):
             if getattr(self, name) is not None:
                 check_positive(**{name: getattr(self, name)})
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        if self.entropy_bound is not None:
+            check_finite(entropy_bound=self.entropy_bound)
+        if self.threshold is not None and self.entropy_bound is not None:
+            raise UsageError("threshold and entropy_bound are two rules for parallel commits", hint="give one of them")
+        if self.remasking == "sequential" and (self.threshold, self.entropy_bound) != (None, None):
+            what = "remasking is sequential, and parallel commits need confidences or entropies"
+            raise UsageError(what, hint="leave remasking out")
+        if self.edit_threshold is not None and not 0 <= self.edit_threshold <= 1:
+            raise UsageError(f"edit_threshold is {self.edit_threshold}; it must lie in 0..1")
+        if self.edit_steps is not None:
+            if self.edit_threshold is None:
+                raise UsageError("edit_steps is set, and nothing is edited", hint="give edit_threshold too")
+            if self.edit_steps < 0:
+                raise UsageError(f"edit_steps is {self.edit_steps}; it must be at least 0")
+
+    def commits(self, block: int) -> Iterator[int]:
+        """Masks that each pass over a block of so many tokens commits at least, without end.
+
+        Errors: UsageError where steps divide neither the length nor the passes of a block, and for more than a block.
+        """
+        share, rest = divmod(self.length, self.steps)
+        passes, uneven = divmod(self.steps * block, self.length)
+        if rest and uneven:
+            near = max(steps for steps in range(1, self.steps + 1) if self.length % steps == 0)
+            what = f"length {self.length} is not a multiple of steps {self.steps}"
+            raise UsageError(what, hint=f"try steps {near}: every step commits the same number of tokens")
+        if share > block:
+            raise UsageError(f"length / steps is {share}, more than the {block} tokens of the model's blocks")
+        more = 0 if not rest else block % passes
+        return (share if not rest else block // passes + (number < more) for number in count())
 
     @property
-    def share(self) -> int:
-        """Masks that a pass commits at least."""
-        return self.length // self.steps
+    def exact(self) -> bool:
+        """Whether a pass commits its share and no more, so that the number of passes is known."""
+        return (self.threshold, self.entropy_bound, self.edit_threshold, self.part) == (None,) * 4
+
+    @property
+    def key(self) -> Hashable:
+        """All that a pass depends on besides the canvas."""
+        return replace(self, length=1, steps=1, seed=0, stop=False)
 
 
 class Rows:
     """The rows of a batch on one canvas: ids int64 [b, t], real bool alike; t is a whole number of blocks.
 
-    first: the place of the block in which all prompts end. texts: where each row's new tokens begin, int64 [b].
+    first: the place of the block in which all prompts end. begins, texts: where each row's tokens, and its new ones,
+    begin; int64 [b], on the CPU.
     """
 
     def __init__(self, prompts: Sequence[Tensor], length: int, block: int, mask: int) -> None:
         self.first = max(len(prompt) // block for prompt in prompts) * block
         begins = [self.first - len(prompt) // block * block for prompt in prompts]
+        self.begins = torch.tensor(begins)
         self.texts = torch.tensor([begin + len(prompt) for begin, prompt in zip(begins, prompts, strict=True)])
         stop = -(-(int(self.texts.max()) + length) // block) * block
         device = prompts[0].device
@@ -115,127 +176,241 @@ def decoder_of(model: Denoiser) -> Decoder:
     return model
 
 
-def fill(model: Denoiser, prompts: Sequence[Tensor], settings: BlockSettings) -> Steps:
+def fill(model: Decoder, runner: Runner, prompts: Sequence[Tensor], settings: BlockSettings) -> Steps:
     """Denoises the new tokens int64 [b, length] behind prompts, int64 [tokens] each, step by step.
 
     Errors: UsageError for a share or a part larger than a block, NumericsError where logits are not finite.
     """
-    run = _Run(decoder_of(model), prompts, settings)
-    size = run.block
-    if run.rows.first:
-        run.keep(slice(0, run.rows.first))
-    for start in range(run.rows.first, run.rows.ids.shape[1], size):
-        window = slice(start, start + size)
-        yield from run.commit_first(start)
-        for number in count(start - run.rows.first):
-            if not run.masks(window):
+    run = _Run(model, runner, prompts, settings)
+    size, rows = run.block, run.rows
+    if rows.first:
+        run.keep(0, rows.first)
+    for start in range(rows.first, rows.ids.shape[1], size):
+        run.begin(start)
+        masks = yield from run.commit_first()
+        for number, share in enumerate(settings.commits(size)):
+            if masks <= 0:
                 break
-            yield run.step(window, number)
-        if settings.stop and run.ended(window.stop):
+            decided, more = run.step(number, share)
+            yield decided
+            masks = masks - share if settings.exact else int(more) * size
+        if start + size < rows.ids.shape[1]:
+            run.keep_block()  # before the host looks at what is on the device
+        run.check()
+        if settings.stop and run.leave():
             break
-        run.keep(window)
     return run.text()
 
 
 class _Run:
-    """One batch on its way."""
+    """One batch on its way: those of its rows that are not finished lie on a canvas."""
 
-    def __init__(self, model: Decoder, prompts: Sequence[Tensor], settings: BlockSettings) -> None:
+    def __init__(self, model: Decoder, runner: Runner, prompts: Sequence[Tensor], settings: BlockSettings) -> None:
         assert model.shape.block is not None
         self.model, self.settings, self.block = model, settings, model.shape.block
-        for name, tokens in (("length / steps", settings.share), ("part", settings.part or 1)):
-            if tokens > self.block:
-                raise UsageError(f"{name} is {tokens}, more than the {self.block} tokens of the model's blocks")
+        settings.commits(self.block)
+        if settings.part is not None and settings.part > self.block:
+            raise UsageError(f"part is {settings.part}, more than the {self.block} tokens of the model's blocks")
+        self._runner, self._key = runner, settings.key
         self.rows = Rows(prompts, settings.length, self.block, model.shape.mask_token)
-        self._kept = model.window(*self.rows.ids.shape).kept
-        self._before: Tensor | None = None  # [b, d]: the state of the last token that is kept
-        self._index = 0
+        self._index = self._start = 0
+        self.canvas = self._place(list(range(len(prompts))))
+        self.canvas.start()
 
-    def _states(self, tokens: slice) -> Tensor:
-        """x [b, n, d] of these tokens, whose keys and values are kept; they read those before them."""
-        context = self.model.blocks_context(self.rows.real, tokens)
-        seen = tuple(KeyValues(*(part[:, :, : tokens.stop] for part in one)) for one in self._kept)
-        return self.model.through(self.rows.ids[:, tokens], context, seen)
+    def _place(self, rows: list[int]) -> BlockCanvas:
+        length = self._runner.bucket(self.rows.ids.shape[1])
+        canvas = self._runner.canvas(BlockShape(len(rows), length))
+        self._runner.keep(canvas)
+        canvas.place(self.rows.ids[rows], self.rows.begins[rows], self.rows.texts[rows], rows, self.settings.seed)
+        self._rows = rows
+        return canvas
 
-    def keep(self, tokens: slice) -> None:
+    def keep(self, first: int, stop: int) -> None:
         """The pass over whole blocks without masks."""
-        self._before = self._states(tokens)[:, -1]
+        canvas = self.canvas
+        canvas.window(first, stop)
+        tokens = min(self._runner.bucket(stop), canvas.shape.length) if stop - first > self.block else self.block
+        seen = self._seen(stop)
+        self._runner.run(canvas, ("keep", tokens, seen), partial(_keep, self.model, canvas, tokens, seen))
 
-    def masks(self, window: slice) -> bool:
-        return bool((self.rows.ids[:, window] == self.model.shape.mask_token).any())
+    def _seen(self, stop: int) -> int:
+        """Keys that a pass reads, at least those before `stop`."""
+        return min(self._runner.bucket(stop), self.canvas.shape.length)
 
-    def commit_first(self, start: int) -> Iterator[Decided]:
-        """Of a shifted model, the token behind what is kept."""
-        if not self.model.shape.shift or self._before is None:
-            return
-        p = self._logits(self._before).softmax(-1)
-        tokens = p.argmax(-1, keepdim=True)
-        chosen = self.rows.ids[:, start : start + 1] == self.model.shape.mask_token
-        yield replace(self._commit(slice(start, start + 1), chosen, tokens, p.gather(-1, tokens)), passes=0)
+    def keep_block(self) -> None:
+        """The pass that keeps a finished block; the last one of a block that is edited was that."""
+        if self.settings.edit_threshold is None or self.model.shape.shift:
+            self.keep(self._start, self._start + self.block)
 
-    def step(self, window: slice, number: int) -> Decided:
-        """A pass over a block with masks. number: which its random numbers follow from, whatever other rows need."""
-        own, settings = self.rows.ids[:, window], self.settings
-        x = self._states(window)
-        if self.model.shape.shift:
-            first = x[:, :1] if self._before is None else self._before.unsqueeze(1)
-            x = torch.cat((first, x[:, :-1]), dim=1)
-        logits = self._logits(x)
-        p = probabilities(logits, settings.temperature, settings.top_p, settings.top_k)
-        tokens = drawn(p, self._uniform(window, number)) if settings.temperature > 0 else p.argmax(-1)
-        confidence = p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        masked = self._first_part(own == self.model.shape.mask_token)
-        left = confidence.masked_fill(~masked, -torch.inf)
-        chosen = most_confident(left, settings.share)
-        if settings.threshold is not None:
-            chosen |= left > settings.threshold
-        decided = self._commit(window, chosen, tokens, confidence)
+    def begin(self, start: int) -> None:
+        """The passes from here on denoise the block there."""
+        self._start = start
+        self.canvas.window(start, start + self.block)
+        self.canvas.edits.zero_()
+        self.canvas.done.zero_()
+
+    def commit_first(self) -> Generator[Decided, None, int]:
+        """Of a shifted model, the token behind what is kept; then the masks of a row that are left, at most."""
+        rows, start = self.rows, self._start
+        prompts = (rows.texts[self._rows] - start).clamp(min=0)
+        behind = (rows.begins[self._rows] < start) & (prompts == 0)
+        if not self.model.shape.shift or not bool(behind.any()):
+            return self.block - int(prompts.min())
+        parts = self._runner.run(self.canvas, "first", partial(_first, self.model, self.canvas))
+        yield replace(self._decided(parts), passes=0)
+        return self.block - int((prompts + behind).min())
+
+    def step(self, number: int, share: int) -> tuple[Decided, Tensor]:
+        """A pass over the block, and whether another one is needed, bool []. number: which its random numbers follow
+        from, whatever other rows need."""
+        canvas, seen = self.canvas, self._seen(self._start + self.block)
+        canvas.number.fill_(self._start - self.rows.first + number)
+        canvas.count.fill_(share)
+        compute = partial(_step, self.model, self.settings, canvas, seen)
+        *parts, more = self._runner.run(canvas, (self._key, seen), compute)
+        decided = self._decided(parts)
         self._index += 1
-        return decided
+        return decided, more
 
-    def _uniform(self, window: slice, number: int) -> Tensor:
-        device, texts = self.rows.ids.device, self.rows.texts
-        places = (torch.arange(window.start, window.stop) - texts[:, None]).to(device)
-        seed, step = (torch.tensor(value, device=device) for value in (self.settings.seed, number))
-        return uniform(seed, step, torch.arange(len(texts), device=device), places, "token")
-
-    def _logits(self, x: Tensor) -> Tensor:
-        logits = token_logits(self.model, x)
-        logits[..., self.model.shape.mask_token] = torch.finfo(torch.float32).min
-        return logits
-
-    def _first_part(self, masked: Tensor) -> Tensor:
-        """Of masks bool [b, n] those of each row's first part with any."""
-        if self.settings.part is None:
-            return masked
-        part = torch.arange(masked.shape[1], device=masked.device) // self.settings.part
-        first = torch.where(masked, part, masked.shape[1]).amin(1, keepdim=True)
-        return masked & (part == first)
-
-    def _commit(self, window: slice, chosen: Tensor, tokens: Tensor, confidence: Tensor) -> Decided:
-        """Writes the tokens [b, n] that are chosen."""
-        own, length = self.rows.ids[:, window], self.settings.length
-        own.copy_(torch.where(chosen, tokens, own))
+    def _decided(self, parts: Sequence[Tensor]) -> Decided:
+        """parts: what was chosen, the tokens and their confidences [b, n], from where the block begins."""
+        length, start, rows = self.settings.length, self._start, self._rows
         index = min(self._index, self.settings.steps - 1)
 
         def whole() -> SampleStep:
-            parts = []
-            for part in (chosen, tokens, confidence):
+            found = []
+            for part in parts:
                 canvas = part.new_zeros(self.rows.ids.shape)
-                canvas[:, window] = part
-                parts.append(canvas.gather(1, self.rows.places(length)))
-            return SampleStep(index, *parts)
+                canvas[rows, start : start + part.shape[1]] = part
+                found.append(canvas.gather(1, self.rows.places(length)))
+            return SampleStep(index, *found)
 
-        return Decided(index, min(length, window.stop - int(self.rows.texts.min())), whole)
+        return Decided(index, min(length, start + parts[0].shape[1] - int(self.rows.texts[rows].min())), whole)
 
-    def ended(self, stop: int) -> bool:
-        """Whether every row's text ends before the place `stop`; then all behind it becomes the end-of-text token."""
-        ends = torch.tensor(self.model.shape.ends, device=self.rows.ids.device)
-        behind = torch.arange(stop, device=ends.device) >= self.rows.texts.to(ends.device)[:, None]
-        if not bool((torch.isin(self.rows.ids[:, :stop], ends) & behind).any(1).all()):
+    def check(self) -> None:
+        """Errors: NumericsError once the logits were not finite."""
+        if not bool(self.canvas.finite):
+            raise not_finite(self.model, self.canvas.dtype)
+
+    def leave(self) -> bool:
+        """Takes rows whose text ended from the canvas: behind this block they are the end-of-text token.
+
+        Returns whether no row is left.
+        """
+        canvas, shape, stop = self.canvas, self.model.shape, self._start + self.block
+        ends = torch.tensor(shape.ends, device=canvas.ids.device)
+        behind = torch.arange(stop, device=ends.device) >= canvas.texts.unsqueeze(1)
+        ended = (torch.isin(canvas.ids[:, :stop], ends) & behind).any(1)
+        if not bool(ended.any()):
             return False
-        self.rows.ids[:, stop:] = self.model.shape.eos_token
-        return True
+        canvas.ids[:, stop:].masked_fill_(ended.unsqueeze(1), shape.eos_token)
+        self._store()
+        left = (~ended).nonzero().squeeze(1)
+        if len(left):
+            self.canvas = self._place([self._rows[row] for row in left.tolist()])
+            self.canvas.take(canvas, left, stop)
+        return not len(left)
+
+    def _store(self) -> None:
+        self.rows.ids[self._rows] = self.canvas.ids[:, : self.rows.ids.shape[1]]
 
     def text(self) -> Tensor:
+        self._store()
         return self.rows.ids.gather(1, self.rows.places(self.settings.length))
+
+
+def _keep(model: Decoder, canvas: BlockCanvas, tokens: int, seen: int) -> tuple[Tensor, ...]:
+    """The pass over whole blocks without masks, and masks or padding behind them, whose keys are written again."""
+    states = canvas.states(model, tokens, seen)
+    last = (canvas.stop - canvas.first - 1).view(1)
+    canvas.state.copy_(states.index_select(1, last).squeeze(1))
+    return ()
+
+
+def _first(model: Decoder, canvas: BlockCanvas) -> tuple[Tensor, ...]:
+    """What is chosen, the tokens and their probabilities [b, 1] behind what is kept."""
+    p = _logits(model, canvas, canvas.state).softmax(-1)
+    tokens = p.argmax(-1, keepdim=True)
+    before = canvas.own()[:, :1]
+    chosen = (before == model.shape.mask_token) & ~canvas.begin().unsqueeze(1)
+    canvas.commit(torch.where(chosen, tokens, before))
+    return chosen, tokens, p.gather(-1, tokens)
+
+
+def _step(model: Decoder, settings: BlockSettings, canvas: BlockCanvas, seen: int) -> tuple[Tensor, ...]:
+    """What is chosen, the tokens and their confidences [b, n], and whether another pass is needed."""
+    x = canvas.states(model, canvas.block, seen)
+    if model.shape.shift:
+        first = torch.where(canvas.begin().unsqueeze(1), x[:, 0], canvas.state)
+        x = torch.cat((first.unsqueeze(1), x[:, :-1]), dim=1)
+    tokens, confidence, entropy = _predicted(model, settings, canvas, x)
+    before = canvas.own()
+    masked = before == model.shape.mask_token
+    chosen = _committed(settings, canvas.count, _first_part(settings, masked), confidence, entropy)
+    if settings.edit_threshold is not None:
+        chosen = _edited(settings, canvas, masked, chosen, (tokens != before) & (confidence > settings.edit_threshold))
+    after = torch.where(chosen, tokens, before)
+    canvas.commit(after)
+    more = (after == model.shape.mask_token).any() if settings.edit_threshold is None else ~canvas.done.all()
+    return chosen, tokens, confidence, more & canvas.finite
+
+
+def _predicted(
+    model: Decoder, settings: BlockSettings, canvas: BlockCanvas, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens int64, their probabilities and the entropies of all, float32; [b, n] each, of x [b, n, d]."""
+    u, found = canvas.uniform() if settings.temperature > 0 else None, []
+    size = max(1, HEAD_VALUES // (model.shape.vocab * len(x)))
+    for start in range(0, canvas.block, size):
+        some = slice(start, start + size)
+        logits = _logits(model, canvas, x[:, some])
+        p = probabilities(logits, settings.temperature, settings.top_p, settings.top_k)
+        tokens = p.argmax(-1) if u is None else drawn(p, u[:, some])
+        confidence = p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        entropy = torch.special.entr(p).sum(-1) if settings.entropy_bound is not None else confidence
+        found.append((tokens, confidence, entropy))
+    tokens, confidence, entropy = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return tokens, confidence, entropy
+
+
+def _logits(model: Decoder, canvas: BlockCanvas, x: Tensor) -> Tensor:
+    logits = token_logits(model, x, canvas.finite)
+    logits[..., model.shape.mask_token] = torch.finfo(torch.float32).min
+    return logits
+
+
+def _committed(settings: BlockSettings, share: Tensor, masked: Tensor, confidence: Tensor, entropy: Tensor) -> Tensor:
+    """bool [b, n]: which of the masks [b, n] a pass commits."""
+    if settings.remasking == "sequential":
+        confidence = -torch.arange(masked.shape[1], device=masked.device).expand(masked.shape).float()
+    if settings.entropy_bound is not None:
+        confidence = -entropy
+    left = confidence.masked_fill(~masked, -torch.inf)
+    chosen = most_confident(left, share)
+    if settings.threshold is not None:
+        chosen |= left > settings.threshold
+    if settings.entropy_bound is not None:
+        values, positions = left.sort(dim=-1, descending=True, stable=True)
+        below = values.neg().cumsum(-1) < settings.entropy_bound
+        chosen |= torch.zeros_like(chosen).scatter(-1, positions, below)
+    return chosen
+
+
+def _edited(settings: BlockSettings, canvas: BlockCanvas, masked: Tensor, chosen: Tensor, changes: Tensor) -> Tensor:
+    """bool [b, n]: the masks that were chosen, and the tokens that change; none of a row that is finished."""
+    full = ~masked.any(1)
+    canvas.edits += full
+    most = EDIT_STEPS if settings.edit_steps is None else settings.edit_steps
+    canvas.done |= full & (canvas.edits > most)
+    chosen = (chosen | changes & ~masked & ~canvas.prompts()) & ~canvas.done.unsqueeze(1)
+    canvas.done |= ~chosen.any(1)
+    return chosen
+
+
+def _first_part(settings: BlockSettings, masked: Tensor) -> Tensor:
+    """Of masks bool [b, n] those of each row's first part with any."""
+    if settings.part is None:
+        return masked
+    part = torch.arange(masked.shape[1], device=masked.device) // settings.part
+    first = torch.where(masked, part, masked.shape[1]).amin(1, keepdim=True)
+    return masked & (part == first)

@@ -51,6 +51,9 @@ class CanvasShape:
         """Rows of a pass."""
         return self.batch * (1 + self.guided)
 
+    def canvas(self, model: Denoiser) -> Canvas:
+        return Canvas(model, self)
+
 
 class Canvas:
     """ids int64 [b, t] and what is said about them. Guidance computes 2 b rows, the latter with their prompts masked.

@@ -1,0 +1,151 @@
+"""The canvas of a block-causal model: tensors that stay where they are, as those of `samplers.canvas`.
+
+A pass computes the tokens of one block, or the whole blocks of all prompts; it reads the keys and values that passes
+over clean blocks left, and leaves its own. Which block, which rows and how much padding lie before it are numbers on
+the device: one captured pass serves every block, and every batch of as many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qspec.models.decoder import AttentionContext, Decoder, KeyValues
+from qspec.models.samplers.noise import uniform
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """length: tokens that there is room for."""
+
+    batch: int
+    length: int
+
+    def canvas(self, model: Decoder) -> BlockCanvas:
+        return BlockCanvas(model, self)
+
+
+class BlockCanvas:
+    """ids int64 [b, t], whole blocks; of each row [b] its number among all of the run (rows), and the places where its
+    tokens begin behind padding (begins) and the new ones behind the prompt (texts).
+
+    first, stop: from where to where a pass computes. seed, number, count: what random numbers follow from, and tokens
+    to commit; int64 [] all. state [b, d]: of the last token that is kept.
+    edits int64 [b], done bool [b]: passes over a row's block without masks, and whether it is finished. finite: bool
+    [], False once a logit was NaN or Inf.
+    """
+
+    def __init__(self, model: Decoder, shape: BlockShape) -> None:
+        def zeros(*sizes: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(sizes, dtype=dtype, device=model.device)
+
+        assert model.shape.block is not None
+        self.shape, self.block = shape, model.shape.block
+        self.ids = zeros(shape.batch, shape.length)
+        self.rows, self.begins, self.texts, self.edits = (zeros(shape.batch) for _ in range(4))
+        self.done, self.finite = zeros(shape.batch, dtype=torch.bool), zeros(dtype=torch.bool)
+        self.seed, self.number, self.count, self.first, self.stop = (zeros() for _ in range(5))
+        self.state = next(model.embedding.parameters()).new_zeros(shape.batch, model.shape.width)
+        self.dtype = torch.float32  # of hidden states: a pass notes it
+        self._cos, self._sin = model.rotary_table(shape.length)
+        self._whole: Tensor | None = None
+        self._kept: tuple[KeyValues, ...] = ()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it has room for keys and values."""
+        return self._whole is not None
+
+    def room(self, model: Decoder) -> int:
+        """Keys and values of all tokens, as a number of values."""
+        shape = model.shape
+        return self.ids.numel() * 2 * shape.layers * shape.kv_heads * shape.head_width
+
+    def keep(self, model: Decoder, whole: Tensor) -> None:
+        """Takes `room` values [n] of the model's dtype for them."""
+        shape = model.shape
+        self._whole = whole
+        parts = whole.view(shape.layers, 2, self.shape.batch, shape.kv_heads, self.shape.length, shape.head_width)
+        self._kept = tuple(KeyValues(keys, values) for keys, values in parts)
+
+    def start(self) -> None:
+        """Keys and values that no pass has written are read with a weight of 0, which NaN would survive."""
+        assert self._whole is not None  # `keep` came before
+        self._whole.zero_()
+        self.state.zero_()
+        self.finite.fill_(True)
+
+    def take(self, other: BlockCanvas, rows: Tensor, stop: int) -> None:
+        """Keys, values and states of these rows [b] of another canvas, before `stop`; its memory may be this one's.
+
+        Both have the same length, so that what is written lies before all that is still to be read.
+        """
+        for mine, theirs in zip(self._kept, other._kept, strict=True):
+            for own, whole in zip(mine, theirs, strict=True):
+                own[:, :, :stop] = whole[:, :, :stop].index_select(0, rows)
+                own[:, :, stop:].zero_()
+        self.state.copy_(other.state.index_select(0, rows))
+        self.finite.copy_(other.finite)
+
+    def place(self, ids: Tensor, begins: Tensor, texts: Tensor, rows: Sequence[int], seed: int) -> None:
+        """Puts a batch in place: ids int64 [b, n], n <= t."""
+        self.seed.fill_(seed)
+        self.ids[:, : ids.shape[1]] = ids
+        for own, given in ((self.begins, begins), (self.texts, texts), (self.rows, torch.tensor(rows))):
+            own.copy_(given)
+
+    def window(self, first: int, stop: int) -> None:
+        """The passes from here on compute these places."""
+        self.first.fill_(first)
+        self.stop.fill_(stop)
+
+    def places(self, count: int) -> Tensor:
+        """int64 [count]: from `first` on."""
+        return self.first + torch.arange(count, device=self.ids.device)
+
+    def own(self) -> Tensor:
+        """The ids of the block at `first`, int64 [b, n]."""
+        return self.ids.index_select(1, self.places(self.block))
+
+    def commit(self, ids: Tensor) -> None:
+        """Puts the ids [b, n] at `first`."""
+        self.ids.index_copy_(1, self.places(ids.shape[1]), ids)
+
+    def begin(self) -> Tensor:
+        """bool [b]: whether a row begins with this block, so that no token of its own comes before."""
+        return self.begins == self.first
+
+    def prompts(self) -> Tensor:
+        """bool [b, n]: places of the block that hold a prompt."""
+        return self.places(self.block) < self.texts.unsqueeze(1)
+
+    def uniform(self) -> Tensor:
+        """This pass' random numbers for the places of the block [b, n]; a place counts from the prompt's end."""
+        places = self.places(self.block) - self.texts.unsqueeze(1)
+        return uniform(self.seed, self.number, self.rows, places, "token")
+
+    def states(self, model: Decoder, tokens: int, seen: int) -> Tensor:
+        """x [b, tokens, d] from `first` on, by a pass that keeps its keys and values, and reads the first `seen`."""
+        places = self.places(tokens)
+        context = AttentionContext(*self._rotary(places), self._mask(places, seen), places)
+        kept = tuple(KeyValues(*(part[:, :, :seen] for part in one)) for one in self._kept)
+        states = model.through(self.ids.index_select(1, places), context, kept)
+        self.dtype = states.dtype
+        return states
+
+    def _rotary(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        positions = (places - self.begins.unsqueeze(1)).clamp_(min=0)
+        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+
+    def _mask(self, places: Tensor, seen: int) -> Tensor:
+        """bool [b, 1, 1 or n, seen]: of a row's tokens those of a query's own block and before it. The queries of one
+        block see alike. Padding, whose keys nothing reads, sees every place, for a softmax has to see one."""
+        keys = torch.arange(seen, device=places.device)
+        real = (keys >= self.begins.unsqueeze(1)).unsqueeze(1)
+        queries = places[:1] if len(places) == self.block else places
+        before = keys // self.block <= (queries // self.block).unsqueeze(1)
+        padding = (queries < self.begins.unsqueeze(1)).unsqueeze(2)
+        return (real & before | padding).unsqueeze(1)
