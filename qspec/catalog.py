@@ -250,7 +250,7 @@ class AttentionKernel:
 
 @dataclass(frozen=True)
 class RotaryKernel:
-    """Rotary positions of queries or keys; width: channels of a head."""
+    """Rotary positions of queries and keys, and where keys and values are kept; width: channels of a head."""
 
     width: int
 

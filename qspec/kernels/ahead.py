@@ -96,7 +96,11 @@ ATTENTION_TYPES = {  # of the parameters of an attention kernel; the others are 
     "arrived": "*i32",
     "factor": "fp32",
 }
-ROTARY_TYPES = {"x": "*bf16", "out": "*bf16", "cos": "*fp32", "sin": "*fp32"}  # the others are strides
+ROTARY_TYPES = {  # of the parameters of a rotary kernel; the others are strides
+    **dict.fromkeys(("q", "k", "v", "queries", "keys", "values"), "*bf16"),
+    **dict.fromkeys(("cos", "sin"), "*fp32"),
+    "places": "*i64",
+}
 ATTENTION_HEADS, MULTIPROCESSORS = 32, 132  # what an attention kernel's tiles follow from, besides queries and keys
 
 
@@ -258,7 +262,7 @@ def _compile(
         options = _tiles(module, kernel, target, tokens, columns)
         pack = kernel.pack_block(columns) if isinstance(kernel, GemmKernel) else PACK_BLOCKS[0]
         fixed = {"K": columns, "PACK": pack, "PDL": target.capability >= HOPPER, **options}
-        fixed |= {"HEADS": ATTENTION_HEADS, "SHARED": 1}
+        fixed |= {"HEADS": ATTENTION_HEADS, "GROUPS": ATTENTION_HEADS, "SHARED": 1}
     fixed |= _absent(kernel, residual)
     return _assemble(function, kernel, target, types, fixed, options)
 

@@ -2,9 +2,10 @@
 
 Attention of few queries, as in a pass over a window, takes the generated kernel, all other torch's: torch 2.11 gives
 the 32 queries of a head one program, so that 32 heads leave three quarters of an H200 idle, where the generated kernel
-shares a head's keys among programs. Rotary positions and what a plain linear reads (RMSNorm, silu(gate) up) take a
-kernel each, where torch's own operations take three to ten passes over memory; a norm's sum has another order, the
-rest torch's bits. torch.compile fuses these by itself, so that a graph that is compiled has torch's.
+shares a head's keys among programs. Rotary positions, with the keys and values that are kept, and what a plain linear
+reads (RMSNorm, silu(gate) up) take a kernel each, where torch's own operations take three to ten passes over memory; a
+norm's sum has another order, the rest torch's bits. torch.compile fuses these by itself, so that a graph that is
+compiled has torch's.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ def own_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return (k, v) if shared == 1 else (k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1))
 
 
-def rotate(x: Tensor, context: AttentionContext) -> Tensor:
-    """`qspec.models.decoder.rotate`, in one pass over memory."""
-    if not _takes(x) or x.shape[3] not in HEAD_WIDTHS:
-        return TORCH.rotate(x, context)
-    with torch.cuda.device(x.device):
-        return launch.rotate(library(None), x, context.cos, context.sin)
+def rotate_and_keep(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
+    """`qspec.models.decoder.rotate_and_keep`, in one pass over memory."""
+    if not _takes(q) or q.shape[3] not in HEAD_WIDTHS:
+        return TORCH.rotate_and_keep(q, k, v, context)
+    with torch.cuda.device(q.device):
+        return launch.rotate_and_keep(library(None), q, k, v, context)
 
 
 def value_of(given: LayerInput) -> Tensor:
@@ -69,7 +70,7 @@ def _takes(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in DTYPES and x.numel() > 0 and not torch.compiler.is_compiling()
 
 
-KERNELS = Operations(attend, rotate, value_of, compiled)
+KERNELS = Operations(attend, rotate_and_keep, value_of, compiled)
 
 
 @torch.library.custom_op("qspec::attend", mutates_args=())

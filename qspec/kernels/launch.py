@@ -14,6 +14,7 @@ from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput
+from qspec.models.decoder import AttentionContext
 from qspec.models.inputs import Gated, LayerInput, Normed, value_of
 from qspec.transforms import InputTransform
 
@@ -118,21 +119,38 @@ def attend(library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     batch, heads, tokens, width = q.shape
     out = with_room((batch * tokens, heads, width), q.dtype, q.device).view(batch, tokens, heads, width)
-    real = None if mask is None else mask.reshape(batch, -1).to(torch.uint8)
+    real = None if mask is None else mask.reshape(batch, -1).view(torch.uint8)
     library.module(AttentionKernel(width)).run(q, k, v, real, width**-0.5, out)
     return out.transpose(1, 2)
 
 
-def rotate(library: KernelLibrary, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [b, heads, n, width] in rotary positions, as `qspec.models.decoder.rotate` defines it: the same bits.
+def rotate_and_keep(
+    library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `qspec.models.decoder.rotate_and_keep` defines it: the same bits, by one kernel.
 
-    cos, sin: float32 [1 or b, 1, n, width]. The result lies token by token, [b, n, heads, width].
+    Queries lie token by token, [b, n, heads, width], and so do keys where none are kept.
     """
-    x = x if x.stride(3) == 1 else x.contiguous()
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    queries, places = _token_by_token(q), None
+    if context.kept is None:
+        keys, kept = _token_by_token(k), None
+        found = (keys, v)
+    else:
+        found = keys, kept = context.kept
+        if isinstance(context.tokens, Tensor):
+            places = context.tokens
+        else:
+            keys, kept = keys[:, :, context.tokens], kept[:, :, context.tokens]
+    cos, sin = context.cos.contiguous(), context.sin.contiguous()
+    library.module(RotaryKernel(q.shape[3])).run(q, k, v, cos, sin, places, queries, keys, kept)
+    return queries, *found
+
+
+def _token_by_token(x: Tensor) -> Tensor:
+    """An empty tensor like x [b, heads, n, width], whose heads of one token lie together."""
     batch, heads, tokens, width = x.shape
-    out = torch.empty((batch, tokens, heads, width), dtype=x.dtype, device=x.device).transpose(1, 2)
-    library.module(RotaryKernel(width)).run(x, cos.contiguous(), sin.contiguous(), out)
-    return out
+    return torch.empty((batch, tokens, heads, width), dtype=x.dtype, device=x.device).transpose(1, 2)
 
 
 def multiply(

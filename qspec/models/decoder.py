@@ -146,11 +146,10 @@ class DecoderBlock(nn.Module):
         """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
         linear, own = linears or self.part, self.operations
         q, k, v = project([linear(f"attention.{name}") for name in "qkv"], h, own.value_of)
-        q, k = self._heads(q, self.heads), self._heads(k, self.kv_heads)
+        q, k, v = self._heads(q, self.heads), self._heads(k, self.kv_heads), self._heads(v, self.kv_heads)
         if self.qk_norm:
             q, k = self.part("attention.q_norm")(q), self.part("attention.k_norm")(k)
-        q, k = own.rotate(q, context), own.rotate(k, context)
-        k, v = context.attended(k, self._heads(v, self.kv_heads))
+        q, k, v = own.rotate_and_keep(q, k, v, context)
         mixed = own.attention(q, k, v, context.mask)
         mixed = mixed.transpose(1, 2).flatten(2)  # [b, t, heads * head width]
         return project_onto(residual, linear("attention.o"), mixed)
@@ -355,6 +354,12 @@ def rotate(x: Tensor, context: AttentionContext) -> Tensor:
     return (whole * context.cos + turned * context.sin).to(x.dtype)
 
 
+def rotate_and_keep(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
+    """What attention reads of the n tokens that are computed, [b, heads, n, width]: their queries and keys in rotary
+    positions; of keys and values those of all t tokens."""
+    return rotate(q, context), *context.attended(rotate(k, context), v)
+
+
 ValueOf = Callable[[LayerInput], Tensor]
 
 
@@ -370,12 +375,12 @@ class Operations(NamedTuple):
     """
 
     attention: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    rotate: Callable[[Tensor, AttentionContext], Tensor]
+    rotate_and_keep: Callable[[Tensor, Tensor, Tensor, AttentionContext], tuple[Tensor, Tensor, Tensor]]
     value_of: ValueOf
     passed: Callable[[Callable[[], Tensor]], Tensor]
 
 
-TORCH = Operations(attention, rotate, value_of, passed)
+TORCH = Operations(attention, rotate_and_keep, value_of, passed)
 
 
 class QuantizedLinear(Protocol):

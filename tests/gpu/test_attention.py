@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qspec.kernels.attention import KERNELS, attend
-from qspec.models.decoder import TORCH, AttentionContext, attention
+from qspec.models.decoder import TORCH, AttentionContext, KeyValues, attention
 from qspec.models.inputs import Gated, Normed
 from tests.kernels.cases import poisoned_memory, relative_error
 
@@ -42,18 +42,31 @@ def test_attention_of_few_queries(shape: tuple[int, ...], dtype: torch.dtype, ma
     assert relative_error(attend(many, k, v, mask)[:, :, :queries], expected) < limit
 
 
+@pytest.mark.parametrize("kept", ["nothing", "all", "a part", "places"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("batch", "heads", "tokens", "width"), [(1, 32, 1024, 128), (2, 4, 33, 128), (3, 12, 1, 64)])
+@pytest.mark.parametrize(
+    ("batch", "heads", "groups", "tokens", "width"), [(1, 32, 32, 1024, 128), (2, 28, 4, 33, 128), (3, 12, 12, 1, 64)]
+)
 def test_rotary_positions_are_the_decoders_bits(
-    batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype
+    batch: int, heads: int, groups: int, tokens: int, width: int, dtype: torch.dtype, kept: str
 ) -> None:
-    x = torch.randn(batch, tokens, heads + 3, width, device="cuda").to(dtype)[:, :, 1 : heads + 1].transpose(1, 2)
+    whole = torch.randn(batch, tokens, heads + 2 * groups, width, device="cuda").to(dtype)
+    q, k, v = (part.transpose(1, 2) for part in whole.split((heads, groups, groups), dim=2))
     angles = 900 * torch.rand(batch, 1, tokens, width // 2, device="cuda")
     angles = torch.cat((angles, angles), dim=-1)
-    context = AttentionContext(angles.cos(), angles.sin(), None, slice(None))
-    with poisoned_memory():
-        found = KERNELS.rotate(x, context)
-    assert torch.equal(found, TORCH.rotate(x, context))
+    length = tokens if kept == "all" else 2 * tokens + 9
+    places = torch.randperm(length, device="cuda")[:tokens]
+    chosen = {"a part": slice(7, 7 + tokens), "places": places}.get(kept, slice(None))
+    found = []
+    for operations in (KERNELS, TORCH):
+        room = None
+        if kept != "nothing":
+            room = KeyValues(*torch.full((2, batch, groups, length, width), 3.0, device="cuda").to(dtype))
+        context = AttentionContext(angles.cos(), angles.sin(), None, chosen, room)
+        with poisoned_memory():
+            found.append(operations.rotate_and_keep(q, k, v, context))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -26,7 +26,7 @@ from qspec.kernels import launch, reference, tuned
 from qspec.kernels.generate import KernelLibrary, render
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
-from qspec.models.decoder import AttentionContext, rotate
+from qspec.models.decoder import AttentionContext, KeyValues, rotate_and_keep
 from qspec.models.inputs import Gated
 from qspec.transforms import InputTransform
 from tests.kernels.cases import (
@@ -373,23 +373,41 @@ def test_attention_of_few_queries_is_near_float64(
     assert relative_error(found, expected) < 1e-3
 
 
+@pytest.mark.parametrize("kept", ["nothing", "all", "a part", "places"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
-    ("batch", "heads", "tokens", "width", "shared"),
-    [(1, 4, 5, 64, True), (2, 1, 3, 128, False), (2, 33, 2, 128, True)],  # of 33 heads two programs take a token
+    ("sizes", "shared"),
+    [
+        ((1, 4, 4, 5, 64), True),
+        ((2, 2, 1, 4, 128), False),
+        ((2, 33, 3, 4, 128), True),
+    ],  # 33 heads: two programs a token
 )
 def test_rotary_positions_are_the_decoders_bits(
-    batch: int, heads: int, tokens: int, width: int, shared: bool, dtype: torch.dtype
+    sizes: tuple[int, ...], shared: bool, dtype: torch.dtype, kept: str
 ) -> None:
-    """x is a part of longer rows; the tables are one for all sequences, or one for each."""
-    whole = torch.randn(batch, tokens, heads + 2, width).to(dtype)
-    x = whole[:, :, 1 : heads + 1].transpose(1, 2)
+    """q, k and v are parts of longer rows; the tables are one for all sequences, or one for each."""
+    batch, heads, groups, tokens, width = sizes
+    whole = torch.randn(batch, tokens, heads + 2 * groups, width).to(dtype)
+    q, k, v = (part.transpose(1, 2) for part in whole.split((heads, groups, groups), dim=2))
     angles = 7 * torch.rand(1 if shared else batch, 1, tokens, width // 2)
     angles = torch.cat((angles, angles), dim=-1)
-    context = AttentionContext(angles.cos(), angles.sin(), None, slice(None))
-    found = launch.rotate(KernelLibrary(), x, context.cos, context.sin)
-    assert found.shape == x.shape
-    assert torch.equal(found, rotate(x, context))
+    chosen = {"a part": slice(3, 3 + tokens), "places": torch.tensor([6, 2, 0, 7, 7])[:tokens]}.get(kept, slice(None))
+    if kept == "places" and tokens == 5:
+        whole[:, 4] = whole[:, 3]  # a place that is given twice holds the same twice
+        angles[:, :, 4] = angles[:, :, 3]
+    length = tokens if kept == "all" else 9
+    found = []
+    for rotate in (launch_rotate, rotate_and_keep):
+        room = None if kept == "nothing" else KeyValues(*torch.full((2, batch, groups, length, width), 3.0).to(dtype))
+        context = AttentionContext(angles.cos(), angles.sin(), None, chosen, room)
+        found.append(rotate(q, k, v, context))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def launch_rotate(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
+    return launch.rotate_and_keep(KernelLibrary(), q, k, v, context)
 
 
 @pytest.mark.parametrize("fmt", [INTEGER[0], WEIGHT_ONLY[0], FLOATS[0]], ids=str)
