@@ -2,6 +2,7 @@
 
 `qspec bench --step`: what a whole denoising step takes, beside the same model in bf16.
 `qspec bench --generate`: what whole texts take by the sampler, beside the same model in bf16.
+`qspec bench --evaluate`: what measuring by `qspec eval` takes, beside the same model in bf16.
 `qspec bench --rows`: what the activation quantization kernels take, beside a copy of the same bytes.
 """
 
@@ -41,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help="time whole texts by the sampler instead, under these recipes (none given: those of --step); --shape has "
         "the models",
+    )
+    parser.add_argument(
+        "--evaluate",
+        nargs="*",
+        metavar="RECIPE",
+        help="time what `qspec eval` computes for tasks of four shapes instead, under these recipes (none given: those "
+        "of --step); --shape has the models",
     )
     parser.add_argument("--length", type=int, metavar="N", help=f"with --generate: new tokens (default: {LENGTH})")
     parser.add_argument("--prompt", type=int, metavar="N", help=f"with --generate: tokens before (default: {PROMPT})")
@@ -86,13 +94,16 @@ def run(args: argparse.Namespace) -> int:
     if args.document:
         require_file(Path(args.document))
         around(Path(args.document), mode_of(args))
-    return {"bench": _gemms, "step": _steps, "rows": _rows, "generate": _generate}[mode_of(args)](args)
+    return {"bench": _gemms, "step": _steps, "rows": _rows, "generate": _generate, "evaluate": _evaluate}[
+        mode_of(args)
+    ](args)
 
 
 def mode_of(args: argparse.Namespace) -> str:
     """What is timed, which names its files and marks. Errors: UsageError for two modes at once."""
-    asked = {"step": args.step is not None, "generate": args.generate is not None, "rows": args.rows}
-    modes = [mode for mode, wanted in asked.items() if wanted] or ["bench"]
+    recipes = {"step": args.step, "generate": args.generate, "evaluate": args.evaluate}
+    asked = {mode: given is not None for mode, given in recipes.items()} | {"rows": args.rows}
+    modes: list[str] = [mode for mode, wanted in asked.items() if wanted] or ["bench"]
     if len(modes) > 1:
         raise UsageError(f"--{modes[0]} and --{modes[1]} are two runs", hint="ask for one")
     if args.generate is None and (args.prompt, args.length, args.batch) != (None, None, None):
@@ -171,6 +182,24 @@ def _generate(args: argparse.Namespace) -> int:
         texts = Texts(prompt, length, batches, ("none", "prefix", "dual"))
         run = run_generation(recipes_of(args.generate), models, texts, Quiet() if args.quiet else Terminal())
     return _keep("generate", Path(args.out), run.as_json(), markdown(run), args.document)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    models = args.shape or ["llada"]
+    if args.format or args.no_peers or args.compile or args.tokens or not set(models) <= set(MODELS):
+        raise UsageError("--evaluate takes recipes and whole models", hint=f"--shape {' or '.join(MODELS)}")
+
+    from qspec.bench.evaluation_data import markdown, read
+    from qspec.cli.terminal import Terminal
+    from qspec.progress import Quiet
+
+    if args.results:
+        run = read([Path(file) for file in args.results])
+    else:
+        from qspec.bench.evaluation import SHAPES, run_evaluation
+
+        run = run_evaluation(recipes_of(args.evaluate), models, SHAPES, Quiet() if args.quiet else Terminal())
+    return _keep("evaluate", Path(args.out), run.as_json(), markdown(run), args.document)
 
 
 def recipes_of(given: Sequence[str]) -> list[Path]:

@@ -14,6 +14,7 @@ in advance by the seed and the text, the same for every model.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from qspec.evaluate.forward import (
     hidden_at_masks,
     log_probabilities,
     silent,
+    slices,
 )
 from qspec.evaluate.kept import computed
 from qspec.evaluate.results import Metric, scored
@@ -185,13 +187,23 @@ def log_likelihoods(
 
 
 def _summed(model: Denoiser, batch: Batch, wanted: Sequence[Sequence[Tensor]]) -> tuple[Tensor]:
-    """The sum of log p of each row's targets, row after row of the batch; float64."""
-    hidden, place = hidden_at_masks(model, batch), batch.row_of
-    sums = []
-    for index, own in enumerate(wanted):
-        p = log_probabilities(model, hidden[place == index]).cpu()
-        sums += [p.gather(1, targets.unsqueeze(1)).double().sum() for targets in own]
-    return (torch.stack(sums),)
+    """The sum of log p of each row's targets, row after row of the batch; float64.
+
+    Logits are many: of each, only the number of its target leaves the device.
+    """
+    hidden, counts = hidden_at_masks(model, batch), batch.masked.sum(1).tolist()
+    first = [0, *itertools.accumulate(counts)]
+    readers = [(index, targets) for index, own in enumerate(wanted) for targets in own]
+    place = torch.cat([torch.arange(first[index], first[index + 1]) for index, _ in readers])
+    reader = torch.arange(len(readers)).repeat_interleave(torch.tensor([counts[index] for index, _ in readers]))
+    targets = torch.cat([targets for _, targets in readers])
+    sums = torch.zeros(len(readers), dtype=torch.float64)
+    for part in slices(len(hidden), model.shape.vocab):
+        inside = (part.start <= place) & (place < part.stop)
+        at, token = (one[inside].to(hidden.device) for one in (place - part.start, targets))
+        p = log_probabilities(model, hidden[part])[at, token]
+        sums.index_add_(0, reader[inside], p.cpu().double())
+    return (sums,)
 
 
 def _same_input(rows: Sequence[MaskedRow], mask_token: int) -> list[list[int]]:
