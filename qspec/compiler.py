@@ -24,7 +24,7 @@ from qspec.catalog import PACKING
 from qspec.data import DataPin, DataSources
 from qspec.errors import InputError, MachineError
 from qspec.evaluate import Measuring
-from qspec.evaluate.requests import check_requests
+from qspec.evaluate.requests import check_requests, tell_effort
 from qspec.kernels import generate
 from qspec.language import load_recipe
 from qspec.language.spec import Evaluation, Rollouts, Spec
@@ -236,8 +236,10 @@ def find_inputs(
     tokenizer = load_tokenizer(origin.folder)
     sources = _sources(spec, origin, options)
     wanted = spec.evaluate if options.evaluate else Evaluation()
+    wanted = wanted if options.limit is None else wanted.limited(options.limit)
     data = sources.check(spec.calibrate, wanted)
     check_requests(wanted, sources, tokenizer, checkpoint.shape)
+    tell_effort(plan, wanted, sources, tokenizer, target, progress or Quiet())
     tokens = _tokens(plan, checkpoint, origin, sources, tokenizer, target, progress or Quiet())
     if repeats := repetition(tokens.distinct, tokens.drawn):
         (progress or Quiet()).note(repeats)

@@ -58,10 +58,11 @@ def find_config(id_or_path: str, revision: str | None = None) -> Config | None:
 
 @dataclass(frozen=True)
 class Planned:
-    """sources: the texts that the recipe's spans point into."""
+    """sources: the texts that the recipe's spans point into. standin: whether the model is a stand-in for others."""
 
     plan: Plan
     sources: Mapping[str, Source]
+    standin: bool = False
 
 
 def plan(recipe: str | Path, model: str | None = None, settings: Mapping[str, str] | None = None) -> Plan:
@@ -98,4 +99,4 @@ def plan_of(loaded: LoadedRecipe, model: str | None) -> Planned:
     elif config.shipped:
         notice = f"{config.name} is not on this machine: {SHIPPED}"
     made = make_plan(spec, config.family, config.shape, standin=config.standin)
-    return Planned(replace(made, notice=notice), loaded.sources)
+    return Planned(replace(made, notice=notice), loaded.sources, config.standin)

@@ -1,4 +1,8 @@
-"""What measuring a model takes: frozen values, their file and their table."""
+"""What measuring a model takes: frozen values, their file and their tables.
+
+The hours of a benchmark are its tokens (`qspec.effort.task_tokens`) by the tokens a second that go through the model
+for a task of its shape.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,11 @@ from typing import Any
 
 from qspec.bench.data import own, read_runs
 from qspec.bench.generation_data import BF16
+from qspec.effort import SIZES, task_tokens
+from qspec.language.presets import PRESETS
+from qspec.language.spec import TaskRequest
+
+PAPER = frozenset(PRESETS) - {"openbookqa"}  # the ten tasks of arXiv 2508.14896
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,11 @@ class EvaluationCell:
     @property
     def pass_milliseconds(self) -> float:
         return self.seconds / self.passes * 1e3
+
+    @property
+    def through_per_second(self) -> float:
+        """Tokens that go through the model, prompts in every pass."""
+        return self.rows * self.row * self.passes / self.seconds
 
     @property
     def items_per_second(self) -> float:
@@ -87,8 +101,33 @@ def markdown(run: EvaluationRun) -> str:
     head = ["task", "recipe", "rows x tokens", "ms a pass", "items/s", "tokens/s", "over bf16", "GB", "planned"]
     for model in dict.fromkeys(cell.model for cell in run.cells):
         lines += ["", f"**{model}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-        lines += [f"| {' | '.join(_row(run, cell))} |" for cell in run.cells if cell.model == model]
+        own_cells = [cell for cell in run.cells if cell.model == model]
+        lines += [f"| {' | '.join(_row(run, cell))} |" for cell in own_cells]
+        lines += ["", *_hours(own_cells)]
     return "\n".join(lines) + "\n"
+
+
+def _hours(cells: Sequence[EvaluationCell]) -> list[str]:
+    """What whole benchmarks take of each recipe, as a table; nothing where a shape was not timed for all of them."""
+    recipes = list(dict.fromkeys(cell.recipe for cell in cells))
+    speed = {(cell.recipe, cell.task): cell.through_per_second for cell in cells}
+    first = [cell for cell in cells if cell.recipe == recipes[0]]
+    if len(speed) < len(recipes) * len(first) or not {0, 256} <= {cell.length for cell in first}:
+        return []
+    head = ["hours of a whole task", "like", "million tokens", *recipes]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    total = dict.fromkeys(recipes, 0.0)
+    for task, preset in PRESETS.items():
+        size, length = SIZES[task], 0 if preset.rated else preset.length
+        row = size.prompt + size.shot * preset.shots + (size.target if preset.rated else length)
+        like = min((c for c in first if bool(c.length) == bool(length)), key=lambda cell: abs(cell.row - row)).task
+        request = TaskRequest(task, shots=preset.shots, length=preset.length, steps=preset.steps)
+        tokens = task_tokens(request, size)
+        hours = {recipe: tokens / speed[recipe, like] / 3600 for recipe in recipes}
+        if task in PAPER:
+            total = {recipe: total[recipe] + hours[recipe] for recipe in recipes}
+        lines.append(f"| {task} | {like} | {tokens / 1e6:.1f} | {' | '.join(f'{h:.2f}' for h in hours.values())} |")
+    return [*lines, f"| the paper's ten | | | {' | '.join(f'{h:.1f}' for h in total.values())} |"]
 
 
 def _row(run: EvaluationRun, cell: EvaluationCell) -> list[str]:

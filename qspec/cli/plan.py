@@ -1,4 +1,4 @@
-"""`qspec plan RECIPE`: every decision, from config.json alone."""
+"""`qspec plan RECIPE`: every decision, from config.json alone, and what compiling, generating and measuring take."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from qspec.cli.options import add_settings, settings_of
+from qspec.cli.options import add_limit, add_settings, settings_of
 from qspec.cli.output import say
+from qspec.effort import advice, effort
 from qspec.plan.data import plan_data
 from qspec.plan.generating import CANVAS, TextSizes
 from qspec.plan.text import render
@@ -26,14 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--canvas", type=int, metavar="N", help=f"tokens of prompt and text (default: {CANVAS}, or all of the model's)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_limit(parser)
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     found = planned(Path(args.recipe), args.model, settings_of(args))
     texts = TextSizes.of(found.plan.shape, args.batch, args.canvas)
+    plan, evaluation = found.plan, found.plan.spec.evaluate
+    measured = None
+    if not found.standin and (evaluation.nelbo or evaluation.tasks):  # a stand-in has tasks of its own
+        measured = effort(plan, evaluation if args.limit is None else evaluation.limited(args.limit))
     if args.json:
-        say(json.dumps(plan_data(found.plan, texts), indent=1))
+        say(json.dumps(plan_data(plan, texts) | {"evaluate": measured and measured.as_json()}, indent=1))
         return 0
-    say(render(found.plan, texts))
+    more = {} if measured is None else {"evaluate needs": str(measured)}
+    if measured and (wise := advice(plan, evaluation, measured)):
+        more[""] = wise
+    say(render(plan, texts, more))
     return 0

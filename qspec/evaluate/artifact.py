@@ -17,13 +17,14 @@ from qspec.evaluate.kept import KeptBatches
 from qspec.evaluate.measure import measure, measure_outliers
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.remembered import Remembered
-from qspec.evaluate.requests import check_requests
+from qspec.evaluate.requests import check_requests, tell_effort
 from qspec.evaluate.results import Measurements
 from qspec.language import load_source
 from qspec.lock import checkpoint_hashes, package_versions
 from qspec.models import engine
 from qspec.models.locate import checkpoint_locate
 from qspec.models.samplers.common import Denoiser
+from qspec.plan import make_plan
 from qspec.precision import exact_products
 from qspec.progress import Progress, Quiet
 
@@ -81,6 +82,10 @@ def evaluate_artifact(
     with progress.phase("load"):
         quantized, tokenizer = runtime.load(folder, device)
         check_requests(wanted, sources, tokenizer, quantized.shape)
+        tell_effort(
+            make_plan(spec, quantized.family, quantized.shape, standin=manifest.model.standin),
+            wanted, sources, tokenizer, quantized.device, progress,
+        )  # fmt: skip
         baseline = baseline or Remembered(runtime.load(original, device)[0])
     with progress.phase("evaluate"):
         seed = manifest.calibration.seed

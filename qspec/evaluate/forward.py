@@ -9,15 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qspec.effort import BATCH_TOKENS
 from qspec.models.decoder import AttentionContext, Decoder
 from qspec.models.family import DecoderShape
 from qspec.models.samplers.block import decoder_of
 from qspec.models.samplers.common import HEAD_VALUES, Denoiser, predicting, token_logits
 from qspec.models.shift import noised_predictors, predictors
 from qspec.models.tokens import Encodes
-
-BATCH_TOKENS = 8192  # tokens of one forward pass
-
 
 Progress = Callable[[int, int], None]  # parts done, parts in all
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from qspec.data import TextData, spread
+from qspec.effort import NELBO_DRAWS, NELBO_WINDOW
 from qspec.errors import InputError
 from qspec.evaluate.forward import (
     Batch,
@@ -39,8 +40,6 @@ from qspec.language.spec import NelboRequest
 from qspec.models.sampler import Denoiser
 from qspec.models.tokens import encode_long
 
-DRAWS = 4
-WINDOW = 1024  # tokens of one sample, or as many as the model takes
 SHORTEST = 8  # tokens that a text must have
 BUCKETS = 5
 
@@ -103,8 +102,8 @@ def measure_nelbo(
     """NELBO of both models on the same masked rows of what was read for the request's text, and
     KL(quantized || unquantized) by mask ratio."""
     shape = baseline.shape
-    passages = windows(text, tokenizer, shape.vocab, request.samples, min(WINDOW, shape.max_length))
-    rows = masked_rows(passages, DRAWS, seed)
+    passages = windows(text, tokenizer, shape.vocab, request.samples, min(NELBO_WINDOW, shape.max_length))
+    rows = masked_rows(passages, NELBO_DRAWS, seed)
     sums = _score(baseline, quantized, rows, progress)
     samples_of = (_per_sample(sums.baseline, sums), _per_sample(sums.quantized, sums))
     name = request.text.name
@@ -142,7 +141,7 @@ def _summed(baseline: Denoiser, quantized: Denoiser, batch: Batch) -> tuple[Tens
 
 def _per_sample(summed: Tensor, sums: _Sums) -> list[float]:
     """The mean over a sample's draws of 1/l sum -log p, float [samples]."""
-    means: list[float] = (summed / sums.masked).reshape(-1, DRAWS).mean(1).tolist()
+    means: list[float] = (summed / sums.masked).reshape(-1, NELBO_DRAWS).mean(1).tolist()
     return means
 
 

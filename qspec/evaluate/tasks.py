@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from qspec.data import Scoring, TaskData, TaskItem
+from qspec.effort import BATCH_TOKENS
 from qspec.errors import InputError, UsageError
-from qspec.evaluate.forward import BATCH_TOKENS, Progress, Tokenizer, silent
+from qspec.evaluate.forward import Progress, Tokenizer, silent
 from qspec.evaluate.kept import computed
 from qspec.evaluate.results import Flips, Metric, Sample, scored
 from qspec.evaluate.trajectories import Trajectory, compare

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from types import MappingProxyType
 
 from qspec.language.spec import PassUse, Weighting
 from qspec.plan.estimates import compile_memory, compile_operations
@@ -14,10 +15,10 @@ from qspec.plan.notes import notes
 from qspec.plan.plan import Plan
 
 
-def render(plan: Plan, texts: TextSizes | None = None) -> str:
-    """The plan as plain text. texts: whose memory it says; None, one text."""
+def render(plan: Plan, texts: TextSizes | None = None, more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The plan as plain text. texts: whose memory it says; None, one text. more: facts that others know, by name."""
     lines = [*([plan.notice, ""] if plan.notice else []), _title(plan)]
-    for name, value in _facts(plan, texts).items():
+    for name, value in {**_facts(plan, texts), **more}.items():
         lines.append(f"  {name:<15}  {value}")
         if name == "bits per weight":
             lines.append(f"{'':<19}({_COUNTED})")

@@ -44,6 +44,20 @@ def test_a_run_is_shown_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--evaluate takes recipes and whole models" in capsys.readouterr().err
 
 
+def test_hours_are_tokens_by_the_speed_of_the_nearest_shape() -> None:
+    lines = markdown(replace(RUN, cells=(WRITTEN, RATED))).splitlines()
+    # 1319 answers of 256 steps over 107 + 4 * 152.5 + 256 tokens; 6 rows of 1156 tokens took 0.2 s
+    tokens = 1319 * 256 * 973.0
+    assert f"| gsm8k | gsm8k | {tokens / 1e6:.1f} | {tokens / (6 * 1156 / 0.2) / 3600:.2f} |" in lines
+    tokens = 1838 * 2 * 128 * 36.6
+    assert f"| piqa | piqa | {tokens / 1e6:.1f} | {tokens / (64 * 100 / 0.2) / 3600:.2f} |" in lines
+    hours = [float(line.split("|")[4]) for line in lines if " | piqa | " in line or " | gsm8k | " in line]
+    assert len(hours) == 11
+    total = float(lines[-1].split("|")[4])
+    assert lines[-1].startswith("| the paper's ten | | | ")
+    assert total < sum(hours) + 0.1  # openbookqa is none of them
+
+
 def test_full_batches_of_every_shape_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (evaluation, tasks):
         monkeypatch.setattr(module, "BATCH_TOKENS", 100)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from qspec.data import TextData
+from qspec.effort import NELBO_DRAWS as DRAWS
 from qspec.errors import InputError, NumericsError
 from qspec.evaluate import forward
-from qspec.evaluate.nelbo import DRAWS, masked_rows, measure_nelbo, windows
+from qspec.evaluate.nelbo import masked_rows, measure_nelbo, windows
 from qspec.language.spec import NelboRequest
 from tests.evaluate.models import MASK, SIZE, VOCAB, Characters, Known, shape, uniform, unigram
 
