@@ -20,6 +20,7 @@ from pathlib import Path
 from qspec.language.presets import PRESETS
 from qspec.language.spec import Evaluation, TaskRequest
 from qspec.latency import REFERENCE, pass_time
+from qspec.models.family import DecoderShape
 from qspec.plan import ModulePlan, Plan
 from qspec.plan.generating import TextSizes, generating_memory
 
@@ -114,10 +115,14 @@ def effort(plan: Plan, evaluation: Evaluation, sizes: Mapping[str, TaskSize] = S
     quantized = list(plan.linears())
     floats = [replace(module, scheme=None, passes=(), kernels=None) for module in quantized]
     unknown = tuple(one.name for one in evaluation.tasks if one.name not in known)
-    canvas = min(BATCH_TOKENS // 8, plan.shape.max_length)
-    texts = TextSizes(BATCH_TOKENS // canvas, canvas)
-    memory = generating_memory(plan.shape, plan.bytes_before + plan.bytes_after, texts).total
+    memory = generating_memory(plan.shape, plan.bytes_before + plan.bytes_after, measured_at_once(plan.shape)).total
     return Effort(name, found is not None, memory, tokens, _seconds(floats, name), _seconds(quantized, name), unknown)
+
+
+def measured_at_once(shape: DecoderShape) -> TextSizes:
+    """Of a forward pass while a model is measured."""
+    canvas = min(BATCH_TOKENS // 8, shape.max_length)
+    return TextSizes(BATCH_TOKENS // canvas, canvas)
 
 
 def task_tokens(request: TaskRequest, size: TaskSize) -> float:

@@ -36,16 +36,21 @@ UNLIMITED = 1 << 60
 TRANSFORM = ".transform."  # in the name of an input transform's tensors, which a QuantLinear copies from the CPU
 
 
-def load(path: str | Path, device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Decoder, Any]:
+def load(
+    path: str | Path, device: str = "auto", dtype: torch.dtype | None = None, *, texts: TextSizes | None = None
+) -> tuple[Decoder, Any]:
     """(model, tokenizer) of an artifact, or of an unquantized checkpoint: its folder, hub id, or a stand-in's name.
 
     model(input_ids, attention_mask=None).logits is [batch, tokens, vocab]. device: "auto", "cpu" or "cuda"; dtype: of
-    activations and kept weights, float32 on a CPU and bfloat16 on a GPU unless given.
-    Raises InputError, naming the file, where anything of an artifact was changed; MachineError without such a device.
+    activations and kept weights, float32 on a CPU and bfloat16 on a GPU unless given. texts: what it is loaded for.
+    Raises InputError, naming the file, where anything of an artifact was changed; MachineError without such a device,
+    or where a GPU has too little memory free for the model and the texts.
     """
     folder = checkpoint_folder(path)
     target = find_device(device)
     dtype = dtype or default_dtype(target)
+    if target.type == "cuda":
+        _require_memory(folder, target, dtype, texts)
     manifest = verify(folder, shards=False) if (folder / MANIFEST).is_file() else None
     with ThreadPoolExecutor(1) as pool:  # the weights and the tokenizer at once
         reading = pool.submit(load_tokenizer, folder)
@@ -85,22 +90,20 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def require_memory(path: str | Path, device: torch.device, texts: TextSizes) -> None:
-    """Before a model is loaded: raises MachineError where these texts take more memory than a GPU has free."""
-    if device.type != "cuda":
-        return
-    folder = checkpoint_folder(path)
-    _, shape, _ = read_config(folder)
-    needed, free = generating_memory(shape, _weight_bytes(folder), texts), torch.cuda.mem_get_info(device)[0]
-    if needed.total > free:
-        working = needed.activations + needed.graphs
-        parts = {"weights": needed.weights, "activations": working, "logits": needed.logits}
-        if needed.cache:
-            parts["the cache"] = needed.cache
-        listed = ", ".join(f"{size / 2**30:.1f} for {name}" for name, size in parts.items())
+def _require_memory(folder: Path, device: torch.device, dtype: torch.dtype, texts: TextSizes | None) -> None:
+    """Errors: MachineError where a model, and texts at once, take more memory than a GPU has free."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, of what was freed
+    weights, free = _weight_bytes(folder, dtype), torch.cuda.mem_get_info(device)[0] + held
+    parts = {"weights": weights}
+    if texts is not None:
+        needed = generating_memory(read_config(folder)[1], weights, texts)
+        parts |= {"a step": needed.step + needed.fixed, "the cache": needed.cache}
+    total = sum(parts.values())
+    if total > free:
+        listed = ", ".join(f"{size / 2**30:.1f} for {name}" for name, size in parts.items() if size)
+        what = "the model takes" if texts is None else f"the model and {texts} at once take"
         raise MachineError(
-            f"generating {texts} at once takes about {needed.total / 2**30:.1f} GiB of GPU memory ({listed}), "
-            f"and {free / 2**30:.1f} GiB are free",
+            f"{what} about {total / 2**30:.1f} GiB of GPU memory ({listed}), and {free / 2**30:.1f} GiB are free",
             where=str(folder),
             hint="lower the length or the number of texts at once, or close other programs on the GPU",
         )
@@ -115,11 +118,11 @@ def text_sizes(settings: Settings, batch: int, canvas: int) -> TextSizes:
     return TextSizes(batch, canvas, settings.block, settings.cache is not None, settings.cfg > 0)
 
 
-def _weight_bytes(folder: Path) -> int:
-    """Of a model on a GPU: an artifact's, or an unquantized model's in 16 bits."""
+def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Of a model on a GPU: an artifact's, or an unquantized model's in its type."""
     if (folder / MANIFEST).is_file():
         return Manifest.read(folder).bytes_after
-    return 2 * sum(math.prod(tensor.shape) for tensor in tensor_table(folder).values())
+    return dtype.itemsize * sum(math.prod(tensor.shape) for tensor in tensor_table(folder).values())
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from qspec.data.files import messages_field, read_rows, text_field
 from qspec.errors import InputError
 from qspec.files import machine_errors
 from qspec.models.chat import ChatSetting
-from qspec.models.sampler import Denoiser, Settings, Tokenizer, continue_ids
+from qspec.models.sampler import Denoiser, Settings, Tokenizer, agreement, decoded, new_tokens, one_token_a_step
+from qspec.models.samplers.run import Tally
 from qspec.models.tokens import encode
 from qspec.runtime import ChatTemplate
 
@@ -51,15 +53,20 @@ def read_prompts(path: Path, template: ChatTemplate, chat: ChatSetting) -> list[
 
 @dataclass(frozen=True)
 class TextFile:
-    """A JSON-lines file of {prompt, text, sampling}, one row a prompt, written batch by batch."""
+    """A JSON-lines file of {prompt, text, sampling}, one row a prompt, written batch by batch.
+
+    agreement: rows have "agreement" too, the share of tokens that one token a step gives, and "tokens_a_step", of the
+    batch.
+    """
 
     path: Path
     prompts: Sequence[Prompt]
     settings: Settings
     batch: int
+    agreement: bool = False
 
-    def fill(self, model: Denoiser, tokenizer: Tokenizer, on_texts: Callable[[int], None]) -> None:
-        """Adds what is missing; on_texts: told how many texts came.
+    def fill(self, model: Denoiser, tokenizer: Tokenizer, on_texts: Callable[[int], None]) -> Tally:
+        """Adds what is missing, and counts its steps; on_texts: told how many texts came.
 
         Errors: as `kept`, InputError for a prompt that does not fit the model, before the first text; MachineError for
         a full disk.
@@ -72,17 +79,32 @@ class TextFile:
                     f"prompt {number} has {len(row)} tokens: with length {self.settings.length} they exceed the model's"
                 )
                 raise InputError(f"{what} {model.shape.max_length}", hint="shorten the prompt or the length")
+        made = Tally()
         with machine_errors(self.path), self.path.open("ab") as stream:
             stream.truncate(size)
             on_texts(done)
             for start in range(done, len(rows), self.batch):
                 part = slice(start, start + self.batch)
-                texts = continue_ids(model, tokenizer, rows[part], self.settings)
-                lines = zip(self.prompts[part], texts, strict=True)
-                stream.write(b"".join(self._line(prompt, text) for prompt, text in lines))
+                tally = Tally()
+                tokens = new_tokens(model, rows[part], self.settings, tally)
+                texts = decoded(model, tokenizer, tokens)
+                said: list[dict[str, float]] = [{} for _ in texts]
+                if self.agreement:
+                    exact = new_tokens(model, rows[part], one_token_a_step(self.settings))
+                    shares = agreement(tokens, exact, *model.shape.ends)
+                    said = [{"agreement": share, "tokens_a_step": tally.tokens_a_step} for share in shares]
+                lines = zip(self.prompts[part], texts, said, strict=True)
+                stream.write(b"".join(self._line(*line) for line in lines))
                 stream.flush()
                 os.fsync(stream.fileno())
+                made.join(tally)
                 on_texts(len(texts))
+        return made
+
+    def mean_agreement(self) -> float:
+        """Of all rows of the file, with `agreement`."""
+        with machine_errors(self.path):
+            return fmean(json.loads(line)["agreement"] for line in self.path.read_bytes().splitlines())
 
     def kept(self) -> tuple[int, int]:
         """Texts of whole batches that the file has, and their bytes; what an interruption cut off does not count.
@@ -111,10 +133,12 @@ class TextFile:
             row = json.loads(line)
         except (ValueError, RecursionError):
             return False
-        return isinstance(row, dict) and (row.get("prompt"), row.get("sampling")) == (prompt.text, self._sampling())
+        if not isinstance(row, dict) or ("agreement" in row) != self.agreement:
+            return False
+        return (row.get("prompt"), row.get("sampling")) == (prompt.text, self._sampling())
 
-    def _line(self, prompt: Prompt, text: str) -> bytes:
-        row = {"prompt": prompt.text, "text": text, "sampling": self._sampling()}
+    def _line(self, prompt: Prompt, text: str, said: Mapping[str, float]) -> bytes:
+        row = {"prompt": prompt.text, "text": text, "sampling": self._sampling(), **said}
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
     def _sampling(self) -> dict[str, Any]:

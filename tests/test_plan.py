@@ -228,8 +228,8 @@ LLADA_8B_SHAPE = LLADA.shape(LLADA_8B)
 def test_memory_of_generating_by_hand(texts: TextSizes, activations: int, logits: int, cache: int) -> None:
     """LLaDA-8B: of a token, keys and values are 2 x 32 x 4096 and a hidden state 4096 values in 16 bits."""
     found = generating_memory(LLADA_8B_SHAPE, 5_000_000_000, texts)
-    assert (found.activations, found.graphs, found.logits, found.cache) == (activations, activations, logits, cache)
-    assert found.total == 5_000_000_000 + 2 * activations + logits + cache + (64 << 20)
+    assert (found.activations, found.logits, found.cache) == (activations, logits, cache)
+    assert found.total == 5_000_000_000 + max(activations, logits) + cache + (64 << 20)
 
 
 def test_logits_are_held_as_the_samplers_do() -> None:
@@ -237,13 +237,23 @@ def test_logits_are_held_as_the_samplers_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "cache", "peak"), [(1, False, 5.710), (1, True, 6.249), (8, False, 7.502), (8, True, 11.801)]
+    ("canvas", "batch", "cache", "peak"),
+    [
+        (1024, 1, False, 5.694),
+        (1024, 1, True, 6.256),
+        (1024, 8, False, 6.287),
+        (1024, 8, True, 10.515),
+        (192, 1, False, 5.695),
+        (192, 1, True, 5.798),
+        (192, 8, False, 6.008),
+        (192, 8, True, 6.826),
+    ],
 )
-def test_peaks_of_1024_tokens_are_the_plans(batch: int, cache: bool, peak: float) -> None:
-    """GB, `torch.cuda.max_memory_allocated` on an H200: duquant_w4a4, blocks of 32, captured; dual cache or none."""
+def test_measured_peaks_of_captured_steps_are_the_plans(canvas: int, batch: int, cache: bool, peak: float) -> None:
+    """GB, `torch.cuda.max_memory_allocated` on an H200: duquant_w4a4, blocks of 32; dual cache or none."""
     spec = load_recipe(resources.recipes() / "paper" / "duquant_w4a4.qs", passes.available(), {}, FAMILIES).spec
     weights = make_plan(spec, LLADA, LLADA_8B_SHAPE).bytes_after
-    found = generating_memory(LLADA_8B_SHAPE, weights, TextSizes(batch, 1024, 32, cache))
+    found = generating_memory(LLADA_8B_SHAPE, weights, TextSizes(batch, canvas, 32, cache))
     assert found.total / 1e9 == pytest.approx(peak, rel=0.05)
 
 
@@ -259,7 +269,7 @@ def test_measured_peaks_of_texts_are_near_the_plan() -> None:
     for cell in cells:
         texts = TextSizes(cell.batch, cell.prompt + cell.length, 32, cell.cache != "none")
         planned_bytes = generating_memory(LLADA_8B_SHAPE, weights[cell.recipe], texts).total
-        assert cell.planned == planned_bytes == pytest.approx(cell.peak, rel=0.05)
+        assert planned_bytes == pytest.approx(cell.peak, rel=0.05)
 
 
 @pytest.mark.parametrize(("batch", "canvas", "what"), [(0, None, "batch is 0"), (1, 0, "canvas is 0"), (1, 257, "256")])

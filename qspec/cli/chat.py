@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from qspec.cli.generate import add_sampling, generated, settings_of, shown, tell_refused
+from qspec.cli.generate import add_sampling, at_once, generated, settings_of, shown, tell_refused
 from qspec.cli.output import flush, tell, write
 from qspec.errors import InputError
 
@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> int:
 
     settings = settings_of(args)
     template = ChatTemplate(checkpoint_folder(args.artifact))
-    template.prompt("hello")  # refuses a tokenizer that has none
-    model, tokenizer = load(args.artifact, device=args.device)
+    first = template.prompt("hello")  # refuses a tokenizer that has none
+    model, tokenizer = load(args.artifact, args.device, texts=at_once(settings, [first]))
     said: list[dict[str, str]] = []
     for line in _lines():
         if line == NEW:

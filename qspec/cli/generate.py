@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from qspec.models.chat import ChatSetting
     from qspec.models.sampler import Denoiser, Settings, Tokenizer
     from qspec.models.samplers.run import Tally
+    from qspec.plan.generating import TextSizes
     from qspec.texts import Prompt
 
 
-TOKEN_BYTES = 4  # of a prompt, about: it is no token yet when memory is asked for
+TOKEN_BYTES = 4  # of a prompt, about
 REMASKING = "random is LLaDA's alone, sequential that of block-causal models (default: low_confidence)"
 OPTIONS = (
     "temperature", "seed", "cache", "cfg", "remasking", "threshold", "factor", "logits_eos_inf",
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--agreement",
         action="store_true",
-        help="with --prompt: say how many tokens are those of one token a step, which fewer steps approximate",
+        help="say how many tokens are those of one token a step, which fewer steps approximate (also in --out)",
     )
     add_sampling(parser)
 
@@ -111,6 +112,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from qspec.models.sampler import agreement, new_tokens, one_token_a_step
     from qspec.models.samplers.run import Tally
     from qspec.runtime import load
 
@@ -120,17 +122,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--batch is {args.batch}; it must be at least 1")
     settings = settings_of(args)  # refuses what does not fit before a model is loaded
     if args.file is not None:
-        if args.agreement:
-            raise UsageError("--agreement belongs to --prompt")
         return _fill(args, settings)
-    check_memory(args, settings, [args.prompt])
-    model, tokenizer = load(args.artifact, device=args.device)
+    model, tokenizer = load(args.artifact, args.device, texts=at_once(settings, [args.prompt]))
     ids = _prompt(tokenizer, args.prompt, args.chat, args.artifact).ids(tokenizer, model.shape.vocab)
     tally = Tally()
     write(shown(generated(model, tokenizer, ids, settings, tally)) + "\n")
     tell(tally)
     if args.agreement:
-        _tell_agreement(model, ids, settings)
+        ours, exact = (new_tokens(model, [ids], one) for one in (settings, one_token_a_step(settings)))
+        _tell_agreement(*agreement(ours, exact, *model.shape.ends))
     tell_refused(model)
     return 0
 
@@ -146,16 +146,20 @@ def _fill(args: argparse.Namespace, settings: Settings) -> int:
 
     folder = checkpoint_folder(args.artifact)
     prompts = read_prompts(Path(args.file), ChatTemplate(folder), args.chat)
-    texts = TextFile(Path(args.out), prompts, settings, args.batch)
+    texts = TextFile(Path(args.out), prompts, settings, args.batch, args.agreement)
     require_file(texts.path)
     texts.kept()  # refuses a file of other texts before a model is loaded
-    check_memory(args, settings, [prompt.text for prompt in prompts])
-    model, tokenizer = load(args.artifact, device=args.device)
+    sizes = at_once(settings, [prompt.text for prompt in prompts], args.batch)
+    model, tokenizer = load(args.artifact, args.device, texts=sizes)
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("texts", total=len(prompts))
-        texts.fill(model, tokenizer, lambda count: bar.advance(task, count))
+        tally = texts.fill(model, tokenizer, lambda count: bar.advance(task, count))
+    if tally.steps:
+        tell(tally)
+    if args.agreement:
+        _tell_agreement(texts.mean_agreement())
     tell_refused(model)
     say(f"texts: {texts.path}")
     return 0
@@ -184,13 +188,12 @@ def _prompt(tokenizer: Tokenizer, text: str, chat: ChatSetting, where: str) -> P
     return Prompt(text)
 
 
-def check_memory(args: argparse.Namespace, settings: Settings, prompts: Sequence[str]) -> None:
-    """Before the model is loaded. Errors: MachineError where a GPU has too little memory free for these texts."""
-    from qspec.runtime import find_device, require_memory, text_sizes
+def at_once(settings: Settings, prompts: Sequence[str], batch: int = 1) -> TextSizes:
+    """What is denoised at once of texts behind prompts, which are no tokens before a model is loaded."""
+    from qspec.runtime import text_sizes
 
     longest = max(len(prompt.encode(errors="replace")) for prompt in prompts)
-    texts = text_sizes(settings, min(args.batch, len(prompts)), longest // TOKEN_BYTES + settings.length)
-    require_memory(args.artifact, find_device(args.device), texts)
+    return text_sizes(settings, min(batch, len(prompts)), longest // TOKEN_BYTES + settings.length)
 
 
 def generated(
@@ -210,12 +213,7 @@ def generated(
         return commit.text
 
 
-def _tell_agreement(model: Denoiser, ids: Sequence[int], settings: Settings) -> None:
-    """Both texts once more, as tokens."""
-    from qspec.models.sampler import agreement, new_tokens, one_token_a_step
-
-    ours, exact = (new_tokens(model, [ids], one) for one in (settings, one_token_a_step(settings)))
-    share = agreement(ours, exact, *model.shape.ends)
+def _tell_agreement(share: float) -> None:
     tell(f"{share:.0%} of the tokens are those of one token a step")
 
 

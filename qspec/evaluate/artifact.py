@@ -12,6 +12,7 @@ from qspec import passes, resources, runtime
 from qspec.artifact import MEASURED, Manifest, ModelRecord
 from qspec.data import DataSources
 from qspec.diagnostics import Source
+from qspec.effort import measured_at_once
 from qspec.errors import InputError
 from qspec.evaluate.kept import KeptBatches
 from qspec.evaluate.measure import measure, measure_outliers
@@ -86,7 +87,7 @@ def evaluate_artifact(
             make_plan(spec, quantized.family, quantized.shape, standin=manifest.model.standin),
             wanted, sources, tokenizer, quantized.device, progress,
         )  # fmt: skip
-        baseline = baseline or Remembered(runtime.load(original, device)[0])
+        baseline = baseline or Remembered(runtime.load(original, device, texts=measured_at_once(quantized.shape))[0])
     with progress.phase("evaluate"):
         seed = manifest.calibration.seed
         unquantized = baseline if baseline.limit else baseline.model

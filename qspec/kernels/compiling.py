@@ -80,7 +80,7 @@ def _report(futures: list[Future[Any]]) -> None:
     if not wait(futures, SILENT).not_done:
         return
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine"
-    _say(f"compiling {len(futures)} kernels for {where} ... ")
+    _say(f"compiling {len(futures)} kernel{'s' * (len(futures) > 1)} for {where} ... ")
     wait(futures)
     _say(f"{time.perf_counter() - start:.0f} s\n")
 

@@ -265,7 +265,12 @@ def continue_ids(
     tally: Tally | None = None,
 ) -> list[str]:
     """The new texts behind prompts of tokens, in one batch, each up to the token that ends it."""
-    rows = new_tokens(model, prompts, settings, tally).tolist()
+    return decoded(model, tokenizer, new_tokens(model, prompts, settings, tally))
+
+
+def decoded(model: Denoiser, tokenizer: Tokenizer, tokens: Tensor) -> list[str]:
+    """Rows of new tokens as texts, each up to the token that ends it."""
+    rows = tokens.tolist()
     return [tokenizer.decode(until(row, *model.shape.ends), skip_special_tokens=True) for row in rows]
 
 
@@ -287,9 +292,11 @@ def one_token_a_step(settings: Settings) -> Settings:
     return replace(settings, steps=settings.length, threshold=None, factor=None)
 
 
-def agreement(tokens: Tensor, reference: Tensor, *ends: int) -> float:
-    """Share of equal tokens, int64 [rows, length] both, up to and with the first end of each row of the reference."""
-    return float((tokens == reference)[through_end(reference, ends)].double().mean())
+def agreement(tokens: Tensor, reference: Tensor, *ends: int) -> list[float]:
+    """Share of equal tokens in each row, int64 [rows, length] both, up to and with the first end of the reference."""
+    counted = through_end(reference, ends)
+    shares: list[float] = (((tokens == reference) & counted).sum(1).double() / counted.sum(1)).tolist()
+    return shares
 
 
 def through_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:

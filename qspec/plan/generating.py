@@ -46,21 +46,21 @@ class TextSizes:
 
 @dataclass(frozen=True)
 class GeneratingMemory:
-    """Bytes at the peak. Memory that is freed and that the allocator keeps is not counted.
-
-    graphs: of a pass' activations once more, in the memory pool of its CUDA graph.
-    """
+    """Bytes at the peak. A step needs activations, then logits; memory that the allocator keeps is not counted."""
 
     weights: int
     activations: int
-    graphs: int
     logits: int
     cache: int
     fixed: int = FIXED
 
     @property
+    def step(self) -> int:
+        return max(self.activations, self.logits)
+
+    @property
     def total(self) -> int:
-        return self.weights + self.activations + self.graphs + self.logits + self.cache + self.fixed
+        return self.weights + self.step + self.cache + self.fixed
 
 
 def activation_bytes(shape: DecoderShape, tokens: int) -> int:
@@ -76,9 +76,8 @@ def activation_bytes(shape: DecoderShape, tokens: int) -> int:
 def generating_memory(shape: DecoderShape, weights: int, texts: TextSizes) -> GeneratingMemory:
     """What a GPU holds while texts are denoised. weights: bytes of the model's tensors.
 
-    A cache keeps keys, values and hidden states of every token. The share for CUDA graphs was set from four peaks of
-    LLaDA-8B, which are met within 5 % (tests/test_plan.py); a temperature above 0 takes random numbers for every logit
-    besides.
+    A cache keeps keys, values and hidden states of every token. A temperature above 0 takes random numbers for every
+    logit besides. Measured peaks of LLaDA-8B are met within 5 % (tests/test_plan.py).
     """
     tokens = texts.rows * texts.canvas
     activations = activation_bytes(shape, tokens)
@@ -86,7 +85,6 @@ def generating_memory(shape: DecoderShape, weights: int, texts: TextSizes) -> Ge
     kept = 2 * shape.layers * shape.kv_heads * shape.head_width + shape.width
     return GeneratingMemory(
         weights,
-        activations,
         activations,
         logits * LOGIT_BYTES,
         tokens * kept * FLOAT_BITS // 8 if texts.cache else 0,

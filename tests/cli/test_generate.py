@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from qspec.cli import main
+from qspec.errors import MachineError
 from qspec.models import engine, sampler
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
@@ -23,7 +24,7 @@ from qspec.models.sampler import DreamSettings, SamplerSettings, Settings, sampl
 from qspec.models.stream import Draft
 from qspec.models.tokens import know_tokens
 from qspec.plan.generating import TextSizes, generating_memory
-from qspec.runtime import load_tokenizer
+from qspec.runtime import load, load_tokenizer
 from tests.models import dream_layout
 from tests.models.layout import TINY, random_weights, write_checkpoint
 
@@ -55,6 +56,15 @@ def write_model(path: Path, config: dict[str, Any], weights: dict[str, Any]) -> 
         tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<pad>"
     ).save_pretrained(path)
     return path
+
+
+def instruct(folder: Path, room: Path) -> Path:
+    """The same with a chat template."""
+    other = Path(shutil.copytree(folder, room / "chat"))
+    (other / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }},{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    )
+    return other
 
 
 def expected(folder: Path, prompt: str, settings: Settings) -> str:
@@ -182,7 +192,7 @@ def test_steps_that_cannot_be_captured_are_told_of(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    "ending",
     [
         (torch.AcceleratorError("CUDA error: unspecified launch failure\nadvice"), 3, "the GPU failed: CUDA error: un"),
         (torch.OutOfMemoryError("CUDA out of memory."), 3, "the GPU is out of memory: CUDA out of memory."),
@@ -190,16 +200,17 @@ def test_steps_that_cannot_be_captured_are_told_of(
         (None, 3, "the model's logits are NaN or Inf"),
     ],
 )
+@pytest.mark.parametrize("command", ["generate", "chat"])
 def test_what_ends_a_text_is_one_message_and_a_clean_terminal(
     folder: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    error: BaseException | None,
-    code: int,
-    told: str,
+    command: str,
+    ending: tuple[BaseException | None, int, str],
 ) -> None:
     """In the third pass, while the terminal shows the canvas; None: logits that are not numbers."""
-    through, calls = Decoder.through, 0
+    (error, code, told), through, calls = ending, Decoder.through, 0
 
     def fails(self: Decoder, *given: Any) -> torch.Tensor:
         nonlocal calls
@@ -212,7 +223,9 @@ def test_what_ends_a_text_is_one_message_and_a_clean_terminal(
 
     monkeypatch.setattr(Decoder, "through", fails)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert main(["generate", str(folder), "--prompt", "ab", "--length", "8", "--device", "cpu"]) == code
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\nab\n"))
+    given = [str(folder), "--prompt", "ab"] if command == "generate" else [str(instruct(folder, tmp_path))]
+    assert main([command, *given, "--length", "8", "--device", "cpu"]) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\x1b[?25l") == err.count("\x1b[?25h") == 1  # the cursor was hidden, and is back
@@ -272,6 +285,32 @@ class TestFile:
         settings = SamplerSettings(8, 8, 4, stop=True)
         assert [row["text"] for row in rows] == [expected(folder, prompt, settings) for prompt in self.PROMPTS]
         assert {row["sampling"]["block"] for row in rows} == {4}
+
+    def test_agreement_is_in_every_row_and_its_mean_said(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Every confidence reaches the threshold: a block in one step. Of a resumed file the mean is of all rows."""
+        arguments = self.arguments(folder, tmp_path, "--threshold", "1e-9", "--agreement")
+        out = tmp_path / "out.jsonl"
+        assert main(arguments) == 0
+        told, whole = capsys.readouterr().err, out.read_bytes()
+        rows = [json.loads(line) for line in whole.splitlines()]
+        model = load_decoder(folder)
+        for prompt, row in zip(self.PROMPTS, rows, strict=True):
+            ids = torch.tensor([[LETTERS.index(c) for c in prompt]])
+            kinds = (SamplerSettings(8, 8, 4, threshold=1e-9), SamplerSettings(8, 8, 4))
+            fast, slow = (sample(model, ids, None, one)[0, len(prompt) :].tolist() for one in kinds)
+            counted = slow.index(1) + 1 if 1 in slow else 8
+            equal = sum(a == b for a, b in zip(fast[:counted], slow[:counted], strict=True))
+            assert (row["agreement"], row["tokens_a_step"]) == (pytest.approx(equal / counted), 4.0)
+        mean = f"{sum(row['agreement'] for row in rows) / 5:.0%} of the tokens are those of one token a step"
+        assert mean in told
+        out.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+        assert main(arguments) == 0
+        assert mean in capsys.readouterr().err
+        assert out.read_bytes() == whole
+        assert main([one for one in arguments if one != "--agreement"]) == 3
+        assert "the file holds texts of other prompts, or sampled otherwise" in capsys.readouterr().err
 
     @pytest.mark.parametrize("kept", [0, 1, 100, 300, 700, 900])
     def test_an_interrupted_run_ends_with_the_same_bytes(self, folder: Path, tmp_path: Path, kept: int) -> None:
@@ -395,19 +434,10 @@ def test_chat_without_a_template(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 class TestChat:
-    TEMPLATE = (
-        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }},{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
-    )
-
-    def talk(
-        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, template: str = TEMPLATE
-    ) -> int:
-        other = tmp_path / "chat"
-        if not other.exists():
-            shutil.copytree(folder, other)
-            (other / "chat_template.jinja").write_text(template)
+    def talk(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> int:
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-        return main(["chat", str(other), "--length", "8", "--block", "4", "--device", "cpu"])
+        other = str(instruct(folder, tmp_path))
+        return main(["chat", other, "--length", "8", "--block", "4", "--device", "cpu"])
 
     def test_answers_see_what_was_said_before(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -438,26 +468,64 @@ class TestChat:
         assert "Traceback" not in err
 
 
-def test_a_gpu_without_room_is_told_before_the_model_is_loaded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The prompt's 40 bytes count as 10 tokens; a byte less free memory than is needed is refused."""
-    shape, bytes_of = read_config(folder)[1], 2 * sum(w.size for w in random_weights(TINY, seed=9).values())
-    needed = generating_memory(shape, bytes_of, TextSizes(1, 10 + 12, 4, cache=True)).total
-    free = [needed - 1]
+class TestMemory:
+    """Before a model is loaded; a byte less free memory than is needed is refused. A prompt of 40 bytes counts as 10
+    tokens; what torch keeps of what was freed is free."""
 
-    def load(*_: Any, **__: Any) -> None:
-        raise RuntimeError("loaded")
+    @pytest.fixture
+    def free(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """A GPU with so many bytes free; loading a model onto it gives an error."""
+        free = [0]
 
-    monkeypatch.setattr("qspec.runtime.load", load)
-    monkeypatch.setattr("qspec.runtime.find_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free[0], 1 << 40))
-    arguments = ["generate", str(folder), "--prompt", "2+2=" * 10, "--length", "12", "--block", "4", "--cache", "dual"]
-    assert main(arguments) == 3
-    message = capsys.readouterr().err
-    assert "generating 1 text of 22 tokens at once takes about 0.1 GiB of GPU memory (0.0 for weights, " in message
-    assert " for the cache), and 0.1 GiB are free\n" in message
-    assert "lower the length or the number of texts at once" in message
-    free[0] += 1
-    with pytest.raises(RuntimeError, match="loaded"):
-        main(arguments)
+        def load_decoder(*_: Any) -> None:
+            raise RuntimeError("loaded")
+
+        monkeypatch.setattr("qspec.runtime.load_decoder", load_decoder)
+        monkeypatch.setattr("qspec.runtime.find_device", lambda _: torch.device("cuda"))
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free[0] - 1000, 1 << 40))
+        monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 1300)
+        monkeypatch.setattr("torch.cuda.memory_allocated", lambda _: 300)
+        return free
+
+    @pytest.mark.parametrize(
+        ("command", "needs"),
+        [
+            (["generate", "--prompt", "2+2=" * 10, "--cache", "dual"], (TextSizes(1, 22, 4, cache=True), "the cache")),
+            (["generate", "--file", "FILE", "--out", "OUT"], (TextSizes(2, 3 + 12, 4), "a step")),
+            (["chat"], (TextSizes(1, 3 + 12, 4), "a step")),
+        ],
+    )
+    def test_texts_at_once(
+        self,
+        folder: Path,
+        free: list[int],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        command: list[str],
+        needs: tuple[TextSizes, str],
+    ) -> None:
+        texts, what = needs
+        (tmp_path / "FILE").write_text('{"prompt": "2+2="}\n{"prompt": "what is it ?"}\n')
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("qspec.runtime.ChatTemplate.prompt", lambda *_: "user: hello?")
+        arguments = [command[0], str(folder), *command[1:], "--length", "12", "--block", "4"]
+        shape, weights = read_config(folder)[1], 2 * sum(w.size for w in random_weights(TINY, seed=9).values())
+        free[0] = generating_memory(shape, weights, texts).total - 1
+        assert main(arguments) == 3
+        message = capsys.readouterr().err
+        assert f"the model and {texts} at once take about 0.1 GiB of GPU memory (0.0 for weights, " in message
+        assert f" for {what}), and 0.1 GiB are free\n" in message
+        assert "lower the length or the number of texts at once" in message
+        free[0] += 1
+        with pytest.raises(RuntimeError, match="loaded"):
+            main(arguments)
+
+    @pytest.mark.parametrize(("dtype", "size"), [(None, 2), (torch.float32, 4)])
+    def test_a_model_alone(self, folder: Path, free: list[int], dtype: torch.dtype | None, size: int) -> None:
+        free[0] = size * sum(w.size for w in random_weights(TINY, seed=9).values()) - 1
+        with pytest.raises(MachineError, match=r"the model takes about 0\.0 GiB of GPU memory"):
+            load(folder, "cuda", dtype)
+        free[0] += 1
+        with pytest.raises(RuntimeError, match="loaded"):
+            load(folder, "cuda", dtype)

@@ -116,7 +116,7 @@ def test_long_compilation_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(compiling, "SILENT", 0.02)
     slow = threading.Event()
     compiled(Kernel([], "slow", lambda: (slow.wait(0.2), None)[1]).launch)
-    assert capsys.readouterr().err == "compiling 1 kernels for this machine ... 0 s\n"
+    assert capsys.readouterr().err == "compiling 1 kernel for this machine ... 0 s\n"
     compiled(Kernel([], "fast").launch)
     assert capsys.readouterr().err == ""
 

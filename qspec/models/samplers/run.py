@@ -47,8 +47,17 @@ class Tally:
         self.steps += decided.passes
         self.tokens = max(self.tokens, decided.through)
 
+    def join(self, other: Tally) -> None:
+        """Counts what was made for other texts."""
+        self.steps += other.steps
+        self.tokens += other.tokens
+
+    @property
+    def tokens_a_step(self) -> float:
+        return self.tokens / max(self.steps, 1)
+
     def __str__(self) -> str:
-        return f"{self.tokens} tokens in {self.steps} steps, {self.tokens / max(self.steps, 1):.1f} a step"
+        return f"{self.tokens} tokens in {self.steps} steps, {self.tokens_a_step:.1f} a step"
 
 
 Steps = Generator[Decided, None, Tensor]  # one after another; then all rows, int64 [b, prompt + length]
