@@ -7,6 +7,7 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .counters import counters_of
 from .gemm_heuristics import hopper_registers
 
 
@@ -63,20 +64,6 @@ def with_rows_behind(x, height):
     return x.as_strided((min(triton.cdiv(rows, height) * height, there), columns), (columns, 1))
 
 
-# of each weight: how many units of a tile have written their sums; 0 again after each launch
-SPLIT_COUNTERS: dict[tuple[torch.device, int], torch.Tensor] = {}
-
-
-def split_counters(weights, tiles):
-    """int32, at least `tiles`, zeros: one launch of a weight after the other counts in them."""
-    key = (weights.device, weights.data_ptr())
-    if key not in SPLIT_COUNTERS or SPLIT_COUNTERS[key].numel() < tiles:
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("call once with these shapes before a CUDA graph is captured")
-        SPLIT_COUNTERS[key] = torch.zeros(max(tiles, 1024), dtype=torch.int32, device=weights.device)
-    return SPLIT_COUNTERS[key]
-
-
 def hopper_takes(out, K):
     """Whether the kernel for 9.0 runs here: K in whole blocks of 128, N in whole 16 bytes of every dtype."""
     fits = K % 128 == 0 and out.shape[1] % 8 == 0
@@ -115,7 +102,7 @@ def launch_hopper(kernel, kind, tensors, options):
         tensors.bias,
         tensors.residual,
         torch.empty(tiles * block_n * block_m * split if split > 1 else 1, dtype=sums, device=out.device),
-        split_counters(weights, tiles * block_n // 64),
+        counters_of(weights.device, weights.data_ptr(), tiles * block_n // 64 if split > 1 else 0),
         M,
         N,
         K,

@@ -42,6 +42,22 @@ def test_attention_of_few_queries(shape: tuple[int, ...], dtype: torch.dtype, ma
     assert relative_error(attend(many, k, v, mask)[:, :, :queries], expected) < limit
 
 
+def test_a_graph_goes_on_after_a_launch_of_many_heads() -> None:
+    """Programs of a head go on counting where the graph was captured, which no later launch frees."""
+    q, k, v = (torch.randn(1, 32, n, 128, device="cuda", dtype=torch.bfloat16) for n in (32, 1024, 1024))
+    expected = attend(q, k, v, None)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = attend(q, k, v, None)
+    attend(*(one.expand(160, -1, -1, -1) for one in (q, k, v)), None)
+    after = [torch.full((4096,), 7, dtype=torch.int32, device="cuda") for _ in range(64)]
+    for _ in range(3):
+        found.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(found, expected)
+    assert all(bool((one == 7).all()) for one in after)
+
+
 @pytest.mark.parametrize("kept", ["nothing", "all", "a part", "places"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(

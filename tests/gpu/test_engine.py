@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from triton import knobs
 
 from qspec import passes, resources, runtime
 from qspec.bench.step import quantized
@@ -100,9 +101,13 @@ def test_graphs_give_the_tokens_of_eager_passes(family: str, recipe: str) -> Non
                     assert torch.equal(one.confidence, other.confidence)
 
 
-def test_a_thousand_texts_of_random_lengths_keep_memory_flat_and_capture_nothing_twice() -> None:
+def test_a_thousand_texts_of_random_lengths_keep_memory_flat_and_compile_and_capture_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Prompts of 1 to 200 tokens, 1 or 2 rows, three caches. The first 400 texts warm up; a step that they did not
     meet is one of a canvas that is exactly filled."""
+    compiled, kernels = list[str](), list[int]()
+    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **given: compiled.append(given["fn"].name))
     model = model_of("llada", "duquant_w4a4")
     generator = torch.Generator().manual_seed(0)
     graphs, used, captured = graphs_of(model), list[int](), list[int]()
@@ -128,8 +133,10 @@ def test_a_thousand_texts_of_random_lengths_keep_memory_flat_and_capture_nothing
             torch.cuda.empty_cache()
             used.append(torch.cuda.memory_reserved())  # of this process; other tests may share the GPU
             captured.append(captures)
+            kernels.append(len(compiled))
     graphs.capture = capture
-    print(f"{captured} graphs, {[round(size / 1e6) for size in used]} MB")
+    print(f"{captured} graphs, {kernels} kernels, {[round(size / 1e6) for size in used]} MB")
+    assert not compiled[kernels[0] :]
     assert captures == sum(step.replay is not None for step in graphs.steps.values())
     assert captured[2] - captured[0] <= 10
     assert used[2] <= used[0] + (64 << 20), used

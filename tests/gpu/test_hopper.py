@@ -164,6 +164,27 @@ def test_a_residual_that_the_kernel_before_writes(fmt: Format, tokens: int, libr
         assert torch.equal(found, expected)
 
 
+def test_a_graph_of_few_tokens_goes_on_after_a_launch_of_many(library: KernelLibrary) -> None:
+    """Split-K goes on counting where the graph was captured, which no later launch frees."""
+    packed = random_linear(Format(), 4096, 12288, seed=10, device="cuda")
+    few, many = (
+        prepared_on_gpu(library, packed.kernels.row, None, random_input(tokens, 12288, 10, torch.bfloat16, "cuda"))
+        for tokens in (17, 9000)
+    )
+    options = next(one for one in choices(packed.kernels.gemm, 4096, 12288, 17) if one.get("SPLIT", 0) > 1)
+    expected = launch.multiply(library, packed, few, options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = launch.multiply(library, packed, few, options)
+    launch.multiply(library, packed, many, options)
+    after = [torch.full((1024,), 7, dtype=torch.int32, device="cuda") for _ in range(64)]
+    for _ in range(3):
+        found.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(found, expected)
+    assert all(bool((one == 7).all()) for one in after)
+
+
 @pytest.mark.parametrize("fmt", [Format(), Format(w_group=128, a_bits=16)], ids=str)
 def test_graphs_and_compiled_modules_give_the_same(fmt: Format) -> None:
     linear = QuantLinear(random_linear(fmt, 4096, 4096, seed=5, device="cuda"))

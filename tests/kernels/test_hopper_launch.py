@@ -11,6 +11,7 @@ import torch
 
 from qspec.catalog import GemmKernel
 from qspec.kernels.generate import KernelLibrary
+from tests.kernels.devices import device_module
 
 pytest.importorskip("triton")
 OPTIONS = {"BLOCK_N": 64, "BLOCK_M": 16, "K_BLOCKS": 2, "STAGES": 4, "SPLIT": 2, "CTAS_PER_SM": 2, "K_SLICES": 1}
@@ -110,13 +111,29 @@ def test_gated_outputs_have_half_the_channels() -> None:
     assert given["partials"].dtype == torch.float32
 
 
-def test_counters_are_a_weights_own_and_do_not_grow_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = KernelLibrary().module(GemmKernel(4, None, True, 4, None, True))
-    weights, others = torch.zeros(2, 8), torch.zeros(2, 8)
-    first = module.split_counters(weights, 10)
-    assert module.split_counters(weights, 1024) is first
-    assert module.split_counters(others, 10) is not first
+def test_counters_are_an_owners_and_are_never_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that was captured with the first ones goes on counting there, whatever is asked for later."""
+    counters_of = device_module("counters").counters_of
+    device = torch.device("cpu")
+    first = counters_of(device, 7, 10)
+    assert counters_of(device, 7, 1024) is first
+    assert counters_of(device, 8, 10) is not first
+    more = counters_of(device, 7, 1025)
+    assert more.numel() >= 1025
+    assert counters_of(device, 7, 1024) is first
+    assert not first.any()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="before a CUDA graph is captured"):
-        module.split_counters(weights, 1025)
-    assert module.split_counters(weights, 1024) is first
+        counters_of(device, 7, 4096)
+    assert counters_of(device, 7, 1025) is more
+
+
+def test_what_is_not_split_needs_no_counters_of_its_own() -> None:
+    """1030 tiles of 16 tokens."""
+    x, out = torch.zeros(16 * 1030, 256, dtype=torch.int8), torch.zeros(16 * 1030, 64, dtype=torch.bfloat16)
+    tensors = {"x": x, "weights": torch.zeros(64, 256, dtype=torch.int8), "out": out}
+    tensors |= {"activation_scale": torch.zeros(1, len(x)), "weight_scale": torch.zeros(1, 64)}
+    kernel = GemmKernel(8, None, True, 8, None, True)
+    assert launched(kernel, tensors, SPLIT=1).given["counters"].numel() == 1024
+    assert launched(kernel, tensors, SPLIT=2).given["counters"].numel() >= 1030
