@@ -160,7 +160,7 @@ def _alike(record: ModuleRecord, other: ModuleRecord | None, what: Literal["inpu
 
 def _gates(records: list[ModuleRecord]) -> bool:
     """Whether the modules of a GEMM are gate and up."""
-    return [record.role.partition(".")[2] for record in records] == ["mlp.gate", "mlp.up"]
+    return [record.role.rpartition(".")[2] for record in records] == ["gate", "up"]
 
 
 class KernelRecord(_Record):

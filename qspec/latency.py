@@ -55,7 +55,7 @@ def pass_time(modules: Iterable[ModulePlan], tokens: int, gpu: str) -> int:
     modules = tuple(modules)
     inputs = {(m.entry.site, m.kernels and m.kernels.row): m for m in modules}
     times = [_input(m, tokens, gpu) for m in inputs.values()]
-    times += [_gate(m, tokens, gpu) for m in modules if m.entry.role.part == "mlp.gate"]
+    times += [_gate(m, tokens, gpu) for m in modules if m.entry.role.name == "gate"]
     return sum(times) + sum(gemm(group, tokens, gpu).nanoseconds for group in gemms(modules))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from qspec.formats import TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
+from qspec.models.family import ROUTER, ROUTER_BIAS
 from qspec.numerics import as_stored, sqnr_db
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
@@ -137,7 +139,7 @@ def rewrite_block(plan: Plan, index: int, module: DecoderBlock, stream: Stream, 
     After every pass that must preserve the function, the block's output is compared; a pass that changed it stops the
     compile with a NumericsError, and one that leaves a linear otherwise than the plan has it with a QspecError.
     """
-    plans = {m.entry.role.part: m for m in plan.block(index)}
+    plans = {m.entry.role.local: m for m in plan.block(index)}
     schemes = {part: (m.entry, m.scheme) for part, m in plans.items()}
     block = Block(index, plan.shape, module, schemes, stream, plan.spec.calibrate.seed)
     for number, use in enumerate(plan.spec.passes, 1):
@@ -176,10 +178,11 @@ def _require_planned(
 @contextmanager
 def _preserved(block: Block, name: str) -> Iterator[None]:
     """Checks on one calibration batch that a pass left the block's function alone: what attention adds to the residual
-    stream, and what the MLP adds, each relative to its own size."""
+    stream, what the MLP adds, and a router's logits, each relative to its own size."""
     before = block.observed.additions()
     yield
-    for part, was, now in zip(("attention", "mlp"), before, block.observed.additions(), strict=True):
+    after = block.observed.additions(like=before)
+    for part, was, now in zip(("attention", "mlp", ROUTER)[: len(before)], before, after, strict=True):
         size, change = float(was.norm()), float((now - was).norm())
         if not change <= PRESERVED * size:
             by = f"{change / size:.1e}" if size else "what was zero before"
@@ -197,7 +200,7 @@ def _packed(plan: Plan, block: Block) -> tuple[dict[str, PackedLinear], list[Mod
     packed: dict[str, PackedLinear] = {}
     records = []
     for planned in plan.block(block.index):
-        part, record = planned.entry.role.part, record_of(plan, planned)
+        part, record = planned.entry.role.local, record_of(plan, planned)
         linear = block.linears[part]
         if planned.kernels is not None:
             assert linear.quantized is not None  # a recipe that quantizes it in no pass is refused
@@ -263,9 +266,12 @@ def artifact_tensors(
             )
             continue
         kept = module.part(part)
-        dtype = torch.bfloat16 if isinstance(kept, Linear) else torch.float32
+        dtype = torch.bfloat16 if isinstance(kept, Linear) and part != ROUTER else torch.float32
         weight, bias = weight_and_bias(kept)
         tensors[f"{name}.weight"] = as_stored(weight, dtype, f"{name}.weight")
         if bias is not None:
             tensors[f"{name}.bias"] = as_stored(bias, dtype, f"{name}.bias")
+        if part == ROUTER and kept.expert_bias is not None:
+            added = cast(Tensor, kept.expert_bias)
+            tensors[f"{name}.{ROUTER_BIAS}"] = as_stored(added, dtype, f"{name}.{ROUTER_BIAS}")
     return tensors

@@ -21,7 +21,8 @@ from qspec.kernels.packing import PackedLinear
 from qspec.models.chat import ChatSetting, chat_text, user_message, uses_chat
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder, DecoderBlock, Router
+from qspec.models.family import ROUTER
 from qspec.models.locate import checkpoint_locate, is_name
 from qspec.models.sampler import DreamSettings, Settings
 from qspec.models.samplers.block import BlockSettings
@@ -240,8 +241,8 @@ def install_block(
         record = by_module.get(name)
         own = {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")}
         if record is None or record.kernels is None:
-            kept = block.part(part) if record is None else _linear(record)
-            block.replace(part, _kept(kept, own, device, dtype, name))
+            kept = block.part(part) if record is None else _linear(record, block)
+            block.replace(part, _kept(kept, own, device, torch.float32 if part == ROUTER else dtype, name))
             continue
         if record.transform not in (None, name):
             own.update(_transform_tensors(tensors, record.transform))
@@ -259,8 +260,10 @@ def install_block(
             block.replace(part, module)
 
 
-def _linear(record: ModuleRecord) -> nn.Linear:
+def _linear(record: ModuleRecord, block: DecoderBlock) -> nn.Linear:
     """The linear that a kept module's record describes, without weights."""
+    if block.mixture is not None and record.role.endswith(ROUTER):
+        return Router(record.in_features, record.out_features, block.mixture.bias, "meta", None)
     return nn.Linear(record.in_features, record.out_features, bias=record.bias, device="meta")
 
 

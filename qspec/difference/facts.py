@@ -125,7 +125,7 @@ def planned_modules(plan: Plan) -> Modules:
     fates: dict[Place, Fate] = {}
     for m, offered in zip(plan.modules, _offered(spec, table), strict=True):
         place = _place(m.entry.role)
-        gemm = tuple(other.entry.role.part for other in joined.get(m.entry.module, ()))
+        gemm = tuple(other.entry.role.local for other in joined.get(m.entry.module, ()))
         fates[place] = replace(_fate(m.scheme, offered), rotations=m.rotations, bits=m.bits, kernel=m.kernel, gemm=gemm)
     blocks = tuple((block, block) for block in range(plan.shape.layers))
     return Modules(blocks, fates, _selected(spec, table, tuple(fates)))
@@ -160,8 +160,7 @@ def _offered(spec: Spec, table: ModuleTable) -> list[tuple[str, ...]]:
 
 
 def _place(role: Role, numbers: Mapping[int, int] | None = None) -> Place:
-    part = role.part if role.expert is None else role.part.replace("experts", f"experts[{role.expert}]")
-    return (role.block if numbers is None or role.block is None else numbers[role.block]), part
+    return (role.block if numbers is None or role.block is None else numbers[role.block]), role.local
 
 
 @dataclass(frozen=True)
@@ -209,5 +208,5 @@ def selectors(spec: Spec) -> tuple[Selector, ...]:
 
 def _indices(selector: Selector) -> list[tuple[int, int]]:
     terms = [term for term in selector.terms if isinstance(term, RoleTerm)]
-    parts = [part for term in terms for segment in term.segments for part in segment.indices]
+    parts = [part for term in terms for segment in term.segments[:1] for part in segment.indices]
     return [(part.low, part.high) for part in parts if part.low is not None and part.high is not None]

@@ -262,7 +262,7 @@ def site_linears(decoder: Decoder, block: DecoderBlock, index: int) -> dict[str,
     linears: dict[str, nn.Module] = {}
     for entry in decoder.family.modules(decoder.shape):
         if entry.role.block == index:
-            linears.setdefault(entry.site, block.part(entry.role.part))
+            linears.setdefault(entry.site, block.part(entry.role.local))
     return linears
 
 

@@ -50,7 +50,7 @@ def own_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def rotate_and_keep(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
     """`qspec.models.decoder.rotate_and_keep`, in one pass over memory."""
-    if not _takes(q) or q.shape[3] not in HEAD_WIDTHS:
+    if not _takes(q) or q.shape[3] not in HEAD_WIDTHS or context.cos.shape[-1] != q.shape[3]:
         return TORCH.rotate_and_keep(q, k, v, context)
     with torch.cuda.device(q.device):
         return launch.rotate_and_keep(library(None), q, k, v, context)

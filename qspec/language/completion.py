@@ -51,7 +51,7 @@ class Completion:
 class Names:
     """What has a name: passes and families, and the recipe's own schemes and params, with how they are declared.
 
-    bases: files that `extends` can name.
+    bases: files that `extends` can name. own: the families whose roles the recipe can select; none, all.
     """
 
     passes: Mapping[str, type[Pass]]
@@ -59,6 +59,7 @@ class Names:
     schemes: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     bases: Sequence[str] = ()
+    own: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -70,7 +71,10 @@ class Names:
     ) -> Names:
         """Those of a recipe with its bases."""
         schemes = {name: "; ".join(map(str, block.settings)) for name, block in merged.schemes.items()}
-        return cls(passes, families, schemes, {name: str(node) for name, node in merged.params.items()}, bases)
+        params = {name: str(node) for name, node in merged.params.items()}
+        family = merged.settings.get("recipe", {}).get("family")
+        own = [leaf.text for leaf in family.values if leaf.text in families] if family else []
+        return cls(passes, families, schemes, params, bases, own)
 
 
 def completions(source: Source, offset: int, names: Names) -> list[Completion]:
@@ -182,25 +186,29 @@ def _roles(code: str, names: Names) -> list[Completion]:
     assert term is not None  # it matches nothing, at the end
     typed = [set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\[.*?\]", "", step))) for step in _steps(term[1])]
     found: dict[str, None] = {}
-    for family in names.families.values():
-        for entry in family.outline([0]):
+    for name in names.own or names.families:
+        for entry in names.families[name].outline([0, 1]):  # the first may be dense where the others are not
             path = [name for name, _ in entry.role.path]
             fits = all(not step or name in step for step, name in zip(typed, path, strict=False))
             if fits and len(path) > len(typed):
                 found[path[len(typed)]] = None
     if typed and found and not term[2]:
         found["*"] = None
-    return [Completion("blocks[*]" if name == "blocks" else name, _ROLE_DOCS.get(name, ""), "role") for name in found]
+    return [Completion(_INDEXED.get(name, name), _ROLE_DOCS.get(name, ""), "role") for name in found]
 
 
 def _steps(text: str) -> list[str]:
     return re.findall(rf"{_STEP}(?=\.)", text)
 
 
+_INDEXED = {"blocks": "blocks[*]", "experts": "experts[*]"}
 _ROLE_DOCS = {
     "blocks": "the model's blocks: `blocks[3]`, `blocks[0, 4..7, -1]`, `blocks[*]`",
     "head": "can only be kept",
     "embedding": "can only be kept",
+    "experts": "the experts of a mixture: `experts[3]`, `experts[0..7]`, `experts[*]`",
+    "shared": "the expert that every token passes",
+    "router": "can only be kept, and is where nothing names it",
     "*": "everything below",
 }
 

@@ -82,7 +82,7 @@ def _family_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) 
     needs_names = _NeedsNames(spec)
     sure: dict[tuple[str, Span], Diagnostic] | None = None
     for layers in counts:
-        table = _outline(family, _representatives(spec, layers), layers)
+        table = _outline(family, _representatives(spec, layers), _experts(spec), layers)
         found = {(d.code, d.span): d for d in problems(spec, table, sources) if not needs_names(d)}
         sure = found if sure is None else {key: d for key, d in sure.items() if key in found}
         if not sure:
@@ -101,9 +101,10 @@ class _NeedsNames:
         return problem.span in self.raw or (bool(self.raw) and problem.code in hangs)
 
 
-def _index_parts(spec: Spec) -> list[tuple[int, int]]:
+def _index_parts(spec: Spec, where: slice = slice(1)) -> list[tuple[int, int]]:
+    """Of blocks, or of the steps `where`."""
     terms = [t for selector in _selectors(spec) for t in selector.terms if isinstance(t, RoleTerm)]
-    parts = [p for term in terms for segment in term.segments for p in segment.indices]
+    parts = [p for term in terms for segment in term.segments[where] for p in segment.indices]
     return [(p.low, p.high) for p in parts if p.low is not None and p.high is not None]
 
 
@@ -117,9 +118,15 @@ def _representatives(spec: Spec, layers: int) -> tuple[int, ...]:
     return tuple(sorted(b for b in ends | {0, layers - 1} if 0 <= b < layers))
 
 
+def _experts(spec: Spec) -> tuple[int, ...]:
+    """The same of experts, of which there may be any number."""
+    ends = {i + step for part in _index_parts(spec, slice(1, None)) for i in part for step in (-1, 0, 1)}
+    return tuple(sorted(e for e in ends | {0} if e >= 0))
+
+
 @lru_cache(maxsize=64)
-def _outline(family: Family, blocks: tuple[int, ...], layers: int) -> ModuleTable:
-    return ModuleTable(family.outline(blocks), layers)
+def _outline(family: Family, blocks: tuple[int, ...], experts: tuple[int, ...], layers: int) -> ModuleTable:
+    return ModuleTable(family.outline(blocks, experts), layers)
 
 
 # --- rules ---
@@ -136,7 +143,7 @@ def _rule_problems(rules: Sequence[Rule], layout: Layout) -> list[Diagnostic]:
             hint = "remove this rule, or move it below the others"
             found.append(Diagnostic("QS034", message, count.rule.span, hint, "warning", notes=notes))
     for entry, rule in zip(layout.modules, layout.decided, strict=True):
-        if rule is not None and rule.scheme is not None and entry.role.block is None:
+        if rule is not None and rule.scheme is not None and entry.only_kept:
             message = f"`{entry.role}` can only be kept: no kernel computes it quantized"
             hint = f"write `layers {entry.role} keep` after this rule"
             found.append(Diagnostic("QS036", message, _term_span(rule, entry), hint))
@@ -154,7 +161,7 @@ def _offer_problems(spec: Spec, layout: Layout) -> list[Diagnostic]:
         offered |= dict.fromkeys(layout.table.select(one.selector), one)
     for m, (entry, rule) in enumerate(zip(layout.modules, layout.decided, strict=True)):
         offer = offered.get(m)
-        if entry.role.block is not None:
+        if not entry.only_kept:
             choices = offer.choices if offer else (rule.scheme if rule else None,)
             shared.setdefault(entry.site, []).append((entry, offer, choices))
         elif offer is not None and any(offer.choices):

@@ -147,7 +147,7 @@ class PassCheck:
     def _left_out(self, index: int) -> ModuleEntry | None:
         """The first linear of a block that the pass does not touch."""
         touched = set(self.reach[index])
-        inside = (m for m, entry in enumerate(self.layout.modules) if entry.role.block is not None)
+        inside = (m for m, entry in enumerate(self.layout.modules) if not entry.only_kept)
         return next((self.layout.modules[m] for m in inside if m not in touched), None)
 
     def _idle(self) -> list[Diagnostic]:

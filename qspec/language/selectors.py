@@ -11,7 +11,7 @@ from qspec.diagnostics import Span, quote
 from qspec.language.grammar import Mismatch, parse
 from qspec.language.patterns import compiled, problem
 from qspec.language.syntax import Leaf, Tree
-from qspec.models.family import ModuleEntry, Path
+from qspec.models.family import ROUTER, ModuleEntry, Path
 
 
 @dataclass(frozen=True)
@@ -133,18 +133,25 @@ def term_matches(term: AnyTerm, entry: ModuleEntry, layers: int) -> bool:
 
 
 def name_matches(term: AnyTerm, name: ModuleEntry, layers: int) -> bool:
-    """Whether the term selects the module by this one of its names."""
+    """Whether the term selects the module by this one of its names. A pattern never selects a router."""
     if isinstance(term, ModuleTerm):
-        return compiled(term.pattern).fullmatch(name.module)
+        return name.role.part != ROUTER and compiled(term.pattern).fullmatch(name.module)
     return path_matches(term, name.role.path, layers)
 
 
 def path_matches(term: RoleTerm, path: Path, layers: int) -> bool:
-    """Whether the term's steps fit the path."""
+    """Whether the term's steps fit the path. A router's last step must be named: it chooses experts, and no `*` means
+    it."""
     steps = term.segments
     if len(path) < len(steps) or (len(path) > len(steps) and steps[-1].names):
         return False
-    return all(step_matches(step, name, index, layers) for step, (name, index) in zip(steps, path, strict=False))
+    last = path[-1][0]
+    if last == "router" and last not in steps[-1].words:
+        return False
+    counts = (layers, *[0] * len(path))  # nobody counts experts from the end
+    return all(
+        step_matches(step, name, index, count) for step, (name, index), count in zip(steps, path, counts, strict=False)
+    )
 
 
 def step_matches(step: Segment, name: str, index: int | None, layers: int) -> bool:

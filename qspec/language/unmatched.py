@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qspec.diagnostics import Diagnostic, Edit, closest, quote
-from qspec.language.selectors import AnyTerm, ModuleTable, ModuleTerm, RoleTerm, Segment, Selector, index_range
+from qspec.language.selectors import (
+    AnyTerm,
+    Indices,
+    ModuleTable,
+    ModuleTerm,
+    RoleTerm,
+    Segment,
+    Selector,
+    index_range,
+)
 from qspec.language.syntax import Leaf
 from qspec.models.family import ModuleEntry
 
@@ -14,7 +23,7 @@ def selector_problems(selectors: Sequence[Selector], table: ModuleTable) -> list
     """One diagnostic for each term that selects nothing or names a block that is not there."""
     found = []
     for term in (term for selector in selectors for term in selector.terms):
-        bad_index = _index_problem(term, table.layers)
+        bad_index = _index_problem(term, table)
         if bad_index:
             found.append(bad_index)
             continue
@@ -23,9 +32,12 @@ def selector_problems(selectors: Sequence[Selector], table: ModuleTable) -> list
     return found
 
 
-def _index_problem(term: AnyTerm, layers: int) -> Diagnostic | None:
-    """A block that the model does not have."""
+def _index_problem(term: AnyTerm, table: ModuleTable) -> Diagnostic | None:
+    """A block or an expert that the model does not have."""
+    layers = table.layers
     segments: tuple[Segment, ...] = term.segments if isinstance(term, RoleTerm) else ()
+    if inner := [part for segment in segments[1:] for part in segment.indices if part.low is not None]:
+        return _expert_problem(inner, table)
     for segment in segments[:1]:
         for part in segment.indices:
             blocks = index_range(part, layers)
@@ -40,6 +52,21 @@ def _index_problem(term: AnyTerm, layers: int) -> Diagnostic | None:
                 return Diagnostic(
                     "QS032", message, part.span, f"write indices from 0 to {layers - 1}, or -{layers} to -1"
                 )
+    return None
+
+
+def _expert_problem(parts: Sequence[Indices], table: ModuleTable) -> Diagnostic | None:
+    """An expert that the model does not have."""
+    count = max((entry.role.expert + 1 for entry in table.modules if entry.role.expert is not None), default=0)
+    for part in parts if count else ():
+        assert part.low is not None
+        assert part.high is not None
+        if part.low < 0 or part.high < part.low:
+            message = f"`{part}` names no expert: they are counted from 0"
+            return Diagnostic("QS032", message, part.span, "write the smaller expert first")
+        if part.high >= count:
+            message = f"there is no expert {part.high}: the model has {count} experts"
+            return Diagnostic("QS032", message, part.span, f"write indices from 0 to {count - 1}")
     return None
 
 

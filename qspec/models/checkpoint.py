@@ -7,7 +7,8 @@ by tensor or block by block, each checked for NaN and Inf, so that memory holds 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,10 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose every tensor has the name, shape and kind that its config.json asks for."""
+    """A folder whose every tensor has the name, shape and kind that its config.json asks for.
+
+    tensors: by their names in the model, which are some rows of those in which a checkpoint holds several.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -47,7 +51,7 @@ class Checkpoint:
         check_layout(folder, family.tensors(shape), tensors)
         if tied is not None:
             _check_tied(tensors[f"{family.globals['embedding']}.weight"], tied)
-        return cls(folder, config, family, shape, tensors)
+        return cls(folder, config, family, shape, _by_part(family, shape, tensors))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,7 +66,9 @@ class Checkpoint:
         stored = self.tensors[name]
         try:
             with safe_open(stored.file, framework="pt") as file:
-                value = cast(Tensor, file.get_tensor(name))
+                whole = stored.rows is None
+                held = file.get_tensor(stored.name) if whole else file.get_slice(stored.name)[stored.rows]
+                value = cast(Tensor, held)
         except (SafetensorError, OSError) as error:
             what = f"{stored.file.name}: tensor {name} cannot be read: {error}"
             raise InputError(what, where=stored.where, hint="copy or download the file again") from error
@@ -89,8 +95,7 @@ class Checkpoint:
     ) -> DecoderBlock:
         """One block with its weights, without the rest of the model."""
         dtype = dtype or self.dtype
-        one = replace(self.shape, layers=1)
-        block = Decoder(self.family, one, device="meta", dtype=dtype).blocks[0]
+        block = DecoderBlock(self.family, self.shape, index, device="meta", dtype=dtype)
         weights = {name: tensor.to(device) for name, tensor in self.block(index, dtype).items()}
         block.load_state_dict(weights, assign=True)
         return block.eval().requires_grad_(False)
@@ -136,6 +141,16 @@ def check_layout(folder: Path, expected: Mapping[str, tuple[int, ...]], found: M
         if tensor.dtype not in DTYPES:
             what = f"{tensor.file.name}: tensor {name} is stored as {tensor.dtype}, not as F16, BF16, F32 or F64"
             raise InputError(what, where=tensor.where, hint=UNQUANTIZED)
+
+
+def _by_part(family: Family, shape: DecoderShape, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Tensors by the model's names: of one that holds several, each its rows."""
+    sizes = family.state(shape) if family.fused else {}
+    for view in family.views(shape):
+        whole = stored.pop(view.name)
+        bounds = accumulate((sizes[part][0] for part in view.parts), initial=0)
+        stored |= {part: whole.cut(*rows) for part, rows in zip(view.parts, pairwise(bounds), strict=True)}
+    return stored
 
 
 def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:

@@ -1,17 +1,21 @@
 """Our decoder: one bidirectional transformer for every dense family, built from (Family, DecoderShape).
 
-Its submodules carry the checkpoint's own names, so `state_dict()` is the published layout. One block, for
+Its submodules carry the checkpoint's own names, so `state_dict()` is the published layout, except that tensors
+which hold several linears are cut into these (`Family.fused`). One block, for
 x [b, t, d]:
 
     h = RMSNorm(x)    q, k, v = h Wq^T, h Wk^T, h Wv^T
     x <- x + softmax(rope(q) rope(k)^T / sqrt(head width)) v Wo^T
-    h = RMSNorm(x)    x <- x + (silu(h Wg^T) * (h Wu^T)) Wd^T
+    h = RMSNorm(x)    x <- x + mlp(h),  mlp(h) = (silu(h Wg^T) * (h Wu^T)) Wd^T
+
+A mixture of experts has sum_e w_e mlp_e(h) over the experts that a router chooses (`qspec.models.routing`), plus that
+of a shared one, in the place of mlp(h).
 
 Every token sees every real token (LLaDA, arXiv 2502.09992), or, where attention is block-causal, those of its own block
 of `shape.block` tokens and of all blocks before it (SDAR, arXiv 2510.06303; Fast-dLLM v2, arXiv 2509.26328). Some
 families norm each head's queries and keys before they are rotated. Norms and rotary
-positions (arXiv 2104.09864, first half of a head paired with its second) are computed in float32, or in
-float64 where the model is float64.
+positions (arXiv 2104.09864, first half of a head paired with its second, or of the first channels of a head) are
+computed in float32, or in float64 where the model is float64.
 
 A pass may compute a part of the tokens alone and read the keys and values of the others as an earlier pass left
 them (`Window`). Since every token sees every other, these are then not what they would be: who asks for a window
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -29,8 +34,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qspec.errors import InputError
-from qspec.models.family import DecoderShape, Family, Role
+from qspec.models.family import ROUTER, ROUTER_BIAS, DecoderShape, Family, Role
 from qspec.models.inputs import Gated, LayerInput, Normed, plus, value_of, wide
+from qspec.models.routing import Routing, by_expert, route
 
 ALL = slice(None)
 
@@ -63,9 +69,9 @@ class Window:
 class AttentionContext:
     """What the blocks of one forward pass are told.
 
-    cos, sin: float32 [1 or b, 1, n, head width], of the n tokens that the pass computes. mask: bool
-    [1 or b, 1, 1 or n, t], True where a query sees a key; None when each sees all. tokens: which of the t these n are,
-    a slice or int64 [n]. kept: what this block keeps of all t; None where the pass computes all and keeps nothing.
+    cos, sin: float32 [1 or b, 1, n, channels of a head that are rotated], of the n tokens that the pass computes. mask:
+    bool [1 or b, 1, 1 or n, t], True where a query sees a key; None when each sees all. tokens: which of the t these n
+    are, a slice or int64 [n]. kept: what this block keeps of all t; None where the pass computes all and keeps nothing.
     """
 
     cos: Tensor
@@ -104,24 +110,58 @@ class RMSNorm(nn.Module):
         return Normed(x, self.weight, self.eps).value()
 
 
+class Router(nn.Linear):
+    """h [..., d] -> logits [..., count] in h's dtype. `expert_bias` [count], if it has one, is for the choice alone."""
+
+    def __init__(
+        self, width: int, count: int, bias: bool, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__(width, count, bias=False, device=device, dtype=dtype)
+        self.register_buffer(ROUTER_BIAS, torch.zeros(count, device=device, dtype=dtype) if bias else None)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return functional.linear(h, self.weight.to(h.dtype))
+
+
 class DecoderBlock(nn.Module):
-    """One transformer block; its linears and norms are reached by part: "attention.q", "mlp.norm".
+    """One transformer block; its linears and norms are reached by their role within it: "attention.q", "mlp.norm",
+    "mlp.experts[3].down".
 
     Its own attributes must not be called as a checkpoint calls a submodule (`mlp`, `self_attn`).
     """
 
-    def __init__(self, family: Family, shape: DecoderShape) -> None:
+    def __init__(
+        self,
+        family: Family,
+        shape: DecoderShape,
+        index: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.paths = dict(family.parts)
+        self.paths = family.paths(shape, index)
         self.heads, self.kv_heads, self.head_width = shape.heads, shape.kv_heads, shape.head_width
         self.qk_norm = shape.qk_norm
+        self.mixture = shape.mixture(index)
         self.operations = TORCH  # whoever runs the model may have faster ones
+        for entry in family.linears(shape, index):
+            rows, columns = entry.out_features, entry.in_features
+            if self.mixture is not None and entry.role.part == ROUTER:
+                linear: nn.Linear = Router(columns, rows, self.mixture.bias, device, dtype)
+            else:
+                linear = nn.Linear(columns, rows, bias=entry.bias, device=device, dtype=dtype)
+            _attach(self, self.paths[entry.role.local], linear)
+        for role in family.norms_of(index):
+            norm = RMSNorm(family.norm_width(role, shape), shape.norm_eps, device, dtype)
+            _attach(self, self.paths[role.local], norm)
 
     def part(self, name: str) -> nn.Module:
         return self.get_submodule(self.paths[name])
 
     def replace(self, name: str, module: nn.Module) -> None:
-        """Puts another module in a part's place, under the same checkpoint name."""
+        """Puts another module in a part's place, under the same checkpoint name. A router's bias stays where it is."""
+        if name == ROUTER and not hasattr(module, ROUTER_BIAS):
+            module.register_buffer(ROUTER_BIAS, getattr(self.part(name), ROUTER_BIAS, None))
         _attach(self, self.paths[name], module)
 
     def forward(self, x: Tensor, context: AttentionContext, linears: Linears | None = None) -> Tensor:
@@ -154,11 +194,59 @@ class DecoderBlock(nn.Module):
         mixed = mixed.transpose(1, 2).flatten(2)  # [b, t, heads * head width]
         return project_onto(residual, linear("attention.o"), mixed)
 
-    def feed_forward(self, h: LayerInput, residual: Tensor | None = None, linears: Linears | None = None) -> Tensor:
-        """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
-        linear, value_of = linears or self.part, self.operations.value_of
-        inner = gated(linear("mlp.gate"), linear("mlp.up"), h, value_of)
-        return project_onto(residual, linear("mlp.down"), inner, value_of)
+    def feed_forward(
+        self,
+        h: LayerInput,
+        residual: Tensor | None = None,
+        linears: Linears | None = None,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
+        """h [..., d], normed or to be normed -> [..., d], added to the residual if there is one.
+
+        chosen: int64 [tokens, top_k], the experts where they are decided already.
+        """
+        linear = linears or self.part
+        if self.mixture is None:
+            return self._mlp("mlp", h, linear, residual)
+        x = self.operations.value_of(h)
+        rows = x.reshape(-1, x.shape[-1])
+        y = self.mixed(rows, self.routing(self.logits(rows, linear), chosen), linear).view(x.shape)
+        if self.mixture.shared:
+            y = self._mlp("mlp.shared", x, linear, y)
+        return plus(residual, y)
+
+    def logits(self, x: Tensor, linears: Linears | None = None) -> Tensor:
+        """The router's, float32 or float64 [n, count], for x [n, d], normed."""
+        return cast(Tensor, (linears or self.part)(ROUTER)(wide(x)))
+
+    def routing(self, logits: Tensor, chosen: Tensor | None = None) -> Routing:
+        """What the router makes of its logits. chosen: as `feed_forward`."""
+        assert self.mixture is not None
+        return route(logits, self.mixture, cast("Tensor | None", self.part(ROUTER).expert_bias), chosen)
+
+    def mixed(self, x: Tensor, routing: Routing, linears: Linears | None = None) -> Tensor:
+        """sum_e w_e mlp_e(x) of x [n, d], normed -> [n, d]; the sum in float32, in the order of the routing.
+
+        Expert by expert, each on its tokens alone.
+        """
+        assert self.mixture is not None
+        linear, top_k = linears or self.part, self.mixture.top_k
+        places, offsets = by_expert(routing.experts, self.mixture.count)
+        outputs = x.new_empty(places.numel(), x.shape[-1])
+        for expert, (first, last) in enumerate(pairwise(offsets.tolist())):
+            if first < last:
+                own = places[first:last]
+                outputs[own] = self._mlp(f"mlp.experts[{expert}]", x[own // top_k], linear)
+        weighted = wide(outputs).view(-1, top_k, x.shape[-1]) * routing.weights[:, :, None]
+        return weighted.sum(1).to(x.dtype)
+
+    def hidden(self, name: str, x: LayerInput, linears: Linears | None = None) -> LayerInput:
+        """silu(gate) up of an MLP ("mlp", "mlp.experts[3]"), or what it is computed of."""
+        linear = linears or self.part
+        return gated(linear(f"{name}.gate"), linear(f"{name}.up"), x, self.operations.value_of)
+
+    def _mlp(self, name: str, x: LayerInput, linear: Linears, residual: Tensor | None = None) -> Tensor:
+        return project_onto(residual, linear(f"{name}.down"), self.hidden(name, x, linear), self.operations.value_of)
 
     def _normed(self, part: str, x: Tensor) -> Normed:
         norm = cast(RMSNorm, self.part(part))
@@ -187,17 +275,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.family, self.shape = family, shape
         self.register_buffer("absent", None, persistent=False)
-        blocks = nn.ModuleList(DecoderBlock(family, shape) for _ in range(shape.layers))
+        self.replace(Role("embedding"), _embedding(shape.vocab, shape.width, device, dtype))
+        blocks = nn.ModuleList(DecoderBlock(family, shape, index, device, dtype) for index in range(shape.layers))
         _attach(self, family.blocks, blocks)
-        for entry in family.modules(shape):
-            rows, columns = entry.out_features, entry.in_features
-            if entry.role.part == "embedding":
-                module: nn.Module = _embedding(rows, columns, device, dtype)
-            else:
-                module = nn.Linear(columns, rows, bias=entry.bias, device=device, dtype=dtype)
-            _attach(self, entry.module, module)
-        for role in family.norms(shape):
-            _attach(self, family.module(role), RMSNorm(family.norm_width(role, shape), shape.norm_eps, device, dtype))
+        self.replace(Role("final_norm"), RMSNorm(shape.width, shape.norm_eps, device, dtype))
+        if not shape.tied:
+            self.replace(Role("head"), nn.Linear(shape.width, shape.vocab, bias=False, device=device, dtype=dtype))
 
     @property
     def blocks(self) -> list[DecoderBlock]:
@@ -330,11 +413,13 @@ class Decoder(nn.Module):
         return DecoderOutput(self.finish(self.hidden(input_ids, attention_mask)))
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of position * theta^(-2i / head width), i < head width / 2, for positions [b, t]."""
-        half = torch.arange(0, self.shape.head_width, 2, device=positions.device, dtype=torch.float32)
-        frequencies = 1.0 / (self.shape.rope_theta ** (half / self.shape.head_width))
-        angles = positions.unsqueeze(-1).float() * frequencies  # [b, t, head width / 2]
-        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # both halves of a head turn alike
+        """cos and sin of position * theta^(-2i / width), i < width / 2, for positions [b, t] and the width of what is
+        rotated of a head."""
+        width = self.shape.rotary_width
+        half = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
+        frequencies = 1.0 / (self.shape.rope_theta ** (half / width))
+        angles = positions.unsqueeze(-1).float() * frequencies  # [b, t, width / 2]
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # both halves turn alike
         return angles.cos(), angles.sin()
 
 
@@ -347,11 +432,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def rotate(x: Tensor, context: AttentionContext) -> Tensor:
-    """Rotary positions of x [b, heads, t, head width]: x cos + (-x2, x1) sin with x = (x1, x2)."""
-    whole = wide(x)
+    """Rotary positions of x [b, heads, t, head width]: x cos + (-x2, x1) sin with x = (x1, x2), or with the first
+    channels of a head for x, where these alone are rotated."""
+    width = context.cos.shape[-1]
+    part, rest = x[..., :width], x[..., width:]
+    whole = wide(part)
     first, second = whole.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (whole * context.cos + turned * context.sin).to(x.dtype)
+    turned = (whole * context.cos + torch.cat((-second, first), dim=-1) * context.sin).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, rest), dim=-1)
 
 
 def rotate_and_keep(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:

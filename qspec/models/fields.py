@@ -15,9 +15,10 @@ from qspec.errors import InputError
 Config = Mapping[str, Any]
 
 # Larger than any published model by far; a config beyond them is corrupt or hostile.
-MAX_LAYERS, MAX_HEADS = 1024, 4096
+MAX_LAYERS, MAX_HEADS, MAX_EXPERTS = 1024, 4096, 4096
 MAX_WIDTH, MAX_FFN = 1 << 17, 1 << 20
 MAX_VOCAB, MAX_LENGTH = 1 << 24, 1 << 24
+PARTIAL = "partial_rotary_factor"
 
 
 def integer(config: Config, key: str, low: int, high: int, default: int | None = None) -> int:
@@ -78,11 +79,12 @@ def _once(config: Config, other: Config, source: str) -> dict[str, Any]:
     return {**other, **{key: value for key, value in config.items() if value is not None or key not in other}}
 
 
-def rope_theta(config: Config) -> float:
+def rope_theta(config: Config, share: float = 1.0) -> float:
     """The base of the rotary positions: `rope_theta`, or the same inside `rope_parameters` or `rope_scaling`, where
     transformers has kept it since version 5.
 
-    Raises InputError where two of them differ, and for positions that are stretched or rotate a part of a head only.
+    share: of a head's channels, which the family's positions rotate. Raises InputError where two of them differ, and
+    for positions that are stretched or rotate another share.
     """
     found = {key: config[key] for key in ("rope_theta",) if config.get(key) is not None}
     for key in ("rope_parameters", "rope_scaling"):
@@ -97,10 +99,10 @@ def rope_theta(config: Config) -> float:
         strange = [name for name in inner if name not in ("rope_type", "type", "rope_theta", "partial_rotary_factor")]
         if strange:
             raise bad(key, f"holds {_shown(strange[0])}, which plain rotary positions do not have")
-        expect({f"{key}.partial_rotary_factor": inner.get("partial_rotary_factor")}, f"{key}.partial_rotary_factor", 1)
+        expect({f"{key}.{PARTIAL}": inner.get(PARTIAL)}, f"{key}.{PARTIAL}", share)
         if inner.get("rope_theta") is not None:
             found[f"{key}.rope_theta"] = inner["rope_theta"]
-    expect(config, "partial_rotary_factor", 1)
+    expect(config, PARTIAL, share)
     values = {key: real(found, key, 1, 1e12) for key in found} or {"rope_theta": real(config, "rope_theta", 1, 1e12)}
     (first, theta), *others = values.items()
     for key, value in others:

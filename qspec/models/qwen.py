@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qspec.models.family import DecoderShape
+from qspec.models.family import DecoderShape, Experts
 from qspec.models.fields import (
+    MAX_EXPERTS,
     MAX_FFN,
     MAX_HEADS,
     MAX_LAYERS,
@@ -35,6 +36,13 @@ PARTS = {
     "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
+}
+MIXED = {  # parts where every block is a mixture of experts
+    **{part: path for part, path in PARTS.items() if part not in ("mlp.gate", "mlp.up", "mlp.down")},
+    "mlp.router": "mlp.gate",
+    "mlp.experts.gate": "mlp.experts.*.gate_proj",
+    "mlp.experts.up": "mlp.experts.*.up_proj",
+    "mlp.experts.down": "mlp.experts.*.down_proj",
 }
 GLOBALS = {
     "embedding": "model.embed_tokens",
@@ -81,13 +89,23 @@ def dense_shape(config: Mapping[str, Any], **own: Any) -> DecoderShape:
         "heads": heads,
         "kv_heads": kv_heads,
         "head_width": head_width,
-        "ffn": integer(config, "intermediate_size", 1, MAX_FFN),
+        "ffn": own["ffn"] if "ffn" in own else integer(config, "intermediate_size", 1, MAX_FFN),
         "vocab": vocab,
         "max_length": integer(config, "max_position_embeddings", 1, MAX_LENGTH),
         "norm_eps": real(config, "rms_norm_eps", 0, 1, default=1e-6),
-        "rope_theta": rope_theta(config),
+        "rope_theta": rope_theta(config, own.get("rotary", 1.0)),
         "bias": False,
         "tied": flag(config, "tie_word_embeddings"),
         **special_tokens(config, vocab),
     }
     return DecoderShape(**common | own)
+
+
+def experts_of(config: Mapping[str, Any], *, ffn: int, **own: Any) -> Experts:
+    """The experts of a config with Qwen's keys for their number. own: what the family adds."""
+    count = integer(config, "num_experts", 1, MAX_EXPERTS)
+    groups = own.get("groups", 1)
+    if count % groups or (groups > 1 and count // groups < 2):
+        raise bad("n_group", f"is {groups}; num_experts {count} does not divide into groups of two or more")
+    most = count // groups * own.get("top_groups", 1)
+    return Experts(count, integer(config, "num_experts_per_tok", 1, most), ffn, **own)

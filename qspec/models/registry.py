@@ -11,9 +11,13 @@ from qspec.models.dream import DREAM
 from qspec.models.family import Family
 from qspec.models.fast_dllm import FAST_DLLM
 from qspec.models.llada import LLADA
+from qspec.models.llada2 import LLADA2
+from qspec.models.llada_moe import LLADA_MOE
 from qspec.models.sdar import SDAR
+from qspec.models.sdar_moe import SDAR_MOE
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (LLADA, DREAM, SDAR, FAST_DLLM)})
+KNOWN = (LLADA, DREAM, SDAR, FAST_DLLM, LLADA_MOE, SDAR_MOE, LLADA2)
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in KNOWN})
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

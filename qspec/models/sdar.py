@@ -23,7 +23,11 @@ def _recognises(config: Mapping[str, Any]) -> bool:
     return named(config, ("SDARForCausalLM",), "sdar")
 
 
-def _shape(config: Mapping[str, Any]) -> DecoderShape:
+HEAD_NORMS = {"attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"}
+
+
+def shape(config: Mapping[str, Any], **own: Any) -> DecoderShape:
+    """own: what a mixture of experts adds."""
     check_dense(config)
     expect(config, "attention_bias", False)
     eos = config.get("eos_token_id")
@@ -31,14 +35,14 @@ def _shape(config: Mapping[str, Any]) -> DecoderShape:
     if eos == END_OF_TEXT:
         given["eos_token_id"] = [END_OF_TEXT, END_OF_TURN]
     block = integer(config, "block_size", 1, MAX_BLOCK, default=BLOCK)
-    return dense_shape(given, qkv_bias=False, shift=False, sampler="block", block=block, qk_norm=True)
+    return dense_shape(given, qkv_bias=False, shift=False, sampler="block", block=block, qk_norm=True, **own)
 
 
 SDAR = Family(
     name="sdar",
     recognises=_recognises,
-    shape=_shape,
+    shape=shape,
     blocks=BLOCKS,
-    parts={**PARTS, "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"},
+    parts={**PARTS, **HEAD_NORMS},
     globals=GLOBALS,
 )

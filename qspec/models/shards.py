@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,24 @@ BYTES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a safetensors file. dtype: the format's own name, such as BF16. bytes: of its data."""
+    """One tensor of a safetensors file, or some rows of it. dtype: the format's own name, such as BF16. bytes: of its
+    data. rows: which ones; None, all."""
 
     name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
     bytes: int
+    rows: slice | None = None
 
     @property
     def where(self) -> str:
         return f"{self.file}: {self.name}"
+
+    def cut(self, first: int, last: int) -> StoredTensor:
+        """Its rows first .. last - 1."""
+        share = self.bytes // self.shape[0] * (last - first)
+        return replace(self, shape=(last - first, *self.shape[1:]), bytes=share, rows=slice(first, last))
 
 
 def tensor_table(folder: Path) -> dict[str, StoredTensor]:

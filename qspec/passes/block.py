@@ -18,15 +18,14 @@ from qspec.passes.linear import Linear
 from qspec.passes.observed import Observed, Site
 from qspec.transforms import block_rotate
 
-# What produces the input of a site, and so can absorb its scale: a norm's gain or the rows of a linear.
-PRODUCERS = {
-    "attention.input": "attention.norm",
-    "attention.mixed": "attention.v",
-    "mlp.input": "mlp.norm",
-    "mlp.gated": "mlp.up",
-}
-RESIDUAL_READERS = {"attention.norm": ("attention.q", "attention.k", "attention.v"), "mlp.norm": ("mlp.gate", "mlp.up")}
-RESIDUAL_WRITERS = ("attention.o", "mlp.down")
+NORMS = {"attention.input": "attention.norm", "mlp.input": "mlp.norm"}  # of the sites that read the residual stream
+
+
+def producer_of(site: str) -> str:
+    """What produces the input of a site, and so can absorb its scale: a norm's gain or the rows of a linear."""
+    if site == "attention.mixed":
+        return "attention.v"
+    return NORMS.get(site) or f"{site.removesuffix('gated')}up"
 
 
 def generator(block: str, name: str) -> torch.Generator:
@@ -46,7 +45,7 @@ class Block:
         stream: Stream,
         seed: int,
     ) -> None:
-        """schemes: part -> (entry, scheme or None), in forward order. The block's linears are replaced by `Linear`s."""
+        """schemes: local name -> (entry, scheme or None), in forward order. The block's linears become `Linear`s."""
         self.index = index
         self.shape = shape
         self.module = module
@@ -81,7 +80,7 @@ class Block:
         scale: float32 [in]. Raises InputError if the producer, or a reader, is quantized already, or if a clip was
         searched for a reader's weights as they are.
         """
-        producer = PRODUCERS[site]
+        producer = producer_of(site)
         readers = self.observed.site(site).linears
         who = f"scaling {site}"
         for linear in [*readers, *([self.linears[producer]] if producer in self.linears else [])]:
@@ -111,7 +110,7 @@ class Block:
         reader, nothing is done: the quantizer says which layer does not fit.
         """
         for site in reversed(self.sites(uses)):
-            producer = self.linears.get(PRODUCERS[site.name])
+            producer = self.linears.get(producer_of(site.name))
             concerned = site.linears if producer is None else (*site.linears, producer)
             if any(linear.quantized is not None or linear.clip is not None for linear in concerned):
                 continue
@@ -132,14 +131,12 @@ class Block:
         for linear in self.linears.values():
             linear.require_float("rotating the residual stream")
         q = basis.double()
-        for norm, readers in RESIDUAL_READERS.items():
+        for site, norm in NORMS.items():
             gain = self._gain(norm).double()
-            for part in readers:
-                linear = self.linears[part]
+            for linear in self.observed.site(site).linears:
                 linear.weight = (linear.weight.double() * gain @ q).float()
             self._set_gain(norm, torch.ones_like(gain, dtype=torch.float32))
-        for part in RESIDUAL_WRITERS:
-            linear = self.linears[part]
+        for linear in (one for one in self.linears.values() if one.entry.role.part.endswith((".o", ".down"))):
             linear.weight = (q.T @ linear.weight.double()).float()
             linear.bias = None if linear.bias is None else (linear.bias.double() @ q).float()
         self.observed.in_basis = True

@@ -28,13 +28,11 @@ def rewrite(params: ClipSearch, block: Block, uses: tuple[Linear, ...]) -> None:
 
     Sets `clip` of each selected linear, on its input after online transforms.
     """
-    for site in block.sites(uses):
-        for group in site.by_transform(uses):
-            hessian = block.observed.hessian(site.name, group[0].transform)
-            for linear in group:
-                linear.clip = best_ratios(
-                    linear.weight, linear.formats.weights, hessian, params.grid, params.shrink, str(linear.entry.role)
-                )
+    for group, hessian in block.observed.hessians(uses):
+        for linear in group:
+            linear.clip = best_ratios(
+                linear.weight, linear.formats.weights, hessian, params.grid, params.shrink, str(linear.entry.role)
+            )
 
 
 def best_ratios(

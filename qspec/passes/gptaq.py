@@ -32,18 +32,18 @@ def rewrite(params: Gptaq, block: Block, uses: tuple[Linear, ...]) -> None:
         for group in site.by_transform(uses):
             for activations in dict.fromkeys(linear.formats.activations for linear in group):
                 alike = [linear for linear in group if linear.formats.activations == activations]
-                hessian, cross = products(block, site.name, alike[0])
+                hessian, cross = products(block, alike[0])
                 symmetric = gptq.prepare(hessian, params.order, params.damp, site.name)
                 asymmetry = params.strength * asymmetry_of(cross, symmetric)
                 gptq.quantize_group(alike, symmetric._replace(asymmetry=asymmetry), params.block)
 
 
-def products(block: Block, site: str, linear: Linear) -> tuple[Tensor, Tensor]:
-    """H and D of `rewrite`'s docstring, float32 [in, in], for the input of a site as `linear` prepares it."""
+def products(block: Block, linear: Linear) -> tuple[Tensor, Tensor]:
+    """H and D of `rewrite`'s docstring, float32 [in, in], for what `linear` reads as it prepares it."""
     count = 0.0
     hessian: Tensor | None = None
     cross: Tensor | None = None
-    for x, exact, tokens in block.observed.paired_inputs(site):
+    for x, exact, tokens in block.observed.paired_inputs(*linear.input):
         ready = linear.rounded_input(x)
         difference = linear.transformed(exact) - ready
         count += float(tokens.weight.sum())

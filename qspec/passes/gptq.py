@@ -34,10 +34,8 @@ def rewrite(params: Gptq, block: Block, uses: tuple[Linear, ...]) -> None:
 
     Site by site in forward order, so that later inputs carry the rounding of earlier linears.
     """
-    for site in block.sites(uses):
-        for group in site.by_transform(uses):
-            hessian = block.observed.hessian(site.name, group[0].transform)
-            quantize_group(group, prepare(hessian, params.order, params.damp, site.name), params.block)
+    for group, hessian in block.observed.hessians(uses):
+        quantize_group(group, prepare(hessian, params.order, params.damp, group[0].input.site), params.block)
 
 
 class Elimination(NamedTuple):

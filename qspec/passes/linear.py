@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,6 +15,13 @@ from qspec.formats import Scheme
 from qspec.models.family import ModuleEntry
 from qspec.models.inputs import LayerInput, plus, value_of
 from qspec.transforms import InputTransform
+
+
+class Input(NamedTuple):
+    """What some linears read: a site's input, by its name without the block, at all tokens or those of one expert."""
+
+    site: str
+    expert: int | None = None
 
 
 class Linear(nn.Module):
@@ -32,6 +40,11 @@ class Linear(nn.Module):
         self.transform: InputTransform | None = None
         self.clip: Tensor | None = None
         self.quantized: numerics.Quantized | None = None
+
+    @property
+    def input(self) -> Input:
+        """What it reads."""
+        return Input(self.entry.site.split(".", 1)[1], self.entry.role.expert)
 
     @property
     def formats(self) -> Scheme:

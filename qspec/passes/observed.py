@@ -12,12 +12,17 @@ from torch import Tensor
 
 from qspec.calibrate.stream import CalibrationBatch, Stream
 from qspec.models.decoder import AttentionContext, DecoderBlock
-from qspec.passes.linear import Linear, LinearView
+from qspec.models.inputs import value_of
+from qspec.models.routing import Routing
+from qspec.passes.linear import Input, Linear, LinearView
 from qspec.passes.statistics import Observer, Statistics, Tokens, weighted_product
 from qspec.precision import exact_products, fast_products
 from qspec.transforms import InputTransform
 
 Positions = Literal["all", "masked", "visible"]
+MIXED = "mlp.input"  # the site from which tokens go to experts
+FEW_TOKENS = 256  # an expert with fewer calibration tokens takes all of its layer's
+HESSIAN_BYTES = 1 << 30  # of Hessians that one pass over the calibration data sums up, or one Hessian
 Watchers = Mapping[str, Callable[[Tensor], None]]
 
 
@@ -28,12 +33,25 @@ class Site:
     name: str
     linears: tuple[Linear, ...]
 
-    def by_transform(self, uses: Sequence[Linear]) -> list[list[Linear]]:
-        """The selected linears, grouped by the online transform that they share."""
-        groups: dict[int, list[Linear]] = {}
+    @property
+    def stage(self) -> str:
+        """`mlp.experts.gated`: its name without an expert's number. Of one stage no site's linears change another's
+        input."""
+        expert = self.linears[0].entry.role.expert
+        return self.name.replace(f"[{expert}]", "")
+
+    @property
+    def input(self) -> Input:
+        """What its first linear reads: all tokens, or those of the expert that it is within."""
+        return Input(self.name, None if self.name == MIXED else self.linears[0].entry.role.expert)
+
+    def by_transform(self, uses: Collection[Linear]) -> list[list[Linear]]:
+        """The selected linears, grouped by the expert whose tokens they see and the online transform that they
+        share."""
+        groups: dict[tuple[int | None, int], list[Linear]] = {}
         for linear in self.linears:
             if linear in uses:
-                groups.setdefault(id(linear.transform), []).append(linear)
+                groups.setdefault((linear.entry.role.expert, id(linear.transform)), []).append(linear)
         return list(groups.values())
 
 
@@ -47,7 +65,8 @@ def sites_of(linears: Iterable[Linear]) -> list[Site]:
 
 @dataclass(frozen=True)
 class SiteInput:
-    """One batch of what a site sees: x [b, t, in] as the model computes it; weight [b, t] of its tokens."""
+    """One batch of what a site sees: x [b, t, in] as the model computes it; weight [b, t] of its tokens. Of a site
+    within an expert [tokens, in] and [tokens]."""
 
     x: Tensor
     context: AttentionContext
@@ -64,6 +83,12 @@ class Observed:
     """The calibration data in one block, whose linears and norms are as the passes so far have left them.
 
     in_basis: whether the block reads and writes the stream's rotated basis. generator: random numbers by name.
+    routed: calibration tokens of weight above 0 that went to each expert when they were last counted.
+
+    What an expert's linears are calibrated on are the tokens that are routed to it, each with its weight c times the
+    square of the router's w: the error that the expert's rounding makes of the block's output is
+    sum_t c_t w_t^2 ||dy_t||^2. One that gets fewer than `FEW_TOKENS` sees every token of the layer, as if all were
+    routed to it, with their weights c: other text may use it.
     """
 
     def __init__(
@@ -79,26 +104,47 @@ class Observed:
         self.stream = stream
         self.generator = generator
         self.in_basis = stream.basis is None
+        self.routed: tuple[int, ...] = ()
         self._statistics: dict[str, Statistics] = {}
 
-    def additions(self, watchers: Watchers | None = None) -> tuple[Tensor, Tensor]:
-        """What attention and MLP add to the residual stream on the first calibration batch, in the checkpoint's basis.
+    def additions(self, watchers: Watchers | None = None, like: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """What attention and MLP add to the residual stream on the first calibration batch, in the checkpoint's basis;
+        and a router's logits, where there is one.
 
         Apart from the stream, which can be so large that nothing shows beside it. All of it in true float32, whatever
         the stream's dtype and the caller's precision of products, so that rounding neither hides what a pass did nor
-        passes for it. watchers: by part, told what a linear reads, [tokens, in].
+        passes for it. watchers: by part, told what a linear reads, [tokens, in]; an expert's without a token, all that
+        there are. like: what this returned before, whose experts are taken: where two are close to equal for a token,
+        rounding may choose the other one.
         """
         x, batch = next(self.stream.inputs(self.in_basis))
         linears = self._views(watchers or {}, rounding=True)
         with torch.no_grad(), exact_products():
             x = x.float()
             mixed = self.module.attend(self.module.part("attention.norm")(x), batch.context, linears=linears)
-            fed = self.module.feed_forward(self.module.part("mlp.norm")(x + mixed), linears=linears)
+            h = self.module.part("mlp.norm")(x + mixed)
+            logits: tuple[Tensor, ...] = ()
+            chosen = None
+            if self.module.mixture is not None:
+                rows = h.reshape(-1, h.shape[-1])
+                logits = (self.module.logits(rows, linears),)
+                chosen = self.module.routing((like or logits)[-1]).experts
+                if watchers:
+                    self._show_idle(rows, chosen, linears)
+            fed = self.module.feed_forward(h, linears=linears, chosen=chosen)
             back = self.stream.basis if self.in_basis else None
-            return (mixed, fed) if back is None else (mixed @ back.T, fed @ back.T)
+            return (mixed, fed, *logits) if back is None else (mixed @ back.T, fed @ back.T, *logits)
+
+    def _show_idle(self, rows: Tensor, chosen: Tensor, linears: Callable[[str], LinearView]) -> None:
+        """Runs all rows [n, d] through the experts that no token goes to."""
+        assert self.module.mixture is not None
+        for expert in sorted(set(range(self.module.mixture.count)) - set(chosen.flatten().tolist())):
+            name = f"mlp.experts[{expert}]"
+            linears(f"{name}.down")(self.module.hidden(name, rows, linears))
 
     def inputs(self, sites: Collection[str]) -> Iterator[tuple[dict[str, Tensor], Tokens]]:
-        """Runs the calibration data through the block; for every batch, what each site sees: x [tokens, in].
+        """Runs the calibration data through the block; for every batch, what each site sees: x [tokens, in]. For sites
+        that see all tokens: `read` serves others.
 
         Tokens of weight 0 are left out. A batch goes no further than the last site that is asked for.
         """
@@ -108,16 +154,81 @@ class Observed:
                 seen = {name: value[keep] for name, value in self._seen(sites, x, batch).items()}
                 yield seen, Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep])
 
-    def paired_inputs(self, site: str) -> Iterator[tuple[Tensor, Tensor, Tokens]]:
-        """For every batch, what a site sees, and what it would see had nothing been rounded: x, exact [tokens, in]."""
+    def paired_inputs(self, site: str, expert: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tokens]]:
+        """For every batch, what a site sees, and what it would see had nothing been rounded: x, exact [tokens, in].
+
+        expert: at its tokens alone.
+        """
+        wanted, watched = Input(site, expert), site if expert is None else MIXED
+        few = self._few() if expert is not None else ()
         rounded, exact = self.stream.inputs(self.in_basis), self.stream.exact_inputs(self.in_basis)
         for (x, batch), (whole, _) in zip(rounded, exact, strict=True):
             keep = batch.weight.reshape(-1) > 0
             if bool(keep.any()):
-                seen = self._seen({site}, x, batch)[site]
-                unrounded = self._seen({site}, whole, batch, rounding=False)[site]
+                seen = self._seen({watched}, x, batch)[watched][keep]
+                unrounded = self._seen({watched}, whole, batch, rounding=False)[watched][keep]
                 tokens = Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep])
-                yield seen[keep], unrounded[keep], tokens
+                if expert is not None:
+                    rows, tokens = self._routed(expert, self._routing(seen), tokens, few)
+                    seen = self._expert_input(wanted, seen[rows])
+                    unrounded = self._expert_input(wanted, unrounded[rows], rounding=False)
+                if seen.shape[0]:
+                    yield seen, unrounded, tokens
+
+    def read(self, wanted: Collection[Input]) -> Iterator[dict[Input, tuple[Tensor, Tokens]]]:
+        """For every batch, what these see: x [tokens, in] and its tokens; nothing of an expert without any."""
+        plain = {one.site for one in wanted if one.expert is None}
+        mixed = [one for one in wanted if one.expert is not None]
+        few = self._few() if mixed else ()
+        for seen, tokens in self.inputs({*plain, MIXED} if mixed else plain):
+            found = {Input(site): (seen[site], tokens) for site in plain}
+            if mixed:
+                found |= self._mixed(mixed, seen[MIXED], tokens, few)
+            yield found
+
+    def _mixed(
+        self, wanted: Iterable[Input], h: Tensor, tokens: Tokens, few: Collection[int]
+    ) -> dict[Input, tuple[Tensor, Tokens]]:
+        """What experts' linears see of h [tokens, d]."""
+        routing = self._routing(h)
+        found = {}
+        for one in wanted:
+            assert one.expert is not None
+            rows, own = self._routed(one.expert, routing, tokens, few)
+            if own.weight.numel():
+                found[one] = self._expert_input(one, h[rows]), own
+        return found
+
+    def _routing(self, h: Tensor) -> Routing:
+        with torch.no_grad(), fast_products():
+            return self.module.routing(self.module.logits(h, self._views({}, rounding=True)))
+
+    def _routed(
+        self, expert: int, routing: Routing, tokens: Tokens, few: Collection[int]
+    ) -> tuple[Tensor | slice, Tokens]:
+        """The rows that an expert's linears see, and their tokens."""
+        if expert in few:
+            return slice(None), tokens
+        rows, place = (routing.experts == expert).nonzero(as_tuple=True)
+        weight = tokens.weight[rows] * routing.weights[rows, place].float().square()
+        return rows, Tokens(tokens.masked[rows], weight)
+
+    def _expert_input(self, wanted: Input, h: Tensor, *, rounding: bool = True) -> Tensor:
+        """Of an expert's linear, from h [tokens, d]: that itself for gate and up."""
+        if wanted.site == MIXED:
+            return h
+        with torch.no_grad(), fast_products():
+            name = wanted.site.removesuffix(".gated")
+            return value_of(self.module.hidden(name, h, self._views({}, rounding=rounding)))
+
+    def _few(self) -> frozenset[int]:
+        """Experts with fewer than `FEW_TOKENS` calibration tokens, counted anew."""
+        assert self.module.mixture is not None
+        counts = torch.zeros(self.module.mixture.count, dtype=torch.int64)
+        for seen, _ in self.inputs({MIXED}):
+            counts += self._routing(seen[MIXED]).experts.flatten().bincount(minlength=counts.numel()).cpu()
+        self.routed = tuple(counts.tolist())
+        return frozenset(expert for expert, count in enumerate(self.routed) if count < FEW_TOKENS)
 
     def _seen(
         self, sites: Collection[str], x: Tensor, batch: CalibrationBatch, *, rounding: bool = True
@@ -134,7 +245,7 @@ class Observed:
 
             return keep
 
-        watchers = {site.linears[0].entry.role.part: watch(site.name) for site in watched}
+        watchers = {site.linears[0].entry.role.local: watch(site.name) for site in watched}
         with torch.no_grad(), fast_products(), suppress(_Reached):
             self.module(x, batch.context, linears=self._views(watchers, rounding=rounding))
         return seen
@@ -150,13 +261,12 @@ class Observed:
     def statistics(self, site: str) -> Statistics:
         """Peaks, means and sampled rows of a site's inputs; one pass over the calibration data serves all sites."""
         if site not in self._statistics:
-            names = [s.name for s in self.sites]
             batches = len(self.stream.batches)
-            observers = {name: Observer(batches, self.generator(f"sample/{name}")) for name in names}
-            for seen, tokens in self.inputs(names):
-                for name, x in seen.items():
-                    observers[name].observe(x, tokens)
-            self._statistics = {name: observer.statistics() for name, observer in observers.items()}
+            observers = {s.input: Observer(batches, self.generator(f"sample/{s.name}")) for s in self.sites}
+            for seen in self.read(observers):
+                for one, (x, tokens) in seen.items():
+                    observers[one].observe(x, tokens)
+            self._statistics = {one.site: observer.statistics() for one, observer in observers.items()}
         return self._statistics[site]
 
     def hessian(self, site: str, transform: InputTransform | None, positions: Positions = "all") -> Tensor:
@@ -164,18 +274,48 @@ class Observed:
 
         c: the tokens' weights. positions: all, or the masked or the visible ones alone; zeros where none are.
         """
-        total: Tensor | None = None
-        count = torch.zeros((), dtype=torch.float64)
-        for seen, tokens in self.inputs({site}):
-            x = seen[site].float() if transform is None else transform.apply(seen[site])
-            weight = tokens.weight
-            if positions != "all":
-                weight = weight * (tokens.masked if positions == "masked" else ~tokens.masked)
-            count += weight.sum(dtype=torch.float64).cpu()
-            product = weighted_product(x, x, weight)
-            total = product if total is None else total.add_(product)
-        assert total is not None
-        return total.mul_(2.0 / float(count)) if count else total
+        (found,) = self._hessians([(Input(site), transform)], positions)
+        return found
+
+    def hessians(self, uses: Collection[Linear]) -> Iterator[tuple[list[Linear], Tensor]]:
+        """The selected linears in forward order, those together that read one prepared input, and its Hessian, whose
+        weights c are an expert's (`Observed`). Inputs are as linears before leave them: rounded, once they are.
+
+        Those of one stage are summed up together, as many as `HESSIAN_BYTES` hold.
+        """
+        uses = set(uses)
+        stages: dict[str, list[list[Linear]]] = {}
+        for site in self.sites:
+            stages.setdefault(site.stage, []).extend(site.by_transform(uses))
+        for groups in stages.values():
+            largest = max((group[0].entry.in_features for group in groups), default=1)
+            many = max(1, HESSIAN_BYTES // (4 * largest**2))
+            for start in range(0, len(groups), many):
+                some = groups[start : start + many]
+                yield from zip(some, self._hessians([(g[0].input, g[0].transform) for g in some]), strict=True)
+
+    def _hessians(
+        self, wanted: Sequence[tuple[Input, InputTransform | None]], positions: Positions = "all"
+    ) -> list[Tensor]:
+        totals: list[Tensor | None] = [None] * len(wanted)
+        counts = torch.zeros(len(wanted), dtype=torch.float64)
+        for seen in self.read({one for one, _ in wanted}):
+            for place, (one, transform) in enumerate(wanted):
+                if one not in seen:
+                    continue
+                value, tokens = seen[one]
+                x = value.float() if transform is None else transform.apply(value)
+                weight = tokens.weight
+                if positions != "all":
+                    weight = weight * (tokens.masked if positions == "masked" else ~tokens.masked)
+                counts[place] += weight.sum(dtype=torch.float64).cpu()
+                product, total = weighted_product(x, x, weight), totals[place]
+                totals[place] = product if total is None else total.add_(product)
+        found = []
+        for total, count in zip(totals, counts.tolist(), strict=True):
+            assert total is not None  # an expert has tokens: the layer's, where it has few of its own
+            found.append(total.mul_(2.0 / count) if count else total)
+        return found
 
     def sampled(self, site: str, tokens: int) -> list[SiteInput]:
         """What a site sees in whole batches that are spread evenly over those with a token of weight above 0.
@@ -185,6 +325,14 @@ class Observed:
         usable = [i for i, batch in enumerate(self.stream.batches) if bool((batch.weight > 0).any())]
         wanted = min(len(usable), -(-tokens // self.stream.batches[0].weight.numel()))
         chosen = {usable[i * len(usable) // wanted] for i in range(wanted)}
+        own = self.site(site).input
+        if own.expert is not None:
+            return [
+                SiteInput(x, self.stream.batches[i].context, of.weight)
+                for i, seen in zip(usable, self.read({own}), strict=True)
+                for x, of in seen.values()
+                if i in chosen
+            ]
         inputs = []
         for i, (x, batch) in enumerate(self.stream.inputs(self.in_basis)):
             if i in chosen:

@@ -142,8 +142,8 @@ class Quarot(Pass):
 
     def rotations(self, entry: ModuleEntry, scheme: Scheme) -> tuple[int, ...]:
         """R4's, and those of R2 across heads."""
-        across = {"mlp.down": self.online, "attention.o": self.heads == "across"}
-        wanted = across.get(entry.role.part, False) and scheme.activations is not None
+        across = {"down": self.online, "o": self.heads == "across"}
+        wanted = across.get(entry.role.name, False) and scheme.activations is not None
         return hadamard_orders.factors(entry.in_features, str(entry.role)) if wanted and entry.in_features else ()
 
 

@@ -48,12 +48,16 @@ def rewrite(params: Quarot, block: Block, uses: tuple[Linear, ...]) -> None:
     """
     if params.residual:
         block.rotate_residual()
+    known: dict[tuple[str, tuple[int, ...]], transforms.InputTransform] = {}
     for linear in uses:
         if linear.scheme is None:
             continue
         orders = params.rotations(linear.entry, linear.scheme)
         if orders:
-            linear.absorb(online_hadamard(orders, linear.entry.in_features).to(linear.weight.device))
+            shared = (linear.entry.stage, orders)
+            if shared not in known:
+                known[shared] = online_hadamard(orders, linear.entry.in_features).to(linear.weight.device)
+            linear.absorb(known[shared])
         elif params.heads != "none" and linear.entry.role.part == "attention.o":
             block.rotate_heads(hadamard.orthogonal(block.shape.head_width))
 

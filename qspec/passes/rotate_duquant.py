@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from qspec import transforms
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
+from qspec.passes.observed import Site
 from qspec.passes.parameters import RotateDuquant
 
 
@@ -24,11 +25,16 @@ def rewrite(params: RotateDuquant, block: Block, uses: tuple[Linear, ...]) -> No
     square of its own largest value, so we keep the step with the lowest mean square of the tokens' peaks, over rows
     drawn from the whole calibration set (the seed paper's code fitted on one averaged sequence).
 
-    Finds one transform for each input that selected linears read; their weights absorb its inverse.
+    Finds one transform for each input that selected linears read, and one for the inputs of all experts' down, from
+    the rows of all; their weights absorb its inverse.
     """
+    stages: dict[str, list[Site]] = {}
     for site in block.sites(uses):
-        transform = fit(params, block.observed.statistics(site.name).rows, block.generator(site.name))
-        for linear in site.linears:
+        stages.setdefault(site.stage, []).append(site)
+    for stage, sites in stages.items():
+        rows = torch.cat([block.observed.statistics(site.name).rows for site in sites])
+        transform = fit(params, rows[:: len(sites)], block.generator(stage))
+        for linear in (linear for site in sites for linear in site.linears):
             if linear in uses:
                 linear.absorb(transform)
 

@@ -33,7 +33,7 @@ def compile_memory(plan: Plan) -> int:
     copies = 3 if any(use.params.follows_exact for use in plan.spec.passes) else 1
     stream = plan.calibration_tokens * plan.shape.width * 4 * copies
     tokens = min(plan.calibration_tokens, max(BATCH_TOKENS, plan.calibrate.length))
-    batch = tokens * (6 * plan.shape.width + 2 * plan.shape.ffn) * 4
+    batch = tokens * (6 * plan.shape.width + 2 * plan.shape.active_ffn) * 4
     quantizing = block + hessian + stream + batch + 2 * plan.shape.vocab * plan.shape.width * 4
     model = plan.bytes_before * 32 // FLOAT_BITS if plan.calibrate.runs_model else 0
     return max(quantizing, model)

@@ -70,7 +70,7 @@ def activation_bytes(shape: DecoderShape, tokens: int) -> int:
     weight-only GEMM writes them down for cuBLAS (docs/kernels.md), are gone before that moment, and take no more than
     the GEMM, which is not there yet, from as many tokens on as twice the width.
     """
-    return tokens * (2 * shape.width + 3 * shape.ffn) * FLOAT_BITS // 8
+    return tokens * (2 * shape.width + 3 * shape.active_ffn) * FLOAT_BITS // 8
 
 
 def generating_memory(shape: DecoderShape, weights: int, texts: TextSizes) -> GeneratingMemory:

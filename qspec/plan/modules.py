@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from qspec.catalog import GATE, LayerKernels
 from qspec.formats import Scheme, TensorFormat
 from qspec.language.spec import PassUse, Rule
-from qspec.models.family import ModuleEntry
+from qspec.models.family import ROUTER, ModuleEntry
 
 FLOAT_BITS = 16  # a module that is kept; and every module before compilation
+ROUTER_BITS = 32  # of a router, whose choices one rounding can turn around
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ModulePlan:
     def stored_bits(self) -> int:
         """Codes, scales and zero points, or 16-bit floats; without bias and online transform."""
         if self.scheme is None:
-            return self.entry.weights * FLOAT_BITS
+            return self.entry.weights * (ROUTER_BITS if self.entry.role.part == ROUTER else FLOAT_BITS)
         return self.scheme.weights.stored_bits(self.entry.out_features, self.entry.in_features)
 
     @property
@@ -60,10 +61,10 @@ class ModulePlan:
 
 
 def gemms(modules: Iterable[ModulePlan]) -> tuple[tuple[ModulePlan, ...], ...]:
-    """The linears of a block, together where they are one GEMM: of one input, with one scheme and fate."""
+    """The linears of a block, together where they are one GEMM: of one input and MLP, with one scheme and fate."""
     groups: dict[tuple[object, ...], list[ModulePlan]] = {}
     for m in modules:
-        key = str(m.entry.role) if m.kernels is None else (m.entry.site, m.kernels, m.passes, m.entry.bias)
+        key = m.entry.module if m.kernels is None else (m.entry.site, m.entry.mlp, m.kernels, m.passes, m.entry.bias)
         groups.setdefault((key,), []).append(m)
     return tuple(tuple(group) for group in groups.values())
 
@@ -75,33 +76,33 @@ def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:
     """
     modules = tuple(modules)
     made = {
-        m.entry.role.block
+        m.entry.mlp
         for group in gemms(modules)
-        for m in group
-        if [linear.entry.role.part for linear in group] == ["mlp.gate", "mlp.up"] and m.entry.out_features % GATE == 0
+        for m in group[:1]
+        if [linear.entry.role.name for linear in group] == ["gate", "up"] and m.entry.out_features % GATE == 0
     }
+    known: dict[tuple[LayerKernels, str], LayerKernels] = {}  # most linears have their kernels in common
 
-    def kernels(m: ModulePlan) -> LayerKernels | None:
-        if m.kernels is None or m.entry.role.block not in made:
-            return m.kernels
-        match m.entry.role.part:
-            case "mlp.gate" | "mlp.up":
-                return m.kernels.gated()
-            case "mlp.down":
-                return m.kernels.plain()
-        return m.kernels
+    def fused(kernels: LayerKernels, name: str) -> LayerKernels:
+        key = (kernels, name)
+        if key not in known:
+            known[key] = kernels.plain() if name == "down" else kernels.gated()
+        return known[key]
 
-    return tuple(replace(m, kernels=kernels(m)) for m in modules)
+    return tuple(
+        replace(m, kernels=fused(m.kernels, m.entry.role.name)) if m.kernels and m.entry.mlp in made else m
+        for m in modules
+    )
 
 
 def stored_bits(modules: Iterable[ModulePlan]) -> int:
     """Bits of these modules: codes, scales, zero points, kept weights, and the online transforms of their inputs.
 
-    Rotations are float16 and permutations int32, one of each for every input that is transformed: the bits of the
-    linears of different inputs add up.
+    Rotations are float16 and permutations int32, one of each for every input that is transformed, and one for those of
+    all experts' down: the bits of the linears of different inputs add up.
     """
     modules = tuple(modules)
-    inputs = {(m.entry.site, m.rotations): m.entry.in_features for m in modules if m.rotations}
+    inputs = {(m.entry.stage, m.rotations): m.entry.in_features for m in modules if m.rotations}
     transforms = sum(
         sum(block**2 * 16 for block in rotations) + (channels * 32 if len(rotations) > 1 else 0)
         for (_, rotations), channels in inputs.items()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from qspec.catalog import ActivationKernel, GemmKernel, kernels_for
 from qspec.diagnostics import Diagnostic
@@ -62,18 +62,29 @@ class Plan:
 
         return html(self)
 
+    @cached_property
+    def _blocks(self) -> Mapping[int | None, tuple[ModulePlan, ...]]:
+        blocks: dict[int | None, list[ModulePlan]] = {}
+        for m in self.modules:
+            blocks.setdefault(m.entry.role.block, []).append(m)
+        return {index: tuple(modules) for index, modules in blocks.items()}
+
     def block(self, index: int) -> tuple[ModulePlan, ...]:
         """The linears of one block in forward order."""
-        return tuple(m for m in self.modules if m.entry.role.block == index)
+        return self._blocks.get(index, ())
 
     def merged(self, index: int) -> tuple[tuple[ModulePlan, ...], ...]:
         """The linears of a block that are computed as one GEMM, where these are several."""
         return tuple(group for group in gemms(self.block(index)) if len(group) > 1)
 
+    @cached_property
+    def _gemms(self) -> Mapping[str, str]:
+        groups = (group for index in range(self.shape.layers) for group in self.merged(index))
+        return {m.entry.module: group[0].entry.module for group in groups for m in group}
+
     def gemm(self, module: ModulePlan) -> str | None:
         """The first module of the GEMM that a linear is part of; None where it is one of its own."""
-        groups = () if module.entry.role.block is None else self.merged(module.entry.role.block)
-        return next((group[0].entry.module for group in groups if module in group), None)
+        return self._gemms.get(module.entry.module)
 
     def module(self, role: str) -> ModulePlan | None:
         """By any name that a recipe may call it: `head` is the embedding where they are one tensor."""
@@ -173,7 +184,7 @@ def _pairs(spec: Spec, layout: Layout) -> list[tuple[ModuleEntry, Scheme]]:
     pairs = [(entry, rule.scheme) for entry, rule in zip(layout.modules, layout.decided, strict=True) if rule]
     for offer in offers:
         pairs += [(layout.modules[m], choice) for m in layout.table.select(offer.selector) for choice in offer.choices]
-    return [(entry, scheme) for entry, scheme in pairs if scheme is not None and entry.role.block is not None]
+    return [(entry, scheme) for entry, scheme in pairs if scheme is not None and not entry.only_kept]
 
 
 def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
@@ -186,7 +197,7 @@ def _planned(spec: Spec, entry: ModuleEntry, rule: Rule | None, uses: Sequence[P
     scheme = rule.scheme if rule else None
     if scheme is None:
         return ModulePlan(entry, rule, None, tuple(use for use in spec.passes if use.params.whole_model), None)
-    if entry.role.block is None:
+    if entry.only_kept:
         raise InputError(
             f"{entry.role} can only be kept: no kernel computes it in {scheme.label}",
             where=rule.text if rule else spec.source,

@@ -8,6 +8,7 @@ from html import escape
 from types import MappingProxyType
 
 from qspec.language.spec import PassUse, Weighting
+from qspec.models.family import Role
 from qspec.plan.estimates import compile_memory, compile_operations
 from qspec.plan.generating import TextSizes, generating_memory
 from qspec.plan.modules import ModulePlan, bits_text
@@ -69,7 +70,13 @@ def _cell(cell: object) -> str:
 
 def _title(plan: Plan) -> str:
     shape = plan.shape
-    return f"{plan.spec.name}: {plan.family}, {shape.layers} blocks, width {shape.width}, ffn {shape.ffn}"
+    sizes = f"{plan.spec.name}: {plan.family}, {shape.layers} blocks, width {shape.width}"
+    if shape.experts is None:
+        return f"{sizes}, ffn {shape.ffn}"
+    own = shape.experts
+    dense = f", the first {own.dense} dense with ffn {shape.ffn}" if own.dense else ""
+    shared = f" and a shared one of {own.shared}" if own.shared else ""
+    return f"{sizes}, {own.count} experts of {own.ffn}, {own.top_k} a token{shared}{dense}"
 
 
 def _facts(plan: Plan, texts: TextSizes | None = None) -> dict[str, str]:
@@ -120,27 +127,53 @@ class Alike:
 
 def alike(modules: Iterable[ModulePlan]) -> list[Alike]:
     """The modules, those with the same fate together."""
-    groups: dict[tuple[str, str, float, str], list[int | None]] = {}
+    groups: dict[tuple[str, str, float, str], list[Role]] = {}
     for m in modules:
         key = (m.entry.role.part, m.scheme.name if m.scheme else "keep", m.bits, m.kernel)
-        groups.setdefault(key, []).append(m.entry.role.block)
+        groups.setdefault(key, []).append(m.entry.role)
+    return [
+        Alike(roles, count, scheme, bits, kernel)
+        for (_, scheme, bits, kernel), own in groups.items()
+        for roles, count in selected(own)
+    ]
+
+
+def selected(roles: Iterable[Role]) -> list[tuple[str, int]]:
+    """Roles of one part as selectors would name them, with how many each names: blocks with the same experts together.
+
+    `blocks[1..19].mlp.experts[0..255].up`.
+    """
+    blocks: dict[int | None, list[int]] = {}
+    part = ""
+    for role in roles:
+        part = role.part
+        blocks.setdefault(role.block, []).extend([] if role.expert is None else [role.expert])
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for block, experts in blocks.items():
+        alike.setdefault(tuple(experts), []).extend([] if block is None else [block])
     found = []
-    for (part, scheme, bits, kernel), blocks in groups.items():
-        numbers = [b for b in blocks if b is not None]
-        role = f"blocks[{ranges(numbers)}].{part}" if numbers else part
-        found.append(Alike(role, len(blocks), scheme, bits, kernel))
+    for own, numbers in alike.items():
+        inner = part.replace("experts", f"experts[{ranges(list(own))}]") if own else part
+        named = f"blocks[{ranges(numbers)}].{inner}" if numbers else inner
+        found.append((named, max(1, len(numbers)) * max(1, len(own))))
     return found
 
 
 def _merged(plan: Plan) -> list[str]:
     """One line for all blocks in which the same linears are one GEMM."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, dict[int, int]] = {}
     for index in range(plan.shape.layers):
         for group in plan.merged(index):
             gated = group[0].kernels is not None and group[0].kernels.gemm.gated
             parts = " + ".join(m.entry.role.part for m in group) + (", which gives silu(gate) up" if gated else "")
-            groups.setdefault(parts, []).append(index)
-    return [f"blocks[{ranges(blocks)}]: {parts}" for parts, blocks in groups.items()]
+            alike = groups.setdefault(parts, {})
+            alike[index] = alike.get(index, 0) + 1
+    said = []
+    for parts, blocks in groups.items():
+        each = max(blocks.values())
+        of_experts = f" of each of {each} experts" if each > 1 else ""
+        said.append(f"blocks[{ranges(list(blocks))}]: {parts}{of_experts}")
+    return said
 
 
 def ranges(numbers: list[int]) -> str:

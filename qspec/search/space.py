@@ -169,7 +169,7 @@ def _option(plan: Plan, members: Sequence[ModulePlan], row: Sequence[Choice], fu
 def _target(modules: Sequence[ModulePlan]) -> ProbeTarget:
     role = modules[0].entry.role
     assert role.block is not None
-    return ProbeTarget(role.block, tuple(m.entry.role.part for m in modules))
+    return ProbeTarget(role.block, tuple(m.entry.role.local for m in modules))
 
 
 def _module(plan: Plan, module: ModulePlan, choice: Choice) -> ModulePlan:

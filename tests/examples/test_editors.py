@@ -36,7 +36,7 @@ def words() -> dict[str, list[str]]:
     """Kind of word -> all of them."""
     known = {word for word in grammar.literals().values() if word.isidentifier()}
     of_settings = {key for block in BLOCK_CLASSES for key in keywords(block)} & known
-    roles = {name for family in FAMILIES.values() for entry in family.outline([0]) for name, _ in entry.role.path}
+    roles = {name for family in FAMILIES.values() for entry in family.outline([0, 1]) for name, _ in entry.role.path}
     found = {
         "statements": TOP,
         "settings": of_settings - TOP,

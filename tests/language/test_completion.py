@@ -28,6 +28,8 @@ scheme w8 {
 layers blocks[*].* use w4
 """
 PARTS = ["gate", "up", "down"]
+MIXED = ["router", "experts[*]", "shared"]
+KNOWN = ["llada", "dream", "sdar", "fast_dllm", "llada_moe", "sdar_moe", "llada2"]
 
 
 def found(text: str) -> list[Completion]:
@@ -48,10 +50,10 @@ def words(text: str) -> list[str]:
         ("layers bl", ["embedding", "blocks[*]", "head", "module"]),
         ("layers head, e", ["embedding", "blocks[*]", "head", "module"]),
         ("layers blocks[0].", ["attention", "mlp", "*"]),
-        ("layers blocks[0, 4..7, -1].mlp.do", [*PARTS, "*"]),
-        ("layers blocks[*].{attention,mlp}.", ["q", "k", "v", "o", *PARTS, "*"]),
-        ("layers blocks[*].*.", ["q", "k", "v", "o", *PARTS, "*"]),
-        ("layers blocks[*].mlp.{gate,", PARTS),
+        ("layers blocks[0, 4..7, -1].mlp.do", [*PARTS, *MIXED, "*"]),
+        ("layers blocks[*].{attention,mlp}.", ["q", "k", "v", "o", *PARTS, *MIXED, "*"]),
+        ("layers blocks[*].*.", ["q", "k", "v", "o", *PARTS, *MIXED, "*"]),
+        ("layers blocks[*].mlp.{gate,", [*PARTS, *MIXED]),
         ("layers blocks[*].mlp.down.", []),
         ("layers blocks[*].wrong.", []),
         ("layers head use ", ["w4", "w8"]),
@@ -62,11 +64,11 @@ def words(text: str) -> list[str]:
         ("apply smooth() on ", ["embedding", "blocks[*]", "head", "module"]),
         ("apply gptq(damp = 0.1) on blocks[*].att", ["attention", "mlp", "*"]),
         ("apply gptq(order = ", ["activation", "natural", "$alpha", "$text"]),
-        ("recipe r {\n  family ", ["llada", "dream", "sdar", "fast_dllm"]),
-        ("recipe r {\n  family llada, ", ["llada", "dream", "sdar", "fast_dllm"]),
+        ("recipe r {\n  family ", KNOWN),
+        ("recipe r {\n  family llada, ", KNOWN),
         ("search {\n  offer ", ["w4", "w8", "keep"]),
         ("search {\n  offer w4, ", ["w4", "w8", "keep"]),
-        ("search {\n  offer w4, w8 on blocks[*].mlp.{up,", PARTS),
+        ("search {\n  offer w4, w8 on blocks[*].mlp.{up,", [*PARTS, *MIXED]),
         ("search {\n  budget 4.25 ", ["bits", "KiB", "MiB", "GiB", "us", "ms"]),
         ("search {\n  budget 12 ms for ", ["block_decode", "full_sequence"]),
         ("search {\n  loss ", ["kl", "nelbo", "task"]),
@@ -118,7 +120,7 @@ def test_broken_text_elsewhere_does_not_matter(after: str) -> None:
     source = Source("r.qs", "apply ( \n" + RECIPE + "layers blocks[*].mlp." + after)
     at = source.text.index("mlp.") + 4
     names = Names.of(merge(source), passes.available(), FAMILIES)
-    assert [one.word for one in completions(source, at, names)] == [*PARTS, "*"]
+    assert [one.word for one in completions(source, at, names)] == [*PARTS, *MIXED, "*"]
 
 
 WORD = re.compile(r'"[^"]*"|#.*|(?<![\w.])-?[0-9][\w.]*|(?P<word>\$?[A-Za-z_]\w*)')

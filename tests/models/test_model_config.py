@@ -166,9 +166,6 @@ def test_llada_is_recognised_by_architecture_and_keys() -> None:
     [
         {},
         {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
-        {"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "num_experts": 64},
-        {"model_type": "llada", "num_experts": 64},
-        {"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]},
         {"architectures": "LLaDAModelLM"},
         {"architectures": [["LLaDAModelLM"]], "model_type": ["llada"]},
     ],
@@ -178,6 +175,18 @@ def test_another_model_is_not_taken_for_llada(config: dict[str, Any]) -> None:
         family_of(config)
     assert "no model family recognises this config" in caught.value.what
     assert "known families: llada, dream" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "num_experts": 64}, "llada_moe"),
+        ({"model_type": "llada", "num_experts": 64}, "llada_moe"),
+        ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "llada2"),
+    ],
+)
+def test_mixtures_of_experts_are_families_of_their_own(config: dict[str, Any], family: str) -> None:
+    assert family_of(config) is FAMILIES[family]
 
 
 def test_a_folder_with_only_a_config_is_enough(tmp_path: Path) -> None:

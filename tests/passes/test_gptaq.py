@@ -134,7 +134,7 @@ def test_products_are_of_rounded_inputs_and_of_what_they_would_have_been(make_bl
         exacts.append(float_copy.inputs(batch.exact.double())["attention.mixed"].flatten(0, 1))
         weights.append(batch.weight.double().flatten())
     x, exact, c = torch.cat(xs), torch.cat(exacts), torch.cat(weights)
-    own, cross = products(block, "attention.mixed", block.linears["attention.o"])
+    own, cross = products(block, block.linears["attention.o"])
     for found, expected in ((own, normal(x, x, c)), (cross, normal(exact - x, x, c))):
         assert (found.double() - expected).norm() / expected.norm() < 1e-3  # a code that flips at a tie moves a token
 

@@ -12,7 +12,7 @@ from qspec import quantize
 from qspec.errors import NumericsError
 from qspec.language.spec import Pass
 from qspec.numerics import sqnr_db
-from qspec.passes.block import PRODUCERS, Block
+from qspec.passes.block import Block, producer_of
 from qspec.passes.outer_layers import OuterLayers
 from qspec.passes.parameters import Awq, ClipSearch, Gptq, Rtn
 from tests.passes.conftest import scheme
@@ -30,9 +30,9 @@ def divided(block: Block, site: str, k: float) -> Block:
     """The same function: what produces the site's input times k, its readers over k."""
     for part in SITES[site]:
         block.linears[part].weight /= k
-    producer = block.linears.get(PRODUCERS[site])
+    producer = block.linears.get(producer_of(site))
     if producer is None:
-        block._set_gain(PRODUCERS[site], block._gain(PRODUCERS[site]) * k)
+        block._set_gain(producer_of(site), block._gain(producer_of(site)) * k)
     else:
         producer.weight *= k
         producer.bias = None if producer.bias is None else producer.bias * k

@@ -1,0 +1,69 @@
+"""Which experts a token goes to, and with what weights: a router's logits -> (experts, weights) of every token.
+
+With z = h Wr^T [n, count] of the normed hidden states h [n, d], in float32 (float64 in a float64 model) whatever the
+model's dtype, for a choice that one rounding can turn around:
+
+    s = softmax(z) over all experts (SDAR, LLaDA-MoE), or sigmoid(z) of each (LLaDA2)
+    c = s + bias, where the router has one
+    chosen = the top_k of c, among the experts of the top_groups groups whose two largest c sum to most
+    w = s[chosen], / sum w where normalized, times scale
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qspec.models.family import Experts
+
+BEST_OF_GROUP = 2  # scores whose sum ranks a group
+NOTHING = 1e-20  # beside a sum of weights, as the published code has it
+
+
+class Routing(NamedTuple):
+    """experts: int64 [n, top_k], the best first. weights: float32 [n, top_k] of their outputs."""
+
+    experts: Tensor
+    weights: Tensor
+
+
+class Sorted(NamedTuple):
+    """The n top_k places of a routing, token by token, put in the order of their experts.
+
+    places: int64 [n top_k], places // top_k is the token. offsets: int64 [count + 1], where each expert's begin and
+    end.
+    """
+
+    places: Tensor
+    offsets: Tensor
+
+
+def route(logits: Tensor, how: Experts, bias: Tensor | None = None, chosen: Tensor | None = None) -> Routing:
+    """z [n, count] -> the routing of n tokens. chosen: int64 [n, top_k], the experts where they are decided already."""
+    scores = logits.softmax(-1) if how.scoring == "softmax" else logits.sigmoid()
+    if chosen is None:
+        chosen = _best(scores if bias is None else scores + bias, how)
+    weights = scores.gather(1, chosen)
+    if how.normalized:
+        weights = weights / (weights.sum(-1, keepdim=True) + NOTHING)
+    return Routing(chosen, weights * how.scale)
+
+
+def _best(scores: Tensor, how: Experts) -> Tensor:
+    """The top_k experts of scores [n, count], of the best groups alone."""
+    if how.groups > 1:
+        grouped = scores.view(scores.shape[0], how.groups, -1)
+        rank = grouped.topk(BEST_OF_GROUP, -1).values.sum(-1)
+        best = torch.zeros_like(rank, dtype=torch.bool).scatter_(1, rank.topk(how.top_groups, -1).indices, value=True)
+        scores = grouped.masked_fill(~best[:, :, None], -torch.inf).flatten(1)
+    return scores.topk(how.top_k, -1).indices
+
+
+def by_expert(experts: Tensor, count: int) -> Sorted:
+    """Experts [n, top_k] in a stable order; nothing waits for the device."""
+    flat = experts.flatten()
+    places = flat.argsort(stable=True)
+    bounds = torch.arange(count + 1, device=flat.device)
+    return Sorted(places, torch.searchsorted(flat[places], bounds))

@@ -1,0 +1,120 @@
+"""Mixtures of experts through the commands: compiled, loaded, measured, with every module accounted for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import qspec
+from qspec import cli
+from qspec.models.checkpoint import load_decoder
+from qspec.models.registry import FAMILIES
+from tests.end_to_end.conftest import Mini
+from tests.models.expert_layout import TINY_LLADA2, TINY_LLADA_MOE, TINY_SDAR_MOE, random_weights
+from tests.models.hub import hub_folder
+
+SIZES = {
+    "hidden_size": 64,
+    "vocab_size": 1024,
+    "mask_token_id": 2,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+    "num_hidden_layers": 2,
+    "num_experts": 4,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llada_moe": TINY_LLADA_MOE | SIZES | {"expert_intermediate_size": 32},
+    "sdar_moe": TINY_SDAR_MOE | SIZES | {"head_dim": 32, "moe_intermediate_size": 32},
+    "llada2": TINY_LLADA2
+    | SIZES
+    | {"head_dim": 32, "rotary_dim": 16, "block_size": 8, "intermediate_size": 96, "moe_intermediate_size": 32}
+    | {"n_group": 2, "topk_group": 1},
+}
+RECIPE = """\
+qspec 1
+
+recipe experts {{
+  family llada_moe, sdar_moe, llada2
+  model  "{model}"
+}}
+
+calibrate {{
+  text    file("{text}")
+  samples 6
+  length  32
+}}
+
+scheme quantized {{
+  {scheme}
+}}
+
+layers blocks[*].* use quantized
+{rules}
+apply {passes}
+
+evaluate {{
+  nelbo on file("{text}") samples 2
+}}
+"""
+W4A16 = "weights int4 per group 32"
+W8A8 = "weights int8 per channel\n  activations int8 per token"
+W4A4 = "weights int4 per channel\n  activations int4 per token"
+SMOOTH = "smooth(alpha = 0.6) on blocks[*].*\napply rotate_duquant(block = 32, steps = 8) on blocks[*].*"
+GPTQ = "gptq() on blocks[*].*"
+
+
+def checkpoint(name: str, folder: Path) -> Path:
+    folder = hub_folder(folder / "model")
+    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    weights = random_weights(CONFIGS[name], seed=1)
+    save_file({key: torch.from_numpy(w).bfloat16() for key, w in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def recipe(mini: Mini, model: Path, scheme: str, passes: str, rules: str = "") -> Path:
+    path = model.with_name("experts.qs")
+    text = mini.recipe.with_name("text.txt")
+    path.write_text(RECIPE.format(model=model, text=text, scheme=scheme, passes=passes, rules=rules))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("family", "scheme", "passes"),
+    [
+        ("llada2", W8A8, "rtn() on blocks[*].*"),
+        *(
+            pytest.param(family, scheme, passes, marks=pytest.mark.slow)
+            for family in CONFIGS
+            for scheme, passes in ((W4A16, GPTQ), (W8A8, "rtn() on blocks[*].*"), (W4A4, f"{SMOOTH}\napply {GPTQ}"))
+            if (family, scheme) != ("llada2", W8A8)
+        ),
+    ],
+)
+def test_every_module_is_compiled_loaded_and_measured(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, scheme: str, passes: str
+) -> None:
+    model = checkpoint(family, tmp_path)
+    out = tmp_path / "out"
+    assert cli.main(["compile", str(recipe(mini, model, scheme, passes)), "--out", str(out), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "NELBO" in printed
+    known = FAMILIES[family]
+    records = {record["role"]: record for record in json.loads((out / "qspec.json").read_text())["modules"]}
+    assert list(records) == [str(entry.role) for entry in known.modules(known.shape(CONFIGS[family]))]
+    kept = [role for role, record in records.items() if record["scheme"] is None]
+    mixed = [n for n in range(2) if n >= CONFIGS[family].get("first_k_dense_replace", 0)]
+    assert kept == ["embedding", *(f"blocks[{n}].mlp.router" for n in mixed), "head"]
+    loaded, _ = qspec.load(out, device="cpu")
+    original = load_decoder(model, dtype=torch.float32)
+    ids = torch.arange(3, 67).reshape(2, 32)
+    found, exact = loaded(ids).logits, original(ids).logits
+    changed = (found - exact).norm(dim=-1) / exact.norm(dim=-1)  # of a token: few have another expert now
+    assert float(changed.median()) < (0.05 if scheme == W8A8 else 0.7)
+    if passes.startswith("rtn"):  # nothing moves into a router: what is stored is what the checkpoint has
+        name = f"model.layers.{mixed[0]}.mlp.gate.weight"
+        assert torch.equal(loaded.state_dict()[name], original.state_dict()[name])

@@ -1,0 +1,163 @@
+"""Mixtures of experts: published layouts, and logits against an independent forward pass in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qspec.errors import InputError
+from qspec.models.checkpoint import Checkpoint, load_decoder
+from qspec.models.decoder import Decoder
+from qspec.models.family import Experts, Family
+from qspec.models.llada2 import LLADA2
+from qspec.models.llada_moe import LLADA_MOE
+from qspec.models.registry import family_of
+from qspec.models.routing import by_expert, route
+from qspec.models.sdar_moe import SDAR_MOE
+from tests.models.expert_layout import (
+    LLADA2_FLASH,
+    LLADA2_MINI,
+    LLADA_MOE_7B,
+    SDAR_30B,
+    TINY_LLADA2,
+    TINY_LLADA_MOE,
+    TINY_SDAR_MOE,
+    forward,
+    in_parts,
+    random_weights,
+    shapes,
+)
+from tests.models.layout import write_checkpoint
+
+KINDS = {
+    "llada_moe": (LLADA_MOE, TINY_LLADA_MOE),
+    "sdar_moe": (SDAR_MOE, TINY_SDAR_MOE),
+    "llada2": (LLADA2, TINY_LLADA2),
+}
+SIZES = [("llada_moe", None), ("sdar_moe", 4), ("sdar_moe", 32), ("llada2", 4), ("llada2", 32)]
+
+
+def tiny(kind: str, block: int | None) -> tuple[dict[str, Any], dict[str, Any], Decoder]:
+    family, config = KINDS[kind]
+    config = config | ({} if block is None else {"block_size": block})
+    weights = random_weights(config, seed=3)
+    decoder = Decoder(family, family.shape(config), dtype=torch.float64)
+    decoder.load_state_dict({name: torch.from_numpy(w) for name, w in in_parts(config, weights).items()})
+    return config, weights, decoder.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "parameters"),
+    [
+        (LLADA_MOE, LLADA_MOE_7B, 7_356_880_896),
+        (SDAR_MOE, SDAR_30B, 30_532_122_624),  # Qwen3-30B-A3B's
+        (LLADA2, LLADA2_MINI, 16_255_643_392),
+        (LLADA2, LLADA2_FLASH, 102_889_705_216),
+    ],
+    ids=["LLaDA-MoE-7B-A1B", "SDAR-30B-A3B", "LLaDA2-mini", "LLaDA2-flash"],
+)  # fmt: skip
+def test_the_checkpoint_is_the_published_layout(family: Family, config: dict[str, Any], parameters: int) -> None:
+    shape = family.shape(config)
+    published = shapes(config)
+    assert family.tensors(shape) == published
+    assert family_of(config) is family
+    one = family.shape(config | {"num_hidden_layers": 2} | ({"moe_layer_freq": [1, 1]} if family is LLADA_MOE else {}))
+    decoder = Decoder(family, one, device="meta", dtype=torch.bfloat16)
+    state = {name: tuple(t.shape) for name, t in decoder.state_dict().items()}
+    assert state == family.state(one)
+    sizes = [int(np.prod(shape)) for shape in published.values()]
+    assert sum(sizes) == parameters
+    assert shape.norm_gains == sum(n for name, n in zip(published, sizes, strict=True) if "norm" in name)
+    if family is not LLADA2:
+        assert state == {name: size for name, size in published.items() if name in state}
+
+
+@pytest.mark.parametrize(("kind", "block"), SIZES)
+def test_logits_equal_the_equations_in_float64(kind: str, block: int | None) -> None:
+    """A whole number of blocks, and a part of one at the end."""
+    config, weights, decoder = tiny(kind, block)
+    ids = np.random.default_rng(1).integers(0, 50, 2 * (block or 8) + 3)
+    found = decoder(torch.from_numpy(ids)[None]).logits[0].numpy()
+    expected = forward(config, weights, ids)
+    assert np.linalg.norm(found - expected) < 1e-6 * np.linalg.norm(expected)  # rotary tables are float32
+
+
+@pytest.mark.parametrize(("kind", "block"), SIZES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_moves_nothing(kind: str, block: int | None, side: str) -> None:
+    config, weights, decoder = tiny(kind, block)
+    ids = np.random.default_rng(2).integers(0, 50, (block or 8) + 5)
+    padding, real = np.zeros(3, dtype=np.int64), np.ones(len(ids), dtype=np.int64)
+    row, mask = ((padding, ids), (padding, real)) if side == "left" else ((ids, padding), (real, padding))
+    row, mask = np.concatenate(row), np.concatenate(mask)
+    other = np.random.default_rng(4).integers(0, 50, len(row))
+    batch, masks = torch.from_numpy(np.stack((row, other))), torch.from_numpy(np.stack((mask, np.ones_like(mask))))
+    found = decoder(batch, masks).logits.numpy()
+    for place, expected in ((0, forward(config, weights, ids)), (1, forward(config, weights, other))):
+        kept = found[place][masks[place].numpy() == 1]
+        assert np.linalg.norm(kept - expected) < 1e-6 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_read_by_its_published_names(tmp_path: Path, kind: str) -> None:
+    config, weights, decoder = tiny(kind, None)
+    write_checkpoint(tmp_path, config, weights)
+    ids = torch.arange(20).reshape(2, 10)
+    loaded = load_decoder(tmp_path, dtype=torch.float64)
+    assert torch.equal(loaded(ids).logits, decoder(ids).logits)
+    last = config["num_hidden_layers"] - 1
+    block = Checkpoint.open(tmp_path).load_block(last, dtype=torch.float64)
+    state = decoder.blocks[last].state_dict()
+    assert {name: t.tolist() for name, t in block.state_dict().items()} == {k: t.tolist() for k, t in state.items()}
+
+
+def test_the_routers_by_hand() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    softmax = (torch.tensor([2.0, 1.0]).exp() / torch.tensor([2.0, 1.0, 0.0, -1.0]).exp().sum()).tolist()
+    plain = route(logits, Experts(4, 2, 8))
+    assert plain.experts.tolist() == [[0, 1]]
+    assert plain.weights[0].tolist() == pytest.approx(softmax)
+    normalized = route(logits, Experts(4, 2, 8, normalized=True))
+    assert normalized.weights[0].tolist() == pytest.approx([s / sum(softmax) for s in softmax])
+    # sigmoids .881 .731 .5 .269; with the bias .881 .231 .9 .669: groups (0, 1) 1.112 and (2, 3) 1.569
+    bias = torch.tensor([0.0, -0.5, 0.4, 0.4])
+    how = Experts(4, 2, 8, scoring="sigmoid", bias=True, groups=2, top_groups=1, normalized=True, scale=2.5)
+    grouped = route(logits, how, bias)
+    assert grouped.experts.tolist() == [[2, 3]]
+    scores = [0.5, 1 / (1 + np.e)]
+    assert grouped.weights[0].tolist() == pytest.approx([2.5 * s / sum(scores) for s in scores])
+    decided = route(logits, how, bias, chosen=torch.tensor([[1, 0]]))
+    assert decided.experts.tolist() == [[1, 0]]
+    assert float(decided.weights.sum()) == pytest.approx(2.5)
+
+
+def test_places_in_the_order_of_experts() -> None:
+    places, offsets = by_expert(torch.tensor([[2, 0], [0, 3], [2, 0]]), 4)
+    assert places.tolist() == [1, 2, 5, 0, 4, 3]
+    assert offsets.tolist() == [0, 3, 3, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "change", "what"),
+    [
+        (LLADA_MOE, LLADA_MOE_7B, {"moe_layer_freq": [0, 1]}, "moe_layer_freq must be 1"),
+        (LLADA_MOE, LLADA_MOE_7B, {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size is 64"),
+        (LLADA_MOE, LLADA_MOE_7B, {"num_experts_per_tok": 65}, "num_experts_per_tok is 65"),
+        (SDAR_MOE, SDAR_30B, {"mlp_only_layers": [0]}, "mlp_only_layers is [0]"),
+        (SDAR_MOE, SDAR_30B, {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+        (LLADA2, LLADA2_MINI, {"score_function": "softmax"}, "score_function is 'softmax'"),
+        (LLADA2, LLADA2_MINI, {"n_group": 7}, "n_group is 7"),
+        (LLADA2, LLADA2_MINI, {"partial_rotary_factor": 0.25}, "rotary_dim is 64"),
+        (LLADA2, LLADA2_MINI, {"expert_capacity": 4}, "expert_capacity is 4"),
+    ],
+)
+def test_variants_that_are_not_computed_are_refused(
+    family: Family, config: dict[str, Any], change: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        family.shape(config | change)
+    assert what in str(caught.value)
