@@ -139,7 +139,8 @@ class GemmKernel:
     """Y [tokens, N] = X W^T for packed W; activation_bits 16 means that X is floating (W4A16).
 
     gated: W has the channels of gate and up, `GATE` of each in turn, and Y [tokens, N/2] is silu(gate) up
-    (`qspec.models.inputs.Gated`).
+    (`qspec.models.inputs.Gated`). experts: W has the channels of one expert behind those of another, and every row of
+    X meets those of one: a grouped GEMM.
     """
 
     weight_bits: int
@@ -150,6 +151,7 @@ class GemmKernel:
     activation_symmetric: bool
     number: str = INTEGER
     gated: bool = False
+    experts: bool = False
 
     def __post_init__(self) -> None:
         _check_number(self.number, self.weight_bits, self.weight_group, self.weight_symmetric, "weights")
@@ -158,6 +160,9 @@ class GemmKernel:
         _require(type(self.weight_symmetric) is bool, "symmetric is neither true nor false")
         _require(type(self.activation_symmetric) is bool, "symmetric is neither true nor false")
         _require(type(self.gated) is bool, "gated is neither true nor false")
+        _require(type(self.experts) is bool, "experts is neither true nor false")
+        if self.experts and self.activation_bits != 16:
+            _require(not self.pairs, f"a mixture of experts with activations in {self.number} has no kernel")
         if self.activation_bits == 16:
             plain = self.activation_group is None and self.activation_symmetric
             _require(plain, "16-bit activations have no scales")
@@ -185,12 +190,12 @@ class GemmKernel:
 
         A kernel that gates what cuBLAS gave takes longer than cuBLAS is faster at fp8_e4m3.
         """
-        return self.dense or (self.number == "fp8_e4m3" and not self.gated)
+        return self.dense or (self.number == "fp8_e4m3" and not self.gated and not self.experts)
 
     @property
     def dense(self) -> bool:
         """Whether its file can write the weights down in the dtype of 16-bit activations, in every call."""
-        return self.activation_bits == 16
+        return self.activation_bits == 16 and not self.experts
 
     @property
     def interleaved(self) -> bool:
@@ -223,9 +228,9 @@ class GemmKernel:
     @property
     def name(self) -> str:
         """Such as gemm_w4g128_sym_a4, gemm_w8_asym_a8g64_asym, activations symmetric unless marked; gemm_nvfp4_a4;
-        with `_gated` behind.
+        with `_gated` and `_experts` behind.
         """
-        gated = "_gated" if self.gated else ""
+        gated = "_gated" * self.gated + "_experts" * self.experts
         if self.number != INTEGER:
             return f"gemm_{self.number}_a{self.activation_bits}{gated}"
         weights = f"w{self.weight_bits}{_group(self.weight_group)}_{_symmetry(self.weight_symmetric)}"
@@ -264,6 +269,21 @@ class RotaryKernel:
 
 
 @dataclass(frozen=True)
+class ExpertsKernel:
+    """Around the grouped GEMMs of a mixture of experts: `sort` rows by expert, `sum` what a token's experts gave."""
+
+    does: Literal["sort", "sum"]
+
+    def __post_init__(self) -> None:
+        _require(self.does in ("sort", "sum"), f"{self.does} has no kernel")
+
+    @property
+    def name(self) -> str:
+        """experts_sort or experts_sum."""
+        return f"experts_{self.does}"
+
+
+@dataclass(frozen=True)
 class LayerKernels:
     """What one quantized linear launches; row is None when its input is used as it comes."""
 
@@ -278,6 +298,10 @@ class LayerKernels:
     def gated(self) -> LayerKernels:
         """Of gate and up as one GEMM that gives silu(gate) up."""
         return replace(self, gemm=replace(self.gemm, gated=True))
+
+    def of_experts(self) -> LayerKernels:
+        """Of a stack of experts' linears."""
+        return replace(self, gemm=replace(self.gemm, experts=True))
 
     def plain(self) -> LayerKernels:
         """Of an input of which nothing is computed but transform and codes."""

@@ -16,7 +16,7 @@ def dequantize(w, dense, N, K: tl.constexpr, STEP: tl.constexpr, SPAN: tl.conste
     A program writes SPAN channels of one step (axis 0) and BLOCK_N rows (axis 1). Nibbles come as words of 16 bits.
     """
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    tile = Tile(n, None, n < N, None, None, None, None, N)
+    tile = Tile(n, None, n < N, None, None, None, None, N, None, None)
     step, channel, k_inside = own_channels(K, STEP, SPAN)
     if STEP > 0 and STEP % SPAN == 0:
         inside = tile.n_inside[:, None]

@@ -24,10 +24,10 @@ def store_tile(y, out, tile):
         y = y.to(dtype).reshape(BLOCK_N // 16, 2, 8, BLOCK_M)
         y = silu_mul(*y.permute(0, 2, 3, 1).split()).reshape(BLOCK_N // 2, BLOCK_M)
         n = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        place = tile.m[None, :].to(tl.int64) * (tile.N // 2) + n[:, None]
-        tl.store(out.data + place, y, mask=(n < tile.N // 2)[:, None] & tile.m_inside[None, :])
+        place = tile.m[None, :].to(tl.int64) * (tile.columns // 2) + n[:, None]
+        tl.store(out.data + place, y, mask=(n < tile.columns // 2)[:, None] & tile.m_inside[None, :])
     else:
-        place = tile.m[None, :].to(tl.int64) * tile.N + tile.n[:, None]
+        place = tile.m[None, :].to(tl.int64) * tile.columns + tile.column[:, None]
         inside = tile.n_inside[:, None] & tile.m_inside[None, :]
         y = y.to(dtype)
         if out.residual is not None:

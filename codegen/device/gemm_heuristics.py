@@ -192,6 +192,29 @@ def hopper_registers(options):
     return min(REGISTERS // (options["CTAS_PER_SM"] * threads) // 8 * 8, MOST_REGISTERS)
 
 
+def expert_tiles(rows) -> PortableTiles:
+    """Of a portable grouped GEMM whose tiles have so many rows of X."""
+    return {"BLOCK_N": 64, "BLOCK_M": rows, "num_warps": 4, "num_stages": 3}
+
+
+def hopper_expert_tiles(kind, rows, columns, K) -> HopperTiles:
+    """Of a grouped GEMM on 9.0. kind: `HopperFormat`; rows: of X in a tile; columns: of W that an expert has."""
+    floating, few = kind.a_bits == 16, rows <= 64
+    widths = (64,) if floating and few else (128, 64) if few or kind.w_bits < 8 else (256, 128, 64)
+    block_n = next(width for width in widths if columns % width == 0)
+    blocks = 1 if rows > 64 or K % 256 else 2
+    choice = HopperChoice(block_n, rows, blocks, ctas=2 if block_n * rows <= 4096 else 1)
+    return {
+        "BLOCK_N": choice.block_n,
+        "BLOCK_M": rows,
+        "K_BLOCKS": choice.blocks,
+        "STAGES": min(choice.stages, stages_in_shared(kind, choice)),
+        "SPLIT": 1,
+        "CTAS_PER_SM": choice.ctas,
+        "K_SLICES": 1,
+    }
+
+
 def cublas_takes(x, out):
     """Whether cuBLAS can take a weight-only GEMM: x and Y have one dtype, of 16 bits."""
     return x.dtype == out.dtype and x.element_size() == 2

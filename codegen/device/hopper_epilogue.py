@@ -85,4 +85,7 @@ def epilogue(total, staging, g, m0, n0):
             staging.store(y.to(staging.dtype))
         fence_async_shared()
         partition_barrier()
-        tma_store(g.out.data, [m0, n0 // 2 if g.out.GATED else n0], staging)
+        column = n0
+        if g.tiles is not None:  # of the expert
+            column = n0 % g.columns
+        tma_store(g.out.data, [m0, column // 2 if g.out.GATED else column], staging)

@@ -12,7 +12,10 @@ from .gemm_heuristics import hopper_registers
 
 
 class HopperTensors(NamedTuple):
-    """Operands of `run`, of which there may be no scales of activations, zero points, bias and residual."""
+    """Operands of `run`, of which there may be no scales of activations, zero points, bias and residual.
+
+    tiles: of a grouped GEMM (`HopperGemm`).
+    """
 
     x: torch.Tensor
     activation_scale: torch.Tensor | None
@@ -22,6 +25,7 @@ class HopperTensors(NamedTuple):
     bias: torch.Tensor | None
     residual: torch.Tensor | None
     out: torch.Tensor
+    tiles: torch.Tensor | None = None
 
 
 def hopper_boxes(kind, options, out_bytes):
@@ -70,10 +74,16 @@ def hopper_takes(out, K):
     return fits and out.is_cuda and torch.cuda.get_device_capability(out.device)[0] == 9
 
 
+def hopper_takes_experts(out, columns, K):
+    """Whether a grouped GEMM runs there: an expert's channels of W in whole warpgroups' too."""
+    return columns % 64 == 0 and hopper_takes(out, K)
+
+
 def launch_hopper(kernel, kind, tensors, options):
     """Y by the kernel for 9.0, launched while the one before ends. kind: `HopperFormat`; tensors: `HopperTensors`."""
     x, weights, out = tensors.x, tensors.weights, tensors.out
     (M, K), N = x.shape, weights.shape[0]
+    columns = N if tensors.tiles is None else out.shape[1] * (2 if kind.gated else 1)
     planes, low, group_scale, row_scale = weights, None, None, tensors.weight_scale
     if kind.w_bits < 4:
         planes, low = weights[:, : K // 4], weights[:, K // 4 :] if kind.w_bits == 3 else None
@@ -90,7 +100,7 @@ def launch_hopper(kernel, kind, tensors, options):
     }
     boxes = hopper_boxes(kind, options, out.element_size())
     block_n, block_m, split = options["BLOCK_N"], options["BLOCK_M"], options["SPLIT"]
-    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
+    tiles = triton.cdiv(M, block_m) * triton.cdiv(columns, block_n)  # of a grouped GEMM: as many as there may be
     units = tiles * split
     multiprocessors = torch.cuda.get_device_properties(out.device).multi_processor_count
     sums = torch.float32 if kind.a_bits == 16 or kind.fp8 else torch.int32
@@ -107,6 +117,7 @@ def launch_hopper(kernel, kind, tensors, options):
         N,
         K,
         units,
+        *(() if tensors.tiles is None else (tensors.tiles, columns)),
         launch_pdl=True,
         maxnreg=hopper_registers(options),
         enable_fp_fusion=kind.a_bits == 16 and kind.w_group > 0,

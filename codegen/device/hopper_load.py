@@ -6,7 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .hopper_operands import WARPGROUP_ROWS
-from .hopper_schedule import K_BLOCK, tile_of
+from .hopper_schedule import K_BLOCK
 from .hopper_shared import tma_load
 
 
@@ -35,15 +35,15 @@ def load_weights(g, shared, slot, n0, stage, inside):
 
 
 @gluon.jit
-def load_partition(g, shared):
-    """Keeps STAGES stages of the program's units in flight.
+def load_partition(TILE_OF: gl.constexpr, g, shared):
+    """Keeps STAGES stages of the program's units in flight; TILE_OF: see `mma_partition`.
 
     The weights of the first ones do not wait for the kernel before, nor do the next kernel's, where there is room.
     """
     X_BOXES: gl.constexpr = g.x.data.block_shape[0]  # of a stage
     gdc_launch_dependents()
     unit = gl.program_id(0)
-    _, m0, n0, first, last = tile_of(unit, g)
+    _, m0, n0, first, last = TILE_OF(unit, g)
     for early in gl.static_range(g.STAGES):
         stage = first + early
         load_weights(g, shared, early, n0, stage, stage < last)
@@ -55,7 +55,7 @@ def load_partition(g, shared):
     prefetched = last - first if last - first < g.STAGES else g.STAGES
     k = 0  # stages of this program so far
     for unit in range(gl.program_id(0), g.units, gl.num_programs(0)):
-        _, m0, n0, first, last = tile_of(unit, g)
+        _, m0, n0, first, last = TILE_OF(unit, g)
         for stage in range(first, last):
             if k >= prefetched:
                 slot = k % g.STAGES

@@ -6,22 +6,21 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 
 from .hopper_epilogue import epilogue
 from .hopper_operands import WARPGROUP_ROWS
-from .hopper_schedule import tile_of
 from .hopper_split_k import add_partials, add_teams
 
 
 @gluon.jit
-def mma_partition(SUM_UNIT: gl.constexpr, WARPGROUP: gl.constexpr, g, shared):
+def mma_partition(SUM_UNIT: gl.constexpr, TILE_OF: gl.constexpr, WARPGROUP: gl.constexpr, g, shared):
     """A warpgroup: its 64 channels of every tile of this program, and its slice's share of the stages.
 
     `SUM_UNIT(g, shared, n0, first, last, k, WARPGROUP)` gives its sums [64, BLOCK_M] of a unit, whose stages are first
-    .. last - 1; k: stages of the program's units before.
+    .. last - 1; k: stages of the program's units before. TILE_OF: `tile_of`, or `expert_tile_of` of a grouped GEMM.
     """
     WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS  # of a slice
     k = 0
     number = 0  # of units before
     for unit in range(gl.program_id(0), g.units, gl.num_programs(0)):
-        tile, m0, n0, first, last = tile_of(unit, g)
+        tile, m0, n0, first, last = TILE_OF(unit, g)
         n0 += WARPGROUP % WARPGROUPS * WARPGROUP_ROWS
         total = SUM_UNIT(g, shared, n0, first, last, k, WARPGROUP)
         k += last - first

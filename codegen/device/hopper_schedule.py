@@ -23,3 +23,16 @@ def tile_of(unit, g):
     m0 = tile % in_raster // width * BLOCK_M
     n0 = (start + tile % in_raster % width) * BLOCK_N
     return tile, m0, n0, share * stages // g.SPLIT, (share + 1) * stages // g.SPLIT
+
+
+@gluon.jit
+def expert_tile_of(unit, g):
+    """`tile_of` of a grouped GEMM: tiles of one expert's rows of X follow one another, each with all channels.
+
+    A unit that there is not has no stages.
+    """
+    STAGE: gl.constexpr = K_BLOCK * g.BLOCKS
+    wide = (g.columns + g.BLOCK_N - 1) // g.BLOCK_N
+    n0 = gl.load(g.tiles + 1 + unit // wide) * g.columns + unit % wide * g.BLOCK_N
+    stages = (g.K + STAGE - 1) // STAGE
+    return unit, unit // wide * g.BLOCK_M, n0, 0, stages if unit < g.units else 0

@@ -70,19 +70,31 @@ class Blocks(NamedTuple):
     BLOCK_M: tl.constexpr
 
 
+class Experts(NamedTuple):
+    """W of a grouped GEMM: the channels of one expert behind those of another, `channels` each.
+
+    tiles: pointer int32 [1 + tiles of BLOCK_M rows of X]: how many of them there are, and the expert of each.
+    """
+
+    tiles: tl.tensor
+    channels: tl.tensor
+
+
 class Gemm(NamedTuple):
-    """What a GEMM multiplies, and in which sizes."""
+    """What a GEMM multiplies, and in which sizes. experts: `Experts`, or None of one W for all rows of X."""
 
     x: tl.tensor
     w: tl.tensor
     blocks: tl.tensor
+    experts: tl.tensor
 
 
 class Tile(NamedTuple):
     """The tile of Y^T that a program computes.
 
-    n [BLOCK_N], m [BLOCK_M]: its output channels and tokens; n_inside, m_inside: which of them exist. w_rows
-    [BLOCK_N, 1], x_rows [1, BLOCK_M]: pointers to their rows. M, N: of the whole GEMM.
+    n [BLOCK_N], m [BLOCK_M]: its rows of W and of X; n_inside, m_inside: which of them exist. w_rows [BLOCK_N, 1],
+    x_rows [1, BLOCK_M]: pointers to them. M, N: rows of X and W. column [BLOCK_N]: where Y has the channels n, of
+    `columns`; those of W, or of a tile's expert.
     """
 
     n: tl.tensor
@@ -93,6 +105,8 @@ class Tile(NamedTuple):
     x_rows: tl.tensor
     M: tl.tensor
     N: tl.tensor
+    column: tl.tensor
+    columns: tl.tensor
 
 
 @triton.jit
@@ -109,13 +123,24 @@ def weight_rows(w, n, K: tl.constexpr):
 @triton.jit
 def own_tile(g, M, N):
     """The tile of this program: axis 0 of the grid counts blocks of channels, axis 1 of tokens."""
-    n = tl.program_id(0) * g.blocks.BLOCK_N + tl.arange(0, g.blocks.BLOCK_N)
+    column = tl.program_id(0) * g.blocks.BLOCK_N + tl.arange(0, g.blocks.BLOCK_N)
     m = tl.program_id(1) * g.blocks.BLOCK_M + tl.arange(0, g.blocks.BLOCK_M)
-    n_inside = n < N
+    n, columns = channels_of_tile(g, column, N)
+    n_inside = column < columns
     m_inside = m < M
     w_rows = weight_rows(g.w, n, g.blocks.K)
     x_rows = g.x.data + m[None, :].to(tl.int64) * (g.blocks.K // 2 if g.x.PAIRS else g.blocks.K)
-    return Tile(n, m, n_inside, m_inside, w_rows, x_rows, M, N)
+    return Tile(n, m, n_inside, m_inside, w_rows, x_rows, M, N, column, columns)
+
+
+@triton.jit
+def channels_of_tile(g, column, N):
+    """Rows of W that give the channels `column` of Y, and how many channels Y has."""
+    if g.experts is None:
+        return column, N
+    else:
+        expert = tl.load(g.experts.tiles + 1 + tl.program_id(1))
+        return expert * g.experts.channels + column, g.experts.channels
 
 
 @triton.jit

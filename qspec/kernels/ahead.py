@@ -25,9 +25,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qspec.catalog import FEW, INTEGER, PACK_BLOCKS, ActivationKernel, AttentionKernel, GemmKernel, RotaryKernel
+from qspec.catalog import (
+    FEW,
+    INTEGER,
+    PACK_BLOCKS,
+    ActivationKernel,
+    AttentionKernel,
+    ExpertsKernel,
+    GemmKernel,
+    RotaryKernel,
+)
 from qspec.errors import MachineError, UsageError
 from qspec.formats import zero_bits
+from qspec.kernels.gemm_sizes import row_tile
 from qspec.kernels.generate import Kernel, library
 
 
@@ -72,6 +82,7 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
     "activation_unit": "*fp32",
     "activation_zero": "*i8",
     "bias": "*fp32",
+    "columns": "i32",
     "dense": "*bf16",
     "out": "*bf16",
     "eps": "fp32",
@@ -81,6 +92,7 @@ TYPES = {  # of the parameters whose type does not depend on the kernel
     "rotation0": "*fp16",
     "rotation1": "*fp16",
     "stride": "i32",
+    "tiles": "*i32",
     "unit": "*fp32",
     "up": "*bf16",
     "weight_unit": "*fp32",
@@ -101,6 +113,14 @@ ROTARY_TYPES = {  # of the parameters of a rotary kernel; the others are strides
     **dict.fromkeys(("cos", "sin"), "*fp32"),
     "places": "*i64",
 }
+EXPERTS_TYPES = {  # of the kernels around grouped GEMMs; the others are int32 or sizes
+    **dict.fromkeys(("rank", "counts", "place", "tiles", "values", "sorted_values"), "*i32"),
+    **dict.fromkeys(("scale", "sorted_scale", "weights"), "*fp32"),
+    **dict.fromkeys(("zero", "sorted_zero"), "*i8"),
+    **dict.fromkeys(("y", "out"), "*bf16"),
+    "chosen": "*i64",
+}
+EXPERTS, CHOSEN = 256, 8  # of a mixture whose rows such kernels sort
 ATTENTION_HEADS, MULTIPROCESSORS = 32, 132  # what an attention kernel's tiles follow from, besides queries and keys
 
 
@@ -140,9 +160,8 @@ def compile_ahead(
     found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
     shared = int(compiled.metadata.shared)
     problems = (*_problems(kernel, TARGETS[target], found, stack, shared), *misreduced(compiled.asm["ttgir"]))
-    if isinstance(kernel, GemmKernel) and kernel.dense:
-        dense = _compile_dense(module, kernel, TARGETS[target], columns)
-        problems += _excesses(TARGETS[target], _resources(dense.asm["cubin"])[1], int(dense.metadata.shared))
+    for other in _compile_others(module, kernel, TARGETS[target], tokens, columns):
+        problems += _excesses(TARGETS[target], _resources(other.asm["cubin"])[1], int(other.metadata.shared))
     if isinstance(kernel, ActivationKernel) and _second(module, kernel, TARGETS[target], columns):
         problems += misplaced(compiled.asm["ttgir"], shared)
     return AheadReport(kernel.name, target, found, registers, stack, shared, problems)
@@ -222,7 +241,7 @@ def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
         return (kernel.pairs and kernel.activation_bits != 16 and target.blocks) or target.floats
     if isinstance(kernel, AttentionKernel):
         return (*target.floats, WARP)
-    if isinstance(kernel, RotaryKernel):
+    if isinstance(kernel, RotaryKernel | ExpertsKernel):
         return ()
     return (*target.floats, WARP) if kernel.rotations else ()  # a row of 4096 has too few blocks for more
 
@@ -250,7 +269,7 @@ def _compile(
         raise MachineError("kernels are interpreted here, not compiled", hint="unset TRITON_INTERPRET")
     types = dict(TYPES)
     if second and isinstance(kernel, GemmKernel):
-        options = module.hopper_tiles(module.FORMAT, tokens, COLUMNS, columns)
+        options = _second_tiles(module, kernel, tokens, columns)
         types |= _second_types(module, kernel, options)
         fixed = {**options, **_second_absent(kernel, types)}
         options["maxnreg"] = module.hopper_registers(options)
@@ -261,10 +280,19 @@ def _compile(
     else:
         options = _tiles(module, kernel, target, tokens, columns)
         pack = kernel.pack_block(columns) if isinstance(kernel, GemmKernel) else PACK_BLOCKS[0]
-        fixed = {"K": columns, "PACK": pack, "PDL": target.capability >= HOPPER, **options}
-        fixed |= {"HEADS": ATTENTION_HEADS, "GROUPS": ATTENTION_HEADS, "SHARED": 1}
+        fixed = {"K": columns, "PACK": pack, "PDL": target.capability >= HOPPER}
+        fixed |= {"HEADS": ATTENTION_HEADS, "GROUPS": ATTENTION_HEADS, "SHARED": 1, "WIDTH": columns}
+        fixed |= {"EXPERTS": EXPERTS, "HELD_EXPERTS": EXPERTS, "CHOSEN": CHOSEN, "HELD_CHOSEN": CHOSEN}
+        fixed |= {"BLOCK_M": row_tile(tokens), **options}
     fixed |= _absent(kernel, residual)
     return _assemble(function, kernel, target, types, fixed, options)
+
+
+def _second_tiles(module: ModuleType, kernel: GemmKernel, tokens: int, columns: int) -> dict[str, Any]:
+    """Tiles of a GEMM's second kernel."""
+    if kernel.experts:
+        return dict(module.hopper_expert_tiles(module.FORMAT, row_tile(tokens), COLUMNS, columns))
+    return dict(module.hopper_tiles(module.FORMAT, tokens, COLUMNS, columns))
 
 
 def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int) -> dict[str, Any]:
@@ -273,14 +301,20 @@ def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, colu
         tiles = module.attention_tiles(min(tokens, FEW), ATTENTION_HEADS, columns, MULTIPROCESSORS)
     elif isinstance(kernel, RotaryKernel):
         tiles = module.rotary_tiles(ATTENTION_HEADS, kernel.width)
+    elif isinstance(kernel, ExpertsKernel):
+        tiles = module.tiles()
     else:
         choose = getattr(module, "tiles" if isinstance(kernel, ActivationKernel) else _gemm_tiles(kernel))
-        known = {"tokens": tokens, "columns": columns, "capability": target.capability}
+        known = {"tokens": tokens, "rows": row_tile(tokens), "columns": columns, "capability": target.capability}
         tiles = choose(**{name: known[name] for name in inspect.signature(choose).parameters})
+        if isinstance(kernel, GemmKernel) and kernel.experts and kernel.number != INTEGER:
+            tiles["NATIVE"] = target.capability >= 89
     return dict(tiles)
 
 
 def _gemm_tiles(kernel: GemmKernel) -> str:
+    if kernel.experts:
+        return "expert_tiles"
     if kernel.number == INTEGER or kernel.activation_bits == 16:
         return "portable_tiles"
     return "fp4_tiles" if kernel.pairs else "fp8_tiles"
@@ -288,7 +322,11 @@ def _gemm_tiles(kernel: GemmKernel) -> str:
 
 def _second(module: ModuleType, kernel: Kernel, target: Target, columns: int) -> bool:
     """Whether the file's second kernel is launched for K `columns`: rows that it cannot hold take the first one."""
-    if isinstance(kernel, AttentionKernel | RotaryKernel) or target.capability != HOPPER or not kernel.hopper:
+    if (
+        isinstance(kernel, AttentionKernel | RotaryKernel | ExpertsKernel)
+        or target.capability != HOPPER
+        or not kernel.hopper
+    ):
         return False
     return isinstance(kernel, GemmKernel) or bool(module.hopper_fits(columns))
 
@@ -303,6 +341,7 @@ def _absent(kernel: Kernel, residual: bool) -> dict[str, None]:
         "weight_zero": not kernel.weight_symmetric,
         "activation_unit": bool(kernel.format.unit_bits),
         "weight_unit": bool(kernel.format.unit_bits),
+        "activation_scale": kernel.activation_bits != 16,
     }
     return {name: None for name, present in there.items() if not present}
 
@@ -311,8 +350,18 @@ def _second_absent(kernel: GemmKernel, types: dict[str, str]) -> dict[str, None]
     """Parameters of the second kernel that get None, beside those of the first; types: with those of its boxes."""
     absent = [name for name in ("low_desc", "scale_desc") if name not in types]
     if kernel.activation_bits == 16:
-        absent += ["activation_scale"] + ["weight_scale"] * (kernel.weight_group is not None)
+        absent += ["weight_scale"] * (kernel.weight_group is not None)
     return dict.fromkeys(absent)
+
+
+def _compile_others(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int) -> Iterator[Any]:
+    """What a file launches beside its kernel."""
+    if isinstance(kernel, GemmKernel) and kernel.dense:
+        yield _compile_dense(module, kernel, target, columns)
+    if kernel == ExpertsKernel("sort"):
+        options = module.rank_tiles(tokens * CHOSEN)
+        fixed = {"PDL": target.capability >= HOPPER, **options}
+        yield _assemble(getattr(module, f"{kernel.name}_rank"), kernel, target, TYPES, fixed, options)
 
 
 def _compile_dense(module: ModuleType, kernel: GemmKernel, target: Target, columns: int) -> Any:
@@ -377,8 +426,12 @@ def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
         return ATTENTION_TYPES.get(name, "i32")
     if isinstance(kernel, RotaryKernel):
         return ROTARY_TYPES.get(name, "i32")
+    if isinstance(kernel, ExpertsKernel):
+        return EXPERTS_TYPES.get(name, "i32")
     if name in types:
         return types[name]
+    if name == "activations" and isinstance(kernel, GemmKernel) and kernel.activation_bits == 16:
+        return "*bf16"
     if name in ("codes", "activations"):
         return "*u8" if kernel.pairs else "*i8"
     if isinstance(kernel, ActivationKernel) or name == "activation_scale":

@@ -22,12 +22,20 @@ NATIVE, from compute capability 8.9 on: the tensor cores take the codes as they 
 float16, which is exact."""
 CUBLAS_FP8 = """\
 With the option CUBLAS, where Y is bfloat16 on such a GPU, cuBLAS multiplies; b is added to what it rounded."""
+CUBLAS_DENSE = """\
+With the option CUBLAS, or by itself from so many tokens on that it is faster, and where x has 16 bits, weights
+are written down in x's dtype, {rounded} rounded once, and cuBLAS multiplies; b is rounded to that dtype
+too. This takes 2 N K bytes while a call lasts."""
 GATED = """\
 Of the N channels every 16 are 8 of gate and the same 8 of up, in turn. Where Y would be [M, N], it is
 
     silu(gate) up [M, N/2],    silu(x) = x / (1 + exp(-x))
 
 of gate and up rounded to the dtype of out, as silu(gate) is, and its product with up."""
+EXPERTS = """\
+W has the `columns` channels of one expert behind those of another, and N counts those of all. Rows of X are sorted by
+expert (`experts_sort`): tile i of BLOCK_M of them, of tiles[0], meets the channels of expert tiles[1 + i], and Y has
+these channels only. Rows of X behind the last of an expert are multiplied too, and what they give is of no use."""
 HOPPER = """\
 On compute capability 9.0 a warp-specialized kernel runs{where}. Its load partition, one warp, has
 TMA bring stages of K_BLOCKS blocks of 128 channels, STAGES of them in flight. One to three MMA partitions, a warpgroup
@@ -95,21 +103,19 @@ def _weight_only(kernel: GemmKernel) -> list[str]:
     integer = kernel.number == INTEGER
     weights = f"{f'int{kernel.weight_bits}' if integer else kernel.number} weights"
     symmetry = f", {_symmetry(kernel.weight_symmetric)}" if integer else ""
+    x = "activations" if kernel.experts else "x"
     exact = "Codes are" if kernel.weight_symmetric else "q - z is"
     rounded = "sW qW" if kernel.weight_symmetric else "sW (qW - zW)"
     return [
         "Y [M, N] = X W^T of floating X [M, K] and quantized W [N, K].",
         f"{weights} {_share(kernel.weight_group, 'channel')}{symmetry}",
         "\n".join(formula),
-        *_operands(kernel, [_operand("x", "[M, K], float32, float16 or bfloat16")]),
+        *_operands(kernel, [_operand(x, "[M, K], float32, float16 or bfloat16")]),
         f"{exact} exact in every dtype of x: weights are multiplied without a rounding of their own, and\n"
         "the scales meet the float32 sums. A float32 x is multiplied in three TF32 products, near float32's own\n"
         "precision. A program computes a tile of Y^T: the weights are the first operand of the product.",
         *_packed(kernel),
-        "With the option CUBLAS, or by itself from so many tokens on that it is faster, and where x has 16 bits, "
-        "weights\n"
-        f"are written down in x's dtype, {rounded} rounded once, and cuBLAS multiplies; b is rounded to that dtype\n"
-        "too. This takes 2 N K bytes while a call lasts.",
+        *([CUBLAS_DENSE.format(rounded=rounded)] if kernel.dense else []),
         *_hopper(kernel, " where x is bfloat16"),
     ]
 
@@ -144,6 +150,11 @@ def _floats(kernel: GemmKernel) -> list[str]:
 def _operands(kernel: GemmKernel, activations: list[str]) -> list[str]:
     """The operands, one under the other, and what a gated Y is."""
     lines = [*activations, *_weights(kernel), _operand("bias", "float32 [N] or None")]
+    if kernel.experts:
+        lines += [_operand("tiles", "int32 [1 + M / BLOCK_M]")]
+        columns = "columns/2" if kernel.gated else "columns"
+        lines += [_operand("out", f"[M, {columns}], any float dtype")]
+        return ["\n".join(lines), EXPERTS, *([GATED] if kernel.gated else [])]
     if kernel.gated:
         return ["\n".join([*lines, _operand("out", "[M, N/2], any float dtype")]), GATED]
     residual = "[M, N] in the dtype of out, or None: added to Y, which is rounded before and after"

@@ -16,6 +16,14 @@ HOPPER_NIBBLES, HOPPER_OTHERS = 4096, 2048
 NEVER = 1 << 31  # of gated GEMMs, which cuBLAS gives a kernel more
 
 
+ROW_TILES = (16, 32, 64, 128)  # rows of X of a tile of a grouped GEMM
+
+
+def row_tile(mean: float) -> int:
+    """Rows of X of a tile where experts have so many on average: most of them one or two tiles."""
+    return next((rows for rows in ROW_TILES if mean <= 0.75 * rows), ROW_TILES[-1])
+
+
 @dataclass(frozen=True)
 class GemmSizes:
     """Of a kernel's file.

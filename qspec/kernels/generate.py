@@ -24,6 +24,7 @@ from qspec.catalog import (
     INTEGER,
     ActivationKernel,
     AttentionKernel,
+    ExpertsKernel,
     GemmKernel,
     RotaryKernel,
     power_of_two,
@@ -36,7 +37,7 @@ from qspec.kernels.describe_rows import describe_rows
 from qspec.kernels.emit import with_device_functions
 from qspec.kernels.gemm_sizes import PIECE, GemmSizes, cublas_from
 
-Kernel = ActivationKernel | GemmKernel | AttentionKernel | RotaryKernel
+Kernel = ActivationKernel | GemmKernel | AttentionKernel | RotaryKernel | ExpertsKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
 ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
@@ -52,6 +53,8 @@ def render(kernel: Kernel) -> str:
         template, values = "attention", {"width": kernel.width}
     elif isinstance(kernel, RotaryKernel):
         template, values = "rotary", {"width": kernel.width}
+    elif isinstance(kernel, ExpertsKernel):
+        template, values = kernel.name, {}
     else:
         template, values = _gemm_template(kernel), _gemm_values(kernel)
     text = _environment().get_template(f"triton/{template}.py.jinja").render(name=kernel.name, **values)
@@ -205,6 +208,8 @@ def _at(lines: str, columns: int) -> str:
 
 
 def _gemm_template(kernel: GemmKernel) -> str:
+    if kernel.experts:
+        return "gemm_experts"
     if kernel.activation_bits == 16:
         return "gemm_weight_only"
     if kernel.number == INTEGER:
@@ -228,6 +233,8 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
         "span": sizes.span,
         "interleaved": kernel.interleaved,
         "gated": kernel.gated,
+        "experts": kernel.experts,
+        "gemm": "gemm_weight_only" if floating else "gemm_int" if lifted else "gemm_fp8",
         "hopper": kernel.hopper,
         "fp8": kernel.number == "fp8_e4m3",
         "lift": 2 ** (8 - kernel.weight_bits) if lifted else 1,

@@ -232,13 +232,14 @@ class PackedLinear:
     def merged(cls, parts: Sequence[PackedLinear]) -> PackedLinear:
         """Linears of one input, kernel and transform as one: W = [W0; W1; ...], its channels in their order.
 
-        Of a gated kernel these are gate and up, whose channels come in turn.
+        Of a gated kernel these are gate and up, whose channels come in turn; of a grouped one experts.
         """
         first = parts[0]
+        in_pairs = first.kernels.gemm.gated and not first.kernels.gemm.experts
 
         def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
             whole = torch.cat(list(tensors), dim)
-            return in_turn(whole, dim) if first.kernels.gemm.gated else whole
+            return in_turn(whole, dim) if in_pairs else whole
 
         rows = sum(part.out_features for part in parts)
         zeros = [zeros for part in parts if (zeros := part.unpacked_zeros()) is not None]
@@ -254,6 +255,20 @@ class PackedLinear:
             zero=pack_zeros(joined(zeros, dim=1), first.kernels.gemm.weight_bits) if zeros else None,
             bias=joined(biases) if biases else None,
             unit=joined(units) if units else None,
+        )
+
+    def channels(self, first: int, last: int) -> PackedLinear:
+        """The linear of the channels first .. last - 1: views, but of zero points."""
+        zeros = self.unpacked_zeros()
+        part = slice(first, last)
+        return replace(
+            self,
+            out_features=last - first,
+            codes=self.codes[part],
+            scale=self.scale[:, part],
+            zero=None if zeros is None else pack_zeros(zeros[:, part], self.kernels.gemm.weight_bits),
+            bias=None if self.bias is None else self.bias[part],
+            unit=None if self.unit is None else self.unit[part],
         )
 
     def unpacked_codes(self) -> Tensor:

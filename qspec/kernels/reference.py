@@ -137,6 +137,14 @@ def multiply(weight: ReferenceWeight, prepared: PreparedInput, residual: Tensor 
     return plus(residual, y.reshape(*prepared.shape[:-1], y.shape[1]))
 
 
+def rows_of(prepared: PreparedInput, rows: Tensor) -> PreparedInput:
+    """Some rows of a prepared input [M, K], by their numbers."""
+    scale, zero = (None if part is None else part[:, rows] for part in (prepared.scale, prepared.zero))
+    unit = None if prepared.unit is None else prepared.unit[rows]
+    values = prepared.values[rows]
+    return PreparedInput(values, scale, zero, torch.Size((len(rows), prepared.shape[-1])), prepared.dtype, unit)
+
+
 def _exact(kernel: GemmKernel) -> bool:
     """Whether its GEMMs are of integers."""
     return kernel.number == INTEGER and kernel.activation_bits != 16

@@ -147,6 +147,26 @@ def random_gates(
     return PackedLinear.merged(gated), PackedLinear.merged(parts)
 
 
+def random_experts(
+    fmt: Format, count: int, width: int, inner: int, seed: int, bias: bool = True, device: str = "cpu"
+) -> tuple[list[PackedLinear], list[PackedLinear], list[PackedLinear]]:
+    """Gate and up [inner, width], and down [width, inner], of each expert."""
+    shapes = ((inner, width), (inner, width), (width, inner))
+    gates, ups, downs = (
+        [random_linear(fmt, *shape, 1000 * seed + 3 * expert + part, bias, device=device) for expert in range(count)]
+        for part, shape in enumerate(shapes)
+    )
+    return gates, ups, downs
+
+
+def random_choice(tokens: int, experts: int, chosen: int, seed: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Experts int64 [tokens, chosen], of which the last never is, and weights float32 that do not add up to 1."""
+    generator = torch.Generator(device).manual_seed(seed + 2000)
+    scores = torch.rand(tokens, experts, generator=generator, device=device)
+    scores[:, -1] = -1
+    return scores.topk(chosen).indices, torch.rand(tokens, chosen, generator=generator, device=device)
+
+
 def random_input(rows: int, columns: int, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
     """Rows of very different sizes, a row of zeros, channels with outliers; float16 stays in range."""
     generator = torch.Generator(device).manual_seed(seed + 1000)

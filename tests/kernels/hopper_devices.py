@@ -16,6 +16,7 @@ decode_planes = device_module("hopper_mma_weight_only").decode_planes
 decode_low_nibbles = device_module("hopper_mma_weight_only").decode_low_nibbles
 decode_high_nibbles = device_module("hopper_mma_weight_only").decode_high_nibbles
 tile_of = device_module("hopper_schedule").tile_of
+expert_tile_of = device_module("hopper_schedule").expert_tile_of
 HopperGemm = device_module("hopper_operands").HopperGemm
 
 WORDS = gl.constexpr(
@@ -46,12 +47,26 @@ def nibbles_kernel(packed, offset, out):
 @gluon.jit
 def tiles_kernel(out, M, N, K, SPLIT: gl.constexpr):
     unit = gl.program_id(0)
-    tile, m0, n0, first, last = tile_of(unit, HopperGemm(None, None, None, None, M, N, K, 0, 64, 16, 2, 4, SPLIT, 1))
+    tile, m0, n0, first, last = tile_of(
+        unit, HopperGemm(None, None, None, None, M, N, K, 0, None, N, 64, 16, 2, 4, SPLIT, 1)
+    )
     gl.store(out + 5 * unit, tile)
     gl.store(out + 5 * unit + 1, m0)
     gl.store(out + 5 * unit + 2, n0)
     gl.store(out + 5 * unit + 3, first)
     gl.store(out + 5 * unit + 4, last)
+
+
+@gluon.jit
+def expert_tiles_kernel(out, tiles, units, columns, K):
+    unit = gl.program_id(0)
+    _, m0, n0, first, last = expert_tile_of(
+        unit, HopperGemm(None, None, None, None, 0, 0, K, units, tiles, columns, 64, 16, 2, 4, 1, 1)
+    )
+    gl.store(out + 4 * unit, m0)
+    gl.store(out + 4 * unit + 1, n0)
+    gl.store(out + 4 * unit + 2, first)
+    gl.store(out + 4 * unit + 3, last)
 
 
 def compiled(kernel: Any, types: dict[str, str], fixed: dict[str, int]) -> Any:

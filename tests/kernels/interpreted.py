@@ -22,7 +22,8 @@ from torch import Tensor
 from qspec import resources
 from qspec.catalog import ActivationKernel
 from qspec.errors import InputError
-from qspec.kernels import launch, reference, tuned
+from qspec.kernels import experts, launch, reference, tuned
+from qspec.kernels.experts import QuantExperts
 from qspec.kernels.generate import KernelLibrary, render
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
@@ -42,6 +43,8 @@ from tests.kernels.cases import (
     exact_input,
     largest_codes,
     poisoned_memory,
+    random_choice,
+    random_experts,
     random_gates,
     random_given,
     random_input,
@@ -54,6 +57,11 @@ from tests.kernels.cases import (
     widths,
 )
 
+EXPERTS = (  # formats of mixtures
+    Format(w_group=32, a_bits=16),
+    Format(w_group=64, w_symmetric=False, a_bits=8),
+    FLOATS[0],
+)
 SHAPES = ((5, 33), (17, 65), (1, 70), (40, 3))  # tokens, output channels: none a multiple of a tile
 
 
@@ -179,6 +187,74 @@ def test_floats_of_32_bits_are_not_multiplied_by_rounded_weights() -> None:
     prepared = launch.prepare(library, None, None, random_input(5, 96, 6))
     found = launch.multiply(library, packed, prepared, tuned.CUBLAS)
     assert torch.equal(found, launch.multiply(library, packed, prepared))
+
+
+def test_rows_are_sorted_by_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each expert's pairs from a tile on, in the order of tokens."""
+    library, rows = KernelLibrary(), 16
+    monkeypatch.setattr(experts, "row_tile", lambda _: rows)
+    monkeypatch.setattr(library.module(experts.SORT), "rank_tiles", lambda _: {"SPAN": 32})
+    row = random_linear(INTEGER[5], 8, 128, 0).kernels.row
+    for tokens, chosen in ((1, 3), (45, 2)):
+        prepared = reference.prepare(row, None, random_input(tokens, 128, tokens))
+        choice, _ = random_choice(tokens, 5, chosen, tokens)
+        found, where = experts.sort_rows(library, prepared, choice, 5)
+        first, of_tiles = 0, []
+        for expert in range(5):
+            token, slot = (choice == expert).nonzero(as_tuple=True)
+            places = where.place[token, slot].long()
+            assert places.tolist() == list(range(first, first + len(token)))
+            of_tiles += [expert] * -(-len(token) // rows)
+            first = rows * len(of_tiles)
+            expected = reference.rows_of(prepared, token)
+            for name in ("values", "scale", "zero"):
+                ours, theirs = getattr(found, name), getattr(expected, name)
+                assert torch.equal(ours[places] if name == "values" else ours[:, places], theirs)
+        assert where.tiles[: 1 + len(of_tiles)].tolist() == [len(of_tiles), *of_tiles]
+        assert where.total >= first
+        assert where.total == found.values.shape[0]
+
+
+def mixed(library: KernelLibrary, mixture: QuantExperts, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """What the kernels give."""
+    prepared = launch.prepare(library, mixture.gate_up.kernels.row, None, x)
+    ordered, where = experts.sort_rows(library, prepared, chosen, mixture.experts)
+    inner = experts.multiply(library, mixture.gate_up.packed(), mixture.experts, ordered, where)
+    prepared = launch.prepare(library, mixture.down.kernels.row, None, inner)
+    y = experts.multiply(library, mixture.down.packed(), mixture.experts, prepared, where)
+    return experts.sum_rows(library, y, where, weights)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # rows of no pair hold anything
+@pytest.mark.parametrize("fmt", EXPERTS, ids=str)
+def test_a_mixture_of_experts_equals_the_reference(fmt: Format) -> None:
+    """But for exponentials, and float sums."""
+    library = KernelLibrary()
+    mixture = QuantExperts(*random_experts(fmt, 3, 128, 64, 1, bias=fmt.a_bits == 8))
+    for tokens in (1, 20):
+        x = random_input(tokens, 128, tokens)
+        chosen, weights = random_choice(tokens, 3, 2, tokens)
+        found = mixed(library, mixture, x, chosen, weights)
+        assert relative_error(found, mixture(x, chosen, weights)) < 1e-5
+
+
+def test_a_grouped_integer_product_equals_the_reference() -> None:
+    """Bit for bit, with zero points, biases, groups, and channels that no tile divides."""
+    library = KernelLibrary()
+    for seed, fmt in enumerate(INTEGER[3:15:3]):
+        channels, columns = 36, widths(fmt)[1]
+        parts = [random_linear(fmt, channels, columns, 10 * seed + expert) for expert in range(3)]
+        stack = experts.stacked(parts)
+        prepared = reference.prepare(parts[0].kernels.row, None, random_input(20, columns, seed))
+        chosen, _ = random_choice(20, 3, 2, seed)
+        ordered, where = experts.sort_rows(library, prepared, chosen, 3)
+        y = experts.multiply(library, stack, 3, ordered, where)
+        for expert, part in enumerate(parts):
+            token, slot = (chosen == expert).nonzero(as_tuple=True)
+            if not len(token):
+                continue
+            expected = reference.multiply(ReferenceWeight.of(part), reference.rows_of(prepared, token))
+            assert torch.equal(y[where.place[token, slot].long()], expected)
 
 
 def prepared_by(row: ActivationKernel, transform: InputTransform | None, x: Tensor) -> PreparedInput:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from qspec import resources
-from qspec.catalog import ActivationKernel, AttentionKernel, GemmKernel, RotaryKernel
+from qspec.catalog import ActivationKernel, AttentionKernel, ExpertsKernel, GemmKernel, RotaryKernel
 from qspec.errors import UsageError
 from qspec.hadamard_orders import factors
 from qspec.kernels.ahead import TARGETS, _problems, compile_ahead, misplaced, misreduced
@@ -114,6 +116,41 @@ def test_attention_compiles(queries: int, target: str) -> None:
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_rotary_positions_compile(target: str) -> None:
     assert compile_ahead(RotaryKernel(128), target, 1024).problems == ()
+
+
+GROUPED = (
+    GemmKernel(4, 128, True, 16, None, True, gated=True, experts=True),
+    GemmKernel(4, None, True, 8, None, True, experts=True),
+    GemmKernel(8, None, True, 8, None, True, gated=True, experts=True),
+    GemmKernel(8, None, True, 8, None, True, "fp8_e4m3", experts=True),
+)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("does", ["sort", "sum"])
+def test_kernels_around_grouped_products_compile(does: Literal["sort", "sum"], target: str) -> None:
+    assert compile_ahead(ExpertsKernel(does), target, 1024).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "target", "mean"),
+    [
+        *((kernel, "sm_90", mean) for kernel, mean in zip(GROUPED[:3], (4, 4, 128), strict=True)),
+        *(
+            pytest.param(kernel, target, mean, marks=pytest.mark.slow)
+            for kernel, target, mean in product(GROUPED, ("sm_80", "sm_90", "sm_100"), (4, 128))
+        ),
+    ],
+    ids=str,
+)
+def test_grouped_products_compile(kernel: GemmKernel, target: str, mean: int) -> None:
+    """mean: rows of an expert."""
+    report = compile_ahead(kernel, target, mean, 2048)
+    assert report.problems == ()
+    operands = OPERANDS[kernel.number][target] if kernel.activation_bits < 16 else ("bf16",)
+    assert all(any(operand in name for operand in operands) for name in report.instructions)
+    if target == "sm_90":
+        assert all(name.startswith("wgmma.mma_async") for name in report.instructions)
 
 
 # No tiles were found for these, and no shipped recipe plans them: registers are spilled, and of rotations of 64 x 2

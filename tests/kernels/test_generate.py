@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from qspec.catalog import ActivationKernel, AttentionKernel, GemmKernel, RotaryKernel
+from qspec.catalog import ActivationKernel, AttentionKernel, ExpertsKernel, GemmKernel, RotaryKernel
 from qspec.errors import InputError, MachineError
 from qspec.kernels.generate import Kernel, KernelLibrary, digest, file_name, load, render, write
 
@@ -46,6 +46,10 @@ SHOWN: tuple[Kernel, ...] = (
     ActivationKernel((128, 148), 8, 64, False, 1.0),
     AttentionKernel(128),
     RotaryKernel(128),
+    GemmKernel(4, None, True, 8, None, True, gated=True, experts=True),
+    GemmKernel(4, 128, True, 16, None, True, experts=True),
+    ExpertsKernel("sort"),
+    ExpertsKernel("sum"),
 )
 LONGEST_LINE = 120
 
@@ -64,6 +68,7 @@ def every_kernel() -> list[Kernel]:
         for w, group, symmetric in product(range(2, 9), groups, (True, False))
     ]
     floats += [replace(kernel, gated=True) for kernel in (*gemms[::7], *floats)]
+    floats += [replace(kernel, experts=True) for kernel in (*gemms[::7], *floats[::5])]
     rotations = [(), (16,), (128,), (128, 128), (64, 2), (64, 12), (32, 28), (128, 148), (128, 256)]
     rows = [
         ActivationKernel(sizes, bits, group, symmetric, clip)
@@ -79,6 +84,7 @@ def every_kernel() -> list[Kernel]:
         gemms += [GemmKernel(bits, group, True, bits, group, True, number)]
         gemms += [GemmKernel(bits, group, True, 16, None, True, number)]
         gemms += [replace(kernel, gated=True) for kernel in gemms[-2:]]
+        floats += [replace(kernel, experts=True) for kernel in gemms[-4:] if not kernel.pairs or kernel.dense]
         rows += [
             ActivationKernel(sizes, bits, group, True, clip, source, number)
             for sizes, clip, source in product(rotations, (1.0, 0.9), ("plain", "rmsnorm", "silu_mul"))
@@ -92,6 +98,8 @@ def every_kernel() -> list[Kernel]:
         AttentionKernel(128),
         RotaryKernel(64),
         RotaryKernel(128),
+        ExpertsKernel("sort"),
+        ExpertsKernel("sum"),
     ]
 
 

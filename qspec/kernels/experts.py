@@ -1,0 +1,170 @@
+"""A mixture of experts with packed weights: rows sorted by expert, two grouped GEMMs, and a weighted sum.
+
+For x [n, d], the k experts that a router chose for each token, and their weights,
+
+    y[t] = sum over j of weights[t, j] * down_e(silu(gate_e(x[t])) up_e(x[t])),    e = chosen[t, j]
+
+where each linear is quantized as it would be by itself. On a GPU gate and up of all experts are one grouped GEMM, and
+so is down: W has the channels of one expert behind those of another, and a tile of rows of X meets those of its expert.
+Nothing there waits for the device: grids have room for the worst case, and a CUDA graph can capture all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qspec.catalog import ExpertsKernel
+from qspec.kernels import reference
+from qspec.kernels.gemm_sizes import row_tile
+from qspec.kernels.generate import KernelLibrary, library
+from qspec.kernels.linear import QuantLinear
+from qspec.kernels.packing import PackedLinear
+from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.models.inputs import LayerInput
+
+SORT, SUM = ExpertsKernel("sort"), ExpertsKernel("sum")
+
+
+@dataclass(frozen=True)
+class SortedRows:
+    """Where the pairs of token and expert lie.
+
+    place: int32 [n, k], the row of each. tiles: int32 [1 + tiles of `rows` rows], how many of them have rows, and the
+    expert of each. total: rows of all tiles that there may be.
+    """
+
+    place: Tensor
+    tiles: Tensor
+    rows: int
+    total: int
+
+
+def sort_rows(
+    kernels: KernelLibrary, prepared: PreparedInput, chosen: Tensor, experts: int
+) -> tuple[PreparedInput, SortedRows]:
+    """A copy of each token's prepared row for each expert that it chose, sorted by expert."""
+    values, device = prepared.values, prepared.values.device
+    rows = row_tile(chosen.numel() / experts)
+    tiles = chosen.numel() // rows + min(experts, chosen.numel())
+    total = tiles * rows
+
+    def empty(shape: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device=device)
+
+    place, of_tiles = empty(chosen.shape), empty((1 + tiles,))
+    ordered = empty((total, values.shape[1]), values.dtype)
+    scale, zero = (
+        None if part is None else empty((part.shape[0], total), part.dtype) for part in (prepared.scale, prepared.zero)
+    )
+    kernels.module(SORT).run(
+        chosen.contiguous(),
+        values,
+        prepared.scale,
+        prepared.zero,
+        empty(chosen.shape),
+        empty((experts,)),
+        place,
+        of_tiles,
+        ordered,
+        scale,
+        zero,
+        rows,
+    )
+    shape = torch.Size((total, values.shape[1]))
+    return PreparedInput(ordered, scale, zero, shape, prepared.dtype), SortedRows(place, of_tiles, rows, total)
+
+
+def multiply(
+    kernels: KernelLibrary, stack: PackedLinear, experts: int, prepared: PreparedInput, where: SortedRows
+) -> Tensor:
+    """Y [rows, N] of sorted rows, each by the linear of its expert; of a gated stack [rows, N/2]."""
+    gemm = stack.kernels.gemm
+    channels = gemm.channels(stack.out_features // experts)
+    out = torch.empty(where.total, channels, dtype=prepared.dtype, device=prepared.values.device)
+    others = {"activation_zero": prepared.zero, "weight_zero": stack.zero, "weight_unit": stack.unit}
+    kernels.module(gemm).run(
+        prepared.values,
+        prepared.scale,
+        stack.codes,
+        stack.scale,
+        stack.bias,
+        where.tiles,
+        out,
+        where.rows,
+        **others,
+    )
+    return out
+
+
+def sum_rows(kernels: KernelLibrary, y: Tensor, where: SortedRows, weights: Tensor) -> Tensor:
+    """y[t] = sum over j of weights[t, j] y[place[t, j]], in float32 and in their order; in the dtype of y."""
+    out = torch.empty(where.place.shape[0], y.shape[1], dtype=y.dtype, device=y.device)
+    kernels.module(SUM).run(y, where.place, weights.contiguous(), out)
+    return out
+
+
+class QuantExperts(nn.Module):
+    """y [..., d] of x [..., d] through the experts that a router chose, as this module's docstring has it.
+
+    gate_up, down: the stacks of all experts. On a CPU the reference runs, expert by expert.
+    """
+
+    def __init__(
+        self,
+        gates: Sequence[PackedLinear],
+        ups: Sequence[PackedLinear],
+        downs: Sequence[PackedLinear],
+        kernel_folder: Path | None = None,
+    ) -> None:
+        """The linears of each expert. Raises InputError where `stacks` says that they do not fit one another."""
+        super().__init__()
+        self.experts = len(downs)
+        pairs = [
+            PackedLinear.merged([replace(one, kernels=one.kernels.gated()) for one in pair])
+            for pair in zip(gates, ups, strict=True)
+        ]
+        self.gate_up, self.down = (QuantLinear(stacked(parts), kernel_folder) for parts in (pairs, downs))
+        self._library = library(kernel_folder)
+
+    def forward(self, given: LayerInput, chosen: Tensor, weights: Tensor) -> Tensor:
+        """given: x [..., d], or what it is computed of; chosen: integers [..., k]; weights: float32 [..., k]."""
+        x = given if isinstance(given, Tensor) else given.x
+        chosen, weights = chosen.reshape(-1, chosen.shape[-1]), weights.reshape(-1, weights.shape[-1]).float()
+        if x.numel() == 0:
+            return torch.empty_like(x)
+        run = self._reference if self.down.execution == "reference" else self._kernels
+        return run(self.gate_up.prepare(given), chosen, weights).reshape(x.shape)
+
+    def _kernels(self, prepared: PreparedInput, chosen: Tensor, weights: Tensor) -> Tensor:
+        with torch.cuda.device(chosen.device):
+            ordered, where = sort_rows(self._library, prepared, chosen, self.experts)
+            inner = multiply(self._library, self.gate_up.packed(), self.experts, ordered, where)
+            y = multiply(self._library, self.down.packed(), self.experts, self.down.prepare(inner), where)
+            return sum_rows(self._library, y, where, weights)
+
+    def _reference(self, prepared: PreparedInput, chosen: Tensor, weights: Tensor) -> Tensor:
+        gate_up, down = self.gate_up.packed(), self.down.packed()
+        y = torch.empty(*chosen.shape, self.down.rows // self.experts, dtype=prepared.dtype)
+        for expert in sorted(set(chosen.flatten().tolist())):
+            token, slot = (chosen == expert).nonzero(as_tuple=True)
+            inner = reference.multiply(self._weight(gate_up, expert), reference.rows_of(prepared, token))
+            y[token, slot] = reference.multiply(self._weight(down, expert), self.down.prepare(inner))
+        total = torch.zeros(chosen.shape[0], y.shape[2])
+        for slot in range(chosen.shape[1]):
+            total = total + y[:, slot].float() * weights[:, slot, None]
+        return total.to(prepared.dtype)
+
+    def _weight(self, stack: PackedLinear, expert: int) -> ReferenceWeight:
+        channels = stack.out_features // self.experts
+        return ReferenceWeight.of(stack.channels(expert * channels, (expert + 1) * channels))
+
+
+def stacked(parts: Sequence[PackedLinear]) -> PackedLinear:
+    """The linears of all experts as one, for a grouped GEMM: they have one shape, kernel and transform."""
+    kernels = parts[0].kernels.of_experts()
+    return PackedLinear.merged([replace(part, kernels=kernels) for part in parts])

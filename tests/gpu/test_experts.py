@@ -1,0 +1,106 @@
+"""Mixtures of experts on a GPU: integers bit for bit, floats by relative norm, in CUDA graphs, from run to run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from qspec.kernels import experts, reference
+from qspec.kernels.experts import QuantExperts, SortedRows
+from qspec.kernels.generate import KernelLibrary
+from qspec.kernels.packing import PackedLinear
+from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from tests.gpu.on_gpu import moved, on_cpu, prepared_on_gpu
+from tests.kernels.cases import (
+    FLOATS,
+    Format,
+    poisoned_memory,
+    random_choice,
+    random_experts,
+    random_input,
+    random_linear,
+    relative_error,
+)
+
+pytestmark = pytest.mark.gpu
+FORMATS = (
+    Format(a_bits=8),
+    Format(),
+    Format(w_bits=8, a_bits=8),
+    Format(w_group=128, a_bits=16),
+    Format(w_group=128, w_symmetric=False, a_bits=16),
+    Format(w_bits=3, w_group=128, a_bits=16),
+    Format(w_group=64, w_symmetric=False, a_bits=8, a_group=64, a_symmetric=False),  # the portable kernel
+    FLOATS[0],
+)
+SIZES = ((1, 8), (37, 16), (300, 8), (1500, 8))  # tokens, experts: 16 to 128 rows a tile
+
+
+@pytest.fixture(scope="module")
+def library() -> KernelLibrary:
+    return KernelLibrary()
+
+
+def live(chosen: Tensor, where: SortedRows, expert: int) -> Tensor:
+    """Rows of an expert's pairs."""
+    return where.place[chosen == expert].long()
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_grouped_products_are_those_of_each_expert(fmt: Format, library: KernelLibrary) -> None:
+    for tokens, count in SIZES:
+        parts = [random_linear(fmt, 192, 384, 100 * tokens + expert) for expert in range(count)]
+        stack = moved(experts.stacked(parts), "cuda")
+        x = random_input(tokens, 384, tokens, torch.bfloat16, device="cuda")
+        prepared = prepared_on_gpu(library, parts[0].kernels.row, None, x)
+        chosen, _ = random_choice(tokens, count, 3, tokens, device="cuda")
+        y, ordered, where = product(library, stack, count, prepared, chosen)
+        again, _, _ = product(library, stack, count, prepared, chosen)
+        for expert, part in enumerate(parts):
+            rows = live(chosen, where, expert)
+            if len(rows):
+                one = reference.rows_of(on_cpu(ordered), rows.cpu())
+                expected = reference.multiply(ReferenceWeight.of(part), one)
+                assert relative_error(y[rows].cpu(), expected) < 1e-2
+                assert torch.equal(y[rows], again[rows])
+                if fmt.a_bits < 16 and fmt.number == "int":
+                    assert torch.equal(y[rows].cpu(), expected)
+
+
+def product(
+    library: KernelLibrary, stack: PackedLinear, count: int, prepared: PreparedInput, chosen: Tensor
+) -> tuple[Tensor, PreparedInput, SortedRows]:
+    with poisoned_memory():
+        ordered, where = experts.sort_rows(library, prepared, chosen, count)
+        return experts.multiply(library, stack, count, ordered, where), ordered, where
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_a_mixture_is_near_the_reference(fmt: Format) -> None:
+    """Exponentials and float sums are the device's own, and a code of the inner rows may differ."""
+    parts = random_experts(fmt, 16, 512, 256, 1, bias=False)
+    mixture, expected = QuantExperts(*parts).cuda(), QuantExperts(*parts)
+    for tokens in (3, 40, 500):
+        x = random_input(tokens, 512, tokens, torch.bfloat16)
+        chosen, weights = random_choice(tokens, 16, 4, tokens)
+        with poisoned_memory():
+            found = mixture(x.cuda(), chosen.cuda(), weights.cuda())
+        assert relative_error(found.cpu(), expected(x, chosen, weights)) < 1e-2
+
+
+def test_a_graph_follows_another_choice_of_experts() -> None:
+    mixture = QuantExperts(*random_experts(Format(a_bits=8), 16, 512, 256, 2, bias=False)).cuda()
+    x = random_input(30, 512, 1, torch.bfloat16, device="cuda")
+    chosen, weights = random_choice(30, 16, 4, 1, device="cuda")
+    mixture(x, chosen, weights)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = mixture(x, chosen, weights)
+    for seed in (2, 3):
+        others, shares = random_choice(30, 16, 4, seed, device="cuda")
+        expected = mixture(x, others, shares)
+        chosen.copy_(others)
+        weights.copy_(shares)
+        graph.replay()
+        assert torch.equal(found, expected)
