@@ -64,7 +64,8 @@ class CompileOptions:
     """locked: refuse other inputs than NAME.lock says; "strict", another machine too. evaluate: measure the result, on
     data that must be there. download: fetch a checkpoint and data that are not here. standin: where the checkpoint is
     not here, take the bundled one of its family; never if locked. run_code: score what runs programs of the model.
-    limit: measure at most so many items of a task and samples of a text.
+    limit: measure at most so many items of a task and samples of a text. reference: measure the same schemes only
+    rounded, too.
     """
 
     locked: bool | Literal["strict"] = False
@@ -73,6 +74,7 @@ class CompileOptions:
     download: bool = False
     standin: bool = True
     limit: int | None = None
+    reference: bool = True
 
 
 def compile(  # the public name: qspec.compile
@@ -143,7 +145,7 @@ def _quantize(place: Path, inputs: Inputs, progress: Progress) -> Manifest:
 def _measure(place: Path, inputs: Inputs, options: CompileOptions, progress: Quiet) -> ReportData:
     """Measures the artifact; whatever ends that, the user hears that it is there and how to go on."""
     go_on = f"the artifact is in {place}; the same command goes on with its measurements"
-    how = Measuring(options.limit, options.run_code, keep=True)
+    how = Measuring(options.limit, options.run_code, keep=True, reference=options.reference)
     try:
         return make_report(
             place, str(inputs.origin.folder), inputs.device.type, inputs.recipe.parent, progress, how=how

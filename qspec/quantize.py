@@ -5,7 +5,7 @@ Peak memory is one block in float32, its copies, and the calibration stream, wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
@@ -21,7 +21,7 @@ from qspec.formats import TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
-from qspec.models.family import ROUTER, ROUTER_BIAS
+from qspec.models.family import ROUTER, ROUTER_BIAS, Role
 from qspec.numerics import as_stored, sqnr_db
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
@@ -212,6 +212,41 @@ def _packed(plan: Plan, block: Block) -> tuple[dict[str, PackedLinear], list[Mod
             record = record.model_copy(update=update)
         records.append(record)
     return packed, records
+
+
+def assembled(plan: Plan, plain: Decoder, linear: Callable[[ModulePlan], Mapping[str, Tensor]]) -> Decoder:
+    """A model as the plan has it, which was never on disk. linear: the tensors of each, as an artifact has them, by
+    suffix. Norms are `plain`'s, and so is what lies outside the blocks."""
+    family, device, dtype = plain.family, plain.device, next(plain.embedding.parameters()).dtype
+    decoder = Decoder(family, plan.shape, device="meta")
+    for role in family.globals:
+        if role != "head" or not plan.shape.tied:
+            decoder.replace(Role(role), plain.module(Role(role)))
+    for index, block in enumerate(decoder.blocks):
+        records, tensors = _assembled_block(plan, index, linear)
+        for norm in family.norms_of(index):
+            tensors[f"{family.module(norm)}.weight"] = weight_and_bias(plain.module(norm))[0]
+        install_block(block, records, tensors, device, dtype, None)
+    decoder.absent = plain.absent
+    return decoder
+
+
+def _assembled_block(
+    plan: Plan, index: int, linear: Callable[[ModulePlan], Mapping[str, Tensor]]
+) -> tuple[list[ModuleRecord], dict[str, Tensor]]:
+    """Records and tensors of one block's linears, as an artifact has them: one transform for each input."""
+    owners: dict[tuple[str, tuple[int, ...]], str] = {}
+    records, tensors = [], {}
+    for module in plan.block(index):
+        record, name = record_of(plan, module), module.entry.module
+        if module.rotations:
+            owner = owners.setdefault((module.entry.site, module.rotations), name)
+            record = record.model_copy(update={"transform": owner})
+        records.append(record)
+        for suffix, tensor in linear(module).items():
+            if not suffix.startswith("transform.") or record.transform == name:
+                tensors[f"{name}.{suffix}"] = tensor
+    return records, tensors
 
 
 def record_of(plan: Plan, module: ModulePlan) -> ModuleRecord:

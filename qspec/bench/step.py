@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from qspec import numerics, passes
-from qspec.artifact import ModuleRecord
 from qspec.bench.measure import captured, need_gpu, replay_time
 from qspec.bench.step_data import MODELS, Measured, Step, Steps, parts_of
 from qspec.catalog import INTEGER, kernels_for
@@ -28,13 +28,11 @@ from qspec.kernels import attention
 from qspec.kernels.packing import PackedLinear, layout
 from qspec.language import load_recipe
 from qspec.models.decoder import Decoder, Window
-from qspec.models.family import Role
 from qspec.models.registry import FAMILIES
 from qspec.plan import ModulePlan, Plan, make_plan
 from qspec.progress import Progress
-from qspec.quantize import record_of
+from qspec.quantize import assembled
 from qspec.report.environment import environment
-from qspec.runtime import install_block
 
 BLOCK = 32  # tokens that a step may commit
 CANVAS = 1024  # tokens of the canvas, if no step computes more
@@ -65,36 +63,8 @@ def run_steps(
 
 
 def quantized(plan: Plan, plain: Decoder) -> Decoder:
-    """The model as the plan has it, with random codes; what lies outside the blocks is `plain`'s."""
-    family = plain.family
-    decoder = Decoder(family, plan.shape, device="meta")
-    for role in family.globals:
-        if role != "head" or not plan.shape.tied:
-            decoder.replace(Role(role), plain.module(Role(role)))
-    for index, block in enumerate(decoder.blocks):
-        records, tensors = _random_block(plan, index, plain.device)
-        for part in block.paths:
-            if part.endswith(".norm"):
-                name = family.module(Role(part, index))
-                tensors[f"{name}.weight"] = torch.ones(plan.shape.width, device=plain.device)
-        install_block(block, records, tensors, plain.device, DTYPE, None)
-    return attention.install(decoder)
-
-
-def _random_block(plan: Plan, index: int, device: torch.device) -> tuple[list[ModuleRecord], dict[str, Tensor]]:
-    """Records and tensors of one block's linears, as an artifact has them; norms are not among them."""
-    owners: dict[tuple[str, tuple[int, ...]], str] = {}
-    records, tensors = [], {}
-    for module in plan.block(index):
-        record, name = record_of(plan, module), module.entry.module
-        if module.rotations:
-            owner = owners.setdefault((module.entry.site, module.rotations), name)
-            record = record.model_copy(update={"transform": owner})
-        records.append(record)
-        for suffix, tensor in _random_linear(module, device).items():
-            if not suffix.startswith("transform.") or record.transform == name:
-                tensors[f"{name}.{suffix}"] = tensor
-    return records, tensors
+    """The model as the plan has it, with random codes; what lies outside the linears is `plain`'s."""
+    return attention.install(assembled(plan, plain, partial(_random_linear, device=plain.device)))
 
 
 def _random_linear(module: ModulePlan, device: torch.device) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qspec.cli.options import add_limit, add_run_code, add_settings, settings_of
+from qspec.cli.options import add_limit, add_reference, add_run_code, add_settings, settings_of
 from qspec.cli.output import near, say
 from qspec.errors import GATE_FAILED
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_code(parser)
     parser.add_argument("--no-eval", action="store_true", help="leave evaluation and report out")
     add_limit(parser)
+    add_reference(parser)
     parser.add_argument("--download", action="store_true", help="fetch missing checkpoints and data from the hub")
     parser.add_argument("--no-standin", action="store_true", help="a missing checkpoint is an error")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         download=args.download,
         standin=not args.no_standin,
         limit=args.limit,
+        reference=args.reference,
     )
     artifact = compile_recipe(
         args.recipe,

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from qspec.cli.options import add_limit, add_run_code
+from qspec.cli.options import add_limit, add_reference, add_run_code
 from qspec.cli.output import flush, say
 
 
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--files", metavar="DIR", default=".", help="where the recipe's own file paths start (default: here)"
     )
     add_limit(parser)
+    add_reference(parser)
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write the report there and leave the artifact's as it is"
     )
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     writable = not folder.is_dir() or os.access(folder, os.W_OK | os.X_OK)
     if not writable and elsewhere is None:
         progress.note(f"{folder} cannot be written: the results are printed, and the report there stays as it is")
-    how = Measuring(args.limit, args.run_code, args.download, keep=writable)
+    how = Measuring(args.limit, args.run_code, args.download, keep=writable, reference=args.reference)
     data = measure_report(folder, args.model, args.device, Path(args.files), progress, how=how)
     say(json.dumps(report_json(data)) if args.json else summary(data))
     flush()  # before what may fail

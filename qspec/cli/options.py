@@ -24,6 +24,16 @@ def add_run_code(parser: argparse.ArgumentParser) -> None:
 QUICK = 16
 
 
+def add_reference(parser: argparse.ArgumentParser) -> None:
+    """--no-reference: `reference` of the arguments."""
+    parser.add_argument(
+        "--no-reference",
+        dest="reference",
+        action="store_false",
+        help="leave out the NELBO of the same schemes only rounded (RTN): another NELBO of two models",
+    )
+
+
 def add_limit(parser: argparse.ArgumentParser) -> None:
     """--limit N and --quick: `limit` of the arguments."""
     group = parser.add_mutually_exclusive_group()

@@ -17,6 +17,7 @@ from qspec.errors import InputError
 from qspec.evaluate.kept import KeptBatches
 from qspec.evaluate.measure import measure, measure_outliers
 from qspec.evaluate.outliers import OutlierReport
+from qspec.evaluate.reference import with_reference
 from qspec.evaluate.remembered import Remembered
 from qspec.evaluate.requests import check_requests, tell_effort
 from qspec.evaluate.results import Measurements
@@ -34,12 +35,14 @@ from qspec.progress import Progress, Quiet
 class Measuring:
     """How an evaluation goes. limit: at most so many items of every task and samples of every text. run_code: tasks
     are measured whose score runs programs that the models wrote. download: fetch data that are not here. keep: the
-    results of batches are kept in the artifact's folder, for the same evaluation where this one is killed."""
+    results of batches are kept in the artifact's folder, for the same evaluation where this one is killed. reference:
+    measure the NELBO of the same schemes rounded to nearest too."""
 
     limit: int | None = None
     run_code: bool = False
     download: bool = False
     keep: bool = False
+    reference: bool = True
 
 
 EVERYTHING = Measuring()
@@ -83,10 +86,8 @@ def evaluate_artifact(
     with progress.phase("load"):
         quantized, tokenizer = runtime.load(folder, device)
         check_requests(wanted, sources, tokenizer, quantized.shape)
-        tell_effort(
-            make_plan(spec, quantized.family, quantized.shape, standin=manifest.model.standin),
-            wanted, sources, tokenizer, quantized.device, progress,
-        )  # fmt: skip
+        plan = make_plan(spec, quantized.family, quantized.shape, standin=manifest.model.standin)
+        tell_effort(plan, wanted, sources, tokenizer, quantized.device, progress)
         baseline = baseline or Remembered(runtime.load(original, device, texts=measured_at_once(quantized.shape))[0])
     with progress.phase("evaluate"):
         seed = manifest.calibration.seed
@@ -98,6 +99,8 @@ def evaluate_artifact(
             models = (batches.of(unquantized, "unquantized"), batches.of(quantized, "quantized"))
         measurements = measure(*models, tokenizer, wanted, sources, seed, progress)
         outliers = measure_outliers(baseline.model, quantized, tokenizer, spec.calibrate, sources)
+        if how.reference:
+            measurements = with_reference(measurements, plan, baseline.model, tokenizer, wanted, sources, progress)
     execution += f"; denoising steps: {engine.execution(quantized)}"
     measurements = replace(measurements, data=tuple(data), limit=how.limit)
     return Evaluated(manifest, measurements, outliers, execution, time.perf_counter() - start)

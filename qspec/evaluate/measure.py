@@ -18,7 +18,7 @@ from qspec.evaluate.gates import judge
 from qspec.evaluate.likelihood import measure_choices
 from qspec.evaluate.nelbo import measure_nelbo
 from qspec.evaluate.outliers import OutlierReport
-from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample, task_label
+from qspec.evaluate.results import Flips, KlBucket, Measurements, Metric, Sample, Speed, task_label
 from qspec.evaluate.tasks import measure_task
 from qspec.language.spec import Calibration, Evaluation, MaskDistribution, NelboRequest
 from qspec.models.decoder import Decoder
@@ -64,6 +64,7 @@ def measure(
         timings=run.timings,
         gates=judge(evaluation.gates, run.metrics),
         isolation="; ".join(confined),
+        speed=tuple(run.speed),
     )
 
 
@@ -103,6 +104,7 @@ class _Run:
     kl: list[KlBucket] = field(default_factory=list)
     flips: list[Flips] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    speed: list[Speed] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
     def nelbo(self, request: NelboRequest, sources: DataSources) -> None:
@@ -124,6 +126,7 @@ class _Run:
                 result = measure_task(*models, scoring, self.seed, parts)
             self.metrics.append(result.metric)
             self.flips.append(result.flips)
+            self.speed.extend([result.speed] if result.speed else [])
             self.samples.extend(result.samples)
 
     @contextmanager

@@ -121,6 +121,16 @@ class KlBucket:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The recipe's schemes rounded to nearest (RTN), without any other pass: NELBO and KL on the same draws."""
+
+    bits_per_weight: float
+    bits_per_weight_model: float
+    metrics: tuple[Metric, ...]
+    kl: tuple[KlBucket, ...]
+
+
+@dataclass(frozen=True)
 class Flips:
     """How far the quantized model's denoising leaves the unquantized model's, on one task.
 
@@ -144,6 +154,19 @@ class Flips:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """What denoising one task took, of both models on the same texts: milliseconds of a step, medians of each batch,
+    and tokens written a second. rows: texts at once, on average."""
+
+    task: str
+    rows: float
+    baseline: float
+    quantized: float
+    baseline_tokens: float
+    quantized_tokens: float
+
+
+@dataclass(frozen=True)
 class GateResult:
     """gate: as the recipe has it. found: what was measured, or why it cannot pass."""
 
@@ -162,7 +185,8 @@ class Measurements:
     not_measured: sentences. replacements: what a stand-in's own data stood in for. timings: seconds by part. data:
     exactly which data was read. limit: the most items of a task and samples of a text, where the run was cut short.
     gates: what the recipe requires, judged.
-    isolation: what confined the programs that the models wrote, where any ran.
+    isolation: what confined the programs that the models wrote, where any ran. reference: what rounding alone does.
+    speed: by task, where texts were written.
     """
 
     metrics: tuple[Metric, ...]
@@ -177,6 +201,8 @@ class Measurements:
     limit: int | None = None
     gates: tuple[GateResult, ...] = ()
     isolation: str = ""
+    reference: Reference | None = None
+    speed: tuple[Speed, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries."""

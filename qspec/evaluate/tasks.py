@@ -8,9 +8,12 @@ ends at the first end-of-text token or where a stop string begins; how it is sco
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +23,7 @@ from qspec.effort import BATCH_TOKENS
 from qspec.errors import InputError, UsageError
 from qspec.evaluate.forward import Progress, Tokenizer, silent
 from qspec.evaluate.kept import computed
-from qspec.evaluate.results import Flips, Metric, Sample, scored
+from qspec.evaluate.results import Flips, Metric, Sample, Speed, scored
 from qspec.evaluate.trajectories import Trajectory, compare
 from qspec.models.family import DecoderShape
 from qspec.models.sampler import Denoiser, SampleStep, Settings, left_padded, sample, settings_for, until
@@ -35,6 +38,24 @@ class TaskResult:
     metric: Metric
     flips: Flips
     samples: tuple[Sample, ...]
+    speed: Speed | None
+
+
+class Clock:
+    """Times denoising steps. A batch is known by the median of its steps: the first compile kernels."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int, int, float]] = []  # texts, their tokens, steps, seconds of a step
+
+    @property
+    def step(self) -> float:
+        """Milliseconds of a step, the mean over the batches."""
+        return 1e3 * sum(batch[3] for batch in self.batches) / len(self.batches)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that are written, prompts not counted."""
+        return sum(batch[1] for batch in self.batches) / sum(batch[2] * batch[3] for batch in self.batches)
 
 
 def measure_task(
@@ -52,8 +73,9 @@ def measure_task(
     """
     settings, prompts = prepared(baseline.shape, task, tokenizer, seed)
     total = 2 * len(prompts)
-    before = denoise(baseline, prompts, settings, lambda done, _: progress(done, total))
-    after = denoise(quantized, prompts, settings, lambda done, _: progress(len(prompts) + done, total))
+    clocks = Clock(), Clock()
+    before = denoise(baseline, prompts, settings, lambda done, _: progress(done, total), clocks[0])
+    after = denoise(quantized, prompts, settings, lambda done, _: progress(len(prompts) + done, total), clocks[1])
     texts = [written(tokenizer, run, baseline.shape.ends, task.stop) for run in (before, after)]
     scores = [scoring.score(task.items, own) for own in texts]
     right = [[one[scoring.metric] == 1 for one in own] for own in scores]
@@ -61,6 +83,7 @@ def measure_task(
         metric=scored(task, scoring, scores[0], scores[1]),
         flips=compare(task.name, before, after, settings.steps, *baseline.shape.ends),
         samples=tuple(_kept(task, texts, right)),
+        speed=_speed(task.name, *clocks),
     )
 
 
@@ -89,30 +112,50 @@ def encode_prompts(
 
 
 def denoise(
-    model: Denoiser, prompts: Sequence[Sequence[int]], settings: Settings, progress: Progress = silent
+    model: Denoiser,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    progress: Progress = silent,
+    clock: Clock | None = None,
 ) -> Trajectory:
-    """Continues every prompt; prompts of like length share a batch, padded on the left."""
+    """Continues every prompt; prompts of like length share a batch, padded on the left.
+
+    clock: gets the times of batches that are computed here, not taken from an earlier run.
+    """
     tokens = torch.zeros(len(prompts), settings.length, dtype=torch.int64)
     commit_step = torch.zeros_like(tokens)
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     done = 0
     for chosen in _batches(order, [len(prompt) + settings.length for prompt in prompts]):
         ids, mask = left_padded([prompts[index] for index in chosen], model.shape.pad_token)
-        run = partial(_denoised, ids=ids, mask=mask, settings=settings)
+        run = partial(_denoised, ids=ids, mask=mask, settings=settings, clock=clock or Clock())
         tokens[chosen], commit_step[chosen] = computed(model, f"denoise {settings}", (ids, mask), run)
         done += len(chosen)
         progress(done, len(prompts))
     return Trajectory(tokens, commit_step)
 
 
-def _denoised(model: Denoiser, ids: Tensor, mask: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+def _speed(task: str, before: Clock, after: Clock) -> Speed | None:
+    """None where a model's texts were all taken from an earlier run."""
+    if not before.batches or not after.batches:
+        return None
+    rows = sum(batch[0] for batch in after.batches) / len(after.batches)
+    return Speed(task, rows, before.step, after.step, before.tokens_per_second, after.tokens_per_second)
+
+
+def _denoised(model: Denoiser, ids: Tensor, mask: Tensor, settings: Settings, clock: Clock) -> tuple[Tensor, Tensor]:
     """What the model writes behind prompts [b, t], and the step that committed each token; int64 [b, length] both."""
     steps = torch.zeros(len(ids), settings.length, dtype=torch.int64)
+    times = [time.perf_counter()]
 
     def record(step: SampleStep) -> None:
-        steps[step.committed.cpu()] = step.index
+        steps[step.committed.cpu()] = step.index  # waits for the device, so that the time is the step's
+        times.append(time.perf_counter())
 
-    return sample(model, ids, mask, settings, record)[:, ids.shape[1] :], steps
+    text = sample(model, ids, mask, settings, record)[:, ids.shape[1] :]
+    median = statistics.median(end - start for start, end in pairwise(times))
+    clock.batches.append((len(ids), text.numel(), len(times) - 1, median))
+    return text, steps
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -61,12 +61,12 @@ def compared_table(data: ReportData) -> ComparedTable | None:
 
     Results stand in one column where task, measure, title and number of items agree.
     """
-    if not data.compared:
+    own, others = _entry(data), [*_nearest(data), *data.compared]
+    if not others:
         return None
-    own = _entry(data)
-    entries = sorted((own, *data.compared), key=lambda entry: -entry.bits_per_weight)
+    entries = sorted((own, *others), key=lambda entry: -entry.bits_per_weight)
     columns: dict[tuple[Any, ...], Metric] = {}
-    for metric in (metric for entry in (own, *data.compared) for metric in _shown(entry.metrics)):
+    for metric in (metric for entry in (own, *others) for metric in _shown(entry.metrics)):
         columns.setdefault(_column(metric), metric)
     rows = [ComparedRow(None, 16.0, 16.0, False, tuple((metric.baseline, None) for metric in columns.values()))]
     for entry in entries:
@@ -76,6 +76,15 @@ def compared_table(data: ReportData) -> ComparedTable | None:
             ComparedRow(entry.name, entry.bits_per_weight, entry.bits_per_weight_model, entry is own, own_cells)
         )
     return ComparedTable(tuple(columns.values()), tuple(rows))
+
+
+def _nearest(data: ReportData) -> list[Compared]:
+    """The report's own schemes rounded to nearest, where that was measured."""
+    found = data.reference
+    if found is None:
+        return []
+    bits = (found.bits_per_weight, found.bits_per_weight_model)
+    return [Compared(f"{data.recipe.name}, only rounded (RTN)", "", *bits, found.metrics)]
 
 
 def _read(path: Path) -> list[ReportData]:

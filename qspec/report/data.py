@@ -17,7 +17,7 @@ from qspec.calibrate.tokens import repetition
 from qspec.data import DataPin
 from qspec.errors import InputError
 from qspec.evaluate.outliers import OutlierReport
-from qspec.evaluate.results import Flips, GateResult, KlBucket, Measurements, Metric, Sample
+from qspec.evaluate.results import Flips, GateResult, KlBucket, Measurements, Metric, Reference, Sample, Speed
 from qspec.files import read_input
 
 FORMAT: Literal[3] = 3
@@ -129,7 +129,8 @@ class ReportData:
     path computed the quantized layers. environment, hashes: name -> text. timings: phase -> seconds. memory: name ->
     bytes. outliers: None, and metrics, kl, flips, samples empty, where nothing was measured. compared: what
     `qspec report --with` added. data: exactly which data was read. limit: the most items of a task and samples of a
-    text, where the run was cut short. gates: what the recipe requires, judged.
+    text, where the run was cut short. gates: what the recipe requires, judged. reference: what rounding alone does.
+    speed: of denoising steps, by task.
     """
 
     model: ModelInfo
@@ -156,6 +157,8 @@ class ReportData:
     data: tuple[DataPin, ...] = ()
     limit: int | None = None
     gates: tuple[GateResult, ...] = ()
+    reference: Reference | None = None
+    speed: tuple[Speed, ...] = ()
     measured_at: str = ""
     format: Literal[3] = FORMAT
 
@@ -257,6 +260,8 @@ def report_data(
         samples=found.samples,
         limit=found.limit,
         gates=found.gates,
+        reference=found.reference,
+        speed=found.speed,
         not_measured=found.not_measured if measurements else ("nothing was measured: evaluation was left out",),
         seed=found.seed,
         hashes=_hashes(manifest, found.data),

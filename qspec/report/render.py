@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from qspec.calibrate.outliers import SiteOutliers
-from qspec.evaluate.results import Sample
+from qspec.evaluate.results import Sample, Speed
 from qspec.origin import NEVER_RUN, STANDIN_OUTLIERS
 from qspec.plan import bits_text
 from qspec.report.card import card_with_results
@@ -66,6 +66,13 @@ def seconds_text(value: float) -> str:
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
+def speed_text(speed: Speed) -> str:
+    """`12.3 ms a step (unquantized 25.0), 640 tokens/s (320), 6.5 texts at once`."""
+    steps = f"{speed.quantized:.1f} ms a step (unquantized {speed.baseline:.1f})"
+    tokens = f"{speed.quantized_tokens:.0f} tokens/s ({speed.baseline_tokens:.0f})"
+    return f"{steps}, {tokens}, {speed.rows:.3g} texts at once"
+
+
 def _context(data: ReportData) -> dict[str, Any]:
     ratios = sorted(_pairs(data), key=lambda pair: -pair[0].ratio)
     return {
@@ -73,6 +80,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "verdict": verdict(data),
         "bits": bits_text(data.bits_per_weight, data.bits_per_weight_model, 3),
         "comparison": compared_table(data),
+        "device": "a CPU" if data.execution.startswith("CPU") else data.environment.get("gpu", ""),
         "schemes": _schemes(data.layers),
         "transform_bits": _transform_bits(data),
         "layers": _worst_first(data.layers) if len(data.layers) > LAYERS_SHOWN else data.layers,
@@ -89,7 +97,7 @@ def _context(data: ReportData) -> dict[str, Any]:
 
 def _sections(data: ReportData) -> list[tuple[str, str]]:
     found = [("quality", "Quality")]
-    if data.compared:
+    if data.compared or data.reference:
         found.append(("recipes", "Recipes"))
     found += [("bits", "Bits"), ("errors", "Layer errors")]
     if data.outliers is not None:
@@ -202,6 +210,7 @@ def _fenced(text: str) -> str:
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "bytes": bytes_text,
     "seconds": seconds_text,
+    "speed": speed_text,
     "score": score,
     "change": change,
     "drift": drift,

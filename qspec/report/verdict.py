@@ -51,7 +51,21 @@ def verdict(data: ReportData) -> Verdict:
         details.append(f"Trajectories, at worst: {drift(parted)} on {task}")
         if tier in ("within noise", "small"):
             headline += f" {parted.texts - parted.same_texts} of {parted.texts} texts differ on {task}."
-    return Verdict(headline, (*details, *_undecided(data.metrics)), tier, worst)
+    return Verdict(headline, (*details, *_only_rounded(data), *_undecided(data.metrics)), tier, worst)
+
+
+def _only_rounded(data: ReportData) -> list[str]:
+    """What the passes are worth: the NELBO of the same schemes without them, beside the recipe's."""
+    if data.reference is None:
+        return []
+    bits = bits_text(data.reference.bits_per_weight, data.reference.bits_per_weight_model)
+    ours = {metric.task: metric for metric in data.metrics if metric.metric == "nelbo"}
+    return [
+        f"Only rounded (RTN), {bits}: NELBO on {one.label} {one.quantized:.4f}, here {ours[one.task].quantized:.4f}, "
+        f"unquantized {one.baseline:.4f}"
+        for one in data.reference.metrics
+        if one.task in ours
+    ]
 
 
 def _worst(metrics: Sequence[Metric]) -> tuple[Tier, Metric | None, str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar, cast
@@ -185,10 +186,11 @@ def test_what_was_measured_is_printed_where_it_cannot_be_written(
     outcome = SimpleNamespace(found=[], folder=tmp_path)
     monkeypatch.setattr("qspec.bench.run_bench", lambda *_: BENCH)
     monkeypatch.setattr("qspec.inspect.inspect", lambda *_, **__: sample())
-    monkeypatch.setattr("qspec.search.run.search", lambda *_, **__: outcome)
+    monkeypatch.setattr(import_module("qspec.search.run"), "search", lambda *_, **__: outcome)
     monkeypatch.setattr("qspec.cli.search.render", lambda _: "  budget     bits")
-    for writer in ("bench.write_bench", "inspect.write_inspection", "search.report.write_report"):
-        monkeypatch.setattr(f"qspec.{writer}", full)
+    for name in ("bench.write_bench", "inspect.write_inspection", "search.report.write_report"):
+        package, _, writer = name.rpartition(".")
+        monkeypatch.setattr(import_module(f"qspec.{package}"), writer, full)
     out = ["--out", str(tmp_path), "--quiet"]
     for command, shown in (
         (["bench", *out], "| 1000 x 2000 | 16 |"),

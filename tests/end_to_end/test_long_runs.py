@@ -16,7 +16,7 @@ import pytest
 from qspec.artifact import MEASURED
 from tests.end_to_end.conftest import Mini
 
-TIMES = ("timings", "memory", "measured_at")
+TIMES = ("timings", "memory", "measured_at", "speed")
 
 
 def start(mini: Mini, out: Path) -> subprocess.Popen[bytes]:

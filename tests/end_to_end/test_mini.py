@@ -94,6 +94,29 @@ def test_report_is_the_contracts(compiled: Artifact) -> None:
     assert {"outliers", "kernels", "environment", "timings"} <= set(report)
 
 
+def test_the_reference_is_the_recipe_that_only_rounds(compiled: Artifact, mini: Mini, tmp_path: Path) -> None:
+    """The same schemes in a recipe without the other passes: its NELBO is what the report compares with."""
+    text = re.sub(r"apply (smooth|rotate_duquant).*\n", "", mini.recipe.read_text()).replace(
+        "apply gptq()", "apply rtn()"
+    )
+    recipe = mini.recipe.with_name("rounded.qs")
+    recipe.write_text(text)
+    alone = qspec.compile(recipe, out=tmp_path / "rounded", device="cpu").report
+    assert alone is not None
+    assert alone.reference is None  # it is its own
+    assert compiled.report is not None
+    found = compiled.report.reference
+    assert found is not None
+    assert found.bits_per_weight == alone.bits_per_weight < compiled.report.bits_per_weight
+    assert found.bits_per_weight_model == alone.bits_per_weight_model
+    assert [(one.task, one.quantized, one.items) for one in found.metrics] == [
+        (one.task, one.quantized, one.items) for one in alone.metrics
+    ]
+    assert found.kl == alone.kl
+    assert found.metrics[0].baseline == compiled.report.metrics[0].baseline
+    assert "Only rounded (RTN), " in (compiled.path / "report" / "report.md").read_text()
+
+
 def test_load_gives_the_logits_that_were_evaluated(
     compiled: Artifact, mini: Mini, monkeypatch: pytest.MonkeyPatch
 ) -> None:

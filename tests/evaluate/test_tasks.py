@@ -8,7 +8,8 @@ import torch
 from qspec.data import EXACT, TaskData, TaskItem
 from qspec.errors import InputError
 from qspec.evaluate import tasks
-from qspec.evaluate.tasks import cut, denoise, measure_task
+from qspec.evaluate.results import Speed
+from qspec.evaluate.tasks import Clock, cut, denoise, measure_task
 from qspec.models.sampler import SamplerSettings
 from tests.evaluate.models import VOCAB, Characters, oracle
 
@@ -100,3 +101,15 @@ def test_a_stop_string_ends_the_text_that_is_scored() -> None:
     data = TaskData("t", "t", (EXACT,), (TaskItem("1+1=", "2"),), 6, 6, 6, stop=(",",))
     assert measure_task(model, model, Characters(), data, EXACT, seed=0).metric.quantized == 1.0
     assert VOCAB.index(",") in model.seen[-1]
+
+
+def test_the_speed_is_that_of_the_steps_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    clock.batches += [(4, 24, 6, 0.1), (2, 12, 6, 0.3)]
+    assert clock.step == pytest.approx(200.0)
+    assert clock.tokens_per_second == pytest.approx((24 + 12) / (6 * 0.1 + 6 * 0.3))
+    ticks = iter([0.0, 9.0, 9.5, 10.0, 10.5, 11.0, 11.5, *(20.0 + n for n in range(7))])
+    monkeypatch.setattr(tasks.time, "perf_counter", lambda: next(ticks))
+    found = measure_task(oracle(ANSWERS), oracle(ANSWERS), Characters(), task(ANSWERS), EXACT, seed=0)
+    # six steps of four texts: the first of the one model, which compiles, is not their median
+    assert found.speed == Speed("gsm8k", 4.0, 500.0, 1000.0, 24 / 3.0, 24 / 6.0)

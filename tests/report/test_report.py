@@ -16,14 +16,16 @@ import pytest
 from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
 from qspec.catalog import PACKING, ActivationKernel, GemmKernel
 from qspec.data import DataPin
+from qspec.data.hub import REVISIONS
 from qspec.errors import InputError
-from qspec.evaluate.results import Measurements, accuracy
+from qspec.evaluate.results import Measurements, Reference, Speed, accuracy, nelbo
 from qspec.report import ReportData, report_data, report_json, write_report
 from qspec.report.drawing import peak_of
 from qspec.report.environment import environment, memory
-from qspec.report.render import FILTERS, bytes_text, card, seconds_text
+from qspec.report.render import FILTERS, bytes_text, card, markdown, seconds_text
 from qspec.report.text import paired, summary
-from tests.report.sample import HOSTILE, VERDICT, hostile_report, layer_rows, sample_report
+from qspec.report.verdict import verdict
+from tests.report.sample import HOSTILE, TEXT, VERDICT, hostile_report, layer_rows, sample_report
 
 FOLDS = ("<details>", "</details>", *(f"<summary>{name}</summary>" for name in ("Layers", "Outliers", "Kernels")))
 CONTRACT = {
@@ -305,6 +307,61 @@ def test_the_card_with_results() -> None:
     assert "| stand-in arithmetic (for gsm8k) | exact match | 97.9 % | 81.2 % | large |" in found
     assert found.endswith("## Loading\n\ntext\n")
     assert card("no section", sample_report()) == "no section"
+
+
+@pytest.mark.parametrize("name", ["llada_w4a4", 'a: "b"\n---\n# c \u202e \U0001f600'])
+def test_a_hub_reads_the_cards_results(name: str) -> None:
+    from huggingface_hub import ModelCard
+
+    data = sample_report()
+    commit = REVISIONS["openai/gsm8k"]
+    data = dataclasses.replace(
+        data,
+        model=dataclasses.replace(data.model, standin=False),
+        recipe=dataclasses.replace(data.recipe, name=name),
+        metrics=tuple(dataclasses.replace(metric, source="") for metric in data.metrics),
+        data=(DataPin("tasks", "gsm8k", commit, "a" * 64),),
+    )
+    head = "library_name: qspec\nlicense: mit\nbase_model: a/b\nbase_model_relation: quantized\ntags:\n- quantized\n"
+    original = f"---\n{head}---\n\n# `r`\n\n## Loading\n\ntext\n"
+    read = ModelCard(card(original, data)).data
+    assert (read.license, read.base_model, read.base_model_relation) == ("mit", "a/b", "quantized")
+    assert (read.library_name, read.tags, read.model_name) == ("qspec", ["quantized"], name.replace("\U0001f600", "?"))
+    found = {(one.dataset_type, one.metric_type): one for one in read.eval_results}
+    assert len(found) == len(data.metrics)
+    sums = next(metric for metric in data.metrics if metric.task == "gsm8k")
+    own = found["openai/gsm8k", "exact_match"]
+    assert (own.metric_value, own.dataset_revision, own.dataset_name) == (sums.quantized, commit, sums.title)
+    assert found["wikitext2", "nelbo"].metric_value == pytest.approx(data.metrics[0].quantized, abs=1e-6)
+    for less in (dataclasses.replace(data, limit=8), sample_report()):
+        assert ModelCard(card(original, less)).data.eval_results is None
+
+
+def test_speed_and_what_rounding_alone_does_stand_in_the_report(tmp_path: Path) -> None:
+    data = sample_report()
+    nearest = nelbo("wikitext2", "tiny-llada's own held-out text", [1.40, 1.52, 1.47], [5.4, 5.58, 5.52], TEXT)
+    data = dataclasses.replace(
+        data,
+        compared=(),
+        reference=Reference(4.25, 4.75, (nearest,), ()),
+        speed=(Speed("gsm8k", 6.5, 25.04, 12.31, 320.4, 640.2),),
+        environment={**data.environment, "gpu": "NVIDIA H200"},
+        memory={"peak on the GPU": 2**30},
+    )
+    said = "Only rounded (RTN), 4.25 in the blocks, 4.75 in the whole model: NELBO on stand-in text (for wikitext2) 5.5"
+    assert any(detail.startswith(said) for detail in verdict(data).details)
+    write_report(tmp_path, data)
+    text, page = (" ".join((tmp_path / f"report.{kind}").read_text().split()) for kind in ("md", "html"))
+    speed = "12.3 ms a step (unquantized 25.0), 640 tokens/s (320), 6.5 texts at once"
+    for shown in (page, text.replace("\\", "")):
+        assert speed in shown
+        assert "peed on a CPU, stand-in arithmetic (for gsm8k)" in shown  # computed there, whatever GPU there is
+        assert said in shown
+        assert "llada_w4a4, only rounded (RTN)" in shown
+    assert "| Memory, peak on the GPU | 1 GiB |" in text
+    on_gpu = dataclasses.replace(data, execution="GPU kernels on NVIDIA H200")
+    assert "Speed on NVIDIA H200, stand-in arithmetic" in markdown(on_gpu)
+    assert ReportData.read(tmp_path / "report.json") == data
 
 
 @pytest.mark.parametrize(
