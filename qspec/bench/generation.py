@@ -23,8 +23,10 @@ from qspec.bench.step_data import MODELS
 from qspec.kernels import attention
 from qspec.language import load_recipe
 from qspec.models.decoder import Decoder
+from qspec.models.known import known_models
 from qspec.models.registry import FAMILIES
 from qspec.models.sampler import SamplerSettings, Settings, sample, settings_for
+from qspec.models.sdar import SDAR
 from qspec.plan import make_plan
 from qspec.plan.generating import generating_memory
 from qspec.progress import Progress
@@ -32,6 +34,9 @@ from qspec.report.environment import environment
 from qspec.runtime import text_sizes
 
 BLOCK = 32  # tokens
+EXACT = "exact"  # the cache of a block-causal model, which changes no token
+SDAR_8B = replace(SDAR.shape(known_models()["JetLM/SDAR-1.7B-Chat"]), layers=36, width=4096, heads=32, ffn=12288)
+WRITERS = {**MODELS, "sdar": (SDAR, SDAR_8B)}
 WARM = 3  # steps of a block that see every pass eagerly, captured, and replayed
 
 
@@ -39,7 +44,7 @@ WARM = 3  # steps of a block that see every pass eagerly, captured, and replayed
 class Texts:
     """What is generated: length tokens in as many steps behind prompts of `prompt`, for every batch size and cache.
 
-    caches: of "none", "prefix", "dual".
+    caches: of "none", "prefix", "dual"; a block-causal model has its own.
     """
 
     prompt: int
@@ -53,7 +58,7 @@ def run_generation(recipes: Sequence[Path], models: Sequence[str], texts: Texts,
     need_gpu()
     cells: list[GenerationCell] = []
     for model in models:
-        family, shape = MODELS[model]
+        family, shape = WRITERS[model]
         plans = [make_plan(load_recipe(path, passes.available(), {}, FAMILIES).spec, family, shape) for path in recipes]
         decoder = attention.install(Decoder(family, shape, device="cuda", dtype=DTYPE).requires_grad_(False))
         whole = sum(weight.nbytes for weight in decoder.parameters())
@@ -70,7 +75,8 @@ def run_generation(recipes: Sequence[Path], models: Sequence[str], texts: Texts,
 
 def _measure(decoder: Decoder, run: tuple[str, str, Execution], weights: int, texts: Texts) -> Iterator[GenerationCell]:
     """run: model, recipe and execution. weights: bytes of the model, as the plan has them."""
-    for batch, cache in product(texts.batches, texts.caches):
+    caches = texts.caches if decoder.shape.block is None else (EXACT,)
+    for batch, cache in product(texts.batches, caches):
         settings = _settings(decoder, texts.length, cache)
         if settings is None:
             continue
@@ -93,6 +99,8 @@ def _measure(decoder: Decoder, run: tuple[str, str, Execution], weights: int, te
 
 def _settings(decoder: Decoder, length: int, cache: str) -> Settings | None:
     """One token a step, in blocks where the sampler has them; None for a cache that it does not have."""
+    if decoder.shape.sampler == "block":
+        return settings_for(decoder.shape, length)
     if decoder.shape.sampler == "dream":
         kept = None if cache == "none" else cache
         return None if cache == "dual" else settings_for(decoder.shape, length, cache=kept)
@@ -100,7 +108,8 @@ def _settings(decoder: Decoder, length: int, cache: str) -> Settings | None:
 
 
 def _few_steps(settings: Settings) -> Settings:
-    """As many steps as see every step eagerly, captured, and replayed. Dream's need all: masks become fewer."""
+    """As many steps as see every step eagerly, captured, and replayed. Dream's need all, for masks become fewer; so do
+    those of blocks, for keys become more."""
     if isinstance(settings, SamplerSettings):
         return replace(settings, steps=min(settings.steps, WARM * settings.blocks))
     return settings

@@ -20,6 +20,7 @@ from qspec.errors import UsageError
 FORMATS = ("w4a16_g128", "w3a16_g128", "w4a4", "w4a8", "w8a8", "w8a8_fp8")
 SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 MODELS = ("llada", "dream")
+WRITERS = (*MODELS, "sdar")  # that write texts
 TOKENS, STEP_TOKENS = "1,16,64,256,1024,4096", "32,1024"  # of GEMMs, of steps
 ROW_TOKENS = "1,64,1024"
 PROMPT, LENGTH, BATCHES = 128, 256, "1,8"  # of generated texts
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="RECIPE",
         help="time whole texts by the sampler instead, under these recipes (none given: those of --step); --shape has "
-        "the models",
+        f"the models, of {', '.join(WRITERS)}",
     )
     parser.add_argument(
         "--evaluate",
@@ -157,10 +158,10 @@ def _steps(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     models = args.shape or ["llada"]
-    if args.format or args.no_peers or args.compile or args.tokens or not set(models) <= set(MODELS):
+    if args.format or args.no_peers or args.compile or args.tokens or not set(models) <= set(WRITERS):
         raise UsageError(
             "--generate takes recipes and whole models",
-            hint=f"--shape {' or '.join(MODELS)}, --prompt, --length, --batch; not --format, --no-peers, --compile, "
+            hint=f"--shape {' or '.join(WRITERS)}, --prompt, --length, --batch; not --format, --no-peers, --compile, "
             "--tokens",
         )
     batches = numbers_of(args.batch or BATCHES, "--batch")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qspec.bench.generation import Texts, _few_steps, _measure, _settings
+from qspec.bench.generation import WRITERS, Texts, _few_steps, _measure, _settings
 from qspec.bench.generation_data import Generation, GenerationCell, markdown, read
 from qspec.cli import main
 from qspec.models.decoder import Decoder
-from qspec.models.sampler import DreamSettings, SamplerSettings
+from qspec.models.sampler import BlockSettings, DreamSettings, SamplerSettings
 from qspec.plan.generating import TextSizes, generating_memory
+from tests.models.test_block_causal import tiny
 from tests.models.test_cached import dream, llada
 
 EAGER = GenerationCell("llada", "bf16", "eager", "none", 2, 128, 64, 64, 6.4, 20_000_000_000, 21_000_000_000)
@@ -70,6 +72,15 @@ def test_one_token_a_step_and_a_warm_up_that_sees_every_pass() -> None:
     assert _settings(dream(), 64, "prefix") == DreamSettings(64, 64, cache="prefix")
     assert _few_steps(DreamSettings(64, 64)) == DreamSettings(64, 64)
     assert isinstance(model, Decoder)
+    _, _, blocks = tiny("sdar", 4)
+    assert _settings(blocks, 64, "exact") == BlockSettings(64, 64) == _few_steps(BlockSettings(64, 64))
+
+
+def test_sdar_has_the_dimensions_of_8b() -> None:
+    """8,190,735,360 weights of Qwen3-8B (its model card: 8.2B, 6.95B without embeddings), whose layout SDAR-8B has."""
+    family, shape = WRITERS["sdar"]
+    assert sum(math.prod(size) for size in family.tensors(shape).values()) == 8_190_735_360
+    assert shape.block == 4
 
 
 def test_every_batch_and_cache_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,4 +100,7 @@ def test_every_batch_and_cache_is_timed(monkeypatch: pytest.MonkeyPatch) -> None
     for cell in cells:
         sizes = TextSizes(cell.batch, 5 + 32, 32, cell.cache == "dual")
         assert cell.planned == generating_memory(llada().shape, 1000, sizes).total
+    (cell,) = _measure(tiny("sdar", 4)[2], ("sdar", "w4a4", "captured"), 1000, Texts(5, 32, (1,), ("none", "dual")))
+    assert (cell.cache, cell.steps, asked.pop()[1]) == ("exact", 32, BlockSettings(32, 32))
+    del asked[-2:]
     assert [(shape, captured) for shape, _, captured in asked] == [((batch, 5), True) for batch in (1,) * 6 + (2,) * 6]
