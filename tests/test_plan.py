@@ -15,6 +15,7 @@ from qspec.models.config import read_config
 from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
 from qspec.models.samplers.common import HEAD_VALUES
+from qspec.models.sdar import SDAR
 from qspec.plan import Plan, make_plan
 from qspec.plan.data import plan_data
 from qspec.plan.estimates import compile_memory, compile_operations
@@ -230,6 +231,16 @@ def test_memory_of_generating_by_hand(texts: TextSizes, activations: int, logits
     found = generating_memory(LLADA_8B_SHAPE, 5_000_000_000, texts)
     assert (found.activations, found.logits, found.cache) == (activations, logits, cache)
     assert found.total == 5_000_000_000 + max(activations, logits) + cache + (64 << 20)
+
+
+def test_memory_of_block_causal_texts_by_hand() -> None:
+    """SDAR-1.7B: 28 layers with 8 key and value heads of 128, kept always; logits of blocks of 4."""
+    shape = SDAR.shape(SDAR_1_7B)
+    texts = TextSizes.of(shape, batch=2)
+    found = generating_memory(shape, 4_000_000_000, texts)
+    assert texts.cache
+    assert found.cache == 2 * 1024 * 2 * 28 * 8 * 128 * 2
+    assert found.logits == 2 * 4 * 151936 * 12
 
 
 def test_logits_are_held_as_the_samplers_do() -> None:

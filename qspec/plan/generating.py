@@ -34,7 +34,7 @@ class TextSizes:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
         if canvas > shape.max_length:
             raise UsageError(f"canvas is {canvas}, and the model has {shape.max_length} tokens")
-        return cls(batch, canvas, min(BLOCK, canvas))
+        return cls(batch, canvas, min(BLOCK, canvas), cache=shape.block is not None)
 
     @property
     def rows(self) -> int:
@@ -76,13 +76,14 @@ def activation_bytes(shape: DecoderShape, tokens: int) -> int:
 def generating_memory(shape: DecoderShape, weights: int, texts: TextSizes) -> GeneratingMemory:
     """What a GPU holds while texts are denoised. weights: bytes of the model's tensors.
 
-    A cache keeps keys, values and hidden states of every token. A temperature above 0 takes random numbers for every
-    logit besides. Measured peaks of LLaDA-8B are met within 5 % (tests/test_plan.py).
+    A cache keeps keys, values and hidden states of every token; a block-causal model always does, without the states,
+    and has the logits of one of its blocks. A temperature above 0 takes random numbers for every logit besides.
+    Measured peaks of LLaDA-8B are met within 5 % (tests/test_plan.py).
     """
     tokens = texts.rows * texts.canvas
     activations = activation_bytes(shape, tokens)
-    logits = min(texts.rows * texts.block * shape.vocab, LOGITS)
-    kept = 2 * shape.layers * shape.kv_heads * shape.head_width + shape.width
+    logits = min(texts.rows * min(texts.block, shape.block or texts.block) * shape.vocab, LOGITS)
+    kept = 2 * shape.layers * shape.kv_heads * shape.head_width + (shape.width if shape.block is None else 0)
     return GeneratingMemory(
         weights,
         activations,

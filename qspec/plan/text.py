@@ -92,9 +92,11 @@ def _facts(plan: Plan, texts: TextSizes | None = None) -> dict[str, str]:
 
 
 def _generating(plan: Plan, texts: TextSizes) -> str:
-    """The memory of texts at once, with and without a cache."""
+    """The memory of texts at once, with and without a cache, which a block-causal model always has."""
     kept = [replace(texts, cache=cache) for cache in (False, True)]
     plain, cached = (_size(generating_memory(plan.shape, plan.bytes_after, one).total) for one in kept)
+    if plan.shape.block is not None:
+        return f"{cached} of GPU memory for {texts} at once"
     return f"{plain} of GPU memory for {texts} at once, {cached} with a cache"
 
 
