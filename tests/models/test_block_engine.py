@@ -19,8 +19,9 @@ from qspec.models.engine import bucket_of
 from qspec.models.sampler import BlockSettings, SampleStep, left_padded, sample
 from qspec.models.samplers import block as block_sampler
 from qspec.models.samplers.block_canvas import BlockShape
-from tests.models.test_block_causal import tiny
+from tests.models.test_block_causal import KINDS, tiny
 from tests.models.test_engine import Fixture, replayed  # noqa: F401 (a fixture)
+from tests.models.test_experts import tiny as tiny_mixture
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -36,11 +37,12 @@ CASES = [
     *(("sdar", 4, options) for options in OPTIONS),
     *(("fast_dllm", 4, OPTIONS[index]) for index in (0, 5, 6)),
     *(("sdar", 32, OPTIONS[index]) for index in (0, 2)),
+    ("llada2", 4, OPTIONS[5]),
 ]
 
 
 def model_of(kind: str, block: int) -> Decoder:
-    return tiny(kind, block)[2]
+    return (tiny if kind in KINDS else tiny_mixture)(kind, block)[2]
 
 
 def settings_of(options: dict[str, Any], length: int = 12) -> BlockSettings:

@@ -17,9 +17,10 @@ import torch
 from qspec.errors import UsageError
 from qspec.models.sampler import BlockSettings, SampleStep, left_padded, sample, settings_for
 from qspec.models.samplers.block import Rows
-from tests.models.block_layout import forward
+from tests.models import block_layout, expert_layout
 from tests.models.layout import Array
 from tests.models.test_block_causal import tiny
+from tests.models.test_experts import tiny as tiny_mixture
 
 MASK = 47
 
@@ -29,6 +30,11 @@ def softmax(logits: Array) -> Array:
     logits[..., MASK] = -np.inf
     p = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(p / p.sum(-1, keepdims=True))
+
+
+def logits(config: dict[str, Any], weights: dict[str, Array], ids: Array) -> Array:
+    layout = expert_layout if "num_experts" in config else block_layout
+    return layout.forward(config, weights, ids)
 
 
 def transfers(s: BlockSettings, size: int) -> list[int]:
@@ -50,7 +56,7 @@ def sdar(config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s
             masks = [i for i in places if x[i] == MASK]
             if not masks:
                 break
-            p = softmax(forward(config, weights, x[: places.stop])[places.start :])
+            p = softmax(logits(config, weights, x[: places.stop])[places.start :])
             sure = {i: p[i - places.start].max() for i in masks}
             if s.remasking == "sequential":
                 chosen = masks[:share]
@@ -81,7 +87,7 @@ def llada2(
     for block in range(len(prompt) // size, blocks):
         places, after = range(block * size, (block + 1) * size), 0
         while True:
-            p = softmax(forward(config, weights, x[: places.stop])[places.start :])
+            p = softmax(logits(config, weights, x[: places.stop])[places.start :])
             masks = [i for i in places if x[i] == MASK]
             sure = {i: p[i - places.start].max() for i in places}
             if masks:
@@ -107,21 +113,21 @@ def fast_dllm(config: dict[str, Any], weights: dict[str, Array], prompt: list[in
     size, part = config["bd_size"], s.part or config["bd_size"]
     x = list(prompt)
     if x and len(x) % size == 0:
-        x.append(int(softmax(forward(config, weights, np.array(x)))[-1].argmax()))
+        x.append(int(softmax(logits(config, weights, np.array(x)))[-1].argmax()))
     while len(x) < len(prompt) + s.length:
         x += [MASK] * (size - len(x) % size)
         first = len(x) - size
         for begin in range(first, len(x), part):
             places = range(begin, min(begin + part, len(x)))
             while any(x[i] == MASK for i in places):
-                p = softmax(forward(config, weights, np.array(x)))
+                p = softmax(logits(config, weights, np.array(x)))
                 masks = [i for i in places if x[i] == MASK]
                 moved = {i: p[max(i - 1, 0)] for i in masks}  # the token before predicts
                 best = max(masks, key=lambda i: moved[i].max())
                 for i in masks:
                     if i == best or (s.threshold is not None and moved[i].max() > s.threshold):
                         x[i] = int(moved[i].argmax())
-        x.append(int(softmax(forward(config, weights, np.array(x)))[-1].argmax()))
+        x.append(int(softmax(logits(config, weights, np.array(x)))[-1].argmax()))
     return x[len(prompt) : len(prompt) + s.length]
 
 
@@ -171,6 +177,19 @@ def test_edited_tokens_are_those_of_llada2s_own_sampler(prompt: int, settings: B
     expected, edits = llada2(config, weights, ids, settings)
     assert sample(decoder, torch.tensor([ids]), None, settings)[0, prompt:].tolist() == expected
     assert edits > 0
+
+
+def test_mixtures_of_experts_are_sampled_alike() -> None:
+    """SDAR-MoE by SDAR's rule, LLaDA2 by LLaDA2.1's."""
+    ids, settings = prompt_of(9), BlockSettings(9, 9, threshold=0.2, edit_threshold=0.1)
+    config, weights, decoder = tiny_mixture("llada2", 4)
+    assert (
+        sample(decoder, torch.tensor([ids]), None, settings)[0, 9:].tolist()
+        == llada2(config, weights, ids, settings)[0]
+    )
+    settings = BlockSettings(9, 9, threshold=0.3)
+    config, weights, decoder = tiny_mixture("sdar_moe", 4)
+    assert sample(decoder, torch.tensor([ids]), None, settings)[0, 9:].tolist() == sdar(config, weights, ids, settings)
 
 
 @pytest.mark.parametrize("prompt", [32, 40])
