@@ -82,11 +82,15 @@ def test_tokens_are_those_of_eager_passes(
     assert replayed.capture.captures <= 3 * (kinds + 1)  # of one row, of three, and of one where the memory is larger
 
 
-@pytest.mark.usefixtures("replayed")
 @pytest.mark.parametrize("captured", [True, False])
 @pytest.mark.parametrize("options", [{}, {"threshold": 0.2, "edit_threshold": 0.3, "edit_steps": 1}], ids=str)
-def test_rows_leave_at_the_end_of_their_text(options: dict[str, Any], captured: bool) -> None:
-    """Eight prompts of different lengths: each text is that of the row alone, cut at its end and filled."""
+def test_rows_leave_at_the_end_of_their_text(
+    replayed: Fixture,  # noqa: F811
+    options: dict[str, Any],
+    captured: bool,
+) -> None:
+    """Eight prompts of different lengths: each text is that of the row alone, cut at its end and filled. Rows leave the
+    canvas by halves."""
     model = model_of("sdar", 4)
     head, end = model.head, model.shape.eos_token
     assert head is not None
@@ -110,6 +114,10 @@ def test_rows_leave_at_the_end_of_their_text(options: dict[str, Any], captured: 
         lengths.add(len(text))
     assert len(lengths) > 2
     assert min(sizes) < 8
+    if captured:
+        batches = {shape.batch for shape in replayed.graphs(model).canvases if isinstance(shape, BlockShape)}
+        assert batches & {2, 3, 4}
+        assert batches <= {1, 2, 3, 4, 8}
 
 
 def test_random_lengths_share_their_passes(replayed: Fixture) -> None:  # noqa: F811

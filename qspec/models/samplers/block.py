@@ -61,7 +61,7 @@ EDIT_STEPS = 16  # LLaDA2.1's
 @dataclass(frozen=True)
 class BlockSettings:
     """length: tokens to generate. steps: passes that commit them, where each commits its share and no more. stop: a row
-    is not gone on with behind a token that ends its text: the rest of it is the end-of-text token.
+    is not gone on with behind a token that ends its text: behind that block it is the end-of-text token.
 
     Errors: UsageError for values out of their range and for rules that exclude each other.
     """
@@ -247,7 +247,7 @@ class _Run:
         self._start = start
         self.canvas.window(start, start + self.block)
         self.canvas.edits.zero_()
-        self.canvas.done.zero_()
+        self.canvas.done.copy_(self.canvas.ended)
 
     def commit_first(self) -> Generator[Decided, None, int]:
         """Of a shifted model, the token behind what is kept; then the masks of a row that are left, at most."""
@@ -293,23 +293,22 @@ class _Run:
             raise not_finite(self.model, self.canvas.dtype)
 
     def leave(self) -> bool:
-        """Takes rows whose text ended from the canvas: behind this block they are the end-of-text token.
+        """Fills the texts that ended: behind this block they are the end-of-text token, and are not gone on with. Once
+        they are half of the canvas, their rows leave it; fewer would have passes of their own captured, for little.
 
         Returns whether no row is left.
         """
         canvas, shape, stop = self.canvas, self.model.shape, self._start + self.block
         ends = torch.tensor(shape.ends, device=canvas.ids.device)
         behind = torch.arange(stop, device=ends.device) >= canvas.texts.unsqueeze(1)
-        ended = (torch.isin(canvas.ids[:, :stop], ends) & behind).any(1)
-        if not bool(ended.any()):
-            return False
-        canvas.ids[:, stop:].masked_fill_(ended.unsqueeze(1), shape.eos_token)
-        self._store()
-        left = (~ended).nonzero().squeeze(1)
-        if len(left):
-            self.canvas = self._place([self._rows[row] for row in left.tolist()])
-            self.canvas.take(canvas, left, stop)
-        return not len(left)
+        torch.any(torch.isin(canvas.ids[:, :stop], ends) & behind, 1, out=canvas.ended)
+        canvas.ids[:, stop:].masked_fill_(canvas.ended.unsqueeze(1), shape.eos_token)
+        left = [row for row, ended in enumerate(canvas.ended.tolist()) if not ended]
+        if left and 2 * len(left) <= len(self._rows):
+            self._store()
+            self.canvas = self._place([self._rows[row] for row in left])
+            self.canvas.take(canvas, torch.tensor(left, device=canvas.ids.device), stop)
+        return not left
 
     def _store(self) -> None:
         self.rows.ids[self._rows] = self.canvas.ids[:, : self.rows.ids.shape[1]]

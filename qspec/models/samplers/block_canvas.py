@@ -33,9 +33,9 @@ class BlockCanvas:
     tokens begin behind padding (begins) and the new ones behind the prompt (texts).
 
     first, stop: from where to where a pass computes. seed, number, count: what random numbers follow from, and tokens
-    to commit; int64 [] all. state [b, d]: of the last token that is kept.
-    edits int64 [b], done bool [b]: passes over a row's block without masks, and whether it is finished. finite: bool
-    [], False once a logit was NaN or Inf.
+    to commit; int64 [] all. state [b, d]: of the last token that is kept. edits int64 [b], done bool [b]: passes over a
+    row's block without masks, and whether it is finished. ended: bool [b], whether a row's text is. finite: bool [],
+    False once a logit was NaN or Inf.
     """
 
     def __init__(self, model: Decoder, shape: BlockShape) -> None:
@@ -46,7 +46,8 @@ class BlockCanvas:
         self.shape, self.block = shape, model.shape.block
         self.ids = zeros(shape.batch, shape.length)
         self.rows, self.begins, self.texts, self.edits = (zeros(shape.batch) for _ in range(4))
-        self.done, self.finite = zeros(shape.batch, dtype=torch.bool), zeros(dtype=torch.bool)
+        self.done, self.ended = (zeros(shape.batch, dtype=torch.bool) for _ in range(2))
+        self.finite = zeros(dtype=torch.bool)
         self.seed, self.number, self.count, self.first, self.stop = (zeros() for _ in range(5))
         self.state = next(model.embedding.parameters()).new_zeros(shape.batch, model.shape.width)
         self.dtype = torch.float32  # of hidden states: a pass notes it
@@ -93,6 +94,7 @@ class BlockCanvas:
     def place(self, ids: Tensor, begins: Tensor, texts: Tensor, rows: Sequence[int], seed: int) -> None:
         """Puts a batch in place: ids int64 [b, n], n <= t."""
         self.seed.fill_(seed)
+        self.ended.zero_()
         self.ids[:, : ids.shape[1]] = ids
         for own, given in ((self.begins, begins), (self.texts, texts), (self.rows, torch.tensor(rows))):
             own.copy_(given)
