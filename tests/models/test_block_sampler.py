@@ -16,6 +16,7 @@ import torch
 
 from qspec.errors import UsageError
 from qspec.models.sampler import BlockSettings, SampleStep, left_padded, sample, settings_for
+from qspec.models.samplers import block as block_sampler
 from qspec.models.samplers.block import Rows
 from tests.models import block_layout, expert_layout
 from tests.models.layout import Array
@@ -272,6 +273,25 @@ def test_temperature_draws_by_the_seed() -> None:
     assert sample(decoder, two, mask, settings)[0, 11:].tolist() == sample(decoder, ids, None, settings)[0, 4:].tolist()
     greedy = sample(decoder, ids, None, BlockSettings(12, 3))[0].tolist()  # whole blocks: their order says nothing
     assert sample(decoder, ids, None, BlockSettings(12, 3, temperature=1.0, top_k=1))[0].tolist() == greedy
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 4}, {"top_p": 0.6}, {"top_k": 5, "top_p": 0.7}, {"top_k": 3, "top_p": 0.1, "temperature": 2.0}],
+)
+def test_top_k_comes_before_top_p(options: dict[str, Any]) -> None:
+    """sample_with_temperature_topk_topp of SDAR's generate.py: top-p keeps tokens through the first beyond it."""
+    settings = BlockSettings(**{"length": 4, "steps": 4, "temperature": 0.7} | options)
+    logits = np.random.default_rng(0).normal(size=(6, 30)) * 2
+    found = block_sampler._probabilities(torch.from_numpy(logits), settings).numpy()
+    for row, own in zip(logits / settings.temperature, found, strict=True):
+        order = np.argsort(-row)[: settings.top_k or 30]
+        p = np.exp(row[order] - row.max())
+        p /= p.sum()
+        kept = [i for i in range(len(order)) if p[:i].sum() <= settings.top_p]
+        expected = np.zeros(30)
+        expected[order[kept]] = p[kept] / p[kept].sum()
+        assert own == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ one more pass over the finished block keeps its own. The i-th pass over a block 
     those of least entropy, as long as the sum of their entropies lies below `entropy_bound`
 
 with c_i = length / steps where that is a whole number, else n / D and one more while i < n mod D, where D is the
-number of passes that a block has of `steps`. The confidence of a token is its probability, after temperature, top-p and
-top-k; the mask token has none, so that a block ends. By remasking "sequential" the first masks count as the most
+number of passes that a block has of `steps`. The confidence of a token is its probability, after temperature, top-k and
+top-p; the mask token has none, so that a block ends. By remasking "sequential" the first masks count as the most
 confident. With `part`, the masks of the first `part` tokens of a block that hold any come first (Fast-dLLM v2's small
 blocks, 8 of 32 there). Where logits are shifted, the first token of a block is the likeliest behind the block before
 it, by the pass that kept that: no pass of the block's own predicts it.
@@ -363,13 +363,19 @@ def _predicted(
     for start in range(0, canvas.block, size):
         some = slice(start, start + size)
         logits = _logits(model, canvas, x[:, some])
-        p = probabilities(logits, settings.temperature, settings.top_p, settings.top_k)
+        p = _probabilities(logits, settings)
         tokens = p.argmax(-1) if u is None else drawn(p, u[:, some])
         confidence = p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         entropy = torch.special.entr(p).sum(-1) if settings.entropy_bound is not None else confidence
         found.append((tokens, confidence, entropy))
     tokens, confidence, entropy = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     return tokens, confidence, entropy
+
+
+def _probabilities(logits: Tensor, settings: BlockSettings) -> Tensor:
+    """p [..., vocab] of logits alike: temperature, then top-k, then top-p of what is left; Dream's is the other way."""
+    p = probabilities(logits, settings.temperature, 1.0, settings.top_k)
+    return p if settings.top_p == 1 else probabilities(p.log(), 0.0, settings.top_p, None)
 
 
 def _logits(model: Decoder, canvas: BlockCanvas, x: Tensor) -> Tensor:
