@@ -25,6 +25,7 @@ PLANES = (4, 2, 1)  # bits of the pieces that a packed code is cut into, the hig
 ROTATION_BLOCKS = (16, 32, 64, 128)  # of a first rotation: its matrix is held in shared memory
 SECOND_BLOCKS = (2, 256)  # of a second rotation, from .. to: H of 4096 = 128 x 32, 18944 = 128 x 148, 768 = 64 x 12
 SMALLEST_PRODUCT = 16  # channels of one product on the tensor cores
+MEASURES = ("probability", "margin", "entropy")  # of how sure a token is
 HEAD_WIDTHS = (64, 128)
 FEW = 64  # queries that the attention kernel takes
 PAIR = 2  # channels of a byte of 4-bit floats
@@ -281,6 +282,21 @@ class ExpertsKernel:
     def name(self) -> str:
         """experts_sort or experts_sum."""
         return f"experts_{self.does}"
+
+
+@dataclass(frozen=True)
+class LikeliestKernel:
+    """The likeliest token of each row of logits and its confidence, by one of `MEASURES`."""
+
+    measure: str
+
+    def __post_init__(self) -> None:
+        _require(self.measure in MEASURES, f"a {self.measure} of confidence has no kernel")
+
+    @property
+    def name(self) -> str:
+        """Such as likeliest_probability."""
+        return f"likeliest_{self.measure}"
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from qspec.catalog import (
     AttentionKernel,
     ExpertsKernel,
     GemmKernel,
+    LikeliestKernel,
     RotaryKernel,
 )
 from qspec.errors import MachineError, UsageError
@@ -121,6 +122,15 @@ EXPERTS_TYPES = {  # of the kernels around grouped GEMMs; the others are int32 o
     "chosen": "*i64",
 }
 EXPERTS, CHOSEN = 256, 8  # of a mixture whose rows such kernels sort
+LIKELIEST_TYPES = {  # of the parameters of a kernel that chooses tokens
+    **dict.fromkeys(("maxima", "sums", "extras", "confidence"), "*fp32"),
+    **dict.fromkeys(("places", "arrived"), "*i32"),
+    **dict.fromkeys(("absent", "finite"), "*u8"),
+    "logits": "*bf16",
+    "tokens": "*i64",
+    "row_stride": "i32",
+}
+VOCABULARY = 126464  # LLaDA's
 ATTENTION_HEADS, MULTIPROCESSORS = 32, 132  # what an attention kernel's tiles follow from, besides queries and keys
 
 
@@ -241,7 +251,7 @@ def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
         return (kernel.pairs and kernel.activation_bits != 16 and target.blocks) or target.floats
     if isinstance(kernel, AttentionKernel):
         return (*target.floats, WARP)
-    if isinstance(kernel, RotaryKernel | ExpertsKernel):
+    if isinstance(kernel, RotaryKernel | ExpertsKernel | LikeliestKernel):
         return ()
     return (*target.floats, WARP) if kernel.rotations else ()  # a row of 4096 has too few blocks for more
 
@@ -283,7 +293,7 @@ def _compile(
         fixed = {"K": columns, "PACK": pack, "PDL": target.capability >= HOPPER}
         fixed |= {"HEADS": ATTENTION_HEADS, "GROUPS": ATTENTION_HEADS, "SHARED": 1, "WIDTH": columns}
         fixed |= {"EXPERTS": EXPERTS, "HELD_EXPERTS": EXPERTS, "CHOSEN": CHOSEN, "HELD_CHOSEN": CHOSEN}
-        fixed |= {"BLOCK_M": row_tile(tokens), **options}
+        fixed |= {"VOCAB": VOCABULARY, "BLOCK_M": row_tile(tokens), **options}
     fixed |= _absent(kernel, residual)
     return _assemble(function, kernel, target, types, fixed, options)
 
@@ -303,6 +313,8 @@ def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, colu
         tiles = module.rotary_tiles(ATTENTION_HEADS, kernel.width)
     elif isinstance(kernel, ExpertsKernel):
         tiles = module.tiles()
+    elif isinstance(kernel, LikeliestKernel):
+        tiles = module.likeliest_tiles()
     else:
         choose = getattr(module, "tiles" if isinstance(kernel, ActivationKernel) else _gemm_tiles(kernel))
         known = {"tokens": tokens, "rows": row_tile(tokens), "columns": columns, "capability": target.capability}
@@ -322,11 +334,7 @@ def _gemm_tiles(kernel: GemmKernel) -> str:
 
 def _second(module: ModuleType, kernel: Kernel, target: Target, columns: int) -> bool:
     """Whether the file's second kernel is launched for K `columns`: rows that it cannot hold take the first one."""
-    if (
-        isinstance(kernel, AttentionKernel | RotaryKernel | ExpertsKernel)
-        or target.capability != HOPPER
-        or not kernel.hopper
-    ):
+    if not isinstance(kernel, GemmKernel | ActivationKernel) or target.capability != HOPPER or not kernel.hopper:
         return False
     return isinstance(kernel, GemmKernel) or bool(module.hopper_fits(columns))
 
@@ -428,6 +436,8 @@ def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
         return ROTARY_TYPES.get(name, "i32")
     if isinstance(kernel, ExpertsKernel):
         return EXPERTS_TYPES.get(name, "i32")
+    if isinstance(kernel, LikeliestKernel):
+        return LIKELIEST_TYPES[name]
     if name in types:
         return types[name]
     if name == "activations" and isinstance(kernel, GemmKernel) and kernel.activation_bits == 16:

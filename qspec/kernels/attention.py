@@ -1,11 +1,12 @@
-"""What a block computes besides its linears, on a GPU: attention, rotary positions, norms and gates by our kernels.
+"""What a model computes besides its linears, on a GPU: attention, rotary positions, norms, gates and the choice of
+tokens by our kernels.
 
 Attention of few queries, as in a pass over a window, takes the generated kernel, all other torch's: torch 2.11 gives
 the 32 queries of a head one program, so that 32 heads leave three quarters of an H200 idle, where the generated kernel
 shares a head's keys among programs. Rotary positions, with the keys and values that are kept, and what a plain linear
 reads (RMSNorm, silu(gate) up) take a kernel each, where torch's own operations take three to ten passes over memory; a
-norm's sum has another order, the rest torch's bits. torch.compile fuses these by itself, so that a graph that is
-compiled has torch's.
+norm's sum has another order, the rest torch's bits. So does what a sampler asks of logits at temperature 0, instead of
+a dozen passes. torch.compile fuses these by itself, so that a graph that is compiled has torch's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from qspec.kernels.compiling import compiled
 from qspec.kernels.generate import library
 from qspec.models.decoder import TORCH, AttentionContext, Decoder, Operations
 from qspec.models.inputs import LayerInput, source_of
+from qspec.models.likeliest import Measure
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -70,7 +72,16 @@ def _takes(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in DTYPES and x.numel() > 0 and not torch.compiler.is_compiling()
 
 
-KERNELS = Operations(attend, rotate_and_keep, value_of, compiled)
+def choose(logits: Tensor, absent: Tensor | None, finite: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
+    """`qspec.models.likeliest.likeliest`, in one pass over memory. Of p log p torch's has log(p + 1e-10), as published,
+    which is up to 1e-10 more for each token."""
+    if not _takes(logits):
+        return TORCH.likeliest(logits, absent, finite, measure)
+    with torch.cuda.device(logits.device):
+        return launch.likeliest(library(None), logits, absent, finite, measure)
+
+
+KERNELS = Operations(attend, rotate_and_keep, value_of, compiled, choose)
 
 
 @torch.library.custom_op("qspec::attend", mutates_args=())

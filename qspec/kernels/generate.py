@@ -26,6 +26,7 @@ from qspec.catalog import (
     AttentionKernel,
     ExpertsKernel,
     GemmKernel,
+    LikeliestKernel,
     RotaryKernel,
     power_of_two,
     rotated_width,
@@ -37,10 +38,15 @@ from qspec.kernels.describe_rows import describe_rows
 from qspec.kernels.emit import with_device_functions
 from qspec.kernels.gemm_sizes import PIECE, GemmSizes, cublas_from
 
-Kernel = ActivationKernel | GemmKernel | AttentionKernel | RotaryKernel | ExpertsKernel
+Kernel = ActivationKernel | GemmKernel | AttentionKernel | RotaryKernel | ExpertsKernel | LikeliestKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
 ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
+CONFIDENCES = {
+    "probability": "p[x0]",
+    "margin": "p[x0] - p of the next likeliest token",
+    "entropy": "sum over all tokens of p log p",
+}
 OPTIONAL = ("gain", "eps", "up", "rotation1", "permutation", "zero", "unit")  # parameters not all have
 
 
@@ -55,6 +61,8 @@ def render(kernel: Kernel) -> str:
         template, values = "rotary", {"width": kernel.width}
     elif isinstance(kernel, ExpertsKernel):
         template, values = kernel.name, {}
+    elif isinstance(kernel, LikeliestKernel):
+        template, values = "likeliest", {"measure": kernel.measure, "formula": CONFIDENCES[kernel.measure]}
     else:
         template, values = _gemm_template(kernel), _gemm_values(kernel)
     text = _environment().get_template(f"triton/{template}.py.jinja").render(name=kernel.name, **values)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.catalog import PAIR, ActivationKernel, AttentionKernel, RotaryKernel
+from qspec.catalog import PAIR, ActivationKernel, AttentionKernel, LikeliestKernel, RotaryKernel
 from qspec.errors import InputError
 from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
@@ -151,6 +151,23 @@ def _token_by_token(x: Tensor) -> Tensor:
     """An empty tensor like x [b, heads, n, width], whose heads of one token lie together."""
     batch, heads, tokens, width = x.shape
     return torch.empty((batch, tokens, heads, width), dtype=x.dtype, device=x.device).transpose(1, 2)
+
+
+def likeliest(
+    library: KernelLibrary, logits: Tensor, absent: Tensor | None, finite: Tensor, measure: str
+) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [...] and confidence float32 [...] of logits [..., vocab], as `qspec.models.likeliest` defines them.
+
+    absent: bool [vocab]. finite: bool [], which becomes False where a logit is NaN or Inf.
+    """
+    rows = _rows(logits)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    confidence = torch.empty(len(rows), dtype=torch.float32, device=logits.device)
+    if len(rows):
+        barred = None if absent is None else absent.view(torch.uint8)
+        kernel = library.module(LikeliestKernel(measure))
+        kernel.run(rows, barred, finite.view(torch.uint8), tokens, confidence)
+    return tokens.view(logits.shape[:-1]), confidence.view(logits.shape[:-1])
 
 
 def multiply(

@@ -36,6 +36,7 @@ from torch.nn import functional
 from qspec.errors import InputError
 from qspec.models.family import ROUTER, ROUTER_BIAS, DecoderShape, Family, Role
 from qspec.models.inputs import Gated, LayerInput, Normed, plus, value_of, wide
+from qspec.models.likeliest import Measure, likeliest
 from qspec.models.routing import Routing, by_expert, route
 
 ALL = slice(None)
@@ -287,6 +288,11 @@ class Decoder(nn.Module):
         return list(cast(nn.ModuleList, self.get_submodule(self.family.blocks)))  # type: ignore[arg-type]
 
     @property
+    def operations(self) -> Operations:
+        """Of all blocks."""
+        return self.blocks[0].operations
+
+    @property
     def device(self) -> torch.device:
         return cast(Tensor, self.final_norm.weight).device
 
@@ -317,8 +323,8 @@ class Decoder(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """x [..., d] after the last block -> logits [..., vocab]."""
-        x = self.final_norm(x)
-        head = self.head
+        norm, head = cast(RMSNorm, self.final_norm), self.head
+        x = self.operations.value_of(Normed(x, norm.weight, norm.eps))
         if head is None:
             return functional.linear(x, cast(Tensor, self.embedding.weight))
         return cast(Tensor, head(x))
@@ -407,7 +413,7 @@ class Decoder(nn.Module):
                 x = block(x, context if kept is None else replace(context, kept=kept[index]))
             return x
 
-        return blocks[0].operations.passed(call)
+        return self.operations.passed(call)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> DecoderOutput:
         return DecoderOutput(self.finish(self.hidden(input_ids, attention_mask)))
@@ -457,7 +463,7 @@ def passed(call: Callable[[], Tensor]) -> Tensor:
 
 
 class Operations(NamedTuple):
-    """What a block computes besides its linears, as functions that compute what those of `TORCH` do.
+    """What a model computes besides its linears, as functions that compute what those of `TORCH` do.
 
     passed: makes a pass through all blocks, with a call that may be made twice.
     """
@@ -466,9 +472,10 @@ class Operations(NamedTuple):
     rotate_and_keep: Callable[[Tensor, Tensor, Tensor, AttentionContext], tuple[Tensor, Tensor, Tensor]]
     value_of: ValueOf
     passed: Callable[[Callable[[], Tensor]], Tensor]
+    likeliest: Callable[[Tensor, Tensor | None, Tensor, Measure], tuple[Tensor, Tensor]]
 
 
-TORCH = Operations(attention, rotate_and_keep, value_of, passed)
+TORCH = Operations(attention, rotate_and_keep, value_of, passed, likeliest)
 
 
 class QuantizedLinear(Protocol):

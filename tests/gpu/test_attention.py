@@ -8,9 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qspec.catalog import MEASURES
 from qspec.kernels.attention import KERNELS, attend
 from qspec.models.decoder import TORCH, AttentionContext, KeyValues, attention
 from qspec.models.inputs import Gated, Normed
+from qspec.models.likeliest import Measure
 from tests.kernels.cases import poisoned_memory, relative_error
 
 pytestmark = [
@@ -98,3 +100,26 @@ def test_what_plain_linears_read_is_torchs(shape: tuple[int, ...], dtype: torch.
         assert found.shape == expected.shape
         assert (found != expected).float().mean() < 1e-2
         assert relative_error(found, expected.double()) < (1e-3 if dtype == torch.bfloat16 else 2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(("rows", "vocab"), [(32, 126464), (1, 152064), (300, 60000), (5, 300)])
+def test_the_choice_of_tokens_is_torchs(rows: int, vocab: int, measure: Measure, dtype: torch.dtype) -> None:
+    """The same tokens, the first of equals; confidences to a few last bits, and alike for every number of rows."""
+    logits = (3 * torch.randn(rows, vocab, device="cuda")).to(dtype)
+    logits[0, [7, vocab - 1]] = 20.0
+    absent = torch.rand(vocab, device="cuda") < 0.3
+    for barred in (None, absent):
+        finite, ours = (torch.tensor(True, device="cuda") for _ in range(2))
+        tokens, confidence = TORCH.likeliest(logits, barred, finite, measure)
+        with poisoned_memory():
+            found = KERNELS.likeliest(logits, barred, ours, measure)
+        assert torch.equal(found[0], tokens)
+        torch.testing.assert_close(found[1], confidence, rtol=1e-4, atol=1e-5 + 2e-10 * vocab)
+        alone = KERNELS.likeliest(logits[-1:], barred, ours, measure)
+        assert torch.equal(alone[1], found[1][-1:])
+        assert bool(ours)
+    logits[-1, 5] = torch.nan
+    KERNELS.likeliest(logits, None, ours, measure)
+    assert not bool(ours)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qspec import resources
-from qspec.catalog import ActivationKernel
+from qspec.catalog import MEASURES, ActivationKernel
 from qspec.errors import InputError
 from qspec.kernels import experts, launch, reference, tuned
 from qspec.kernels.experts import QuantExperts
@@ -29,6 +29,7 @@ from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
 from qspec.models.decoder import AttentionContext, KeyValues, rotate_and_keep
 from qspec.models.inputs import Gated
+from qspec.models.likeliest import Measure
 from qspec.transforms import InputTransform
 from tests.kernels.cases import (
     FLOAT_WEIGHTS,
@@ -484,6 +485,47 @@ def test_rotary_positions_are_the_decoders_bits(
 
 def launch_rotate(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
     return launch.rotate_and_keep(KernelLibrary(), q, k, v, context)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_likeliest_token_and_its_confidence(measure: Measure) -> None:
+    """Against float64 over two and a half programs' logits: equal logits within a program and across two, ids that are
+    no token (the largest logit of a row, and all of a program's), logits far apart."""
+    logits = 3 * torch.randn(5, 20000, dtype=torch.float32)
+    logits[1, [9, 40, 17000]] = 20.0
+    logits[2, 19999] = 30.0
+    logits[3] = -80.0 + 1e-3 * logits[3]
+    logits[4, 5] = 300.0
+    absent = torch.zeros(20000, dtype=torch.bool)
+    absent[8192:16384] = absent[19999] = True
+    library = KernelLibrary()
+    for barred in (None, absent):
+        finite = torch.tensor(True)
+        tokens, confidence = launch.likeliest(library, logits.view(5, 1, -1), barred, finite, measure)
+        rows = logits.double() if barred is None else logits.double().masked_fill(barred, -math.inf)
+        p = rows.softmax(-1)
+        best = p.sort(-1, descending=True).values
+        wanted = {
+            "probability": best[:, 0],
+            "margin": best[:, 0] - best[:, 1],
+            "entropy": torch.where(p > 0, p * p.log(), 0.0).sum(-1),
+        }[measure]
+        assert tokens.tolist() == [[row.tolist().index(max(row.tolist()))] for row in rows]
+        torch.testing.assert_close(confidence.double()[:, 0], wanted, rtol=2e-5, atol=1e-6)
+        assert bool(finite)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_logit_that_is_not_finite_is_noted(bad: float) -> None:
+    """Also of an id that is no token, as float32 logits note it."""
+    logits = torch.randn(3, 9000)
+    logits[1, 8999] = bad
+    absent = torch.zeros(9000, dtype=torch.bool)
+    absent[8999] = True
+    for barred in (None, absent):
+        finite = torch.tensor(True)
+        launch.likeliest(KernelLibrary(), logits, barred, finite, "probability")
+        assert not bool(finite)
 
 
 @pytest.mark.parametrize("fmt", [INTEGER[0], WEIGHT_ONLY[0], FLOATS[0]], ids=str)

@@ -11,7 +11,15 @@ from typing import Literal
 import pytest
 
 from qspec import resources
-from qspec.catalog import ActivationKernel, AttentionKernel, ExpertsKernel, GemmKernel, RotaryKernel
+from qspec.catalog import (
+    MEASURES,
+    ActivationKernel,
+    AttentionKernel,
+    ExpertsKernel,
+    GemmKernel,
+    LikeliestKernel,
+    RotaryKernel,
+)
 from qspec.errors import UsageError
 from qspec.hadamard_orders import factors
 from qspec.kernels.ahead import TARGETS, _problems, compile_ahead, misplaced, misreduced
@@ -151,6 +159,17 @@ def test_grouped_products_compile(kernel: GemmKernel, target: str, mean: int) ->
     assert all(any(operand in name for operand in operands) for name in report.instructions)
     if target == "sm_90":
         assert all(name.startswith("wgmma.mma_async") for name in report.instructions)
+
+
+@pytest.mark.parametrize(
+    ("measure", "target"),
+    [
+        *((measure, "sm_90") for measure in MEASURES),
+        *(pytest.param(measure, target, marks=pytest.mark.slow) for measure in MEASURES for target in TARGETS),
+    ],
+)
+def test_the_choice_of_tokens_compiles(measure: str, target: str) -> None:
+    assert compile_ahead(LikeliestKernel(measure), target).problems == ()
 
 
 # No tiles were found for these, and no shipped recipe plans them: registers are spilled, and of rotations of 64 x 2

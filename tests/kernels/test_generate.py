@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from qspec.catalog import ActivationKernel, AttentionKernel, ExpertsKernel, GemmKernel, RotaryKernel
+from qspec.catalog import (
+    MEASURES,
+    ActivationKernel,
+    AttentionKernel,
+    ExpertsKernel,
+    GemmKernel,
+    LikeliestKernel,
+    RotaryKernel,
+)
 from qspec.errors import InputError, MachineError
 from qspec.kernels.generate import Kernel, KernelLibrary, digest, file_name, load, render, write
 
@@ -50,6 +58,7 @@ SHOWN: tuple[Kernel, ...] = (
     GemmKernel(4, 128, True, 16, None, True, experts=True),
     ExpertsKernel("sort"),
     ExpertsKernel("sum"),
+    LikeliestKernel("margin"),
 )
 LONGEST_LINE = 120
 
@@ -100,6 +109,7 @@ def every_kernel() -> list[Kernel]:
         RotaryKernel(128),
         ExpertsKernel("sort"),
         ExpertsKernel("sum"),
+        *map(LikeliestKernel, MEASURES),
     ]
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from qspec.errors import NumericsError, UsageError
+from qspec.models.decoder import TORCH, Decoder
 from qspec.models.family import DecoderShape
+from qspec.models.likeliest import Measure, rated
 from qspec.models.shift import predictors
 from qspec.seeds import LARGEST_SEED
 
@@ -79,17 +81,30 @@ def predicting(model: Denoiser, ids: Tensor, attention_mask: Tensor | None) -> T
 def token_logits(model: Denoiser, hidden: Tensor, finite: Tensor | None = None) -> Tensor:
     """float32 logits [..., vocab] of hidden [..., d], whatever the model computes in: all that becomes a probability.
 
-    Ids that are no token (`Denoiser.absent`) get the lowest float32, whose probability is 0; with -inf a KL's
-    0 (inf - inf) would be NaN. finite: bool [], which becomes False where a logit is NaN or Inf; None raises
-    NumericsError there, for which it waits for the device.
+    Ids that are no token (`Denoiser.absent`) get the lowest float32. finite: bool [], which becomes False where a logit
+    is NaN or Inf; None raises NumericsError there, for which it waits for the device.
     """
-    logits = model.finish(hidden).float()
-    noted = logits.isfinite().all()
-    if finite is not None:
-        finite.logical_and_(noted)
-    elif not bool(noted):
+    noted = torch.ones((), dtype=torch.bool, device=hidden.device) if finite is None else finite
+    logits = rated(model.finish(hidden), model.absent, noted)
+    if finite is None and not bool(noted):
         raise not_finite(model, hidden.dtype)
-    return logits if model.absent is None else logits.masked_fill(model.absent, torch.finfo(torch.float32).min)
+    return logits
+
+
+def likeliest(
+    model: Denoiser, hidden: Tensor, measure: Measure, finite: Tensor, absent: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The likeliest token and its confidence [...] of hidden [..., d] (`qspec.models.likeliest`).
+
+    Float32 logits are not written down where the model runs by our kernels.
+
+    finite: as in `token_logits`. absent: bool [vocab], ids that are not taken; None, those that are no token.
+    """
+    inner = model
+    while isinstance(inner, Around):
+        inner = inner.model
+    operations = inner.operations if isinstance(inner, Decoder) else TORCH
+    return operations.likeliest(model.finish(hidden), model.absent if absent is None else absent, finite, measure)
 
 
 def not_finite(model: Denoiser, dtype: torch.dtype) -> NumericsError:

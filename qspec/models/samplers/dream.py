@@ -32,6 +32,8 @@ from torch import Tensor
 
 from qspec.errors import UsageError
 from qspec.models.engine import Runner
+from qspec.models.likeliest import Measure
+from qspec.models.likeliest import confidence as rate
 from qspec.models.samplers.cached import Cache, check_cache
 from qspec.models.samplers.canvas import Canvas, Pass
 from qspec.models.samplers.common import (
@@ -40,12 +42,14 @@ from qspec.models.samplers.common import (
     check_finite,
     check_positive,
     check_seed,
+    likeliest,
     most_confident,
     token_logits,
 )
 from qspec.models.samplers.run import Rows, Run, Steps
 
 Alg = Literal["origin", "maskgit_plus", "topk_margin", "entropy"]
+MEASURES: dict[Alg, Measure] = {"topk_margin": "margin", "entropy": "entropy"}  # others by the token's probability
 EPS = 1e-3
 CHECKED = 16  # steps after which it is asked whether all logits were finite, and how many masks are left
 
@@ -146,14 +150,23 @@ def _predicted(
     size = max(1, HEAD_VALUES // (model.shape.vocab * len(masks)))
     for start in range(0, masks.shape[1], size):
         some = slice(start, start + size)
-        logits = token_logits(model, hidden[:, some], canvas.logits_finite)
-        p = probabilities(logits, settings.temperature, settings.top_p, settings.top_k)
-        chosen = p.argmax(-1)
-        if settings.temperature > 0:
-            chosen = drawn(p, canvas.uniform(places[:, some], "token"))
+        chosen, sure = _chosen(model, settings, canvas, hidden[:, some], places[:, some])
         tokens.scatter_(1, masks[:, some], chosen)
-        confidence.scatter_(1, masks[:, some], _confidence(p, chosen, settings.alg))
+        confidence.scatter_(1, masks[:, some], sure)
     return tokens, confidence
+
+
+def _chosen(
+    model: Denoiser, settings: DreamSettings, canvas: Canvas, hidden: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x0 and confidence [b, n] of hidden [b, n, d]; for "origin", which does not use it, the token's probability."""
+    measure = MEASURES.get(settings.alg, "probability")
+    if settings.temperature == 0 and settings.top_p == 1 and settings.top_k is None:
+        return likeliest(model, hidden, measure, canvas.logits_finite)
+    logits = token_logits(model, hidden, canvas.logits_finite)
+    p = probabilities(logits, settings.temperature, settings.top_p, settings.top_k)
+    chosen = drawn(p, canvas.uniform(places, "token")) if settings.temperature > 0 else p.argmax(-1)
+    return chosen, rate(p, chosen, measure)
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float, top_k: int | None) -> Tensor:
@@ -179,16 +192,6 @@ def drawn(p: Tensor, u: Tensor) -> Tensor:
     running = p.double().cumsum(-1)
     token = torch.searchsorted(running, (u * running[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
     return token.clamp(max=p.shape[-1] - 1)
-
-
-def _confidence(p: Tensor, chosen: Tensor, alg: Alg) -> Tensor:
-    """float32 [...] of p [..., vocab]; for "origin", which does not use it, that of the token."""
-    if alg == "topk_margin":
-        first, second = p.topk(2).values.unbind(-1)
-        return first - second
-    if alg == "entropy":
-        return (p * (p + 1e-10).log()).sum(-1)
-    return p.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
 
 def _order(confidence: Tensor, alg_temp: float, canvas: Canvas, places: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from qspec.errors import NumericsError, UsageError
 from qspec.models.engine import Runner
+from qspec.models.likeliest import confidence as rate
 from qspec.models.samplers.cached import Cache, check_cache
 from qspec.models.samplers.canvas import Canvas, Pass
 from qspec.models.samplers.common import (
@@ -49,6 +50,7 @@ from qspec.models.samplers.common import (
     check_finite,
     check_positive,
     check_seed,
+    likeliest,
     most_confident,
     token_logits,
 )
@@ -180,15 +182,36 @@ def _predicted(
     found = []
     for start in range(0, settings.block, size):
         some = slice(start, start + size)
-        logits = _logits(model, settings, canvas, hidden[:, some])
-        if settings.logits_eos_inf:
-            logits[..., model.shape.eos_token] = torch.finfo(torch.float32).min
-        tokens = _choose(logits, settings.temperature, canvas, places[:, some])
-        found.append((tokens, _confidence(logits, tokens, settings.remasking, canvas, places[:, some])))
+        found.append(_chosen(model, settings, canvas, hidden[:, some], places[:, some]))
     if len(found) == 1:
         return found[0]
     tokens, confidence = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     return tokens, confidence
+
+
+def _chosen(
+    model: Denoiser, settings: SamplerSettings, canvas: Canvas, hidden: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x0 and confidence [b, n] of hidden [b, n, d]."""
+    if settings.temperature == 0 and settings.cfg == 0:
+        barred = _barred(model) if settings.logits_eos_inf else None
+        tokens, confidence = likeliest(model, hidden, "probability", canvas.logits_finite, barred)
+    else:
+        logits = _logits(model, settings, canvas, hidden)
+        if settings.logits_eos_inf:
+            logits[..., model.shape.eos_token] = torch.finfo(torch.float32).min
+        tokens = _choose(logits, settings.temperature, canvas, places)
+        confidence = rate(logits.softmax(-1), tokens, "probability")
+    if settings.remasking == "random":
+        confidence = canvas.uniform(places, "place").float()
+    return tokens, confidence
+
+
+def _barred(model: Denoiser) -> Tensor:
+    """bool [vocab]: ids that are no token, and the end-of-text token."""
+    ids = torch.arange(model.shape.vocab, device=model.device)
+    barred = ids == model.shape.eos_token
+    return barred if model.absent is None else barred | model.absent
 
 
 def _sure(confidence: Tensor, settings: SamplerSettings) -> Tensor:
@@ -227,13 +250,6 @@ def _choose(logits: Tensor, temperature: float, canvas: Canvas, places: Tensor) 
         return logits.argmax(-1)
     u = canvas.uniform(places, "token", logits.shape[-1])
     return (logits.double() - u.log_().neg_().log_().mul_(temperature)).argmax(-1)
-
-
-def _confidence(logits: Tensor, predicted: Tensor, remasking: Remasking, canvas: Canvas, places: Tensor) -> Tensor:
-    """float32 [b, n]: the predicted token's probability, or a random number."""
-    if remasking == "random":
-        return canvas.uniform(places, "place").float()
-    return logits.softmax(-1).gather(-1, predicted.unsqueeze(-1)).squeeze(-1)
 
 
 def _nearest_divisor(length: int, block: int) -> int:
