@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from qspec.effort import NELBO_DRAWS as DRAWS
 from qspec.errors import InputError, NumericsError
 from qspec.evaluate import forward
 from qspec.evaluate.nelbo import masked_rows, measure_nelbo, windows
+from qspec.evaluate.statistics import average
 from qspec.language.spec import NelboRequest
 from tests.evaluate.models import MASK, SIZE, VOCAB, Characters, Known, shape, uniform, unigram
+from tests.evaluate.test_likelihood import LENGTH, SYMBOLS, Digits, conditional_model, joint
 
 A = VOCAB.index("a")
 
@@ -56,6 +59,34 @@ def test_a_constant_text_under_two_unigram_models() -> None:
     # KL(quantized || unquantized) = 1/4 log(1/4 / 1/2) + 3/4 log(3/4 / 1/2)
     expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
     assert [bucket.kl for bucket in found.kl] == pytest.approx([expected] * len(found.kl), rel=1e-4)
+
+
+def test_estimates_converge_to_the_exact_bound() -> None:
+    """On windows of three symbols, beside the sum over all masks; the mean within 3 standard errors."""
+    table = (joint() / joint().sum()).double()
+    model = Known(conditional_model().logits, shape(vocab=SYMBOLS + 1, mask=SYMBOLS, max_length=LENGTH))
+    digits = torch.randint(SYMBOLS, (300,), generator=torch.Generator().manual_seed(2)).tolist()
+    data = TextData("text", (Path("t.txt"),), ("".join(map(str, digits)),))
+    found = measure_nelbo(model, model, Digits(), data, NelboRequest(samples=100), seed=5)
+
+    def exact(window: tuple[int, ...]) -> float:
+        """E over l = 1, 2, 3 and the masks of l places of 1/l sum -log p(masked | others)."""
+        sums = []
+        for count in range(1, LENGTH + 1):
+            masks = list(itertools.combinations(range(LENGTH), count))
+            values = [-p_of(place, window, mask).log() / count for mask in masks for place in mask]
+            sums.append(sum(values) / len(masks))
+        return float(sum(sums) / LENGTH)
+
+    def p_of(place: int, window: tuple[int, ...], mask: tuple[int, ...]) -> Tensor:
+        seen = table[tuple(slice(None) if i in mask else window[i] for i in range(LENGTH))]
+        axis = sum(i in mask for i in range(place))
+        return seen.movedim(axis, 0)[window[place]].sum() / seen.sum()
+
+    windows_of = [tuple(digits[start : start + LENGTH]) for start in range(0, 300, LENGTH)]
+    off = average([one - exact(window) for (one, _), window in zip(found.metric.items, windows_of, strict=True)])
+    assert abs(off.mean) <= 3 * off.stderr
+    assert 0 < off.stderr < 0.02
 
 
 def test_the_mean_and_the_error_are_over_the_samples() -> None:
