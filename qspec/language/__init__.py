@@ -15,8 +15,8 @@ from pathlib import Path
 
 from qspec.diagnostics import Diagnostic, RecipeError, Source, errors, in_order
 from qspec.errors import InputError
-from qspec.language.layers import outline_problems
-from qspec.language.lints import lints, not_allowed
+from qspec.language.layers import outline_problems, unsure
+from qspec.language.lints import lints, not_allowed, unused_allowances
 from qspec.language.merge import Merged, Read, merge, merge_file
 from qspec.language.parser import read
 from qspec.language.printer import spec_text
@@ -106,4 +106,6 @@ def _understood(
         merged.problems += outline_problems(spec, [families[name] for name in spec.families], merged.sources)
     if spec is not None:
         merged.problems += lints(spec, merged)
+    if spec is not None and families and not settings and not errors(merged.problems):
+        merged.problems += unused_allowances(merged.problems, merged.sources[spec.source], unsure(spec))
     return Understood(merged, spec, in_order(not_allowed(merged.problems, merged.sources), merged.sources))

@@ -90,6 +90,14 @@ def _family_problems(spec: Spec, family: Family, sources: Mapping[str, Source]) 
     return tuple((sure or {}).values())
 
 
+OF_LAYERS = ("QS034", "QS038", "QS045", "QS050", "QS051", "QS052", "QS053")  # codes that the model's modules decide
+
+
+def unsure(spec: Spec) -> tuple[str, ...]:
+    """Codes that are found for certain with a model alone: of a recipe that names single blocks or modules."""
+    return OF_LAYERS if _index_parts(spec) or _NeedsNames(spec).raw else ()
+
+
 class _NeedsNames:
     """Whether a finding hangs on `module("...")`, for which blocks differ in more than their index."""
 
@@ -97,8 +105,7 @@ class _NeedsNames:
         self.raw = {term.span for s in _selectors(spec) for term in s.terms if isinstance(term, ModuleTerm)}
 
     def __call__(self, problem: Diagnostic) -> bool:
-        hangs = ("QS034", "QS038", "QS045", "QS050", "QS051", "QS052", "QS053")
-        return problem.span in self.raw or (bool(self.raw) and problem.code in hangs)
+        return problem.span in self.raw or (bool(self.raw) and problem.code in OF_LAYERS)
 
 
 def _index_parts(spec: Spec, where: slice = slice(1)) -> list[tuple[int, int]]:

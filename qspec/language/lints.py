@@ -7,8 +7,8 @@ grammar/errors.md has each one's source.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from qspec.catalog import NoKernel
 from qspec.diagnostics import Diagnostic, Edit, Source, Span
@@ -25,6 +25,7 @@ ANY_WIDTH = 4096  # stands for a width that is not known yet: rotations of this 
 LOST_ITEMS = 6  # the fewest lost answers that an exact McNemar test calls a difference: 2 / 2^6 < 5 %
 LARGEST_TIER = 4  # percent: the last tier starts at this relative drop
 HOPPER = "sm_90"
+_CODE = re.compile(r"QS\d{3}")
 _ALLOW = re.compile(r"#\s*allow\s+((?:QS\d{3})(?:\s*,\s*QS\d{3})*)\s*:\s*\S")
 
 
@@ -159,33 +160,57 @@ def _items(task: TaskRequest, block: Block) -> Iterator[Diagnostic]:
 # --- allowances ---
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """A code that a comment allows. line: of the statement where it holds."""
+
+    code: str
+    line: int
+    span: Span
+
+
 def not_allowed(found: Iterable[Diagnostic], sources: Mapping[str, Source]) -> list[Diagnostic]:
     """The errors, and those warnings that no comment allows."""
-    allowed: dict[str, dict[int, set[str]]] = {}  # path -> line -> codes
+    allowed: dict[str, set[tuple[str, int]]] = {}  # path -> codes with their lines
     kept = []
     for one in found:
         source = sources.get(one.span.path)
         if one.severity == "warning" and source is not None:
             if source.path not in allowed:
-                allowed[source.path] = _allowances(source)
-            if one.code in allowed[source.path].get(source.position(one.span.start).line, ()):
+                allowed[source.path] = {(own.code, own.line) for own in _allowances(source)}
+            if _place(one, source) in allowed[source.path]:
                 continue
         kept.append(one)
     return kept
 
 
-def _allowances(source: Source) -> dict[int, set[str]]:
-    """Line -> the codes allowed there: by its comment, or by the lines of comments above it."""
+def unused_allowances(found: Iterable[Diagnostic], source: Source, unsure: Collection[str]) -> list[Diagnostic]:
+    """Comments of a recipe's own file that allow what is not found there. found: all warnings, allowed ones too.
+    unsure: codes that may be found on a model yet."""
+    used = {_place(one, source) for one in found if one.span.path == source.path}
+    return [
+        Diagnostic("QS072", f"there is no {one.code} to allow here", one.span, "remove the comment", "warning")
+        for one in _allowances(source)
+        if (one.code, one.line) not in used and one.code not in unsure
+    ]
+
+
+def _place(one: Diagnostic, source: Source) -> tuple[str, int]:
+    return one.code, source.position(one.span.start).line
+
+
+def _allowances(source: Source) -> list[Allowance]:
+    """Of a line by its comment, or by the lines of comments above it; 0 behind the last statement."""
     if "allow" not in source.text:
-        return {}
-    found: dict[int, set[str]] = {}
-    waiting: set[str] = set()
+        return []
+    found: list[Allowance] = []
+    waiting: list[tuple[str, Span]] = []
     for number, line in enumerate(source.text.split("\n"), 1):
         match = _ALLOW.search(line)
-        codes = set(re.findall(r"QS\d{3}", match[1])) if match else set()
-        if line.lstrip().startswith("#"):
-            waiting |= codes
-        elif line.strip():
-            found[number] = codes | waiting
-            waiting = set()
-    return found
+        start = source.line_start(number)
+        for code in _CODE.finditer(line, *match.span(1)) if match else ():
+            waiting.append((code[0], Span(start + code.start(), start + code.end(), source.path)))
+        if line.strip() and not line.lstrip().startswith("#"):
+            found += [Allowance(code, number, span) for code, span in waiting]
+            waiting = []
+    return found + [Allowance(code, 0, span) for code, span in waiting]

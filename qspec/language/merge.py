@@ -237,9 +237,12 @@ class _One:
 
     def _add_request(self, node: Tree | Block) -> None:
         if isinstance(node, Tree) and node.rule == "require":
-            about = Tree(node.rule, node.parts[1:-4], node.span)
+            measure = node.parts[1]
+            about = str(Tree(node.rule, node.parts[1:-4], node.span))
+            if isinstance(measure, Leaf) and measure.kind == "STRING":
+                about = str(measure.value)
             if not self.first(f"require {about}", node.span, f"`require {about}`"):
-                self.merged.gates[str(about)] = node
+                self.merged.gates[about] = node
             return
         if isinstance(node, Tree):
             (text,) = node.trees()

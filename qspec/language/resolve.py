@@ -197,7 +197,7 @@ class Resolver:
         return Evaluation(tuple(request for request in read if request is not None), tasks, gates)
 
     def _gate(self, about: str, node: Tree) -> Gate | None:
-        """about: what it is about, as it is written."""
+        """about: what it is about, as it is written; a task's name without its quotes."""
         measure, (number, unit) = node.parts[1], node.parts[-2:]
         assert isinstance(measure, Leaf)
         assert isinstance(number, Leaf)
@@ -213,14 +213,17 @@ class Resolver:
             return None
         most = self.reader.value(settings(Gate)["most"].hint, number, "`require`")
         text = self.reader.composed(TextSource, node.trees()[0], "text") if node.trees() else None
-        return None if most is None else Gate(measure.text, most, "%" if unit.text == "%" else "points", text)
+        return None if most is None else Gate(str(measure.value), most, "%" if unit.text == "%" else "points", text)
 
     def _unmeasured(self, about: str, part: Leaf | Tree, is_text: bool, measured: list[str]) -> None:
-        guess = closest(about, measured)
-        add = f"{about} samples 64" if " on " in about else 'nelbo on "wikitext2"' if is_text else f"task {about}"
+        near = closest(about, measured)
+        guess = near and (near if " on " in near else TaskRequest(near).spelled)
+        task = f"task {TaskRequest(about).spelled}"
+        add = f"{about} samples 64" if " on " in about else 'nelbo on "wikitext2"' if is_text else task
         edits = (Edit(part.span, guess),) if guess and isinstance(part, Leaf) else ()
         hint = f"did you mean `{guess}`?" if guess else f"add a line such as `{add}`"
-        message = f"`require {about}`: nothing of that name is measured"
+        written = part.text if isinstance(part, Leaf) else about
+        message = f"`require {written}`: nothing of that name is measured"
         self.report("QS062", message, part.span, hint, edits)
 
     def _task(self, block: Block) -> TaskRequest:

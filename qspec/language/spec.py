@@ -395,7 +395,9 @@ class Gate:
     @property
     def name(self) -> str:
         """What it is about."""
-        return f"{self.measure} on {self.text}" if self.text else self.measure
+        if self.measure == "nelbo":
+            return f"nelbo on {self.text}" if self.text else "nelbo"
+        return TaskRequest(self.measure).spelled
 
     def __str__(self) -> str:
         return f"{self.name} loss <= {self.most:g} {self.unit}"

@@ -83,7 +83,7 @@ def numbers(*keys: str) -> st.SearchStrategy[str]:
 
 
 NELBO = written("nelbo on {}{}", TEXTS, maybe(" samples {}", COUNTS))
-MEASURED = st.just("nelbo") | written("nelbo on {}", TEXTS) | NAMES
+MEASURED = st.just("nelbo") | written("nelbo on {}", TEXTS) | NAMES | st.just('"boolq"')
 REQUIRE = written("require {} loss <= {} {}", MEASURED, COUNTS, st.sampled_from(["%", "points"]))
 TEXT_OF = {
     "recipe": written("family {}", some(NAMES)) | written("model {}{}", QUOTED, maybe(" revision {}", QUOTED)),

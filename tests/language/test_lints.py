@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -68,7 +69,40 @@ MASKS = "\ncalibrate {\n%s  mask none%s\n}\n"
     ],
 )
 def test_a_comment_allows_a_warning_at_its_statement(above: str, behind: str, allowed: bool) -> None:
-    assert codes(recipe(MASKS % (above, behind))) == ([] if allowed else ["QS061"])
+    found = [code for code in codes(recipe(MASKS % (above, behind))) if code != "QS072"]
+    assert found == ([] if allowed else ["QS061"])
+
+
+@pytest.mark.parametrize(
+    ("masks", "behind", "unused"),
+    [
+        ("none", "  # allow QS061: to compare", []),
+        ("none", "  # allow QS034, QS061: to compare", ["QS034"]),
+        ("uniform(0.0, 1.0)", "  # allow QS061: to compare", ["QS061"]),
+        ("uniform(0.0, 1.0)", "\n}\n# allow QS070: behind all\nemit {\n  regime full_sequence", ["QS070"]),
+        ("uniform(0.0, 1.0)", "  # allow QS061", []),  # without a reason it is only a comment
+    ],
+)
+def test_a_comment_that_allows_nothing_is_a_warning(masks: str, behind: str, unused: list[str]) -> None:
+    text = recipe(f"\ncalibrate {{\n  mask {masks}{behind}\n}}\n")
+    found = understand(Source("r.qs", text), PASSES, {}, FAMILIES).problems
+    assert [problem.message for problem in found] == [f"there is no {code} to allow here" for code in unused]
+    assert [text[problem.span.start : problem.span.end] for problem in found] == unused
+
+
+def test_what_only_a_model_shows_may_be_allowed() -> None:
+    """Rules on single blocks are judged for certain on a model: whether its comment is needed, too."""
+    for where, unused in (("blocks[*].mlp.down", ["QS072"]), ("blocks[3].mlp.down", [])):
+        rules = f"\nlayers blocks[*].* use w8a8\nlayers {where} keep  # allow QS034: another model has it\n"
+        assert [code for code in codes(recipe(rules=rules)) if code == "QS072"] == unused
+
+
+def test_an_allowance_in_a_base_is_for_all_that_extend_it(tmp_path: Path) -> None:
+    base = recipe("\ncalibrate {\n  mask uniform(0.0, 1.0)  # allow QS061: when it is none\n}\n")
+    (tmp_path / "base.qs").write_text(base)
+    text = 'qspec 1\n\nextends "base.qs"\n\nrecipe mine {\n}\n'
+    (tmp_path / "mine.qs").write_text(text)
+    assert not understand(Source(str(tmp_path / "mine.qs"), text), PASSES, {}, FAMILIES).problems
 
 
 def test_no_comment_allows_an_error() -> None:

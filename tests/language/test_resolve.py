@@ -118,6 +118,22 @@ def test_gates() -> None:
     assert spec.evaluate.limited(3).gates == spec.evaluate.gates
 
 
+def test_a_gate_on_a_task_whose_name_is_in_quotes() -> None:
+    wanted = '  task "mmlu_pro-x"\n  task gsm8k\n'
+    gates = '  require "mmlu_pro-x" loss <= 3 points\n  require "gsm8k" loss <= 1 %\n'
+    spec = load(recipe(f"\nevaluate {{\n{wanted}{gates}}}\n")).spec
+    assert spec.evaluate.gates == (Gate("mmlu_pro-x", 3, "points"), Gate("gsm8k", 1, "%"))
+    assert 'require "mmlu_pro-x" loss <= 3 points' in spec.text
+    assert "require gsm8k loss <= 1 %" in spec.text
+    assert load(spec.text).spec == spec
+    near, other = 'did you mean `"mmlu_pro-x"`?', 'add a line such as `task "boolq"`'
+    for written, hint in (('"mmlu_pro"', near), ("boolq", other)):
+        with pytest.raises(RecipeError) as caught:
+            load(recipe(f"\nevaluate {{\n{wanted}  require {written} loss <= 3 points\n}}\n"))
+        (problem,) = caught.value.diagnostics
+        assert (problem.message, problem.hint) == (f"`require {written}`: nothing of that name is measured", hint)
+
+
 @pytest.mark.parametrize(
     ("text", "mask"),
     [
