@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", metavar="NAME", help="a task of the recipe (default: the first that is denoised)")
     parser.add_argument("--limit", type=int, default=16, metavar="N", help="texts of it (default: 16)")
     parser.add_argument(
+        "--length", type=int, metavar="N", help="tokens of a text, with steps in proportion (default: the task's)"
+    )
+    parser.add_argument(
         "--steps", default="1,0.5,0.25,0.125", metavar="LIST", help="shares of the task's steps (default: %(default)s)"
     )
     parser.add_argument("--block", default="", metavar="LIST", help="tokens of a block")
@@ -35,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--steps takes shares above 0 and up to 1, not {args.steps!r}")
     if args.limit < 1:
         raise UsageError(f"--limit is {args.limit}; it must be at least 1")
+    if args.length is not None and args.length < 1:
+        raise UsageError(f"--length is {args.length}; it must be at least 1")
     others = {
         "block": _values("--block", args.block, int),
         "remasking": _values("--remasking", args.remasking, str),
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out) if args.out else Path("build/sweep") / artifact.resolve().name
     require_folder(folder)
     require_outside_artifacts(folder / "sweep.json")
-    grid = Grid(steps, {name: values for name, values in others.items() if values}, args.task, args.limit)
+    grid = Grid(steps, {name: values for name, values in others.items() if values}, args.task, args.limit, args.length)
     data = run_sweep(artifact, grid, args.model, args.device, files, progress)
     say(json.dumps(data.as_json()) if args.json else _table(data))
     flush()  # before what may fail

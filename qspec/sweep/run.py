@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,21 @@ from qspec.sweep import Cell, Sweep
 @dataclass(frozen=True)
 class Grid:
     """What is varied. steps: shares of the task's own. others: setting of the sampler -> values; None is its own.
-    task: the first that is denoised, where it is None. limit: items."""
+    task: the first that is denoised, where it is None. limit: items. length: tokens of a text, with steps in
+    proportion; None, the task's."""
 
     steps: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
     others: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     task: str | None = None
     limit: int = 16
+    length: int | None = None
+
+    def sized(self, task: TaskData) -> TaskData:
+        """The task with texts of the grid's length."""
+        if self.length is None:
+            return task
+        steps = max(1, round(task.steps * self.length / task.length))
+        return replace(task, length=self.length, steps=steps, block=min(task.block, self.length))
 
     def cells(self, task: TaskData) -> Iterator[dict[str, Any]]:
         """Every point: steps and the other settings by name."""
@@ -62,7 +71,7 @@ def run_sweep(artifact: Path, grid: Grid, model: str | None, device: str, files:
     spec = load_source(Source(str(artifact / "recipe.qs"), manifest.recipe), passes.available()).spec
     original = find_baseline(manifest.model, model)
     sources = DataSources(original, files, chat=runtime.ChatTemplate(original))
-    task = _task([sources.task(one) for one in spec.evaluate.limited(grid.limit).tasks], grid.task)
+    task = grid.sized(_task([sources.task(one) for one in spec.evaluate.limited(grid.limit).tasks], grid.task))
     with progress.phase("load"):
         quantized, tokenizer = runtime.load(artifact, device)
         baseline = runtime.load(original, device)[0]

@@ -66,6 +66,15 @@ def test_the_grid_is_every_combination_that_the_sampler_takes() -> None:
         _points(Grid((1.0,), {"block": (3,)}), TASK, shape(), 0)
 
 
+def test_texts_of_another_length() -> None:
+    assert Grid().sized(TASK) is TASK
+    sized = Grid(length=2 * TASK.length).sized(TASK)
+    assert (sized.length, sized.steps, sized.block) == (2 * TASK.length, 2 * TASK.steps, TASK.block)
+    short = Grid(length=2).sized(TASK)
+    assert (short.length, short.steps, short.block) == (2, 2, 2)  # one token a step, as before
+    assert list(Grid((0.5,), length=16).cells(Grid(length=16).sized(TASK))) == [{"steps": 8}]
+
+
 def test_the_task_is_one_that_is_denoised() -> None:
     rated = dataclasses.replace(TASK, name="piqa", scorings=(CHOICES,))
     assert _task([rated, TASK], None) == TASK
@@ -128,6 +137,7 @@ def test_what_is_written(tmp_path: Path) -> None:
         (["--steps", "1,2"], "--steps takes shares above 0 and up to 1"),
         (["--steps", "x"], "--steps takes values with commas between them, not 'x'"),
         (["--block", "1.5"], "--block takes values"),
+        (["--length", "0"], "--length is 0; it must be at least 1"),
         (["--limit", "0"], "--limit is 0"),
     ],
 )
