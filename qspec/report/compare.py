@@ -61,7 +61,7 @@ def compared_table(data: ReportData) -> ComparedTable | None:
 
     Results stand in one column where task, measure, title and number of items agree.
     """
-    own, others = _entry(data), [*_nearest(data), *data.compared]
+    own, others = _entry(data), [*only_rounded(data), *data.compared]
     if not others:
         return None
     entries = sorted((own, *others), key=lambda entry: -entry.bits_per_weight)
@@ -78,7 +78,7 @@ def compared_table(data: ReportData) -> ComparedTable | None:
     return ComparedTable(tuple(columns.values()), tuple(rows))
 
 
-def _nearest(data: ReportData) -> list[Compared]:
+def only_rounded(data: ReportData) -> list[Compared]:
     """The report's own schemes rounded to nearest, where that was measured."""
     found = data.reference
     if found is None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from qspec.calibrate.outliers import Picture, SiteOutliers
 from qspec.evaluate.results import Flips, KlBucket, Metric, task_scores
 from qspec.evaluate.statistics import wilson
+from qspec.report.compare import only_rounded
 from qspec.report.data import Compared, LayerRow, ReportData
 from qspec.report.drawing import LABEL, ROLE, SITE_NAMES, WIDTH, Figure, Scale, block_numbers, part_of, peak_of, ridge
 from qspec.report.svg import Svg
@@ -104,7 +105,7 @@ def pareto(data: ReportData) -> Figure | None:
     """Bits against loss of all recipes, by the measure that most of them share; None where no two have one."""
     own = Compared(data.recipe.name, "", data.bits_per_weight, data.bits_per_weight_model, data.metrics)
     losses: dict[tuple[str, str, str], list[tuple[Compared, Metric]]] = {}
-    for entry in (own, *data.compared):
+    for entry in (own, *only_rounded(data), *data.compared):
         for metric in entry.metrics:
             if metric.drop_percent is not None:
                 losses.setdefault((metric.label, metric.metric, metric.title), []).append((entry, metric))

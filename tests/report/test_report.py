@@ -22,10 +22,11 @@ from qspec.evaluate.results import Measurements, Reference, Speed, accuracy, nel
 from qspec.report import ReportData, report_data, report_json, write_report
 from qspec.report.drawing import peak_of
 from qspec.report.environment import environment, memory
+from qspec.report.figures import pareto
 from qspec.report.render import FILTERS, bytes_text, card, markdown, seconds_text
 from qspec.report.text import paired, summary
 from qspec.report.verdict import verdict
-from tests.report.sample import HOSTILE, TEXT, VERDICT, hostile_report, layer_rows, sample_report
+from tests.report.sample import HOSTILE, TEXT, VERDICT, hostile_report, layer_rows, rounded, sample_report
 
 FOLDS = ("<details>", "</details>", *(f"<summary>{name}</summary>" for name in ("Layers", "Outliers", "Kernels")))
 CONTRACT = {
@@ -359,6 +360,9 @@ def test_speed_and_what_rounding_alone_does_stand_in_the_report(tmp_path: Path) 
         assert said in shown
         assert "llada_w4a4, only rounded (RTN)" in shown
     assert "| Memory, peak on the GPU | 1 GiB |" in text
+    beside = pareto(dataclasses.replace(data, compared=(rounded(),)))
+    assert beside is not None
+    assert "only rounded (RTN)" in beside.svg.inline()
     on_gpu = dataclasses.replace(data, execution="GPU kernels on NVIDIA H200")
     assert "Speed on NVIDIA H200, stand-in arithmetic" in markdown(on_gpu)
     assert ReportData.read(tmp_path / "report.json") == data
