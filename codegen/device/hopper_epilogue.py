@@ -44,34 +44,69 @@ def load_residual(residual, m0, n0, M, N, COLUMNS: gl.constexpr):
     return gl.load(residual + m.to(gl.int64)[:, None] * N + n[None, :], mask=inside, other=0.0)
 
 
+@gluon.constexpr_function
+def sum_layout(columns, operand_bits):
+    """The layout of a warpgroup's sums [64, columns]."""
+    return gl.NVMMADistributedLayout([3, 0], [WARPGROUP_WARPS, 1], [16, columns, 256 // operand_bits])
+
+
 @gluon.jit
-def epilogue(total, staging, g, m0, n0):
+def load_row_scales(g, n0, layout: gl.constexpr):
+    """sW of 64 channels, for sums of this layout."""
+    n = n0 + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, layout))
+    sw = gl.load(g.w.scale + n, mask=n < g.N, other=0.0)
+    if g.w.LIFT > 1:
+        sw = sw * (1 / g.w.LIFT)
+    return sw
+
+
+@gluon.jit
+def load_token_scales(g, m0, layout: gl.constexpr, COLUMNS: gl.constexpr):
+    """sA of as many tokens, for sums of this layout."""
+    m = m0 + gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
+    return gl.load(g.x.scale + m, mask=m < g.M, other=0.0)
+
+
+@gluon.jit
+def load_factors(g, m0, n0, COLUMNS: gl.constexpr):
+    """What `epilogue` multiplies the sums [64, COLUMNS] by, and what it adds to them, as far as there is any.
+
+    A tuple of sA, sW and the residual.
+    """
+    layout: gl.constexpr = sum_layout(COLUMNS, g.x.data.dtype.primitive_bitwidth)
+    factors = ()
+    if g.x.scale is not None:
+        factors = factors + (load_token_scales(g, m0, layout, COLUMNS),)
+    if g.w.scale is not None:
+        factors = factors + (load_row_scales(g, n0, layout),)
+    if g.out.residual is not None:
+        factors = factors + (load_residual(g.out.residual, m0, n0, g.M, g.N, COLUMNS),)
+    return factors
+
+
+@gluon.jit
+def epilogue(total, early, staging, g, m0, n0):
     """Scales sums [64, m], adds bias, rounds, gates or adds the residual, and has TMA store them by way of `staging`.
 
-    y[m, n] = t[m, n] sA[m] sW[n] + b[n], of as many columns at once as the staging buffer has.
+    y[m, n] = t[m, n] sA[m] sW[n] + b[n], of as many columns at once as the staging buffer has. early: what
+    `load_factors` gave, or an empty tuple where that is left to do.
     """
     COLUMNS: gl.constexpr = total.shape[1]
     if COLUMNS > staging.shape[0]:
         left, right = total.reshape((WARPGROUP_ROWS, 2, COLUMNS // 2)).permute((0, 2, 1)).split()
         middle = m0 + COLUMNS // 2
-        epilogue(left, staging, g, m0, n0)
-        epilogue(right, staging, g, middle, n0)
+        epilogue(left, early, staging, g, m0, n0)
+        epilogue(right, early, staging, g, middle, n0)
     else:
-        if g.out.residual is not None:  # on its way while y is scaled
-            r = load_residual(g.out.residual, m0, n0, g.M, g.N, COLUMNS)
-        layout: gl.constexpr = gl.NVMMADistributedLayout(
-            [3, 0], [WARPGROUP_WARPS, 1], [16, COLUMNS, 256 // g.x.data.dtype.primitive_bitwidth]
-        )
+        if len(early) == 0:
+            early = load_factors(g, m0, n0, COLUMNS)  # the residual is on its way while y is scaled
+        layout: gl.constexpr = sum_layout(COLUMNS, g.x.data.dtype.primitive_bitwidth)
         y = gl.convert_layout(total, layout, assert_trivial=True).to(gl.float32)
         n = n0 + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, layout))
-        m = m0 + gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
         if g.x.scale is not None:
-            y = y * gl.load(g.x.scale + m, mask=m < g.M, other=0.0)[None, :]
+            y = y * early[0][None, :]
         if g.w.scale is not None:
-            sw = gl.load(g.w.scale + n, mask=n < g.N, other=0.0)
-            if g.w.LIFT > 1:
-                sw = sw * (1 / g.w.LIFT)
-            y = y * sw[:, None]
+            y = y * early[1 if g.x.scale is not None else 0][:, None]
         if g.out.bias is not None:
             y = y + gl.load(g.out.bias + n, mask=n < g.N, other=0.0)[:, None]
         if g.out.GATED:
@@ -81,6 +116,7 @@ def epilogue(total, staging, g, m0, n0):
         staging.permute((1, 0)).store(y.to(staging.dtype))
         if g.out.residual is not None:
             partition_barrier()
+            r = early[len(early) - 1]
             y = staging.load(r.type.layout).to(gl.float32) + r.to(gl.float32)
             staging.store(y.to(staging.dtype))
         fence_async_shared()

@@ -2,9 +2,9 @@
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from .hopper_epilogue import epilogue
+from .hopper_epilogue import epilogue, load_factors
 from .hopper_operands import WARPGROUP_ROWS
 from .hopper_split_k import add_partials, add_teams
 
@@ -17,11 +17,18 @@ def mma_partition(SUM_UNIT: gl.constexpr, TILE_OF: gl.constexpr, WARPGROUP: gl.c
     .. last - 1; k: stages of the program's units before. TILE_OF: `tile_of`, or `expert_tile_of` of a grouped GEMM.
     """
     WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS  # of a slice
+    FEW: gl.constexpr = g.BLOCK_M <= shared.staging.shape[1]  # tokens: their sums leave at once
     k = 0
     number = 0  # of units before
     for unit in range(gl.program_id(0), g.units, gl.num_programs(0)):
         tile, m0, n0, first, last = TILE_OF(unit, g)
         n0 += WARPGROUP % WARPGROUPS * WARPGROUP_ROWS
+        early = ()
+        if FEW and WARPGROUP < WARPGROUPS:
+            start = (g.K_SLICES - k % g.K_SLICES) % g.K_SLICES  # stages before the first of its own
+            if first + start < last:  # with X there is all that the kernel ahead wrote
+                mbarrier.wait(shared.full.index((k + start) % g.STAGES), (k + start) // g.STAGES & 1)
+            early = load_factors(g, m0, n0, g.BLOCK_M)
         total = SUM_UNIT(g, shared, n0, first, last, k, WARPGROUP)
         k += last - first
         total = add_teams(total, shared, number, g, WARPGROUP)
@@ -29,5 +36,5 @@ def mma_partition(SUM_UNIT: gl.constexpr, TILE_OF: gl.constexpr, WARPGROUP: gl.c
         if WARPGROUP < WARPGROUPS:  # of the first slice
             total, is_last = add_partials(total, g, unit, tile, WARPGROUP)
             if is_last:
-                epilogue(total, shared.staging.index(WARPGROUP), g, m0, n0)
+                epilogue(total, early, shared.staging.index(WARPGROUP), g, m0, n0)
     tma.store_wait(0)
