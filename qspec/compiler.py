@@ -16,16 +16,14 @@ from typing import Any, Literal
 import torch
 
 from qspec import passes
-from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, verify
+from qspec.artifact import CalibrationRecord, Manifest, ModelRecord, verify
 from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.tokens import CalibrationTokens, repetition
 from qspec.card import model_card
-from qspec.catalog import PACKING
 from qspec.data import DataPin, DataSources
 from qspec.errors import InputError, MachineError
 from qspec.evaluate import Measuring
 from qspec.evaluate.requests import check_requests, tell_effort
-from qspec.kernels import generate
 from qspec.language import load_recipe
 from qspec.language.spec import Evaluation, Rollouts, Spec
 from qspec.lock import Lock, differences, lock_path
@@ -137,7 +135,7 @@ def _quantize(place: Path, inputs: Inputs, progress: Progress) -> Manifest:
         with progress.phase("quantize"):
             records = quantize_blocks(inputs.plan, inputs.checkpoint, inputs.tokens, workspace, inputs.device, progress)
         _write_beside(workspace, inputs)
-        manifest = _write_manifest(workspace, inputs, records)
+        manifest = workspace.seal(inputs.plan, _model_record(inputs), _calibration_record(inputs), records)
         workspace.publish()
         return manifest
 
@@ -354,37 +352,13 @@ def _calibration_record(inputs: Inputs) -> CalibrationRecord:
     )
 
 
-def _write_manifest(workspace: Workspace, inputs: Inputs, records: tuple[ModuleRecord, ...]) -> Manifest:
-    """Generates the kernels and seals everything that is there."""
-    spec, plan, origin = inputs.spec, inputs.plan, inputs.origin
-    kernels = {kernel.name: f"kernels/{generate.file_name(kernel)}" for kernel in plan.kernels()}
-    for kernel in plan.kernels():
-        workspace.write(kernels[kernel.name], generate.render(kernel))
-    hashes = workspace.hashes()
-    manifest = Manifest(
-        format=FORMAT,
-        packing=PACKING,
-        qspec=__version__,
-        name=spec.name,
-        recipe=spec.text,
-        model=ModelRecord(
-            id=origin.id,
-            revision=origin.revision,
-            family=plan.family,
-            standin=origin.standin,
-            replacements=tuple(inputs.sources.replacements),
-            files=inputs.lock.files,
-        ),
-        calibration=_calibration_record(inputs),
-        modules=records,
-        kernels=tuple(
-            KernelRecord(name=name, file=file, sha256=hashes[file]) for name, file in sorted(kernels.items())
-        ),
-        bits_per_weight=plan.bits_per_weight,
-        bits_per_weight_model=plan.bits_per_weight_model,
-        bytes_before=plan.bytes_before,
-        bytes_after=plan.bytes_after,
-        files=hashes,
-    ).sealed()
-    workspace.write("qspec.json", manifest.text())
-    return manifest
+def _model_record(inputs: Inputs) -> ModelRecord:
+    origin = inputs.origin
+    return ModelRecord(
+        id=origin.id,
+        revision=origin.revision,
+        family=inputs.plan.family,
+        standin=origin.standin,
+        replacements=tuple(inputs.sources.replacements),
+        files=inputs.lock.files,
+    )

@@ -21,7 +21,7 @@ from qspec.formats import TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
-from qspec.models.family import ROUTER, ROUTER_BIAS, Role
+from qspec.models.family import ROUTER, ROUTER_BIAS, DecoderShape, Family, Role
 from qspec.numerics import as_stored, sqnr_db
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
@@ -35,9 +35,20 @@ from qspec.workspace import Workspace
 PRESERVED = 1e-4  # largest change of what attention or MLP adds, relative to it, that a preserving pass may make
 
 
-def shard_names(layers: int) -> list[str]:
-    """One shard for each block, one for embedding, final norm and head."""
-    return [f"model-{i + 1:05d}-of-{layers + 1:05d}.safetensors" for i in range(layers + 1)]
+def shard_names(shape: DecoderShape) -> list[str]:
+    """One shard for each block, one for embedding and final norm, one for a head that is not the embedding.
+
+    A file is hashed by one thread: the largest are what loading a model waits for.
+    """
+    count = shape.layers + (1 if shape.tied else 2)
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def outer_shards(tensors: Mapping[str, Tensor], family: Family) -> list[dict[str, Tensor]]:
+    """What lies outside the blocks, by the shards that hold it."""
+    head = f"{family.globals['head']}.weight"
+    rest = {name: tensor for name, tensor in tensors.items() if name != head}
+    return [rest, {head: tensors[head]}] if head in tensors else [rest]
 
 
 @exact_products()
@@ -55,8 +66,8 @@ def quantize_blocks(
     Raises NumericsError where a number cannot be right, MachineError where the disk is full.
     """
     decoder = Decoder(checkpoint.family, checkpoint.shape, device="meta")
-    shards = shard_names(plan.shape.layers)
-    stream = start(plan, checkpoint, decoder, tokens, workspace, shards[-1], device)
+    shards = shard_names(plan.shape)
+    stream = start(plan, checkpoint, decoder, tokens, workspace, device)
     by_role: dict[str, ModuleRecord] = {}
     for index, module in enumerate(progress.blocks(decoder.blocks)):
         exact = _exact_outputs(checkpoint, index, module, stream)
@@ -76,10 +87,9 @@ def start(
     decoder: Decoder,
     tokens: CalibrationTokens,
     workspace: Workspace,
-    shard: str,
     device: torch.device,
 ) -> Stream:
-    """The calibration stream at the first block; the shard of what lies outside the blocks is written."""
+    """The calibration stream at the first block; the shards of what lies outside the blocks are written."""
     tensors = checkpoint.globals()
     place_outer_layers(
         decoder, tensors, torch.device("cpu"), default_dtype(device)
@@ -87,8 +97,10 @@ def start(
     outer = OuterLayers(checkpoint.family, plan.shape, tensors, plan.spec.calibrate.seed)
     for use in plan.spec.passes:
         use.params.rewrite_outer_layers(outer)
-    if workspace.finished(shard) is None:
-        workspace.write_shard(shard, outer.stored())
+    stored = outer_shards(outer.stored(), checkpoint.family)
+    for shard, own in zip(shard_names(plan.shape)[plan.shape.layers :], stored, strict=True):
+        if workspace.finished(shard) is None:
+            workspace.write_shard(shard, own)
     rows = max(1, BATCH_TOKENS // tokens.ids.shape[1])
     exact = any(use.params.follows_exact for use in plan.spec.passes)
     return Stream.start(decoder, tokens, rows, device, exact=exact, rotated=outer.rotated())
@@ -113,7 +125,7 @@ def _finished_block(
     progress: Progress,
 ) -> tuple[ModuleRecord, ...]:
     """The records of a block whose shard is written: by an interrupted run, or now, from the weights as stored."""
-    shard = shard_names(plan.shape.layers)[index]
+    shard = shard_names(plan.shape)[index]
     done = workspace.finished(shard)
     if done is not None:
         progress.note(f"block {index}: taken from the interrupted run")
@@ -223,7 +235,7 @@ def assembled(plan: Plan, plain: Decoder, linear: Callable[[ModulePlan], Mapping
         if role != "head" or not plan.shape.tied:
             decoder.replace(Role(role), plain.module(Role(role)))
     for index, block in enumerate(decoder.blocks):
-        records, tensors = _assembled_block(plan, index, linear)
+        records, tensors = assembled_block(plan, index, linear)
         for norm in family.norms_of(index):
             tensors[f"{family.module(norm)}.weight"] = weight_and_bias(plain.module(norm))[0]
         install_block(block, records, tensors, device, dtype, None)
@@ -231,7 +243,7 @@ def assembled(plan: Plan, plain: Decoder, linear: Callable[[ModulePlan], Mapping
     return decoder
 
 
-def _assembled_block(
+def assembled_block(
     plan: Plan, index: int, linear: Callable[[ModulePlan], Mapping[str, Tensor]]
 ) -> tuple[list[ModuleRecord], dict[str, Tensor]]:
     """Records and tensors of one block's linears, as an artifact has them: one transform for each input."""

@@ -1,20 +1,30 @@
-"""Tensors of sealed safetensors files: several files at once, each hashed and then put where it is wanted.
+"""Tensors of sealed safetensors files: hashed by all cores, and put where they are wanted meanwhile.
 
-Files are mapped: on a CPU a weight lies where the page cache has it, and a GPU copies it from there.
+Files are mapped: on a CPU a weight lies where the page cache has it; to a GPU it goes through pinned memory. A hash is
+one call for a whole file, and a copy one for some megabytes: threads that need Python's lock in between would wait for
+whatever else runs, such as the import of the tokenizer's library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import mmap
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
+from threading import local
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from qspec.artifact import changed, require_there
-from qspec.files import cores, read_errors, sha256
+from qspec.files import cores, open_input, read_errors
+
+COPIERS = 4  # threads that fill pinned memory
+PIECE = 16 << 20  # bytes of pinned memory; each of them has two
+SMALL = 1 << 20  # bytes of a tensor that is copied without
 
 
 def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> dict[str, Tensor]:
@@ -24,24 +34,60 @@ def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> d
     """
     require_there(files)
     largest_first = sorted(files, key=lambda path: path.stat().st_size, reverse=True)  # a hash is one thread's work
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    read = _Reader(device, kept) if device.type == "cuda" else load_file
     tensors: dict[str, Tensor] = {}
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(cores()) as hashing, ThreadPoolExecutor(COPIERS) as copying:
         try:
-            reads = {path: pool.submit(_read, path, files[path], stream, kept) for path in largest_first}
-            for path in files:
-                tensors.update(reads[path].result())
+            hashes = {path: hashing.submit(sha256_mapped, path) for path in largest_first}
+            reads = {path: copying.submit(read, path) for path in largest_first}
+            for path, digest in files.items():
+                with read_errors(path):
+                    if hashes[path].result() != digest:
+                        raise changed(path)
+                    tensors.update(reads[path].result())
         finally:
-            pool.shutdown(cancel_futures=True)
+            for pool in (hashing, copying):
+                pool.shutdown(cancel_futures=True)
     return tensors
 
 
-def _read(path: Path, digest: str, stream: torch.cuda.Stream | None, kept: str) -> dict[str, Tensor]:
-    """stream: that of the tensors' users on a GPU; None on a CPU."""
-    with read_errors(path), torch.cuda.stream(stream):
-        if sha256(path) != digest:
-            raise changed(path)
-        mapped: dict[str, Tensor] = load_file(path)
-        if stream is None:
-            return mapped
-        return {name: tensor if kept in name else tensor.to(stream.device) for name, tensor in mapped.items()}
+def sha256_mapped(path: Path) -> str:
+    """Hex digest of a file's content, in one call."""
+    with open_input(path) as stream:
+        if not path.stat().st_size:  # which cannot be mapped
+            return hashlib.sha256().hexdigest()
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return hashlib.sha256(content).hexdigest()
+
+
+class _Reader:
+    """Reads files onto a GPU, for the current stream."""
+
+    def __init__(self, device: torch.device, kept: str) -> None:
+        self._device, self._kept, self._stream = device, kept, torch.cuda.current_stream(device)
+        self._own = local()
+
+    def __call__(self, path: Path) -> dict[str, Tensor]:
+        with torch.cuda.stream(self._stream):
+            return {n: t if self._kept in n else self._placed(t) for n, t in load_file(path).items()}
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        if tensor.nbytes < SMALL:
+            return tensor.to(self._device)
+        placed = torch.empty_like(tensor, device=self._device)
+        source, target = (whole.view(-1).view(torch.uint8) for whole in (tensor, placed))
+        for start in range(0, tensor.nbytes, PIECE):
+            piece = source[start : start + PIECE]
+            room, copied = next(self._rooms())
+            copied.synchronize()  # what it held before
+            target[start : start + PIECE].copy_(room[: len(piece)].copy_(piece), non_blocking=True)
+            copied.record()
+        return placed
+
+    def _rooms(self) -> Iterator[tuple[Tensor, torch.cuda.Event]]:
+        """This thread's two, in turn."""
+        if not hasattr(self._own, "rooms"):
+            rooms = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            self._own.rooms = cycle([(room, torch.cuda.Event()) for room in rooms])  # type: ignore[no-untyped-call]
+        found: Iterator[tuple[Tensor, torch.cuda.Event]] = self._own.rooms
+        return found

@@ -21,10 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qspec.artifact import (
+    FORMAT,
     INDEX,
     MANIFEST,
     REPORT_PARTIAL,
     WORK,
+    CalibrationRecord,
+    KernelRecord,
+    Manifest,
+    ModelRecord,
     ModuleRecord,
     Snapshot,
     content_digest,
@@ -34,6 +39,7 @@ from qspec.artifact import (
     require_outside_artifacts,
     snapshot,
 )
+from qspec.catalog import PACKING
 from qspec.errors import InputError, QspecError
 from qspec.files import (
     machine_errors,
@@ -45,6 +51,9 @@ from qspec.files import (
     write_whole,
     write_whole_with,
 )
+from qspec.kernels import generate
+from qspec.plan import Plan
+from qspec.version import __version__
 
 LOCK, NAMES, PROGRESS, REPLACED = WORK[:4]
 TREES = ("report", REPORT_PARTIAL, REPLACED)  # folders that are ours as a whole, in a folder that is ours
@@ -276,6 +285,35 @@ class Workspace:
     def hashes(self) -> dict[str, str]:
         """sha256 of every file that this run wrote or took over; the manifest's own and the report's left out."""
         return {name: digest for name, digest in sorted(self._written.items()) if name != MANIFEST}
+
+    def seal(
+        self, plan: Plan, model: ModelRecord, calibration: CalibrationRecord, records: Sequence[ModuleRecord]
+    ) -> Manifest:
+        """Generates the plan's kernels and seals everything that is there. records: of all modules."""
+        kernels = {kernel.name: f"kernels/{generate.file_name(kernel)}" for kernel in plan.kernels()}
+        for kernel in plan.kernels():
+            self.write(kernels[kernel.name], generate.render(kernel))
+        hashes = self.hashes()
+        manifest = Manifest(
+            format=FORMAT,
+            packing=PACKING,
+            qspec=__version__,
+            name=plan.spec.name,
+            recipe=plan.spec.text,
+            model=model,
+            calibration=calibration,
+            modules=tuple(records),
+            kernels=tuple(
+                KernelRecord(name=name, file=file, sha256=hashes[file]) for name, file in sorted(kernels.items())
+            ),
+            bits_per_weight=plan.bits_per_weight,
+            bits_per_weight_model=plan.bits_per_weight_model,
+            bytes_before=plan.bytes_before,
+            bytes_after=plan.bytes_after,
+            files=hashes,
+        ).sealed()
+        self.write(MANIFEST, manifest.text())
+        return manifest
 
     def publish(self) -> Path:
         """Renames the folder to its final name; an older artifact of that name goes away only then.

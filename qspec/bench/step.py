@@ -64,10 +64,11 @@ def run_steps(
 
 def quantized(plan: Plan, plain: Decoder) -> Decoder:
     """The model as the plan has it, with random codes; what lies outside the linears is `plain`'s."""
-    return attention.install(assembled(plan, plain, partial(_random_linear, device=plain.device)))
+    return attention.install(assembled(plan, plain, partial(random_linear, device=plain.device)))
 
 
-def _random_linear(module: ModulePlan, device: torch.device) -> dict[str, Tensor]:
+def random_linear(module: ModulePlan, device: torch.device) -> dict[str, Tensor]:
+    """A linear's tensors as an artifact has them, by suffix."""
     entry = module.entry
     if module.kernels is None:
         tensors = {"weight": WEIGHT * torch.randn(entry.out_features, entry.in_features, device=device, dtype=DTYPE)}

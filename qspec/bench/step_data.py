@@ -24,9 +24,9 @@ OURS = (
 )  # how generated kernels' names begin
 ATTENTION = re.compile(r"flash|fmha|attention|sdpa", re.IGNORECASE)
 GEMM = re.compile(r"gemm|nvjet|cutlass|xmma|splitK", re.IGNORECASE)
+PUBLISHED = {LLADA: "GSAI-ML/LLaDA-8B-Instruct", DREAM: "Dream-org/Dream-v0-Instruct-7B"}
 MODELS: Mapping[str, tuple[Family, DecoderShape]] = {
-    family.name: (family, family.shape(known_models()[name]))
-    for family, name in ((LLADA, "GSAI-ML/LLaDA-8B-Instruct"), (DREAM, "Dream-org/Dream-v0-Instruct-7B"))
+    family.name: (family, family.shape(known_models()[name])) for family, name in PUBLISHED.items()
 }
 
 

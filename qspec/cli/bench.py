@@ -3,6 +3,7 @@
 `qspec bench --step`: what a whole denoising step takes, beside the same model in bf16.
 `qspec bench --generate`: what whole texts take by the sampler, beside the same model in bf16.
 `qspec bench --evaluate`: what measuring by `qspec eval` takes, beside the same model in bf16.
+`qspec bench --load`: what loading a model and its first token take, beside a plain read of its files.
 `qspec bench --rows`: what the activation quantization kernels take, beside a copy of the same bytes.
 """
 
@@ -55,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, metavar="N", help=f"with --generate: tokens before (default: {PROMPT})")
     parser.add_argument("--batch", metavar="LIST", help=f"with --generate: texts at once (default: {BATCHES})")
     parser.add_argument(
+        "--load",
+        nargs="?",
+        const="",
+        metavar="ARTIFACT",
+        help="time loading this artifact or checkpoint instead, and its first token (none given: one of the model that "
+        "--shape names, with random codes under duquant_w4a4, written to --out for the time being)",
+    )
+    parser.add_argument(
         "--rows",
         action="store_true",
         help="time the activation quantization kernels instead, of the models that --shape names (default: both); "
@@ -95,15 +104,14 @@ def run(args: argparse.Namespace) -> int:
     if args.document:
         require_file(Path(args.document))
         around(Path(args.document), mode_of(args))
-    return {"bench": _gemms, "step": _steps, "rows": _rows, "generate": _generate, "evaluate": _evaluate}[
-        mode_of(args)
-    ](args)
+    runs = {"bench": _gemms, "step": _steps, "generate": _generate, "evaluate": _evaluate, "load": _load, "rows": _rows}
+    return runs[mode_of(args)](args)
 
 
 def mode_of(args: argparse.Namespace) -> str:
     """What is timed, which names its files and marks. Errors: UsageError for two modes at once."""
-    recipes = {"step": args.step, "generate": args.generate, "evaluate": args.evaluate}
-    asked = {mode: given is not None for mode, given in recipes.items()} | {"rows": args.rows}
+    lists = {mode: getattr(args, mode) is not None for mode in ("step", "generate", "evaluate", "load")}
+    asked = lists | {"rows": args.rows}
     modes: list[str] = [mode for mode, wanted in asked.items() if wanted] or ["bench"]
     if len(modes) > 1:
         raise UsageError(f"--{modes[0]} and --{modes[1]} are two runs", hint="ask for one")
@@ -208,6 +216,26 @@ def recipes_of(given: Sequence[str]) -> list[Path]:
     from qspec import resources
 
     return [Path(file) for file in given] or [resources.recipes() / "paper" / f"{name}.qs" for name in RECIPES]
+
+
+def _load(args: argparse.Namespace) -> int:
+    models = args.shape or ["llada"]
+    if args.format or args.no_peers or args.compile or args.tokens or len(models) > 1 or not set(models) <= set(MODELS):
+        raise UsageError(
+            "--load takes an artifact, or one model's dimensions", hint=f"--shape {' or '.join(MODELS)}, nothing else"
+        )
+
+    from qspec.bench.loading_data import markdown, read
+    from qspec.cli.terminal import Terminal
+    from qspec.progress import Quiet
+
+    if args.results:
+        run = read([Path(file) for file in args.results])
+    else:
+        from qspec.bench.loading import run_loading
+
+        run = run_loading(args.load or None, models[0], Path(args.out), Quiet() if args.quiet else Terminal())
+    return _keep("load", Path(args.out), run.as_json(), markdown(run), args.document)
 
 
 def _rows(args: argparse.Namespace) -> int:

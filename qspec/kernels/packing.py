@@ -416,7 +416,14 @@ def _transform(kernels: LayerKernels, tensors: Mapping[str, Tensor], where: str)
     permutation = tensors.get("transform.permutation")
     if permutation is None:
         return InputTransform((tensors["transform.rotation0"],))
-    channels = torch.arange(permutation.numel(), dtype=permutation.dtype, device=permutation.device)
-    if not torch.equal(permutation.sort().values, channels):
+    if not _is_permutation(permutation):
         raise InputError("not a permutation of the input channels", where=f"{where}.transform.permutation")
     return InputTransform((tensors["transform.rotation0"], tensors["transform.rotation1"]), permutation)
+
+
+def _is_permutation(channels: Tensor) -> bool:
+    """Whether int32 [K] names every channel once."""
+    named = torch.zeros(len(channels), dtype=torch.bool, device=channels.device)
+    if bool(((channels >= 0) & (channels < len(channels))).all()):
+        named[channels.long()] = True
+    return bool(named.all())

@@ -225,7 +225,7 @@ def test_killed_and_started_again_ends_in_the_same_bytes(compiled: Artifact, min
     out = tmp_path / "killed"
     process = subprocess.Popen(compile_command(mini, out), stderr=subprocess.DEVNULL)
     work = out.with_name("killed.partial")
-    while not recorded(work, "model-00001-of-00003.safetensors") and process.poll() is None:
+    while not recorded(work, "model-00001-of-00004.safetensors") and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -262,7 +262,7 @@ def test_out_of_memory_says_what_was_kept(mini: Mini, tmp_path: Path, monkeypatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Smooth, "rewrite", exhausted)
-    with pytest.raises(MachineError, match=r"out of memory\n  where: 1 finished shards are kept"):
+    with pytest.raises(MachineError, match=r"out of memory\n  where: 2 finished shards are kept"):
         qspec.compile(mini.recipe, out=tmp_path / "full", device="cpu", options=NO_REPORT)
 
 

@@ -164,7 +164,7 @@ def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["model-00001-*.safetensors", "model-*-of-00003.safetensors", "kernels/*.py", "README.md", "recipe.qs"]
+    "pattern", ["model-00001-*.safetensors", "model-*-of-00004.safetensors", "kernels/*.py", "README.md", "recipe.qs"]
 )
 def test_a_changed_file_is_refused(copy: Path, pattern: str) -> None:
     path = sorted(copy.glob(pattern))[-1]

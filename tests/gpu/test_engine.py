@@ -107,7 +107,9 @@ def test_a_thousand_texts_of_random_lengths_keep_memory_flat_and_compile_and_cap
     """Prompts of 1 to 200 tokens, 1 or 2 rows, three caches. The first 400 texts warm up; a step that they did not
     meet is one of a canvas that is exactly filled."""
     compiled, kernels = list[str](), list[int]()
-    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **given: compiled.append(given["fn"].name))
+    monkeypatch.setattr(
+        knobs.runtime, "jit_post_compile_hook", lambda **given: compiled.append(f"{given['fn'].name} {given['key']}")
+    )
     model = model_of("llada", "duquant_w4a4")
     generator = torch.Generator().manual_seed(0)
     graphs, used, captured = graphs_of(model), list[int](), list[int]()
@@ -136,7 +138,8 @@ def test_a_thousand_texts_of_random_lengths_keep_memory_flat_and_compile_and_cap
             kernels.append(len(compiled))
     graphs.capture = capture
     print(f"{captured} graphs, {kernels} kernels, {[round(size / 1e6) for size in used]} MB")
-    assert not compiled[kernels[0] :]
+    assert len(set(compiled)) == len(compiled)
+    assert kernels[2] - kernels[0] <= 10  # of more keys, which are cut into more parts
     assert captures == sum(step.replay is not None for step in graphs.steps.values())
     assert captured[2] - captured[0] <= 10
     assert used[2] <= used[0] + (64 << 20), used

@@ -211,8 +211,10 @@ def spoiled(name: str, tensor: Tensor) -> Tensor:
     """A tensor that cannot be right, of the right shape where that is the point."""
     if name == "scale.nan":
         return torch.full_like(tensor, float("nan"))
-    if name == "transform.permutation.twice":
-        return torch.zeros_like(tensor)
+    if name.startswith("transform.permutation.") and not name.endswith(".short"):
+        changed = tensor.clone()
+        changed[5] = {"twice": int(tensor[4]), "negative": -1, "outside": len(tensor)}[name.rpartition(".")[2]]
+        return changed
     return tensor[..., :-1] if name.endswith(".short") else tensor.double()
 
 
@@ -230,6 +232,8 @@ def spoiled(name: str, tensor: Tensor) -> Tensor:
         "transform.rotation1.dtype",
         "transform.permutation.short",
         "transform.permutation.twice",
+        "transform.permutation.negative",
+        "transform.permutation.outside",
     ],
 )
 def test_a_tensor_that_cannot_be_right_is_named(fault: str) -> None:

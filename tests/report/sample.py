@@ -201,7 +201,7 @@ def sample_report(blocks: int = 6) -> ReportData:
             "calibration tokens": "a1" * 32,
             "manifest": "c3" * 32,
             "checkpoint model.safetensors": "d4" * 32,
-            "model-00001-of-00007.safetensors": "b2" * 32,
+            "model-00001-of-00008.safetensors": "b2" * 32,
         },
         memory={"peak resident": 1_430_000_000},
         compared=(rounded(), smoothed()),
