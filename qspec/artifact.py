@@ -94,7 +94,8 @@ class ModuleRecord(_Record):
     """One module of the model as it was compiled.
 
     row, gemm: kernels as in the catalogue, None where kept. transform: the module whose tensors hold the input's.
-    merged: the first module of those that are computed as one GEMM; each has its own tensors.
+    merged: the first module of those that are computed as one GEMM; each has its own tensors. tokens: of an expert's
+    module, the calibration tokens that were routed to it, where statistics of them were taken.
     """
 
     role: str
@@ -113,6 +114,7 @@ class ModuleRecord(_Record):
     merged: str | None = None
     sqnr_db: float | None = None
     weight_sqnr_db: float | None = None
+    tokens: Annotated[int | None, Field(ge=0, exclude_if=lambda tokens: tokens is None)] = None
 
     @property
     def kernels(self) -> LayerKernels | None:

@@ -26,6 +26,7 @@ from qspec.numerics import as_stored, sqnr_db
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
 from qspec.passes.outer_layers import OuterLayers
+from qspec.passes.parameters import few_tokens
 from qspec.plan import BATCH_TOKENS, ModulePlan, Plan
 from qspec.precision import exact_products
 from qspec.progress import Progress
@@ -141,7 +142,10 @@ def compile_block(
     plan: Plan, index: int, module: DecoderBlock, stream: Stream, progress: Progress
 ) -> tuple[dict[str, PackedLinear], list[ModuleRecord]]:
     """Runs the recipe's passes over one float block. Returns packed linears by part, and the records."""
-    return _packed(plan, rewrite_block(plan, index, module, stream, progress))
+    block = rewrite_block(plan, index, module, stream, progress)
+    if few := block.observed.few:
+        progress.note(f"block {index}: {few_tokens(few)}")
+    return _packed(plan, block)
 
 
 @exact_products()
@@ -221,6 +225,8 @@ def _packed(plan: Plan, block: Block) -> tuple[dict[str, PackedLinear], list[Mod
             update: dict[str, object] = {"sqnr_db": sqnr, "weight_sqnr_db": weight_sqnr}
             if linear.transform is not None:
                 update["transform"] = owners.setdefault(id(linear.transform), linear.entry.module)
+            if planned.entry.role.expert is not None and block.observed.routed:
+                update["tokens"] = block.observed.routed[planned.entry.role.expert]
             record = record.model_copy(update=update)
         records.append(record)
     return packed, records

@@ -127,6 +127,12 @@ class DecoderShape:
         return (2 * self.layers + 1) * self.width + 2 * self.layers * self.head_width * self.qk_norm
 
     @property
+    def router_biases(self) -> int:
+        """Weights of the vectors that routers add to their scores."""
+        own = self.experts
+        return 0 if own is None or not own.bias else (self.layers - own.dense) * own.count
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """All tokens that end a text."""
         return (self.eos_token, *self.other_ends)
@@ -172,9 +178,10 @@ class ModuleEntry:
     @property
     def stage(self) -> str:
         """`blocks[3].mlp.experts.gated`: the site without an expert's number. One online transform serves a stage."""
-        return self.site.replace(f"[{self.role.expert}]", "") if self.site.endswith("].gated") else self.site
+        expert = self.role.expert
+        return self.site if expert is None else self.site.replace(f"experts[{expert}]", "experts")
 
-    @property
+    @cached_property
     def mlp(self) -> tuple[int | None, str, int | None] | None:
         """Equal for gate, up and down of one MLP; None for other linears."""
         prefix, _, name = self.role.part.rpartition(".")

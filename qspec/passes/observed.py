@@ -15,13 +15,13 @@ from qspec.models.decoder import AttentionContext, DecoderBlock
 from qspec.models.inputs import value_of
 from qspec.models.routing import Routing
 from qspec.passes.linear import Input, Linear, LinearView
+from qspec.passes.parameters import FEW_TOKENS
 from qspec.passes.statistics import Observer, Statistics, Tokens, weighted_product
 from qspec.precision import exact_products, fast_products
 from qspec.transforms import InputTransform
 
 Positions = Literal["all", "masked", "visible"]
 MIXED = "mlp.input"  # the site from which tokens go to experts
-FEW_TOKENS = 256  # an expert with fewer calibration tokens takes all of its layer's
 HESSIAN_BYTES = 1 << 30  # of Hessians that one pass over the calibration data sums up, or one Hessian
 Watchers = Mapping[str, Callable[[Tensor], None]]
 
@@ -221,14 +221,19 @@ class Observed:
             name = wanted.site.removesuffix(".gated")
             return value_of(self.module.hidden(name, h, self._views({}, rounding=rounding)))
 
+    @property
+    def few(self) -> dict[int, int]:
+        """Experts that saw every token of the layer, and how many were their own."""
+        return {expert: count for expert, count in enumerate(self.routed) if count < FEW_TOKENS}
+
     def _few(self) -> frozenset[int]:
-        """Experts with fewer than `FEW_TOKENS` calibration tokens, counted anew."""
+        """Those, counted anew."""
         assert self.module.mixture is not None
         counts = torch.zeros(self.module.mixture.count, dtype=torch.int64)
         for seen, _ in self.inputs({MIXED}):
             counts += self._routing(seen[MIXED]).experts.flatten().bincount(minlength=counts.numel()).cpu()
         self.routed = tuple(counts.tolist())
-        return frozenset(expert for expert, count in enumerate(self.routed) if count < FEW_TOKENS)
+        return frozenset(self.few)
 
     def _seen(
         self, sites: Collection[str], x: Tensor, batch: CalibrationBatch, *, rounding: bool = True

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,6 +22,13 @@ from qspec.models.family import DecoderShape, ModuleEntry
 
 _FLOAT = frozenset({Fact.FLOAT_WEIGHTS})
 _PLAIN = frozenset({Fact.FLOAT_WEIGHTS, Fact.PLAIN_INPUT, Fact.OPEN_RANGE})
+FEW_TOKENS = 256  # an expert with fewer calibration tokens of its own is calibrated on all of its layer's
+
+
+def few_tokens(experts: Mapping[int, int]) -> str:
+    """Says so, of experts of one block with the tokens that were routed to them: `mlp.experts[3] (0), [7] (12)`."""
+    listed = ", ".join(f"{'mlp.experts' * (not at)}[{e}] ({n})" for at, (e, n) in enumerate(experts.items()))
+    return f"{listed}: fewer than {FEW_TOKENS} calibration tokens were routed there; calibrated on all of the layer's"
 
 
 @dataclass(frozen=True)

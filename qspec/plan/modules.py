@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from qspec.catalog import GATE, LayerKernels
 from qspec.formats import Scheme, TensorFormat
@@ -26,7 +27,11 @@ class ModulePlan:
     passes: tuple[PassUse, ...]
     kernels: LayerKernels | None
 
-    @property
+    def joins(self, other: ModulePlan) -> bool:
+        """Whether they are one GEMM, as linears of one input and MLP."""
+        return (self.kernels, self.passes, self.entry.bias) == (other.kernels, other.passes, other.entry.bias)
+
+    @cached_property
     def stored_bits(self) -> int:
         """Codes, scales and zero points, or 16-bit floats; without bias and online transform."""
         if self.scheme is None:
@@ -62,11 +67,17 @@ class ModulePlan:
 
 def gemms(modules: Iterable[ModulePlan]) -> tuple[tuple[ModulePlan, ...], ...]:
     """The linears of a block, together where they are one GEMM: of one input and MLP, with one scheme and fate."""
-    groups: dict[tuple[object, ...], list[ModulePlan]] = {}
+    groups: list[list[ModulePlan]] = []
+    inputs: dict[tuple[object, ...], list[list[ModulePlan]]] = {}
     for m in modules:
-        key = m.entry.module if m.kernels is None else (m.entry.site, m.entry.mlp, m.kernels, m.passes, m.entry.bias)
-        groups.setdefault((key,), []).append(m)
-    return tuple(tuple(group) for group in groups.values())
+        near = inputs.setdefault((m.entry.site, m.entry.mlp), [])
+        own = next((group for group in near if m.kernels is not None and m.joins(group[0])), None)
+        if own is None:
+            own = []
+            groups.append(own)
+            near.append(own)
+        own.append(m)
+    return tuple(map(tuple, groups))
 
 
 def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from qspec.catalog import ActivationKernel, GemmKernel, kernels_for
+from qspec.catalog import ActivationKernel, GemmKernel, LayerKernels, kernels_for
 from qspec.diagnostics import Diagnostic
 from qspec.errors import InputError
 from qspec.fitting import fitted, require_groups, require_rotations
@@ -27,8 +27,9 @@ from qspec.plan.modules import (
     tensor_bits,
 )
 
+_Known = dict[tuple[object, ...], tuple[LayerKernels, tuple[PassUse, ...]]]
 BATCH_TOKENS = 4096  # calibration tokens in one forward pass
-NORM_BITS = 32  # norm gains stay in float32: smoothing folds scales into them
+NORM_BITS = 32  # norm gains stay in float32, smoothing folds scales into them; routers' biases too
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,17 +111,17 @@ class Plan:
         layers = self.shape.layers
         return tuple(rule for rule in self.spec.rules if rule.selector.matches(module.entry, layers))
 
-    @property
+    @cached_property
     def block_weights(self) -> int:
         """Weights of the linears in the blocks; embedding and head are not among them."""
         return sum(m.entry.weights for m in self.linears())
 
-    @property
+    @cached_property
     def bits_per_weight(self) -> float:
         """True bits of a block weight: codes, scales, zero points and online transforms, kept linears at 16."""
         return stored_bits(self.linears()) / self.block_weights
 
-    @property
+    @cached_property
     def bits_per_weight_model(self) -> float:
         """The same of an average weight of the whole model: embedding and head, which are kept at 16, count too."""
         return stored_bits(self.modules) / sum(m.entry.weights for m in self.modules)
@@ -129,16 +130,21 @@ class Plan:
     def bytes_before(self) -> int:
         """The whole model in 16 bits."""
         weights = sum(m.entry.weights + bias_of(m) for m in self.modules)
-        return (weights + self.shape.norm_gains) * FLOAT_BITS // 8
+        return (weights + self._vectors) * FLOAT_BITS // 8
 
     @property
     def bytes_after(self) -> int:
         """The tensors of the artifact."""
         return self.bits_after // 8
 
-    @property
+    @cached_property
     def bits_after(self) -> int:
-        return tensor_bits(self.modules) + self.shape.norm_gains * NORM_BITS
+        return tensor_bits(self.modules) + self._vectors * NORM_BITS
+
+    @property
+    def _vectors(self) -> int:
+        """Weights of norms, and of the vectors that routers add."""
+        return self.shape.norm_gains + self.shape.router_biases
 
     @property
     def calibration_tokens(self) -> int:
@@ -174,7 +180,7 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool 
             uses[m].append(use)
         decided = ((layout.modules[m], layout.decided[m]) for m in touched)
         require_rotations(use, ((entry, rule.scheme) for entry, rule in decided if rule and rule.scheme))
-    modules = gated(map(partial(_planned, spec), layout.modules, layout.decided, uses))
+    modules = gated(map(partial(_planned, spec, {}), layout.modules, layout.decided, uses))
     return Plan(spec, calibrate, family.name, shape, modules, layout.counts, layout.warnings)
 
 
@@ -189,11 +195,11 @@ def _pairs(spec: Spec, layout: Layout) -> list[tuple[ModuleEntry, Scheme]]:
 
 def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:
     """The fate of one module under the rule that decides it. Raises InputError where no kernel computes it."""
-    return _planned(spec, entry, rule, [use for use in spec.passes if use.selector.matches(entry, layers)])
+    return _planned(spec, {}, entry, rule, [use for use in spec.passes if use.selector.matches(entry, layers)])
 
 
-def _planned(spec: Spec, entry: ModuleEntry, rule: Rule | None, uses: Sequence[PassUse]) -> ModulePlan:
-    """The same, with the passes whose selectors select it."""
+def _planned(spec: Spec, known: _Known, entry: ModuleEntry, rule: Rule | None, uses: Sequence[PassUse]) -> ModulePlan:
+    """The same, with the passes whose selectors select it. known: kernels and passes that others have in common."""
     scheme = rule.scheme if rule else None
     if scheme is None:
         return ModulePlan(entry, rule, None, tuple(use for use in spec.passes if use.params.whole_model), None)
@@ -203,6 +209,10 @@ def _planned(spec: Spec, entry: ModuleEntry, rule: Rule | None, uses: Sequence[P
             where=rule.text if rule else spec.source,
             hint=f"add `layers {entry.role} keep`",
         )
-    kernels = kernels_for(scheme, rotations_of(uses, entry, scheme), entry.source)
-    kernels.check(entry.in_features, str(entry.role))
-    return ModulePlan(entry, rule, scheme, tuple(uses), kernels)
+    key = (id(scheme), entry.source, entry.role.part, entry.in_features, *map(id, uses))
+    if key not in known:
+        kernels = kernels_for(scheme, rotations_of(uses, entry, scheme), entry.source)
+        kernels.check(entry.in_features, str(entry.role))
+        known[key] = kernels, tuple(uses)
+    kernels, own = known[key]
+    return ModulePlan(entry, rule, scheme, own, kernels)

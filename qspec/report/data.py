@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from qspec.errors import InputError
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, GateResult, KlBucket, Measurements, Metric, Reference, Sample, Speed
 from qspec.files import read_input
+from qspec.passes.parameters import FEW_TOKENS, few_tokens
 
 FORMAT: Literal[3] = 3
 
@@ -42,13 +43,15 @@ class RecipeInfo:
 
 @dataclass(frozen=True)
 class CalibrationInfo:
-    """rows of length tokens; distinct: places of the text that they hold. repetition: what is wrong with it."""
+    """rows of length tokens; distinct: places of the text that they hold. repetition: what is wrong with it. few: of
+    blocks with experts that too few tokens were routed to, what they were calibrated on."""
 
     text: str
     rows: int
     length: int
     distinct: int
     repetition: str | None
+    few: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -266,14 +269,20 @@ def report_data(
         seed=found.seed,
         hashes=_hashes(manifest, found.data),
         memory=dict(memory),
-        calibration=_calibration(manifest.calibration),
+        calibration=_calibration(manifest.calibration, manifest.modules),
         data=found.data,
     )
 
 
-def _calibration(record: CalibrationRecord) -> CalibrationInfo:
+def _calibration(record: CalibrationRecord, modules: Iterable[ModuleRecord]) -> CalibrationInfo:
     repeats = repetition(record.distinct, record.drawn)
-    return CalibrationInfo(record.text, record.rows, record.length, record.distinct, repeats)
+    few: dict[str, dict[int, int]] = {}  # block -> expert -> tokens
+    for module in modules:
+        if module.tokens is not None and module.tokens < FEW_TOKENS:
+            block, _, role = module.role.partition(".")
+            few.setdefault(block, {})[int(role.partition("[")[2].partition("]")[0])] = module.tokens
+    said = tuple(f"{block}: {few_tokens(own)}" for block, own in few.items())
+    return CalibrationInfo(record.text, record.rows, record.length, record.distinct, repeats, said)
 
 
 def kernel_names(record: ModuleRecord) -> list[str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import qspec
 from qspec import cli
 from qspec.models.checkpoint import load_decoder
 from qspec.models.registry import FAMILIES
+from qspec.models.shards import tensor_table
 from tests.end_to_end.conftest import Mini
 from tests.models.expert_layout import TINY_LLADA2, TINY_LLADA_MOE, TINY_SDAR_MOE, random_weights
 from tests.models.hub import hub_folder
@@ -104,7 +106,9 @@ def test_every_module_is_compiled_loaded_and_measured(
     printed = capsys.readouterr().out
     assert "NELBO" in printed
     known = FAMILIES[family]
-    records = {record["role"]: record for record in json.loads((out / "qspec.json").read_text())["modules"]}
+    manifest = json.loads((out / "qspec.json").read_text())
+    assert manifest["bytes_after"] == sum(tensor.bytes for tensor in tensor_table(out).values())
+    records = {record["role"]: record for record in manifest["modules"]}
     assert list(records) == [str(entry.role) for entry in known.modules(known.shape(CONFIGS[family]))]
     kept = [role for role, record in records.items() if record["scheme"] is None]
     mixed = [n for n in range(2) if n >= CONFIGS[family].get("first_k_dense_replace", 0)]
@@ -118,3 +122,35 @@ def test_every_module_is_compiled_loaded_and_measured(
     if passes.startswith("rtn"):  # nothing moves into a router: what is stored is what the checkpoint has
         name = f"model.layers.{mixed[0]}.mlp.gate.weight"
         assert torch.equal(loaded.state_dict()[name], original.state_dict()[name])
+
+
+@pytest.mark.parametrize("scheme", [W4A16])
+def test_an_expert_that_nothing_is_routed_to_is_named(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Calibrated on what the whole layer sees, and the output, the manifest and the report say so by name and count."""
+    own = CONFIGS["llada2"] | {"n_group": 1, "topk_group": 1}
+    monkeypatch.setitem(CONFIGS, "llada2", own)
+    model = checkpoint("llada2", tmp_path)
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.gate.expert_bias"][3] = -10.0  # below every sigmoid
+    save_file(weights, model / "model.safetensors")
+    out = tmp_path / "out"
+    path = recipe(mini, model, scheme, GPTQ, "layers blocks[0].*, blocks[1].attention.* keep")
+    assert cli.main(["compile", str(path), "--out", str(out), "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    records = {record["role"]: record for record in json.loads((out / "qspec.json").read_text())["modules"]}
+    counts = [records[f"blocks[1].mlp.experts[{expert}].down"]["tokens"] for expert in range(4)]
+    assert counts[3] == 0
+    assert sum(counts) == 2 * 6 * 2 * 32  # two experts for every token of noised and clean rows
+    few = [
+        f"{'' if at else 'mlp.experts'}[{e}] ({n})"
+        for at, (e, n) in enumerate((e, n) for e, n in enumerate(counts) if n < 256)
+    ]
+    assert "[3] (0)" in few[-1]
+    said = f"{', '.join(few)}: fewer than 256 calibration tokens were routed there; calibrated on all of the layer's"
+    assert f"block 1: {said}" in printed.out + printed.err
+    for name in ("report.md", "report.html"):
+        assert f"blocks[1]: {said}" in html.unescape((out / "report" / name).read_text()).replace("\\", "")
+    assert all(record["sqnr_db"] is not None for record in records.values() if record["scheme"])
+    assert "tokens" not in records["blocks[0].mlp.down"]

@@ -1,0 +1,131 @@
+"""A mixture of experts under passes: what each expert's linears are calibrated on, and that the function stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from qspec import hadamard
+from qspec.calibrate.stream import Stream
+from qspec.models.decoder import Decoder
+from qspec.models.llada2 import LLADA2
+from qspec.passes import observed, parameters
+from qspec.passes.block import Block
+from qspec.passes.parameters import Gptq, Quarot, RotateDuquant, Rtn, Smooth
+from tests.models.expert_layout import TINY_LLADA2, chosen, in_parts, random_weights
+from tests.passes.conftest import in_basis, scheme, unweighted
+
+CONFIG = TINY_LLADA2 | {"hidden_size": 64, "head_dim": 16, "rotary_dim": 8, "moe_intermediate_size": 32, "n_group": 1}
+CONFIG |= {"topk_group": 1, "block_size": 5, "mask_token_id": 49}
+SHAPE = LLADA2.shape(CONFIG)
+NEVER = 3  # an expert that nothing is routed to
+W4A4 = scheme("int4", "int4")
+
+
+def make(basis: Tensor | None = None) -> tuple[Block, dict[str, np.ndarray]]:
+    """The second block, whose bias keeps every token from one expert, and the model's weights."""
+    weights = random_weights(CONFIG, seed=2)
+    weights["model.layers.1.mlp.gate.expert_bias"][NEVER] = -10.0
+    decoder = Decoder(LLADA2, SHAPE).requires_grad_(False)
+    decoder.load_state_dict({name: torch.from_numpy(w) for name, w in in_parts(CONFIG, weights).items()})
+    entries = {e.role.local: (e, None if e.only_kept else W4A4) for e in LLADA2.linears(SHAPE, 1)}
+    ids = torch.randint(0, 49, (6, 20), generator=torch.Generator().manual_seed(1))
+    tokens = unweighted(torch.cat((torch.where(torch.rand(6, 20) < 0.5, 49, ids), ids), 1))
+    stream = Stream.start(decoder, tokens, 2, exact=True)
+    generator = torch.Generator().manual_seed(3)
+    for batch in stream.batches:
+        batch.weight = torch.rand(batch.weight.shape, generator=generator) + 0.5
+    return Block(1, SHAPE, decoder.blocks[1], entries, stream if basis is None else in_basis(stream, basis), 0), weights
+
+
+def by_hand(block: Block, weights: dict[str, np.ndarray], expert: int, few: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """H of an expert's gate and up, and of its down, in float64; how many tokens were routed to it."""
+    w = {name.removeprefix("model.layers.1.mlp."): value.astype(np.float64) for name, value in weights.items()}
+    h = np.concatenate([seen["mlp.input"].double().numpy() for seen, _ in block.observed.inputs({"mlp.input"})])
+    c = np.concatenate([batch.weight.flatten().double().numpy() for batch in block.observed.stream.batches])
+    routed = [chosen(CONFIG, w["gate.weight"], w["gate.expert_bias"], token).get(expert, 0.0) for token in h]
+    count = sum(one > 0 for one in routed)
+    c = c if count < few else c * np.array(routed) ** 2
+    gate, up = (h @ w[f"experts.{expert}.{name}_proj.weight"].T for name in ("gate", "up"))
+    z = gate / (1 + np.exp(-gate)) * up
+    return (2 * (h.T * c) @ h / c.sum(), 2 * (z.T * c) @ z / c.sum(), count)
+
+
+@pytest.mark.parametrize("bytes_held", [1 << 30, 1])
+def test_hessians_are_of_the_tokens_routed_to_an_expert(monkeypatch: pytest.MonkeyPatch, bytes_held: int) -> None:
+    monkeypatch.setattr(observed, "FEW_TOKENS", 20)
+    monkeypatch.setattr(observed, "HESSIAN_BYTES", bytes_held)
+    block, weights = make()
+    found = {
+        linear.entry.role.local: hessian
+        for group, hessian in block.observed.hessians([x for x in block.linears.values() if x.scheme])
+        for linear in group
+    }
+    assert set(found) == set(block.linears) - {"mlp.router"}
+    counts = []
+    for expert in range(8):
+        first, second, count = by_hand(block, weights, expert, few=20)
+        counts.append(count)
+        for name, expected in (("gate", first), ("up", first), ("down", second)):
+            got = found[f"mlp.experts[{expert}].{name}"].double().numpy()
+            np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
+    assert counts[NEVER] == 0
+    assert block.observed.routed == tuple(counts)
+    assert sum(counts) == 2 * 240
+    assert block.observed.few == {e: n for e, n in enumerate(counts) if n < 20}
+    assert torch.equal(found["mlp.shared.gate"], found["mlp.shared.up"])
+    torch.testing.assert_close(found["mlp.shared.gate"], block.observed.hessian("mlp.input", None))
+
+
+def test_statistics_of_an_expert_nothing_is_routed_to() -> None:
+    block, weights = make()
+    h = torch.cat([seen["mlp.input"] for seen, _ in block.observed.inputs({"mlp.input"})]).double()
+    gate, up = (
+        h @ torch.from_numpy(weights[f"model.layers.1.mlp.experts.{NEVER}.{name}_proj.weight"]).double().T
+        for name in ("gate", "up")
+    )
+    peaks = block.observed.statistics(f"mlp.experts[{NEVER}].gated").peaks
+    torch.testing.assert_close(peaks.double(), (gate * gate.sigmoid() * up).abs().amax(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "passes", [(Smooth(), RotateDuquant(block=32, steps=4)), (Quarot(),)], ids=["smooth", "quarot"]
+)
+def test_the_function_stays(passes: tuple[parameters.Pass, ...]) -> None:
+    basis = hadamard.orthogonal(64).float() if isinstance(passes[0], Quarot) else None
+    block, _ = make(basis)
+    before = block.observed.additions()
+    uses = tuple(linear for linear in block.linears.values() if linear.scheme)
+    router = block.linears["mlp.router"].weight.clone()
+    for one in passes:
+        one.rewrite(block, uses)
+    for was, now in zip(before, block.observed.additions(like=before), strict=True):
+        assert float((now - was).norm()) < 1e-5 * float(was.norm())
+    assert not torch.equal(router, block.linears["mlp.router"].weight)  # it reads what was rewritten
+    downs = [block.linears[f"mlp.experts[{e}].down"].transform for e in range(8)]
+    assert downs[0] is not None
+    assert all(transform is downs[0] for transform in downs)  # one kernel prepares the rows of all
+
+
+@pytest.mark.parametrize("quantizer", [Rtn(), Gptq()], ids=["rtn", "gptq"])
+def test_every_linear_but_the_router_is_quantized(quantizer: parameters.Pass) -> None:
+    block, _ = make()
+    quantizer.rewrite(block, tuple(linear for linear in block.linears.values() if linear.scheme))
+    left = [part for part, linear in block.linears.items() if linear.quantized is None]
+    assert left == ["mlp.router"]
+
+
+def test_watchers_see_experts_that_nothing_is_routed_to() -> None:
+    block, _ = make()
+    seen: dict[str, int] = {}
+
+    def watch(part: str) -> Callable[[Tensor], None]:
+        return lambda x: seen.update({part: x.shape[0]})
+
+    block.observed.additions({part: watch(part) for part in block.linears})
+    assert set(seen) == set(block.linears)
+    assert seen[f"mlp.experts[{NEVER}].down"] == 80  # all of the batch
