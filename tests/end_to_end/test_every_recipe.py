@@ -27,7 +27,7 @@ from qspec.kernels.packing import unpack, unpack_zeros
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
 from tests.end_to_end.conftest import NO_REPORT
-from tests.models import block_layout, dream_layout
+from tests.models import block_layout, dream_layout, expert_layout
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 WIDTH, FFN, KV = 128, 256, {"llada": 128, "dream": 64, "sdar": 64, "fast_dllm": 64}
@@ -80,6 +80,9 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
     "blocks/w4a16": (("*", W4A16),),
     "blocks/w8a8": (("*", W8A8),),
     "blocks/w4a4": (("*", W4A4),),
+    "experts/w4a16": (("*", W4A16),),
+    "experts/w8a8": (("*", W8A8),),
+    "experts/w4a4": (("*", W4A4),),
     "floats/rtn_fp8": (("*", Format("fp8", 8, 8, number="fp8_e4m3")),),
     "floats/gptq_nvfp4": (("*", Format("nvfp4", 4, 4, 16, number="nvfp4")),),
     "floats/gptq_mxfp4": (("*", Format("mxfp4", 4, 16, 32, number="mxfp4")),),
@@ -87,7 +90,8 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
 # Rotations of the residual stream go into the embedding and the head, which are kept.
 REWRITES_KEPT = ("paper/quarot_w4a4", "paper/quarot_w8a8")
 BLOCKS = [name for name in EXPECTED if name.startswith("blocks/")]  # `family sdar, fast_dllm`
-BOTH = [name for name in EXPECTED if "/" in name and name not in BLOCKS]  # `family llada, dream`
+EXPERTS = [name for name in EXPECTED if name.startswith("experts/")]  # `family llada2, sdar_moe, llada_moe`
+BOTH = [name for name in EXPECTED if "/" in name and name not in (*BLOCKS, *EXPERTS)]  # `family llada, dream`
 
 # part -> (module below a LLaDA block, outputs, inputs)
 PARTS: dict[str, tuple[str, str, str]] = {
@@ -253,7 +257,7 @@ def test_every_shipped_recipe_is_here() -> None:
     assert set(EXPECTED) == files
 
 
-@pytest.mark.parametrize("name", [name for name in EXPECTED if name not in BLOCKS])
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name not in (*BLOCKS, *EXPERTS)])
 def test_every_named_module_is_quantized(name: str, models: dict[tuple[str, int], Path], tmp_path: Path) -> None:
     blocks = 2 if name in BOTH else 4
     check(name, "llada", blocks, models["llada", blocks], tmp_path)
@@ -283,3 +287,49 @@ def test_every_named_module_is_quantized_in_block_causal_models(
 ) -> None:
     """Norms of queries and keys stay, too."""
     check(name, family, 2, models[family, 2], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        pytest.param(
+            name, config, marks=[] if (name, family) == ("experts/w8a8", "llada2") else pytest.mark.slow,
+            id=f"{name}-{family}",
+        )
+        for name in EXPERTS
+        for family, config in (
+            ("llada2", expert_layout.TINY_LLADA2),
+            ("sdar_moe", expert_layout.TINY_SDAR_MOE),
+            ("llada_moe", expert_layout.TINY_LLADA_MOE),
+        )
+    ],
+)  # fmt: skip
+def test_every_named_module_is_quantized_in_mixtures_of_experts(
+    name: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of each expert, and of the one that is shared; routers are not named."""
+    model = tmp_path / "model"
+    write_model(model, "llada", 2)
+    own = json.loads((model / "config.json").read_text())
+    config = config | {key: own[key] for key in ("vocab_size", "mask_token_id", "eos_token_id", "pad_token_id")}
+    config |= {"hidden_size": WIDTH, "num_hidden_layers": 2, expert_layout.names(config)["ffn"]: 128}
+    config |= {"head_dim": 32, "intermediate_size": FFN} | ({"rotary_dim": 16} if "rotary_dim" in config else {})
+    (model / "config.json").write_text(json.dumps(config))
+    weights = expert_layout.random_weights(config, seed=4)
+    save_file({key: torch.from_numpy(t).bfloat16() for key, t in weights.items()}, model / "model.safetensors")
+    artifact = qspec.compile(short(name, tmp_path), str(model), tmp_path / "out", "cpu", options=NO_REPORT)
+    records = {record.module: record for record in Manifest.read(artifact.path).modules}
+    tensors, (_, form) = stored(artifact.path), EXPECTED[name][0]
+    assert form is not None
+    for key, weight in expert_layout.in_parts(config, weights).items():
+        module = key.removesuffix(".weight")
+        if weight.ndim == 1:
+            assert tensors[key].shape == weight.shape
+            assert tensors[key].dtype == torch.float32
+        elif "embed" in key or module in ("lm_head",) or module.endswith("mlp.gate"):
+            assert records.pop(module).scheme is None
+            assert tensors[key].dtype == (torch.float32 if module.endswith("mlp.gate") else torch.bfloat16)
+        else:
+            held = {k.removeprefix(f"{module}."): t for k, t in tensors.items() if k.startswith(f"{module}.")}
+            check_quantized(records.pop(module), held, form, weight.shape)
+    assert records == {}

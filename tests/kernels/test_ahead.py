@@ -209,7 +209,12 @@ def kernels_of_recipes() -> tuple[Kernel, ...]:
     """What the shipped recipes make of the bundled stand-in, but for those that are compiled here anyway."""
     found: dict[str, Kernel] = {}
     for path in resources.recipes().rglob("*.qs"):
-        if path.parent.name not in ("base", "search", "blocks"):  # no recipes, layers still open, other families
+        if path.parent.name not in (
+            "base",
+            "search",
+            "blocks",
+            "experts",
+        ):  # no recipes, layers still open, other families
             plan = planned(path, "tiny-llada", {}).plan
             found |= {kernel.name: kernel for kernel in plan.kernels()}
     return tuple(kernel for kernel in found.values() if kernel not in KERNELS)

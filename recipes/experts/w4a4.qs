@@ -1,0 +1,18 @@
+qspec 1
+
+# 4 bits on both sides, behind smoothing and DuQuant's rotations: one for all that read a layer's input, one for all down.
+extends "base/setup.qs"
+
+recipe w4a4 {
+}
+
+scheme w4a4 {
+  weights     int4 per channel symmetric clip mse
+  activations int4 per token   symmetric clip 0.9
+}
+
+layers blocks[*].* use w4a4
+
+apply smooth(alpha = 0.6)                      on blocks[*].*
+apply rotate_duquant(block = 128, steps = 256) on blocks[*].*
+apply gptq(damp = 0.01, order = activation)    on blocks[*].*
