@@ -112,11 +112,11 @@ def effort(plan: Plan, evaluation: Evaluation, sizes: Mapping[str, TaskSize] = S
     tokens = {f"nelbo on {one.text.name}": float(one.samples * NELBO_DRAWS * window) for one in evaluation.nelbo}
     known = {one.name: sizes[one.name] for one in evaluation.tasks if one.name in sizes}
     tokens |= {one.name: task_tokens(one, known[one.name]) for one in evaluation.tasks if one.name in known}
-    quantized = list(plan.linears())
-    floats = [replace(module, scheme=None, passes=(), kernels=None) for module in quantized]
+    quantized = plan.alike_blocks
+    plain = [(_unquantized(block), count) for block, count in quantized]
     unknown = tuple(one.name for one in evaluation.tasks if one.name not in known)
     memory = generating_memory(plan.shape, plan.bytes_before + plan.bytes_after, measured_at_once(plan.shape)).total
-    return Effort(name, found is not None, memory, tokens, _seconds(floats, name), _seconds(quantized, name), unknown)
+    return Effort(name, found is not None, memory, tokens, _seconds(plain, name), _seconds(quantized, name), unknown)
 
 
 def measured_at_once(shape: DecoderShape) -> TextSizes:
@@ -137,12 +137,13 @@ def task_tokens(request: TaskRequest, size: TaskSize) -> float:
     return rows * (prompt + size.target)
 
 
-def _seconds(linears: Sequence[ModulePlan], gpu: str) -> float:
-    """For a token of a large pass over these linears of all blocks, and what lies between them."""
-    blocks: dict[int | None, list[ModulePlan]] = {}
-    for linear in linears:
-        blocks.setdefault(linear.entry.role.block, []).append(linear)
-    return sum(pass_time(block, PASS, gpu) for block in blocks.values()) * OUTSIDE / PASS / 1e9
+def _unquantized(block: Sequence[ModulePlan]) -> list[ModulePlan]:
+    return [replace(module, scheme=None, passes=(), kernels=None) for module in block]
+
+
+def _seconds(blocks: Sequence[tuple[Sequence[ModulePlan], int]], gpu: str) -> float:
+    """For a token of a large pass over the linears of these blocks, each so many times, and what lies between them."""
+    return sum(pass_time(block, PASS, gpu) * count for block, count in blocks) * OUTSIDE / PASS / 1e9
 
 
 def advice(plan: Plan, evaluation: Evaluation, found: Effort, sizes: Mapping[str, TaskSize] = SIZES) -> str | None:

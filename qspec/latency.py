@@ -12,6 +12,7 @@ promise a time. Times are whole nanoseconds, so that sums are exact whatever the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,12 +52,43 @@ def timed_gpu(device: torch.device) -> str:
 
 
 def pass_time(modules: Iterable[ModulePlan], tokens: int, gpu: str) -> int:
-    """Nanoseconds of linears of one block for X [tokens, in]: their inputs, each made once, and their GEMMs."""
+    """Nanoseconds of linears of one block for X [tokens, in]: their inputs, each made once, and their GEMMs.
+
+    Experts of one fate count as one grouped GEMM, whose rows are each token's `top_k` and whose weights are those of
+    as many experts as there are rows for.
+    """
     modules = tuple(modules)
-    inputs = {(m.entry.site, m.kernels and m.kernels.row): m for m in modules}
-    times = [_input(m, tokens, gpu) for m in inputs.values()]
-    times += [_gate(m, tokens, gpu) for m in modules if m.entry.role.name == "gate"]
-    return sum(times) + sum(gemm(group, tokens, gpu).nanoseconds for group in gemms(modules))
+    alike = _alike(modules)
+    inputs = {(m.entry.stage, m.kernels and m.kernels.row): m for m in alike.values()}
+    times = [_input(m, _rows(m, tokens), gpu) for m in inputs.values()]
+    times += [_gate(m, tokens * m.entry.top_k, gpu) for m in alike.values() if m.entry.role.name == "gate"]
+    return sum(times) + sum(one.nanoseconds for one in timed_gemms(modules, tokens, gpu))
+
+
+def timed_gemms(modules: Iterable[ModulePlan], tokens: int, gpu: str) -> list[TimedGemm]:
+    """The GEMMs of linears of one block; those of experts of one fate are one."""
+    modules = tuple(modules)
+    counts = Counter(map(_fate, modules))
+    return [gemm(group, tokens, gpu, counts[_fate(group[0])]) for group in gemms(_alike(modules).values())]
+
+
+def _fate(module: ModulePlan) -> tuple[object, ...]:
+    """Equal for linears of different experts that are one grouped GEMM; a linear's own where it is no expert's."""
+    entry = module.entry
+    return (entry.role.block, entry.role.part, module.kernels, module.passes, module.stored_bits)
+
+
+def _alike(modules: Iterable[ModulePlan]) -> dict[tuple[object, ...], ModulePlan]:
+    """One linear of each fate, the first expert's."""
+    found: dict[tuple[object, ...], ModulePlan] = {}
+    for m in modules:
+        found.setdefault(_fate(m), m)
+    return found
+
+
+def _rows(module: ModulePlan, tokens: int) -> int:
+    """Of the input that one kernel makes: of experts' hidden states, one for each of a token's experts."""
+    return tokens * module.entry.top_k if module.entry.stage != module.entry.site else tokens
 
 
 def _input(module: ModulePlan, tokens: int, gpu: str) -> int:
@@ -82,16 +114,20 @@ def basis(summed: Sequence[TimedGemm]) -> str:
     return f"{count} of {len(summed)} GEMMs as measured on {gpu}, the rest by the limits of {limits}"
 
 
-def gemm(group: Sequence[ModulePlan], tokens: int, gpu: str) -> TimedGemm:
-    """Of linears that are computed as one (`plan.gemms`)."""
+def gemm(group: Sequence[ModulePlan], tokens: int, gpu: str, experts: int = 1) -> TimedGemm:
+    """Of linears that are computed as one (`plan.gemms`), or of so many experts that are alike, of all that there
+    are."""
     first = group[0]
     channels, columns = sum(m.entry.out_features for m in group), first.entry.in_features
-    measured = first.kernels and tuned.microseconds(gpu, first.kernels.gemm, channels, columns, tokens)
+    tokens = -(-tokens * first.entry.top_k * experts // first.entry.experts)
+    dense = first.entry.role.expert is None
+    measured = dense and first.kernels and tuned.microseconds(gpu, first.kernels.gemm, channels, columns, tokens)
     if measured:
         time = round(1000 * measured)
     else:
         written = first.kernels.gemm.channels(channels) if first.kernels else channels
-        moved = sum(m.stored_bits for m in group) + tokens * (columns * _bits(first) + written * FLOAT_BITS)
+        touched = min(experts, tokens) * sum(m.stored_bits for m in group)
+        moved = touched + tokens * (columns * _bits(first) + written * FLOAT_BITS)
         floats = _bits(first) == FLOAT_BITS or (first.kernels is not None and first.kernels.gemm.pairs)
         rate = RATES[FLOAT_BITS if floats else 8]
         time = LAUNCH + max(_memory(moved, gpu), -(-2 * tokens * channels * columns // rate))

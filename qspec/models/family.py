@@ -149,7 +149,8 @@ class ModuleEntry:
 
     module: its name in the checkpoint, without `.weight`. site: the name of the input that it reads; the
     linears of one site (q, k, v; gate, up) see the same activations. Empty for the embedding. tied: the head that this
-    embedding is the weight of too, under the name that it has where a checkpoint stores it once more.
+    embedding is the weight of too, under the name that it has where a checkpoint stores it once more. experts: of an
+    expert's, how many there are, of which a token takes `top_k`.
     """
 
     role: Role
@@ -159,6 +160,8 @@ class ModuleEntry:
     bias: bool
     site: str
     tied: ModuleEntry | None = None
+    experts: int = 1
+    top_k: int = 1
 
     @property
     def names(self) -> tuple[ModuleEntry, ...]:
@@ -317,13 +320,12 @@ class Family:
     ) -> list[ModuleEntry]:
         """Gate, up and down. Those of all experts read one input, and each down its own."""
         d, bias, down = shape.width, shape.bias, Role(f"{prefix}.down", block, expert)
-        gated = f"{str(down).removesuffix('down')}gated"
+        site, gated = f"blocks[{block}].mlp.input", f"{str(down).removesuffix('down')}gated"
+        of = None if expert is None else shape.experts
         return [
-            *(
-                self._entry(Role(f"{prefix}.{name}", block, expert), ffn, d, bias, f"blocks[{block}].mlp.input")
-                for name in ("gate", "up")
-            ),
-            self._entry(down, d, ffn, bias, gated),
+            self._entry(Role(f"{prefix}.gate", block, expert), ffn, d, bias, site, of),
+            self._entry(Role(f"{prefix}.up", block, expert), ffn, d, bias, site, of),
+            self._entry(down, d, ffn, bias, gated, of),
         ]
 
     def outline(self, blocks: Iterable[int], experts: Iterable[int] = (0,)) -> tuple[ModuleEntry, ...]:
@@ -334,8 +336,12 @@ class Family:
         sizeless = [replace(entry, out_features=0, in_features=0) for entry in inner]
         return (embedding, *sizeless, replace(head, site="head.input"))
 
-    def _entry(self, role: Role, rows: int, columns: int, bias: bool, site: str) -> ModuleEntry:
-        return ModuleEntry(role, self.module(role), rows, columns, bias, site)
+    def _entry(
+        self, role: Role, rows: int, columns: int, bias: bool, site: str, experts: Experts | None = None
+    ) -> ModuleEntry:
+        """experts: those that it is of."""
+        count, top_k = (1, 1) if experts is None else (experts.count, experts.top_k)
+        return ModuleEntry(role, self.module(role), rows, columns, bias, site, None, count, top_k)
 
 
 _SIZELESS = DecoderShape(

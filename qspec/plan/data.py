@@ -18,6 +18,7 @@ def plan_data(plan: Plan, texts: TextSizes | None = None) -> dict[str, Any]:
         "recipe": plan.spec.name,
         "family": plan.family,
         "block_weights": plan.block_weights,
+        "active": {"block_weights": plan.active_weights, "bytes": -(-plan.active_bits // 8)},
         "bits_per_weight": plan.bits_per_weight,
         "bits_per_weight_model": plan.bits_per_weight_model,
         "bytes": {"before": plan.bytes_before, "after": plan.bytes_after},

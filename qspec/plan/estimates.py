@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qspec.language.spec import REGIMES, Rollouts
 from qspec.plan.generating import activation_bytes
-from qspec.plan.modules import FLOAT_BITS
+from qspec.plan.modules import FLOAT_BITS, active
 from qspec.plan.plan import BATCH_TOKENS, Plan
 
 
@@ -29,7 +29,7 @@ def compile_memory(plan: Plan) -> int:
     (`tests/end_to_end/test_memory.py`). Memory that is freed and that the allocator keeps is not counted.
     """
     block = plan.block_weights // plan.shape.layers * 4 * 3
-    hessian = max(m.entry.in_features for m in plan.linears()) ** 2 * 8 * 4
+    hessian = max(m.entry.in_features for block, _ in plan.alike_blocks for m in block) ** 2 * 8 * 4
     copies = 3 if any(use.params.follows_exact for use in plan.spec.passes) else 1
     stream = plan.calibration_tokens * plan.shape.width * 4 * copies
     tokens = min(plan.calibration_tokens, max(BATCH_TOKENS, plan.calibrate.length))
@@ -49,5 +49,8 @@ def compile_operations(plan: Plan) -> int:
     steps = calibrate.text.steps if isinstance(calibrate.text, Rollouts) else 0
     model = tokens // calibrate.draws * steps + tokens * calibrate.weigh.certainty
     forwards = 1 + sum(1 if not use.params.quantizes else 4 for use in plan.spec.passes)
-    hessians = sum(m.entry.in_features**2 for m in plan.linears() if m.scheme is not None)
-    return 2 * tokens * (plan.block_weights * forwards + hessians) + 2 * model * plan.block_weights
+    hessians = sum(
+        active((m for m in block if m.scheme is not None), lambda m: m.entry.in_features**2) * count
+        for block, count in plan.alike_blocks
+    )
+    return 2 * tokens * (plan.active_weights * forwards + hessians) + 2 * model * plan.active_weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -119,6 +119,26 @@ def stored_bits(modules: Iterable[ModulePlan]) -> int:
         for (_, rotations), channels in inputs.items()
     )
     return sum(m.stored_bits for m in modules) + transforms
+
+
+def active(modules: Iterable[ModulePlan], of: Callable[[ModulePlan], int]) -> int:
+    """The sum of `of` over what a token uses of these modules: of experts the share that it takes, rounded up."""
+    sums: dict[tuple[int, int], int] = {}
+    for m in modules:
+        share = (m.entry.top_k, m.entry.experts)
+        sums[share] = sums.get(share, 0) + of(m)
+    return sum(-(-total * top_k // experts) for (top_k, experts), total in sums.items())
+
+
+def active_bits(modules: Sequence[ModulePlan]) -> int:
+    """Of `stored_bits` of these modules those that a token touches."""
+    transforms = stored_bits(modules) - sum(m.stored_bits for m in modules)
+    return active(modules, lambda m: m.stored_bits) + transforms
+
+
+def weights_of(modules: Iterable[ModulePlan]) -> int:
+    """All of these modules together."""
+    return sum(m.entry.weights for m in modules)
 
 
 def bits_text(blocks: float, model: float, digits: int = 2) -> str:

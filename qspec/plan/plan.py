@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -19,12 +19,15 @@ from qspec.models.family import DecoderShape, Family, ModuleEntry
 from qspec.plan.modules import (
     FLOAT_BITS,
     ModulePlan,
+    active,
+    active_bits,
     bias_of,
     gated,
     gemms,
     rotations_of,
     stored_bits,
     tensor_bits,
+    weights_of,
 )
 
 _Known = dict[tuple[object, ...], tuple[LayerKernels, tuple[PassUse, ...]]]
@@ -103,7 +106,11 @@ class Plan:
 
     def pass_counts(self) -> tuple[int, ...]:
         """How many modules each pass touches."""
-        counts = Counter(use for m in self.modules for use in dict.fromkeys(m.passes))
+        alike = Counter(id(m.passes) for m in self.modules)
+        passes = {id(m.passes): m.passes for m in self.modules}
+        counts = Counter(dict.fromkeys(self.spec.passes, 0))
+        for key, uses in passes.items():
+            counts.update(dict.fromkeys(uses, alike[key]))
         return tuple(counts[use] for use in self.spec.passes)
 
     def rules_for(self, module: ModulePlan) -> tuple[Rule, ...]:
@@ -114,22 +121,32 @@ class Plan:
     @cached_property
     def block_weights(self) -> int:
         """Weights of the linears in the blocks; embedding and head are not among them."""
-        return sum(m.entry.weights for m in self.linears())
+        return self._summed(weights_of)
 
     @cached_property
-    def bits_per_weight(self) -> float:
-        """True bits of a block weight: codes, scales, zero points and online transforms, kept linears at 16."""
-        return stored_bits(self.linears()) / self.block_weights
+    def active_weights(self) -> int:
+        """Those of `block_weights` that a token is multiplied by: of experts its own alone."""
+        return self._summed(lambda block: active(block, lambda m: m.entry.weights))
 
     @cached_property
-    def bits_per_weight_model(self) -> float:
-        """The same of an average weight of the whole model: embedding and head, which are kept at 16, count too."""
-        return stored_bits(self.modules) / sum(m.entry.weights for m in self.modules)
+    def active_bits(self) -> int:
+        """What is stored of these, as `bits_per_weight` counts them: bits that a token touches in the blocks."""
+        return self._summed(active_bits)
 
     @property
+    def bits_per_weight(self) -> float:
+        """True bits of a block weight: codes, scales, zero points and online transforms, kept linears at 16."""
+        return self._summed(stored_bits) / self.block_weights
+
+    @property
+    def bits_per_weight_model(self) -> float:
+        """The same of an average weight of the whole model: embedding and head, which are kept at 16, count too."""
+        return self._summed(stored_bits, outer=True) / self._summed(weights_of, outer=True)
+
+    @cached_property
     def bytes_before(self) -> int:
         """The whole model in 16 bits."""
-        weights = sum(m.entry.weights + bias_of(m) for m in self.modules)
+        weights = self._summed(lambda block: sum(m.entry.weights + bias_of(m) for m in block), outer=True)
         return (weights + self._vectors) * FLOAT_BITS // 8
 
     @property
@@ -139,12 +156,20 @@ class Plan:
 
     @cached_property
     def bits_after(self) -> int:
-        return tensor_bits(self.modules) + self._vectors * NORM_BITS
+        return self._summed(tensor_bits, outer=True) + self._vectors * NORM_BITS
 
     @property
     def _vectors(self) -> int:
         """Weights of norms, and of the vectors that routers add."""
         return self.shape.norm_gains + self.shape.router_biases
+
+    def _summed(self, of: Callable[[Sequence[ModulePlan]], int], *, outer: bool = False) -> int:
+        """The sum of `of` over the blocks, and over embedding and head."""
+        return sum(of(block) * count for block, count in self.alike_blocks) + (of(self._outer) if outer else 0)
+
+    @property
+    def _outer(self) -> tuple[ModulePlan, ...]:
+        return self._blocks.get(None, ())
 
     @property
     def calibration_tokens(self) -> int:
@@ -153,6 +178,16 @@ class Plan:
     def linears(self) -> Iterable[ModulePlan]:
         """Those of the blocks, kept ones too."""
         return (m for m in self.modules if m.entry.role.block is not None)
+
+    @cached_property
+    def alike_blocks(self) -> tuple[tuple[tuple[ModulePlan, ...], int], ...]:
+        """Blocks of linears of one size and fate, each with how many are like it: of what is the same for all of
+        these, one is looked at."""
+        found: dict[tuple[object, ...], list[int]] = {}
+        for index in range(self.shape.layers):
+            own = ((m.entry.out_features, m.entry.in_features, id(m.scheme), id(m.kernels)) for m in self.block(index))
+            found.setdefault(tuple(own), []).append(index)
+        return tuple((self.block(own[0]), len(own)) for own in found.values())
 
 
 def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool = False) -> Plan:

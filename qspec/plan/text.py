@@ -81,8 +81,13 @@ def _title(plan: Plan) -> str:
 
 def _facts(plan: Plan, texts: TextSizes | None = None) -> dict[str, str]:
     needs = f"about {_size(compile_memory(plan))} of memory, {compile_operations(plan) / 1e12:.1f} TFLOP"
+    mixed = {
+        "active weights": f"{_count(plan.active_weights)} ({plan.active_weights:,}) of the blocks for a token, "
+        f"{_size(plan.active_bits // 8)} as stored"
+    }
     return {
         "block weights": f"{_count(plan.block_weights)} ({plan.block_weights:,})",
+        **(mixed if plan.shape.experts is not None else {}),
         "bits per weight": bits_text(plan.bits_per_weight, plan.bits_per_weight_model, 3),
         "model bytes": f"{_size(plan.bytes_before)} -> {_size(plan.bytes_after)}",
         "calibration": _calibration(plan),
@@ -129,14 +134,19 @@ class Alike:
 
 def alike(modules: Iterable[ModulePlan]) -> list[Alike]:
     """The modules, those with the same fate together."""
-    groups: dict[tuple[str, str, float, str], list[Role]] = {}
+    same: dict[tuple[object, ...], list[ModulePlan]] = {}  # most have all of it in common
     for m in modules:
-        key = (m.entry.role.part, m.scheme.name if m.scheme else "keep", m.bits, m.kernel)
-        groups.setdefault(key, []).append(m.entry.role)
+        key = (m.entry.role.part, id(m.scheme), id(m.kernels), m.stored_bits, m.entry.out_features)
+        same.setdefault(key, []).append(m)
+    groups: dict[tuple[str, str, float, str], list[Role]] = {}
+    for own in same.values():
+        first = own[0]
+        fate = (first.entry.role.part, first.scheme.name if first.scheme else "keep", first.bits, first.kernel)
+        groups.setdefault(fate, []).extend(m.entry.role for m in own)
     return [
         Alike(roles, count, scheme, bits, kernel)
-        for (_, scheme, bits, kernel), own in groups.items()
-        for roles, count in selected(own)
+        for (_, scheme, bits, kernel), found in groups.items()
+        for roles, count in selected(found)
     ]
 
 

@@ -12,8 +12,8 @@ from fractions import Fraction
 from math import ceil, floor
 
 from qspec.language.spec import BUDGET_UNITS, REGIMES, Budget
-from qspec.latency import REFERENCE, TimedGemm, gemm, pass_time
-from qspec.plan import ModulePlan, gemms, stored_bits, tensor_bits
+from qspec.latency import REFERENCE, TimedGemm, pass_time, timed_gemms
+from qspec.plan import ModulePlan, stored_bits, tensor_bits
 from qspec.plan.estimates import running_memory
 from qspec.search.space import Layout, Space
 
@@ -72,8 +72,9 @@ def _limit(space: Space, budget: Budget, gpu: str) -> Limit:
     tokens = REGIMES[budget.regime][1]
     most, per_unit = floor(amount * 1000), Fraction(1, 1000 * scale)
     times = _additive(space, budget, lambda own: pass_time(own, tokens, gpu), 0, most, per_unit)
-    groups = (group for unit in space.units for option in unit.options for group in gemms(option.modules))
-    return replace(times, gemms=tuple(dict.fromkeys(gemm(group, tokens, gpu) for group in groups)))
+    options = (option for unit in space.units for option in unit.options)
+    timed = (one for option in options for one in timed_gemms(option.modules, tokens, gpu))
+    return replace(times, gemms=tuple(dict.fromkeys(timed)))
 
 
 def _whole_bytes(space: Space, budget: Budget, most: int, beside: int, per_unit: Fraction) -> Limit:

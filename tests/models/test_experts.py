@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from qspec.cli import main
 from qspec.errors import InputError
 from qspec.models.checkpoint import Checkpoint, load_decoder
 from qspec.models.decoder import Decoder
@@ -18,6 +23,7 @@ from qspec.models.llada_moe import LLADA_MOE
 from qspec.models.registry import family_of
 from qspec.models.routing import by_expert, route
 from qspec.models.sdar_moe import SDAR_MOE
+from tests.language.fakes import ROOT
 from tests.models.expert_layout import (
     LLADA2_FLASH,
     LLADA2_MINI,
@@ -161,3 +167,39 @@ def test_variants_that_are_not_computed_are_refused(
     with pytest.raises(InputError) as caught:
         family.shape(config | change)
     assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "modules", "active"),
+    [
+        # all of attention and router; the first block's MLP, or 8 + 1 experts
+        ("inclusionAI/LLaDA2.0-flash", 2 + 32 * 4 + 3 + 31 * (1 + 257 * 3),
+         32 * (2 * 32 + 2 * 4) * 128 * 4096 + 3 * 4096 * 9216 + 31 * (256 * 4096 + 9 * 3 * 4096 * 1024)),
+        ("JetLM/SDAR-30B-A3B-Chat", 2 + 48 * (4 + 1 + 128 * 3),
+         48 * ((2 * 32 + 2 * 4) * 128 * 2048 + 128 * 2048 + 8 * 3 * 2048 * 768)),
+    ],
+    ids=["LLaDA2-flash", "SDAR-30B"],
+)  # fmt: skip
+def test_a_plan_needs_config_alone(capsys: pytest.CaptureFixture[str], model: str, modules: int, active: int) -> None:
+    assert main(["plan", str(ROOT / "recipes" / "experts" / "w4a16.qs"), "--model", model, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert len(plan["modules"]) == modules
+    assert plan["active"]["block_weights"] == active
+    bits = {module["role"]: module["bits"] for module in plan["modules"]}
+    assert bits["blocks[7].mlp.experts[127].down"] == pytest.approx(4.125)
+    assert bits["blocks[7].mlp.router"] == 32
+    routers = sum("router" in role for role in bits) * 128 * 2048 * (4 if "LLaDA2" in model else 1)
+    assert plan["active"]["bytes"] == pytest.approx((4.125 * (active - routers) + 32 * routers) / 8, abs=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["inclusionAI/LLaDA2.0-flash", "JetLM/SDAR-30B-A3B-Chat"])
+def test_a_plan_of_24000_modules_takes_a_second(model: str) -> None:
+    """Of a process of its own, with everything that it imports."""
+    command = [sys.executable, "-m", "qspec", "plan", str(ROOT / "recipes" / "experts" / "w4a4.qs"), "--model", model]
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        took.append(time.perf_counter() - start)
+    assert min(took) < 1.0
