@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qspec.artifact import MANIFEST, Manifest, ModuleRecord, inside, refuse_file, verify
 from qspec.errors import InputError, MachineError
-from qspec.kernels import attention
+from qspec.kernels import attention, experts
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.merged import parts_of
 from qspec.kernels.packing import PackedLinear
@@ -60,7 +60,7 @@ def load(
         else:
             model = _load_weights(folder, manifest, target, dtype)
         if target.type == "cuda":
-            attention.install(model)
+            experts.install(attention.install(model))
         tokenizer = reading.result()
     return know_tokens(model, tokenizer).eval(), tokenizer
 

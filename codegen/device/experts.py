@@ -42,8 +42,11 @@ def first_tiles(counts, expert, EXPERTS: tl.constexpr, HELD: tl.constexpr, BLOCK
 
 
 @triton.jit
-def place_pairs(token, chosen, rank, counts, place, tiles, sizes, BLOCK_M: tl.constexpr):
-    """Rows [pairs of a token] where its pairs go, stored in `place`; and in `tiles` what a grouped GEMM reads."""
+def place_pairs(token, chosen, rank, counts, place, tiles, live, sizes, BLOCK_M: tl.constexpr):
+    """Rows [pairs of a token] where its pairs go, stored in `place`.
+
+    And in `tiles` what a grouped GEMM reads, in `live` how many rows its tiles have.
+    """
     slot = tl.arange(0, sizes.HELD_CHOSEN)
     real = slot < sizes.CHOSEN
     pair = token * sizes.CHOSEN + slot
@@ -55,6 +58,7 @@ def place_pairs(token, chosen, rank, counts, place, tiles, sizes, BLOCK_M: tl.co
     tl.store(tiles + 1 + first + of_expert // BLOCK_M, expert, mask=real & (of_expert % BLOCK_M == 0))
     if token == 0:
         tl.store(tiles, count)
+        tl.store(live, count * BLOCK_M)
     return row, real
 
 

@@ -199,15 +199,19 @@ def expert_tiles(rows) -> PortableTiles:
 
 def hopper_expert_tiles(kind, rows, columns, K) -> HopperTiles:
     """Of a grouped GEMM on 9.0. kind: `HopperFormat`; rows: of X in a tile; columns: of W that an expert has."""
-    floating, few = kind.a_bits == 16, rows <= 64
-    widths = (64,) if floating and few else (128, 64) if few or kind.w_bits < 8 else (256, 128, 64)
+    few = rows <= 32
+    if kind.a_bits == 16:  # many sums in float32 leave no registers for a fourth warpgroup
+        widths, ctas = ((64,), 3) if few else ((128, 64), 1)
+    else:
+        widths, ctas = ((128, 64), 2) if few else ((256, 128, 64), 1)
     block_n = next(width for width in widths if columns % width == 0)
-    blocks = 1 if rows > 64 or K % 256 else 2
-    choice = HopperChoice(block_n, rows, blocks, ctas=2 if block_n * rows <= 4096 else 1)
+    whole = kind.w_bits == 4 and K % 512 == 0 and rows * ctas <= 64
+    blocks = (4 if whole else 2) if few or kind.w_bits < 4 else 1
+    choice = HopperChoice(block_n, rows, blocks, ctas=ctas)
     return {
-        "BLOCK_N": choice.block_n,
+        "BLOCK_N": block_n,
         "BLOCK_M": rows,
-        "K_BLOCKS": choice.blocks,
+        "K_BLOCKS": blocks,
         "STAGES": min(choice.stages, stages_in_shared(kind, choice)),
         "SPLIT": 1,
         "CTAS_PER_SM": choice.ctas,

@@ -13,11 +13,12 @@ from .row_statistics import abs_max, find_range
 
 
 @triton.jit
-def quantize_rows(source, transform, results, form, sizes, M, PDL: tl.constexpr):
+def quantize_rows(source, transform, results, form, sizes, M, live, PDL: tl.constexpr):
     """Y [M, K] = rows of `source` through `transform`, written as `form` has them.
 
     source: `RowSource`; transform: `RowTransform`; results: `RowResults`; form: `CodeFormat`; sizes: `RowSizes`. A
     program has ROWS whole rows; rotated ones are lifted by powers of two, which what is stored of them lacks again.
+    live: pointer int32 to how many of the rows are looked at, None of all M.
     """
     row = tl.program_id(0) * sizes.ROWS + tl.arange(0, sizes.ROWS)
     channel, real = channels_of_places(sizes.LENGTH, sizes.READ, sizes.READ_HELD, sizes.K)
@@ -25,7 +26,10 @@ def quantize_rows(source, transform, results, form, sizes, M, PDL: tl.constexpr)
     if source.gain is not None:
         gains = tl.load(source.gain + channel, mask=real, other=0.0)  # weights, which no kernel ahead writes
     overlap_launches(PDL)
-    tile = RowTile(row, row < M, row[:, None].to(tl.int64) * sizes.K, channel, real, M)
+    rows = M
+    if live is not None:
+        rows = tl.load(live)
+    tile = RowTile(row, row < rows, row[:, None].to(tl.int64) * sizes.K, channel, real, M)
     y = load_rows(source, gains, tile, sizes.K, PDL)
     dtype: tl.constexpr = source.x.dtype.element_ty
     if transform.rotation0 is None:

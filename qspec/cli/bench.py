@@ -4,6 +4,7 @@
 `qspec bench --generate`: what whole texts take by the sampler, beside the same model in bf16.
 `qspec bench --evaluate`: what measuring by `qspec eval` takes, beside the same model in bf16.
 `qspec bench --load`: what loading a model and its first token take, beside a plain read of its files.
+`qspec bench --experts`: what grouped GEMMs of mixtures of experts take, beside torch's in bf16.
 `qspec bench --rows`: what the activation quantization kernels take, beside a copy of the same bytes.
 """
 
@@ -22,6 +23,7 @@ FORMATS = ("w4a16_g128", "w3a16_g128", "w4a4", "w4a8", "w8a8", "w8a8_fp8")
 SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 MODELS = ("llada", "dream")
 WRITERS = (*MODELS, "sdar")  # that write texts
+MIXTURES, EXPERT_TOKENS = ("llada2-mini", "sdar-30b"), "32,64,256,1024,4096"
 TOKENS, STEP_TOKENS = "1,16,64,256,1024,4096", "32,1024"  # of GEMMs, of steps
 ROW_TOKENS = "1,64,1024"
 PROMPT, LENGTH, BATCHES = 128, 256, "1,8"  # of generated texts
@@ -69,13 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="time the activation quantization kernels instead, of the models that --shape names (default: both); "
         f"--tokens {ROW_TOKENS}",
     )
+    parser.add_argument(
+        "--experts",
+        action="store_true",
+        help="time grouped GEMMs of mixtures of experts instead, of the models that --shape names "
+        f"({' or '.join(MIXTURES)}, default: both); --tokens {EXPERT_TOKENS}",
+    )
     parser.add_argument("--compile", action="store_true", help="with --step: also under torch.compile")
     parser.add_argument("--no-peers", action="store_true", help="time only qspec's kernels")
     parser.add_argument(
         "--results",
         action="append",
         metavar="FILE",
-        help="show these files of earlier runs (bench.json; step.json, rows.json) instead of measuring",
+        help="show these files of earlier runs (bench.json; step.json, rows.json, experts.json) instead of measuring",
     )
     parser.add_argument("--document", metavar="FILE", help="Markdown file to put the tables into, between its marks")
     parser.add_argument(
@@ -105,13 +113,13 @@ def run(args: argparse.Namespace) -> int:
         require_file(Path(args.document))
         around(Path(args.document), mode_of(args))
     runs = {"bench": _gemms, "step": _steps, "generate": _generate, "evaluate": _evaluate, "load": _load, "rows": _rows}
-    return runs[mode_of(args)](args)
+    return (runs | {"experts": _experts})[mode_of(args)](args)
 
 
 def mode_of(args: argparse.Namespace) -> str:
     """What is timed, which names its files and marks. Errors: UsageError for two modes at once."""
     lists = {mode: getattr(args, mode) is not None for mode in ("step", "generate", "evaluate", "load")}
-    asked = lists | {"rows": args.rows}
+    asked = lists | {"rows": args.rows, "experts": args.experts}
     modes: list[str] = [mode for mode, wanted in asked.items() if wanted] or ["bench"]
     if len(modes) > 1:
         raise UsageError(f"--{modes[0]} and --{modes[1]} are two runs", hint="ask for one")
@@ -256,6 +264,25 @@ def _rows(args: argparse.Namespace) -> int:
 
         rows = run_rows(models, tokens, Quiet() if args.quiet else Terminal())
     return _keep("rows", Path(args.out), rows.as_json(), markdown(rows), args.document)
+
+
+def _experts(args: argparse.Namespace) -> int:
+    models, tokens = args.shape or MIXTURES, tokens_of(args.tokens or EXPERT_TOKENS)
+    if args.compile or not set(models) <= set(MIXTURES):
+        raise UsageError("--experts takes mixtures of experts", hint=f"--shape {' or '.join(MIXTURES)}, no --compile")
+
+    from qspec.bench.experts_data import markdown, read
+    from qspec.cli.terminal import Terminal
+    from qspec.progress import Quiet
+
+    if args.results:
+        run = read([Path(file) for file in args.results])
+    else:
+        from qspec.bench.experts import run_experts
+
+        progress = Quiet() if args.quiet else Terminal()
+        run = run_experts(args.format or FORMATS, models, tokens, not args.no_peers, progress)
+    return _keep("experts", Path(args.out), run.as_json(), markdown(run), args.document)
 
 
 def _keep(name: str, folder: Path, data: dict[str, object], text: str, document: str | None) -> int:

@@ -115,7 +115,7 @@ ROTARY_TYPES = {  # of the parameters of a rotary kernel; the others are strides
     "places": "*i64",
 }
 EXPERTS_TYPES = {  # of the kernels around grouped GEMMs; the others are int32 or sizes
-    **dict.fromkeys(("rank", "counts", "place", "tiles", "values", "sorted_values"), "*i32"),
+    **dict.fromkeys(("rank", "counts", "place", "tiles", "live", "values", "sorted_values"), "*i32"),
     **dict.fromkeys(("scale", "sorted_scale", "weights"), "*fp32"),
     **dict.fromkeys(("zero", "sorted_zero"), "*i8"),
     **dict.fromkeys(("y", "out"), "*bf16"),
@@ -342,7 +342,7 @@ def _second(module: ModuleType, kernel: Kernel, target: Target, columns: int) ->
 def _absent(kernel: Kernel, residual: bool) -> dict[str, None]:
     """Parameters that get None: operands that the kernel's format does not have."""
     if not isinstance(kernel, GemmKernel):
-        return {}
+        return {"live": None} if isinstance(kernel, ActivationKernel) else {}
     there = {
         "residual": residual,
         "activation_zero": not kernel.activation_symmetric,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,10 @@ from qspec.kernels import reference
 from qspec.kernels.gemm_sizes import row_tile
 from qspec.kernels.generate import KernelLibrary, library
 from qspec.kernels.linear import QuantLinear
+from qspec.kernels.merged import GatedPart
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.inputs import LayerInput
 
 SORT, SUM = ExpertsKernel("sort"), ExpertsKernel("sum")
@@ -35,11 +36,12 @@ class SortedRows:
     """Where the pairs of token and expert lie.
 
     place: int32 [n, k], the row of each. tiles: int32 [1 + tiles of `rows` rows], how many of them have rows, and the
-    expert of each. total: rows of all tiles that there may be.
+    expert of each; live: int32 [1], the rows of these. total: rows of all tiles that there may be.
     """
 
     place: Tensor
     tiles: Tensor
+    live: Tensor
     rows: int
     total: int
 
@@ -56,7 +58,7 @@ def sort_rows(
     def empty(shape: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=device)
 
-    place, of_tiles = empty(chosen.shape), empty((1 + tiles,))
+    place, of_tiles, live = empty(chosen.shape), empty((1 + tiles,)), empty((1,))
     ordered = empty((total, values.shape[1]), values.dtype)
     scale, zero = (
         None if part is None else empty((part.shape[0], total), part.dtype) for part in (prepared.scale, prepared.zero)
@@ -70,13 +72,14 @@ def sort_rows(
         empty((experts,)),
         place,
         of_tiles,
+        live,
         ordered,
         scale,
         zero,
         rows,
     )
     shape = torch.Size((total, values.shape[1]))
-    return PreparedInput(ordered, scale, zero, shape, prepared.dtype), SortedRows(place, of_tiles, rows, total)
+    return PreparedInput(ordered, scale, zero, shape, prepared.dtype), SortedRows(place, of_tiles, live, rows, total)
 
 
 def multiply(
@@ -114,23 +117,14 @@ class QuantExperts(nn.Module):
     gate_up, down: the stacks of all experts. On a CPU the reference runs, expert by expert.
     """
 
-    def __init__(
-        self,
-        gates: Sequence[PackedLinear],
-        ups: Sequence[PackedLinear],
-        downs: Sequence[PackedLinear],
-        kernel_folder: Path | None = None,
-    ) -> None:
-        """The linears of each expert. Raises InputError where `stacks` says that they do not fit one another."""
+    def __init__(self, gate_ups: Sequence[PackedLinear], downs: Sequence[PackedLinear]) -> None:
+        """Of each expert gate and up as one gated linear, and down."""
         super().__init__()
         self.experts = len(downs)
-        pairs = [
-            PackedLinear.merged([replace(one, kernels=one.kernels.gated()) for one in pair])
-            for pair in zip(gates, ups, strict=True)
-        ]
-        self.gate_up, self.down = (QuantLinear(stacked(parts), kernel_folder) for parts in (pairs, downs))
-        self._library = library(kernel_folder)
+        self.gate_up, self.down = QuantLinear(stacked(gate_ups)), QuantLinear(stacked(downs))
+        self._library = library(None)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled graph is broken here
     def forward(self, given: LayerInput, chosen: Tensor, weights: Tensor) -> Tensor:
         """given: x [..., d], or what it is computed of; chosen: integers [..., k]; weights: float32 [..., k]."""
         x = given if isinstance(given, Tensor) else given.x
@@ -144,7 +138,7 @@ class QuantExperts(nn.Module):
         with torch.cuda.device(chosen.device):
             ordered, where = sort_rows(self._library, prepared, chosen, self.experts)
             inner = multiply(self._library, self.gate_up.packed(), self.experts, ordered, where)
-            y = multiply(self._library, self.down.packed(), self.experts, self.down.prepare(inner), where)
+            y = multiply(self._library, self.down.packed(), self.experts, self.down.prepare(inner, where.live), where)
             return sum_rows(self._library, y, where, weights)
 
     def _reference(self, prepared: PreparedInput, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -160,11 +154,47 @@ class QuantExperts(nn.Module):
         return total.to(prepared.dtype)
 
     def _weight(self, stack: PackedLinear, expert: int) -> ReferenceWeight:
+        return ReferenceWeight.of(self.part(stack, expert))
+
+    def part(self, stack: PackedLinear, expert: int) -> PackedLinear:
+        """An expert's linear of a stack."""
         channels = stack.out_features // self.experts
-        return ReferenceWeight.of(stack.channels(expert * channels, (expert + 1) * channels))
+        return stack.channels(expert * channels, (expert + 1) * channels)
 
 
 def stacked(parts: Sequence[PackedLinear]) -> PackedLinear:
     """The linears of all experts as one, for a grouped GEMM: they have one shape, kernel and transform."""
     kernels = parts[0].kernels.of_experts()
     return PackedLinear.merged([replace(part, kernels=kernels) for part in parts])
+
+
+def install(decoder: Decoder) -> Decoder:
+    """The decoder, its mixtures of packed experts computed by grouped GEMMs, where `grouped` has them."""
+    for block in decoder.blocks:
+        if block.mixture is not None:
+            block.experts = grouped(block, block.mixture.count)
+    return decoder
+
+
+def grouped(block: DecoderBlock, count: int) -> QuantExperts | None:
+    """The experts of a block as one module, whose memory each expert's own linears share from now on.
+
+    None where experts differ in kernels or in the transform of their input, gate and up are not one gated GEMM, or
+    linears are kept.
+    """
+    gates, downs = ([block.part(f"mlp.experts[{e}].{name}") for e in range(count)] for name in ("gate", "down"))
+    pairs = [gate.whole for gate in gates if isinstance(gate, GatedPart)]
+    plain = [down for down in downs if isinstance(down, QuantLinear)]
+    if not (len(pairs) == len(plain) == count and _alike(pairs) and _alike(plain)):
+        return None
+    made = QuantExperts([one.packed() for one in pairs], [one.packed() for one in plain])
+    for linears, stack in ((pairs, made.gate_up.packed()), (plain, made.down.packed())):
+        for expert, linear in enumerate(linears):
+            linear.share(made.part(stack, expert))
+    return made
+
+
+def _alike(linears: Sequence[QuantLinear]) -> bool:
+    first = linears[0]
+    grouped = not first.kernels.gemm.pairs or first.kernels.gemm.activation_bits == 16
+    return grouped and all(one.kernels == first.kernels and one.transform is first.transform for one in linears)

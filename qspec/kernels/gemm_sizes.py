@@ -16,7 +16,7 @@ HOPPER_NIBBLES, HOPPER_OTHERS = 4096, 2048
 NEVER = 1 << 31  # of gated GEMMs, which cuBLAS gives a kernel more
 
 
-ROW_TILES = (16, 32, 64, 128)  # rows of X of a tile of a grouped GEMM
+ROW_TILES = (16, 32, 64)  # rows of X of a tile of a grouped GEMM
 
 
 def row_tile(mean: float) -> int:

@@ -45,9 +45,16 @@ class PlacedTransform:
 
 
 def prepare(
-    library: KernelLibrary, row: ActivationKernel | None, transform: PlacedTransform | None, given: LayerInput
+    library: KernelLibrary,
+    row: ActivationKernel | None,
+    transform: PlacedTransform | None,
+    given: LayerInput,
+    live: Tensor | None = None,
 ) -> PreparedInput:
-    """The input through the activation quantization kernel, as `reference.prepare` defines it."""
+    """The input through the activation quantization kernel, as `reference.prepare` defines it.
+
+    live: int32 [1] on the device, how many rows are wanted; what the others give may be anything.
+    """
     reference.check_source(row, given)
     if row is None or row.source == "plain":
         given = value_of(given)
@@ -64,7 +71,7 @@ def prepare(
         arguments |= _alike(rows, _rows(given.up))
     results = outputs(row, rows)
     if rows.shape[0]:
-        library.module(row).run(**arguments, **results)
+        library.module(row).run(**arguments, **results, live=live)
     return prepared(row, list(results.values()), x)
 
 

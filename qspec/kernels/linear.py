@@ -71,15 +71,15 @@ class QuantLinear(nn.Module):
         """Equal for linears that prepare an input identically: one activation quantization kernel, one transform."""
         return (self.kernels.row, self.transform)
 
-    def prepare(self, given: LayerInput) -> PreparedInput:
-        """x [..., in], or what it is computed of -> codes and scales, or transformed floats."""
+    def prepare(self, given: LayerInput, live: Tensor | None = None) -> PreparedInput:
+        """x [..., in], or what it is computed of -> codes and scales, or transformed floats. live: see `launch`."""
         self._check_width(width_of(given))
         if torch.compiler.is_compiling() and self.kernels.row is not None:
             return self._prepare_operator(given)
         if self.execution == "reference":
             return reference.prepare(self.kernels.row, self.transform, given)
         with torch.cuda.device(self.codes.device):
-            return launch.prepare(self._library, self.kernels.row, self._placed, given)
+            return launch.prepare(self._library, self.kernels.row, self._placed, given, live)
 
     def multiply(self, prepared: PreparedInput, residual: Tensor | None = None) -> Tensor:
         """Y [..., out] in the dtype of the x that was prepared, added to the residual, which is alike, if there is one.
@@ -152,6 +152,12 @@ class QuantLinear(nn.Module):
             self.transform,
             self.unit,
         )
+
+    def share(self, packed: PackedLinear) -> None:
+        """Takes the memory of the same linear, as a stack of experts has it; scales of groups are a copy."""
+        for name in ("codes", "scale", "unit", "zero", "bias"):
+            tensor = getattr(packed, name)
+            setattr(self, name, None if tensor is None else tensor.contiguous())
 
     def extra_repr(self) -> str:
         row = f"{self.kernels.row.name} + " if self.kernels.row else ""

@@ -145,6 +145,7 @@ class DecoderBlock(nn.Module):
         self.qk_norm = shape.qk_norm
         self.mixture = shape.mixture(index)
         self.operations = TORCH  # whoever runs the model may have faster ones
+        self.experts: nn.Module | None = None  # of a mixture all at once, of (x, experts, weights), where there is one
         for entry in family.linears(shape, index):
             rows, columns = entry.out_features, entry.in_features
             if self.mixture is not None and entry.role.part == ROUTER:
@@ -228,9 +229,11 @@ class DecoderBlock(nn.Module):
     def mixed(self, x: Tensor, routing: Routing, linears: Linears | None = None) -> Tensor:
         """sum_e w_e mlp_e(x) of x [n, d], normed -> [n, d]; the sum in float32, in the order of the routing.
 
-        Expert by expert, each on its tokens alone.
+        Expert by expert, each on its tokens alone, where there are no `experts`.
         """
         assert self.mixture is not None
+        if self.experts is not None and linears is None:
+            return cast(Tensor, self.experts(x, routing.experts, routing.weights))
         linear, top_k = linears or self.part, self.mixture.top_k
         places, offsets = by_expert(routing.experts, self.mixture.count)
         outputs = x.new_empty(places.numel(), x.shape[-1])

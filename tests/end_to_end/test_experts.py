@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import qspec
 from qspec import cli
+from qspec.kernels import experts
 from qspec.models.checkpoint import load_decoder
 from qspec.models.registry import FAMILIES
 from qspec.models.shards import tensor_table
@@ -78,6 +80,12 @@ def checkpoint(name: str, folder: Path) -> Path:
     return folder
 
 
+def stored_bytes(model: nn.Module) -> int:
+    """Of parameters and buffers, each piece of memory once."""
+    tensors = (*model.parameters(), *model.buffers())
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
 def recipe(mini: Mini, model: Path, scheme: str, passes: str, rules: str = "") -> Path:
     path = model.with_name("experts.qs")
     text = mini.recipe.with_name("text.txt")
@@ -119,6 +127,11 @@ def test_every_module_is_compiled_loaded_and_measured(
     found, exact = loaded(ids).logits, original(ids).logits
     changed = (found - exact).norm(dim=-1) / exact.norm(dim=-1)  # of a token: few have another expert now
     assert float(changed.median()) < (0.05 if scheme == W8A8 else 0.7)
+    held = stored_bytes(loaded)
+    experts.install(loaded)  # as on a GPU
+    assert [block.experts is not None for block in loaded.blocks] == [n in mixed for n in range(2)]
+    assert float((loaded(ids).logits - found).norm() / found.norm()) < 1e-5
+    assert stored_bytes(loaded) < 1.1 * held  # one copy of the codes
     if passes.startswith("rtn"):  # nothing moves into a router: what is stored is what the checkpoint has
         name = f"model.layers.{mixed[0]}.mlp.gate.weight"
         assert torch.equal(loaded.state_dict()[name], original.state_dict()[name])

@@ -14,6 +14,7 @@ from torch import Tensor
 from qspec import numerics
 from qspec.catalog import ActivationKernel, GemmKernel, kernels_for
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, NumberFormat, Scheme, TensorFormat
+from qspec.kernels.experts import QuantExperts
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput
 from qspec.models.inputs import Gated, LayerInput, Normed
@@ -149,14 +150,20 @@ def random_gates(
 
 def random_experts(
     fmt: Format, count: int, width: int, inner: int, seed: int, bias: bool = True, device: str = "cpu"
-) -> tuple[list[PackedLinear], list[PackedLinear], list[PackedLinear]]:
+) -> tuple[list[tuple[PackedLinear, PackedLinear]], list[PackedLinear]]:
     """Gate and up [inner, width], and down [width, inner], of each expert."""
     shapes = ((inner, width), (inner, width), (width, inner))
     gates, ups, downs = (
         [random_linear(fmt, *shape, 1000 * seed + 3 * expert + part, bias, device=device) for expert in range(count)]
         for part, shape in enumerate(shapes)
     )
-    return gates, ups, downs
+    return list(zip(gates, ups, strict=True)), downs
+
+
+def mixture_of(pairs: list[tuple[PackedLinear, PackedLinear]], downs: list[PackedLinear]) -> QuantExperts:
+    """The experts of `random_experts` as one module."""
+    gated = [[replace(one, kernels=one.kernels.gated()) for one in pair] for pair in pairs]
+    return QuantExperts([PackedLinear.merged(pair) for pair in gated], downs)
 
 
 def random_choice(tokens: int, experts: int, chosen: int, seed: int, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -43,6 +43,7 @@ from tests.kernels.cases import (
     dequantized_product,
     exact_input,
     largest_codes,
+    mixture_of,
     poisoned_memory,
     random_choice,
     random_experts,
@@ -231,7 +232,7 @@ def mixed(library: KernelLibrary, mixture: QuantExperts, x: Tensor, chosen: Tens
 def test_a_mixture_of_experts_equals_the_reference(fmt: Format) -> None:
     """But for exponentials, and float sums."""
     library = KernelLibrary()
-    mixture = QuantExperts(*random_experts(fmt, 3, 128, 64, 1, bias=fmt.a_bits == 8))
+    mixture = mixture_of(*random_experts(fmt, 3, 128, 64, 1, bias=fmt.a_bits == 8))
     for tokens in (1, 20):
         x = random_input(tokens, 128, tokens)
         chosen, weights = random_choice(tokens, 3, 2, tokens)

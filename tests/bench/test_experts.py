@@ -1,0 +1,64 @@
+"""What follows from measured grouped GEMMs and how it is shown. Times need a GPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qspec.bench.experts_data import BASE, ExpertsCell, ExpertsRun, markdown, read
+from qspec.cli import main
+
+PEERS = {BASE: 300.0, "humming W4A8": 150.0, "humming W8A8": 140.0}
+ONE = ExpertsCell("w8a8", "llada2-mini", 4096, 80.0, 20.0, 125.0, 200.0, 400_000_000, PEERS, 500.0)
+RUN = ExpertsRun(
+    {"gpu": "A GPU", "torch": "2", "triton": "3"}, (ONE, replace(ONE, tokens=32, others={})), {"one": "no"}
+)
+
+
+def test_operations_are_those_of_the_pairs_of_token_and_expert() -> None:
+    assert ONE.operations == 2 * (4096 * 8) * (2 * 512 * 2048 + 2048 * 512)
+
+
+def test_ratios_are_over_both_products_with_their_inputs() -> None:
+    assert ONE.over(BASE) == 2.4
+    assert ONE.best_peer == "humming W8A8"
+    assert RUN.cells[1].best_peer is None
+
+
+def test_a_run_is_shown_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = "| w8a8 | 4096 | 80.0 | 20.0 | 125.0 | 4000 | 2062 | 2.40 | 1.12 | 200.0 | 500.0 | 2.50 | 300.0 | 150.0 |"
+    stored, document = tmp_path / "experts.json", tmp_path / "page.md"
+    stored.write_text(json.dumps(RUN.as_json()))
+    assert read([stored]) == RUN
+    assert "one did not run: no" in markdown(RUN)
+    document.write_text("<!-- experts -->\nstale\n<!-- /experts -->\n")
+    out = tmp_path / "out"
+    assert main(["bench", "--experts", "--results", str(stored), "--document", str(document), "--out", str(out)]) == 0
+    assert f"{row} 140.0 |" in capsys.readouterr().out
+    assert row in document.read_text()
+    assert "stale" not in document.read_text()
+    assert json.loads((out / "experts.json").read_text())["cells"][0]["layer"] == 200.0
+
+
+@pytest.mark.parametrize("arguments", [["--shape", "llada"], ["--compile"], ["--rows"]])
+def test_options_that_do_not_belong_together_are_usage_errors(arguments: list[str]) -> None:
+    assert main(["bench", "--experts", *arguments]) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--experts"]) == 3
+    assert "need a CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_experts_are_timed(tmp_path: Path) -> None:
+    arguments = ["--experts", "--shape", "llada2-mini", "--format", "w4a8", "--tokens", "32", "--no-peers", "--quiet"]
+    assert main(["bench", *arguments, "--out", str(tmp_path)]) == 0
+    (cell,) = read([tmp_path / "experts.json"]).cells
+    assert cell.layer > cell.gate_up + cell.down > 0
