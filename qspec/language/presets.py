@@ -1,9 +1,9 @@
 """The tasks that a recipe names without quotes, with the settings that published results have.
 
-Shots and draws are those of LLaDA's evaluation script (github.com/ML-GSAI/LLaDA, evaluation/eval.sh; without its
-classifier-free guidance), but for GSM8K, MATH and MBPP, whose four and three examples "Quantization Meets dLLMs" (arXiv
-2508.14896) and most work on these models share. Answers have 256 tokens for mathematics and 512 for code, in blocks of
-32, one token a step, as in Fast-dLLM's evaluation of LLaDA (arXiv 2505.22618); LLaDA's own takes 1024.
+Examples, draws, lengths, steps and blocks are those of the scripts of "Quantization Meets dLLMs" (arXiv 2508.14896;
+github.com/FelixMessi/QDLM, scripts/llada_*.sh at a106d70), the same for all its methods: one token a step, no
+classifier-free guidance. LLaDA's own evaluation (github.com/ML-GSAI/LLaDA, evaluation/eval.sh) takes five examples for
+WinoGrande, four for MATH, and 1024 tokens; OpenBookQA is in neither.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ PRESETS: Mapping[str, Preset] = {
     "gsm8k": Preset("GSM8K", "gsm8k", "exact_match,flexible-extract", shots=4),
     "hellaswag": Preset("HellaSwag", "hellaswag", "acc_norm"),
     "humaneval": Preset("HumanEval", "humaneval", "pass@1", length=512, steps=512),
-    "math": Preset("MATH", "minerva_math", "exact_match", shots=4),
+    "math": Preset("MATH", "minerva_math", "exact_match", block=64),
     "mbpp": Preset("MBPP", "mbpp", "pass_at_1", shots=3, length=512, steps=512),
     "mmlu": Preset("MMLU", "mmlu", "acc", shots=5, draws=1),
     "openbookqa": Preset("OpenBookQA", "openbookqa", "acc_norm"),
     "piqa": Preset("PIQA", "piqa", "acc"),
-    "winogrande": Preset("WinoGrande", "winogrande", "acc", shots=5),
+    "winogrande": Preset("WinoGrande", "winogrande", "acc"),
 }
 
 
