@@ -18,7 +18,7 @@ number of tokens decides the kind, so that both are findings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -26,6 +26,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from qspec.models.family import ModuleEntry, Role
 from qspec.models.inputs import LayerInput, value_of
 from qspec.transforms import InputTransform
 
@@ -149,16 +150,28 @@ def picture(site: str, stage: Stage, magnitudes: Tensor, masked: Tensor | None =
     return Picture(site, stage, values, token_step, channel_step, tuple(float(share.mean()) for share in shares))
 
 
-@contextmanager
-def watching(linears: Mapping[str, nn.Module], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """While it lasts, `observe(site, x)` sees every input of the linears, site -> linear, as it is multiplied.
+def readers(entries: Iterable[ModuleEntry]) -> dict[str, list[Role]]:
+    """Stage -> the linears that stand for it, in forward order: those of one site see the same input, and the same
+    online transform if any. One that sees all tokens; where only experts read it, one of each. A router stands for
+    nothing: it reads no transform."""
+    alike: dict[str, list[ModuleEntry]] = {}
+    for entry in entries:
+        if not entry.only_kept:
+            alike.setdefault(entry.stage, []).append(entry)
+    found = {}
+    for stage, own in alike.items():
+        whole = [entry.role for entry in own if entry.role.expert is None]
+        found[stage] = whole[:1] or list({entry.role.expert: entry.role for entry in reversed(own)}.values())[::-1]
+    return found
 
-    One linear stands for its site: those of one site see the same input, and the same online transform if any.
-    """
+
+@contextmanager
+def watching(linears: Mapping[str, Iterable[nn.Module]], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While it lasts, `observe(site, x)` sees every input of the linears, site -> linears, as it is multiplied."""
     undo: list[Callable[[], None]] = []
     try:
-        for site, linear in linears.items():
-            undo.append(_watch(linear, lambda x, site=site: observe(site, x)))  # type: ignore[misc]
+        for site, own in linears.items():
+            undo += [_watch(linear, lambda x, site=site: observe(site, x)) for linear in own]  # type: ignore[misc]
         yield
     finally:
         for restore in undo:

@@ -87,7 +87,7 @@ def _at_least(option: str, value: int | None, least: int) -> None:
 
 def _print(data: Inspection) -> None:
     """Headline and table; the table in colour on a terminal, plain elsewhere."""
-    from qspec.inspect.summary import LEGEND, aligned, details, headline, table
+    from qspec.inspect.summary import aligned, details, headline, legend, table
 
     say("\n".join([headline(data), *details(data)]), end="\n\n")
     rows = table(data)
@@ -95,7 +95,7 @@ def _print(data: Inspection) -> None:
         _print_rich(rows)
     else:
         say("\n".join(aligned(rows)))
-    say(f"\n{LEGEND}")
+    say(f"\n{legend(data)}")
 
 
 def _print_rich(rows: list[tuple[str, ...]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qspec.calibrate.outliers import (
     Picture,
@@ -17,6 +17,7 @@ from qspec.calibrate.outliers import (
     describe,
     magnitudes_of,
     picture,
+    readers,
     watching,
 )
 from qspec.models.decoder import Decoder
@@ -36,18 +37,25 @@ class OutlierReport:
 def collect(decoder: Decoder, ids: Tensor, stage: Stage) -> dict[str, tuple[SiteOutliers, Picture]]:
     """Table row and picture of every site of a decoder, for masked ids [b, t]; online transforms applied."""
     outliers: dict[str, tuple[SiteOutliers, Picture]] = {}
+    seen: dict[str, list[Tensor]] = {}  # of one block: experts show theirs one after the other
+
+    def describe_all() -> None:
+        for site, parts in seen.items():
+            magnitudes = parts[0] if len(parts) == 1 else torch.cat(parts)
+            outliers[site] = describe(site, magnitudes), picture(site, stage, magnitudes)
+        seen.clear()
 
     def observe(site: str, x: Tensor) -> None:
-        magnitudes = magnitudes_of(x)
-        outliers[site] = describe(site, magnitudes), picture(site, stage, magnitudes)
+        if any(site.partition(".")[0] != other.partition(".")[0] for other in seen):
+            describe_all()
+        seen.setdefault(site, []).append(magnitudes_of(x))
 
-    linears: dict[str, nn.Module] = {}
-    for entry in decoder.family.modules(decoder.shape):
-        if entry.role.block is not None:
-            linears.setdefault(entry.site, decoder.module(entry.role))
+    roles = readers(decoder.family.modules(decoder.shape))
+    linears = {site: [decoder.module(role) for role in own] for site, own in roles.items()}
     with torch.no_grad(), watching(linears, observe):
         ids = ids.to(decoder.device)
         decoder.through(ids, decoder.calibration_context(ids))
+    describe_all()
     return outliers
 
 

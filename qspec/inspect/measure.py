@@ -25,6 +25,7 @@ from qspec.calibrate.outliers import (
     largest_tokens,
     magnitudes_of,
     picture,
+    readers,
     watching,
 )
 from qspec.calibrate.stream import CalibrationBatch, Stream
@@ -257,13 +258,17 @@ def _start(model: Model, masks: Masks) -> list[Stream]:
     return streams
 
 
-def site_linears(decoder: Decoder, block: DecoderBlock, index: int) -> dict[str, nn.Module]:
-    """site -> one of the linears that read it, for block `index`, in forward order."""
-    linears: dict[str, nn.Module] = {}
-    for entry in decoder.family.modules(decoder.shape):
-        if entry.role.block == index:
-            linears.setdefault(entry.site, block.part(entry.role.local))
-    return linears
+def site_linears(decoder: Decoder, block: DecoderBlock, index: int) -> dict[str, list[nn.Module]]:
+    """site -> one of the linears that read it at all tokens, for block `index`, in forward order.
+
+    Where experts alone read it, their router, which sees it as it is before a transform; no expert's own input.
+    """
+    entries = decoder.family.linears(decoder.shape, index)
+    chosen = {site: own[0] for site, own in readers(entries).items() if own[0].expert is None}
+    for entry in entries:
+        if entry.only_kept and entry.site not in chosen:
+            chosen[entry.site] = entry.role
+    return {site: [block.part(role.local)] for site, role in chosen.items()}
 
 
 def _located(checkpoint: str) -> Path:

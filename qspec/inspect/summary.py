@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from qspec.calibrate.outliers import Kind, SiteOutliers
 from qspec.inspect.data import KINDS, Inspection, Row, largest
+from qspec.models.registry import FAMILIES
 
 HEAD = (
     "input of", "mask", "block", "kind", "peak", "ratio", "crest", "channels", "tokens", "masked", "unmasked",
@@ -17,11 +18,14 @@ LEGEND = """\
 Each row is the block with the largest crest factor (peak over rms). ratio: the peak over the median channel's;
 channels: those from a ratio of 5 on; tokens: share at which the top channel exceeds five times that median,
 of all positions, of the masked and of the unmasked ones."""
+EXPERTS = """
+Inputs of experts' down are not here: each sees some tokens. Without a shared expert, gate, up is what a router reads"""
 INPUT_NAMES = {
     "attention.input": "q, k, v",
     "attention.mixed": "o",
     "mlp.input": "gate, up",
     "mlp.gated": "down",
+    "mlp.shared.gated": "shared down",
 }
 
 
@@ -95,6 +99,11 @@ def details(data: Inspection) -> list[str]:
                 f"mask ratio {row.ratio:g}"
             )
     return out
+
+
+def legend(data: Inspection) -> str:
+    """What the table shows, and what not."""
+    return LEGEND + (EXPERTS if FAMILIES[data.subject.family].experts else "")
 
 
 def table(data: Inspection) -> list[tuple[str, ...]]:

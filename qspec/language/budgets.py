@@ -11,8 +11,8 @@ from qspec.language.spec import BUDGET_UNITS, REGIMES, Budget
 from qspec.language.syntax import Block, Tree
 
 _NEEDS = {
-    "bits": "nothing after it",
-    "bytes": "`memory` or nothing after it",
+    "bits": "`active` or nothing after it",
+    "bytes": "`memory`, `active` or nothing after it",
     "time": "a regime, as in `12 ms for block_decode`",
 }
 
@@ -67,9 +67,10 @@ def _budget(node: Tree, merged: Merged, params: Params) -> Budget | None:
         if regime.text not in REGIMES:
             merged.unknown("QS026", "regime", regime, REGIMES)
             return None
-    kind, memory = BUDGET_UNITS[unit.text][0], node.has("MEMORY")
-    if (kind == "time") != bool(regimes) or (memory and kind != "bytes"):
+    kind, memory, active = BUDGET_UNITS[unit.text][0], node.has("MEMORY"), node.has("ACTIVE")
+    if (kind == "time") != bool(regimes) or (memory and kind != "bytes") or (active and kind == "time"):
         message = f"`{node}` is not a budget"
         merged.report("QS029", message, node.span, f"`{unit.text}` has {_NEEDS[kind]}")
         return None
-    return Budget("memory" if memory else kind, number.text, unit.text, regimes[0].text if regimes else None)
+    of = "memory" if memory else "active" if active else kind
+    return Budget(of, number.text, unit.text, regimes[0].text if regimes else None)

@@ -162,7 +162,7 @@ def _offer_problems(spec: Spec, layout: Layout) -> list[Diagnostic]:
     if spec.search is None:
         return []
     found = []
-    shared: dict[str, list[tuple[ModuleEntry, Offer | None, tuple[Scheme | None, ...]]]] = {}
+    shared: dict[tuple[object, ...], list[tuple[ModuleEntry, Offer | None, tuple[Scheme | None, ...]]]] = {}
     offered: dict[int, Offer] = {}  # module -> the last offer that selects it
     for one in spec.search.offers:
         offered |= dict.fromkeys(layout.table.select(one.selector), one)
@@ -170,7 +170,7 @@ def _offer_problems(spec: Spec, layout: Layout) -> list[Diagnostic]:
         offer = offered.get(m)
         if not entry.only_kept:
             choices = offer.choices if offer else (rule.scheme if rule else None,)
-            shared.setdefault(entry.site, []).append((entry, offer, choices))
+            shared.setdefault((entry.site, entry.mlp), []).append((entry, offer, choices))
         elif offer is not None and any(offer.choices):
             message = f"`{entry.role}` can only be kept: no kernel computes it quantized"
             found.append(Diagnostic("QS036", message, _term_span(offer, entry), "offer choices on blocks only"))

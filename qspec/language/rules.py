@@ -7,6 +7,7 @@ stays; then every term that changes nothing goes.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from itertools import product
 
 Name = str | None  # of a scheme; None: kept
 Table = Mapping[str, tuple[Name, ...]]  # part -> for each block, what it gets
+_INDEX = re.compile(r"\[[^\]]*\]")
 WAYS = 4096  # ways to fill the second kind of rule that are tried
 
 
@@ -183,7 +185,9 @@ def _parts(own: Sequence[str], parts: Sequence[str]) -> str:
         return "*"
     group = own[0].rpartition(".")[0]
     inside = [part for part in parts if part.rpartition(".")[0] == group]
-    if len(own) == len(inside) > 1:
+    named = f"{_INDEX.sub('', group)}."
+    others = any(_INDEX.sub("", part).startswith(named) and part not in inside for part in parts)  # `*` names them too
+    if len(own) == len(inside) > 1 and not others:
         return f"{group}.*"
     names = [part.rpartition(".")[2] for part in own]
     return f"{group}.{names[0]}" if len(names) == 1 else f"{group}.{{{','.join(names)}}}"

@@ -274,7 +274,7 @@ class Offer:
         return f"{', '.join(scheme.name if scheme else 'keep' for scheme in self.choices)} on {self.selector.text}"
 
 
-BudgetKind = Literal["bits", "bytes", "memory", "time"]
+BudgetKind = Literal["bits", "active", "bytes", "memory", "time"]
 BUDGET_UNITS: Mapping[str, tuple[BudgetKind, int]] = {  # unit -> (of which budget, how many of its smallest unit)
     "bits": ("bits", 1),
     "KiB": ("bytes", 2**10),
@@ -289,8 +289,8 @@ BUDGET_UNITS: Mapping[str, tuple[BudgetKind, int]] = {  # unit -> (of which budg
 class Budget:
     """What a found layout may not exceed. amount: a decimal number as written, in `unit`.
 
-    "bits": true bits of an average block weight. "bytes": of the artifact's tensors. "memory": bytes of a GPU that
-    runs it. "time": predicted time of the linears in one forward pass of `regime`.
+    "bits": true bits of an average block weight. "bytes": of the artifact's tensors. "active": bits or bytes of what a
+    token touches in the blocks: of experts, its own. "memory": bytes of a GPU that runs it. "time": predicted time of the linears in one forward pass of `regime`.
     """
 
     kind: BudgetKind
@@ -299,7 +299,7 @@ class Budget:
     regime: str | None = None
 
     def __str__(self) -> str:
-        after = " memory" if self.kind == "memory" else f" for {self.regime}" if self.regime else ""
+        after = f" {self.kind}" if self.kind in ("memory", "active") else f" for {self.regime}" if self.regime else ""
         return f"{self.amount} {self.unit}{after}"
 
 
@@ -322,7 +322,7 @@ class Search:
     budgets: Annotated[
         tuple[Budget, ...],
         Key("budget"),
-        Form("NUMBER bits, NUMBER GiB, NUMBER GiB memory, NUMBER ms for REGIME"),
+        Form("NUMBER bits, NUMBER GiB, NUMBER GiB memory, NUMBER bits active, NUMBER ms for REGIME"),
         about("what may not be exceeded; several, separated by commas"),
     ] = ()
     loss: Annotated[

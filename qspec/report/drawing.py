@@ -20,6 +20,8 @@ SITE_NAMES = {
     "attention.mixed": "input of o",
     "mlp.input": "input of gate, up",
     "mlp.gated": "input of down",
+    "mlp.experts.gated": "input of experts' down",
+    "mlp.shared.gated": "input of the shared down",
 }
 
 

@@ -120,8 +120,7 @@ class Engine:
 
     def _rewritten(self, plan: Plan, index: int, stream: Stream) -> Block:
         """A fresh copy of a block after the recipe's passes."""
-        decoder = Decoder(self.inputs.checkpoint.family, self.inputs.checkpoint.shape, device="meta")
-        module = decoder.blocks[index]
+        module = DecoderBlock(self.inputs.checkpoint.family, self.inputs.checkpoint.shape, index, device="meta")
         fill_block(module, {name: t.to(self.device) for name, t in self.inputs.checkpoint.block(index).items()})
         return rewrite_block(plan, index, module, stream, Quiet())
 

@@ -72,7 +72,8 @@ def sensitivity_map(sensitivities: Sequence[Sensitivity], scheme: str) -> Figure
     svg = Svg(WIDTH, 18 + ROW * len(rows) + 6, f"Loss of each layer alone in {scheme}")
     block_numbers(svg, blocks)
     for index, parts in enumerate(rows):
-        names = ", ".join(part.rpartition(".")[2] for part in parts)
+        names = ", ".join(dict.fromkeys(part.rpartition(".")[2] for part in parts))
+        names = next((f"{kind} {names}" for kind in ("experts", "shared") if f".{kind}" in parts[0]), names)
         svg.text(LABEL - 6, 18 + ROW * index + 12, names, "t", "end")
     for sensitivity in own:
         depth = (math.log10(max(sensitivity.loss.mean, FLOOR)) - low) / ((high - low) or 1.0)

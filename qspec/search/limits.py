@@ -1,20 +1,21 @@
 """Budgets as exact integers: what each option costs, and the most that a layout may cost.
 
 Every cost is a whole number of the budget's smallest unit and adds up over the units of a space, because it is the
-plan's own sum: bits for "bits", "bytes" and "memory", nanoseconds for "time".
+plan's own sum: bits for "bits", "active", "bytes" and "memory", nanoseconds for "time".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, floor
 
 from qspec.language.spec import BUDGET_UNITS, REGIMES, Budget
 from qspec.latency import REFERENCE, TimedGemm, pass_time, timed_gemms
-from qspec.plan import ModulePlan, stored_bits, tensor_bits
+from qspec.plan import ModulePlan, Plan, stored_bits, tensor_bits
 from qspec.plan.estimates import running_memory
+from qspec.plan.modules import active_bits
 from qspec.search.space import Layout, Space
 
 DIGITS = 4  # of a cost that is shown
@@ -62,7 +63,13 @@ def _limit(space: Space, budget: Budget, gpu: str) -> Limit:
     match budget.kind:
         case "bits":
             weights = plan.block_weights
-            return _additive(space, budget, stored_bits, 0, floor(amount * weights), Fraction(1, weights))
+            kept = stored_bits(_routers(plan))
+            return _additive(space, budget, stored_bits, kept, floor(amount * weights), Fraction(1, weights))
+        case "active":
+            weights = plan.active_weights if budget.unit == "bits" else 8 * scale
+            most = floor(amount * plan.active_weights) if budget.unit == "bits" else 8 * floor(amount) + 7
+            kept = active_bits(_routers(plan))
+            return _additive(space, budget, active_bits, kept, most, Fraction(1, weights))
         case "bytes":
             return _whole_bytes(space, budget, floor(amount), 0, Fraction(1, 8 * scale))
         case "memory":
@@ -77,6 +84,11 @@ def _limit(space: Space, budget: Budget, gpu: str) -> Limit:
     return replace(times, gemms=tuple(dict.fromkeys(timed)))
 
 
+def _routers(plan: Plan) -> tuple[ModulePlan, ...]:
+    """Linears of the blocks that no layout changes."""
+    return tuple(m for m in plan.linears() if m.entry.only_kept)
+
+
 def _whole_bytes(space: Space, budget: Budget, most: int, beside: int, per_unit: Fraction) -> Limit:
     """Bytes are bits rounded down. beside: bytes that are not in the artifact's tensors."""
     plan = space.planned((0,) * len(space.units))
@@ -87,7 +99,7 @@ def _whole_bytes(space: Space, budget: Budget, most: int, beside: int, per_unit:
 def _additive(
     space: Space,
     budget: Budget,
-    of: Callable[[Iterable[ModulePlan]], int],
+    of: Callable[[Sequence[ModulePlan]], int],
     fixed: int,
     most: int,
     per_unit: Fraction,

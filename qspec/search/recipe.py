@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,12 +49,19 @@ def recipe_text(space: Space, layout: Layout, name: str, comments: tuple[str, ..
 
 
 def _rules(plan: Plan, choices: Mapping[str, Choice]) -> list[str]:
-    table: dict[str, list[str | None]] = {}
-    for module in plan.modules:
-        if module.entry.role.block is not None:
-            choice = choices[str(module.entry.role)]
-            table.setdefault(module.entry.role.part, []).append(choice.name if choice else None)
-    return rules_of({part: tuple(row) for part, row in table.items()})
+    """A linear that a block does not have gets what it gets in most others: a rule may name it there."""
+    linears = [module.entry.role for module in plan.modules if not module.entry.only_kept]
+    names = {str(role): None if (choice := choices[str(role)]) is None else choice.name for role in linears}
+    alike = {(role.block, role.part): names[str(role)] for role in linears}
+    split = {role.part for role in linears if alike[role.block, role.part] != names[str(role)]}
+    table: dict[str, dict[int, str | None]] = {}
+    for role in linears:
+        assert role.block is not None
+        part = role.local if role.part in split else role.part.replace("experts", "experts[*]")
+        table.setdefault(part, {})[role.block] = names[str(role)]
+    common = {part: Counter(row.values()).most_common(1)[0][0] for part, row in table.items()}
+    blocks = range(plan.shape.layers)
+    return rules_of({part: tuple(row.get(block, common[part]) for block in blocks) for part, row in table.items()})
 
 
 def _rule(text: str, spec: Spec) -> Rule:

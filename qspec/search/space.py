@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -12,25 +13,28 @@ from qspec.formats import Scheme
 from qspec.language.selectors import Selector
 from qspec.language.spec import Rule, Search
 from qspec.plan import ModulePlan, Plan, gated, plan_module
+from qspec.plan.text import ranges
 
+EXPERT = re.compile(r"\[(\d+)\]")
 Choice = Scheme | None  # None: the linear is kept
 Layout = tuple[int, ...]  # for each unit, the index of its option
 
 
 @dataclass(frozen=True)
 class ProbeTarget:
-    """What is probed at once: linears of one block that change their scheme together, by part."""
+    """What is probed at once: linears of one block that change their scheme together, by their names within it."""
 
     block: int
     parts: tuple[str, ...]
 
     def __str__(self) -> str:
-        """`blocks[3].attention.{q,k,v}`."""
-        first = self.parts[0]
-        if len(self.parts) == 1:
-            return f"blocks[{self.block}].{first}"
-        names = ",".join(part.rpartition(".")[2] for part in self.parts)
-        return f"blocks[{self.block}].{first.rpartition('.')[0]}.{{{names}}}"
+        """`blocks[3].attention.{q,k,v}`, `blocks[3].mlp.experts[0..63].{gate,up}`."""
+        where = self.parts[0].rpartition(".")[0]
+        if experts := sorted({int(number) for part in self.parts for number in EXPERT.findall(part)}):
+            where = EXPERT.sub(f"[{ranges(experts)}]", where)
+        names = list(dict.fromkeys(part.rpartition(".")[2] for part in self.parts))
+        last = names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+        return f"blocks[{self.block}].{where}.{last}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Unit:
-    """The linears that read one input: what they cost together is the sum of nothing else.
+    """The linears that read one input, and down of all experts: what they cost together is the sum of nothing else.
 
     site: "blocks[3].attention.input". options: in the order of the offers; a pinned unit has one.
     """
@@ -137,19 +141,25 @@ def find_space(plan: Plan) -> Space:
         )
     sites: dict[str, list[ModulePlan]] = {}
     for module in plan.modules:
-        if module.entry.role.block is not None:
-            sites.setdefault(module.entry.site, []).append(module)
+        if not module.entry.only_kept:
+            sites.setdefault(module.entry.stage, []).append(module)
     return Space(plan, tuple(_unit(plan, search, site, members) for site, members in sites.items()))
 
 
 def _unit(plan: Plan, search: Search, site: str, members: Sequence[ModulePlan]) -> Unit:
-    offers = [_offered(search, member, plan.shape.layers) for member in members]
-    if search.fused:
-        common = [choice for choice in offers[0] if all(choice in others for others in offers)]  # never empty: QS037
-        rows = [(choice,) * len(members) for choice in common]
-    else:
-        rows = list(product(*offers))
-    return Unit(site, tuple(_option(plan, members, row, search.fused) for row in rows))
+    """Members that share a scheme have one choice: those of one GEMM where the search is fused, and always the experts
+    that are offered the same."""
+    together: dict[tuple[object, ...], list[tuple[ModulePlan, tuple[Choice, ...]]]] = {}
+    for member in members:
+        offers = _offered(search, member, plan.shape.layers)
+        part = member.entry.role.part
+        key = part.rpartition(".")[0] if search.fused else part
+        together.setdefault((key, offers if member.entry.role.expert is not None else ()), []).append((member, offers))
+    columns = [[member for member, _ in own] for own in together.values()]
+    common = [  # never empty: QS037
+        [choice for choice in own[0][1] if all(choice in others for _, others in own)] for own in together.values()
+    ]
+    return Unit(site, tuple(_option(plan, columns, row) for row in product(*common)))
 
 
 def _offered(search: Search, module: ModulePlan, layers: int) -> tuple[Choice, ...]:
@@ -158,12 +168,11 @@ def _offered(search: Search, module: ModulePlan, layers: int) -> tuple[Choice, .
     return offers[-1].choices if offers else (module.scheme,)
 
 
-def _option(plan: Plan, members: Sequence[ModulePlan], row: Sequence[Choice], fused: bool) -> Option:
-    modules = gated(_module(plan, m, choice) for m, choice in zip(members, row, strict=True))
-    quantized = [m for m in modules if m.scheme is not None]
-    groups = [quantized] if fused else [[m] for m in quantized]
-    probes = tuple((_target(group), group[0].scheme) for group in groups if group and group[0].scheme)
-    return Option(modules, probes)
+def _option(plan: Plan, columns: Sequence[Sequence[ModulePlan]], row: Sequence[Choice]) -> Option:
+    """Each column of linears with its choice."""
+    chosen = list(zip(columns, row, strict=True))
+    modules = gated(_module(plan, m, choice) for own, choice in chosen for m in own)
+    return Option(modules, tuple((_target(own), choice) for own, choice in chosen if choice is not None))
 
 
 def _target(modules: Sequence[ModulePlan]) -> ProbeTarget:

@@ -96,7 +96,7 @@ def test_pictures_tell_the_masked_share_of_each_row() -> None:
 
 def test_watching_ends_with_its_block() -> None:
     linear, seen = nn.Linear(3, 2), []
-    with watching({"a": linear}, lambda site, x: seen.append((site, tuple(x.shape)))):
+    with watching({"a": [linear]}, lambda site, x: seen.append((site, tuple(x.shape)))):
         linear(torch.ones(4, 3))
     linear(torch.ones(5, 3))
     assert seen == [("a", (4, 3))]
