@@ -289,8 +289,9 @@ BUDGET_UNITS: Mapping[str, tuple[BudgetKind, int]] = {  # unit -> (of which budg
 class Budget:
     """What a found layout may not exceed. amount: a decimal number as written, in `unit`.
 
-    "bits": true bits of an average block weight. "bytes": of the artifact's tensors. "active": bits or bytes of what a
-    token touches in the blocks: of experts, its own. "memory": bytes of a GPU that runs it. "time": predicted time of the linears in one forward pass of `regime`.
+    "bits": true bits of an average block weight. "active": bits or bytes of what a token touches in the blocks: of
+    experts, its own. "bytes": of the artifact's tensors. "memory": bytes of a GPU that runs it. "time": predicted time
+    of the linears in one forward pass of `regime`.
     """
 
     kind: BudgetKind

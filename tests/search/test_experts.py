@@ -86,7 +86,7 @@ def test_costs_are_the_plans() -> None:
 def test_budgets_of_what_a_token_touches() -> None:
     """Of eight experts a token takes two."""
     found = space("offer w8, w3 on blocks[*].*")
-    bits, size = find_limits(found, parse_budgets("5 bits active, 64 KiB active"))
+    bits, size = find_limits(found, [*parse_budgets("5 bits active"), *parse_budgets("64 KiB active")])
     for index in (0, 1):
         plan = found.planned((index,) * len(found.units))
         experts = sum(m.stored_bits for m in plan.linears() if m.entry.role.expert is not None)

@@ -8,7 +8,7 @@ syn match qspecNumber "\<\d\+x\d\+\>"
 syn match qspecOperator "\.\.\|\*\|="
 syn keyword qspecStatement apply calibrate emit evaluate extends layers param qspec recipe scheme search
 syn keyword qspecSetting activations block budget chat draws family fused gap kernels length limit loss mask model nelbo offer probe refine regime require samples seed shots steps task text weigh weights
-syn keyword qspecKeyword asymmetric certainty channel clip field file fixed for grid group in keep masked memory module mse none on per points prefix prompts revision rollouts symmetric tensor token uniform unmasked use
+syn keyword qspecKeyword active asymmetric certainty channel clip field file fixed for grid group in keep masked memory module mse none on per points prefix prompts revision rollouts symmetric tensor token uniform unmasked use
 syn keyword qspecFormat fp8_e4m3 int int2 int3 int4 int5 int6 int7 int8 mxfp4 nvfp4 uint uint3 uint4
 syn keyword qspecRole attention blocks down embedding experts gate head mlp router shared
 syn match qspecRole "[.{,]\@1<=\(k\|o\|q\|up\|v\)\>"
