@@ -33,7 +33,7 @@ MEASURED = ".measured"  # batches of an evaluation that is not over
 WORK = (".lock", ".names", ".progress.json", ".replaced", REPORT_LOCK, REPORT_PARTIAL, MEASURED)
 
 
-_ROLE = re.compile(r"[a-z_]+|blocks\[(0|[1-9][0-9]{0,3})\](\.[a-z_]+(\[(0|[1-9][0-9]{0,3})\])?)+")
+_ROLE = re.compile(r"[a-z_]+(\.[a-z]+)?|blocks\[(0|[1-9][0-9]{0,3})\](\.[a-z_]+(\[(0|[1-9][0-9]{0,3})\])?)+")
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
 Bits = Annotated[float, Field(ge=0, allow_inf_nan=False)]

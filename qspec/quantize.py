@@ -21,7 +21,7 @@ from qspec.formats import TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
-from qspec.models.family import ROUTER, ROUTER_BIAS, DecoderShape, Family, Role
+from qspec.models.family import ROUTER, ROUTER_BIAS, ROUTER_SCALE, DecoderShape, Family, Role
 from qspec.numerics import as_stored, sqnr_db
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
@@ -98,7 +98,7 @@ def start(
     outer = OuterLayers(checkpoint.family, plan.shape, tensors, plan.spec.calibrate.seed)
     for use in plan.spec.passes:
         use.params.rewrite_outer_layers(outer)
-    stored = outer_shards(outer.stored(), checkpoint.family)
+    stored = outer_shards(outer.stored() | checkpoint.others(), checkpoint.family)
     for shard, own in zip(shard_names(plan.shape)[plan.shape.layers :], stored, strict=True):
         if workspace.finished(shard) is None:
             workspace.write_shard(shard, own)
@@ -324,7 +324,8 @@ def artifact_tensors(
         tensors[f"{name}.weight"] = as_stored(weight, dtype, f"{name}.weight")
         if bias is not None:
             tensors[f"{name}.bias"] = as_stored(bias, dtype, f"{name}.bias")
-        if part == ROUTER and kept.expert_bias is not None:
-            added = cast(Tensor, kept.expert_bias)
-            tensors[f"{name}.{ROUTER_BIAS}"] = as_stored(added, dtype, f"{name}.{ROUTER_BIAS}")
+        for vector in (ROUTER_BIAS, ROUTER_SCALE) if part == ROUTER else ():
+            added = cast("Tensor | None", getattr(kept, vector))
+            if added is not None:
+                tensors[f"{name}.{vector}"] = as_stored(added, dtype, f"{name}.{vector}")
     return tensors

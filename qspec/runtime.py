@@ -26,6 +26,7 @@ from qspec.models.family import ROUTER
 from qspec.models.locate import checkpoint_locate, is_name
 from qspec.models.sampler import DreamSettings, Settings
 from qspec.models.samplers.block import BlockSettings
+from qspec.models.samplers.renoise import RenoiseSettings
 from qspec.models.shards import tensor_table
 from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
 from qspec.models.tokens import check_mask_token, know_tokens, library_errors
@@ -112,7 +113,7 @@ def _require_memory(folder: Path, device: torch.device, dtype: torch.dtype, text
 
 def text_sizes(settings: Settings, batch: int, canvas: int) -> TextSizes:
     """Of texts by a sampler. canvas: tokens of prompt and text."""
-    if isinstance(settings, BlockSettings):
+    if isinstance(settings, BlockSettings | RenoiseSettings):
         return TextSizes(batch, canvas, settings.length, cache=True)
     if isinstance(settings, DreamSettings):
         return TextSizes(batch, canvas, settings.length, settings.cache is not None)
@@ -208,8 +209,10 @@ def _other_model(role: str) -> InputError:
 def place_outer_layers(
     decoder: Decoder, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Puts embedding, final norm and head in place; norm gains stay in float32."""
-    placed = {name: t.to(device, _kept_dtype(t, dtype)) for name, t in tensors.items()}
+    """Puts embedding, final norm, head and what conditions a canvas in place; norm gains stay in float32. Tensors that
+    the model does not have stay out."""
+    own = {name: t for name, t in tensors.items() if not name.startswith(decoder.family.aside)}
+    placed = {name: t.to(device, _kept_dtype(t, dtype)) for name, t in own.items()}
     decoder.load_state_dict(placed, strict=False, assign=True)
     decoder.requires_grad_(False)
 
@@ -263,7 +266,7 @@ def install_block(
 def _linear(record: ModuleRecord, block: DecoderBlock) -> nn.Linear:
     """The linear that a kept module's record describes, without weights."""
     if block.mixture is not None and record.role.endswith(ROUTER):
-        return Router(record.in_features, record.out_features, block.mixture.bias, "meta", None)
+        return Router(record.in_features, block.mixture, "meta", None)
     return nn.Linear(record.in_features, record.out_features, bias=record.bias, device="meta")
 
 

@@ -40,7 +40,7 @@ def _predicting(model: Denoiser, ids: Tensor) -> Tensor:
     if model.shape.block is None:
         return predictors(model.hidden(ids), model.shape)
     decoder = decoder_of(model)
-    x = decoder.through(ids, decoder.calibration_context(ids))
+    x = decoder.rows_through(ids, decoder.calibration_context(ids))
     return noised_predictors(x, model.shape, torch.ones_like(ids.chunk(2, dim=1)[0]))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import InputError, UsageError
+from qspec.models.family import NO_MASK
 from qspec.models.sampler import Denoiser, SampleStep, Settings, sample, settings_for
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def record(model: Denoiser, prompts: Tensor, wanted: Rollouts, length: int, draw
     Raises InputError where a rollout has no state in a bucket, and for steps that the sampler cannot take. In a
     block-causal model each block is in the state whose share is nearest to the middle of the row's bucket.
     """
+    if model.shape.mask_token == NO_MASK:
+        hint = "give the calibrate block a text and `mask`"
+        raise InputError("rollouts of a model without a mask token have no masks to calibrate on", hint=hint)
     if model.shape.block is not None:
         return _record_blocks(model, prompts, wanted, length, draws, seed)
     generator = torch.Generator().manual_seed(seed)

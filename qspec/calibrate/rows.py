@@ -16,6 +16,7 @@ from qspec.language.contradictions import contradictions
 from qspec.language.spec import Rollouts
 from qspec.models.chat import around_user, uses_chat
 from qspec.models.family import DecoderShape
+from qspec.models.noising import noised
 from qspec.models.tokens import Encodes, encode
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def calibration_rows(
     else:
         assert wanted.mask is not None
         masked, ratio = draw_masks(wanted.mask, wanted.samples, wanted.draws, wanted.length, generator)
-        ids = finished.masked_fill(masked, shape.mask_token)
+        ids = noised(finished, masked, shape, generator)
     if shape.block is not None:
         ids, masked = torch.cat((ids, finished), dim=1), torch.cat((masked, torch.zeros_like(masked)), dim=1)
     weights = _weights(wanted.weigh, ids, masked, model)

@@ -71,7 +71,7 @@ class Stream:
             for ids, masked, weight in zip(
                 *(torch.split(t, rows) for t in (tokens.ids, tokens.masked, tokens.weight)), strict=True
             ):
-                own = decoder.embed(ids.to(decoder.device)).to(device)
+                own = decoder.embed_rows(ids.to(decoder.device)).to(device)
                 x = own if rotated is None else rotated.embedding[ids].to(device, own.dtype)
                 context = decoder.calibration_context(ids.to(device))
                 batches.append(

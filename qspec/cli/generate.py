@@ -61,7 +61,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How a text is denoised, and on which device."""
     parser.add_argument("--length", type=int, default=128, help="tokens to generate (default: 128)")
     parser.add_argument("--steps", type=int, help="forward passes (default: one for each token)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(

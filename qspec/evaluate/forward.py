@@ -12,6 +12,7 @@ from torch import Tensor
 from qspec.effort import BATCH_TOKENS
 from qspec.models.decoder import AttentionContext, Decoder
 from qspec.models.family import DecoderShape
+from qspec.models.noising import noised
 from qspec.models.samplers.block import decoder_of
 from qspec.models.samplers.common import HEAD_VALUES, Denoiser, predicting, token_logits
 from qspec.models.shift import noised_predictors, predictors
@@ -68,6 +69,7 @@ def batches(
 def _padded(chosen: Sequence[int], rows: Sequence[MaskedRow], shape: DecoderShape, device: torch.device) -> Batch:
     length = max(rows[index].tokens.numel() for index in chosen)
     targets = torch.full((len(chosen), length), shape.pad_token, dtype=torch.int64)
+    ids = targets.clone()
     masked = torch.zeros(len(chosen), length, dtype=torch.bool)
     real = torch.zeros(len(chosen), length, dtype=torch.int64)
     for place, index in enumerate(chosen):
@@ -75,8 +77,9 @@ def _padded(chosen: Sequence[int], rows: Sequence[MaskedRow], shape: DecoderShap
         targets[place, :size] = rows[index].tokens
         masked[place, :size] = rows[index].masked
         real[place, :size] = 1
-    targets, masked, real = targets.to(device), masked.to(device), real.to(device)
-    return Batch(tuple(chosen), targets.masked_fill(masked, shape.mask_token), targets, masked, real)
+        generator = torch.Generator().manual_seed(index)  # a row is noised alike, whatever its batch
+        ids[place, :size] = noised(rows[index].tokens, rows[index].masked, shape, generator)
+    return Batch(tuple(chosen), *(each.to(device) for each in (ids, targets, masked, real)))
 
 
 def hidden_at_masks(model: Denoiser, batch: Batch) -> Tensor:
@@ -88,7 +91,8 @@ def hidden_at_masks(model: Denoiser, batch: Batch) -> Tensor:
     if model.shape.block is None:
         return predicting(model, batch.ids, batch.real)[batch.masked]
     decoder = decoder_of(model)
-    return predictors_of(decoder, decoder.through(inputs(decoder, batch), context(decoder, batch)), batch)[batch.masked]
+    x = decoder.rows_through(inputs(decoder, batch), context(decoder, batch))
+    return predictors_of(decoder, x, batch)[batch.masked]
 
 
 def inputs(model: Decoder, batch: Batch) -> Tensor:

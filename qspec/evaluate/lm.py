@@ -102,7 +102,7 @@ class DiffusionLM(LM):  # type: ignore[misc]  # lm-eval has no types
             length,
             length if steps is None else int(steps),
             int(options.get("block", min(self.block, length))),
-            temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
+            temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else None,
             seed=self.seed,
         )
 

@@ -54,7 +54,7 @@ def collect(decoder: Decoder, ids: Tensor, stage: Stage) -> dict[str, tuple[Site
     linears = {site: [decoder.module(role) for role in own] for site, own in roles.items()}
     with torch.no_grad(), watching(linears, observe):
         ids = ids.to(decoder.device)
-        decoder.through(ids, decoder.calibration_context(ids))
+        decoder.rows_through(ids, decoder.calibration_context(ids))
     describe_all()
     return outliers
 

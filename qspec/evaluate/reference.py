@@ -24,7 +24,7 @@ from qspec.kernels import attention
 from qspec.kernels.packing import PackedLinear
 from qspec.language.spec import Evaluation
 from qspec.models.decoder import Decoder, weight_and_bias
-from qspec.models.family import ROUTER_BIAS
+from qspec.models.family import ROUTER_BIAS, ROUTER_SCALE
 from qspec.passes.parameters import Rtn
 from qspec.plan import ModulePlan, Plan
 from qspec.plan.modules import gated
@@ -87,7 +87,7 @@ def _linear(plain: Decoder, module: ModulePlan) -> Mapping[str, Tensor]:
     linear = plain.module(module.entry.role)
     weight, bias = weight_and_bias(linear)
     if module.scheme is None or module.kernels is None:
-        added = {"bias": bias, ROUTER_BIAS: getattr(linear, ROUTER_BIAS, None)}
+        added = {"bias": bias} | {name: getattr(linear, name, None) for name in (ROUTER_BIAS, ROUTER_SCALE)}
         return {"weight": weight} | {name: tensor for name, tensor in added.items() if tensor is not None}
     codes = numerics.quantize_weight(weight.float(), module.scheme.weights, where=str(module.entry.role))
     return PackedLinear.from_quantized(codes, module.kernels, bias).tensors()

@@ -39,6 +39,7 @@ from qspec.inspect.data import Drawn, Input, Inspection, Positions, Row, Subject
 from qspec.language.spec import TEXTS, FileText, NamedText
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.family import NO_MASK
 from qspec.models.locate import checkpoint_locate
 from qspec.models.samplers.common import check_seed
 from qspec.precision import exact_products
@@ -155,6 +156,9 @@ def nested_masks(text: TextData, tokenizer: Tokenizer, decoder: Decoder, wanted:
     """Windows of the text, and which of their tokens are masked at each ratio: u < ratio, with one u a token."""
     samples, length, ratios = wanted.samples, wanted.length, tuple(wanted.ratios)
     most = decoder.shape.max_length
+    if decoder.shape.mask_token == NO_MASK:
+        hint = "inspect measures families that mask"
+        raise InputError("the model has no mask token: its noise is ordinary tokens", where="--model", hint=hint)
     if length is not None and length > most:
         hint = f"give --length {most} or less"
         raise InputError(f"length {length} exceeds the model's {most} tokens", where="--length", hint=hint)

@@ -32,15 +32,15 @@ def install(decoder: Decoder) -> Decoder:
     return decoder
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`qspec.models.decoder.attention`, by the kernel that suits the number of queries."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
+    """`qspec.models.decoder.attention`, by the kernel that suits the number of queries and the scale."""
     if not q.is_cuda:
-        return TORCH.attention(q, k, v, mask)
-    few = q.shape[2] <= FEW and q.shape[3] in HEAD_WIDTHS and q.dtype in DTYPES
+        return TORCH.attention(q, k, v, mask, scale)
+    few = q.shape[2] <= FEW and q.shape[3] in HEAD_WIDTHS and q.dtype in DTYPES and scale is None
     if few and (mask is None or mask.shape[2] == 1):  # one row of keys for all queries
         found: Tensor = few_queries(q, k, v, mask)
         return found
-    return TORCH.attention(q, *(k, v) if mask is None else own_heads(q, k, v), mask)
+    return TORCH.attention(q, *(k, v) if mask is None else own_heads(q, k, v), mask, scale)
 
 
 def own_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

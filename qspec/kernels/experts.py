@@ -172,7 +172,7 @@ def install(decoder: Decoder) -> Decoder:
     """The decoder, its mixtures of packed experts computed by grouped GEMMs, where `grouped` has them."""
     for block in decoder.blocks:
         if block.mixture is not None:
-            block.experts = grouped(block, block.mixture.count)
+            block.grouped = grouped(block, block.mixture.count)
     return decoder
 
 

@@ -48,6 +48,7 @@ class Pass:
     establishes: ClassVar[frozenset[Fact]] = frozenset()
     clears: ClassVar[frozenset[Fact]] = frozenset()
     quantizes: ClassVar[bool] = False  # turns weights into codes
+    rescales: ClassVar[bool] = False  # moves factors from an input into what produces it
     follows_exact: ClassVar[bool] = False  # compares with the unquantized model's activations
 
     @property

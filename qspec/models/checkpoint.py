@@ -31,7 +31,8 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 class Checkpoint:
     """A folder whose every tensor has the name, shape and kind that its config.json asks for.
 
-    tensors: by their names in the model, which are some rows of those in which a checkpoint holds several.
+    tensors: by their names in the model, which are some rows of those in which a checkpoint holds several. aside: those
+    that the model does not have (`Family.aside`).
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Checkpoint:
     family: Family
     shape: DecoderShape
     tensors: Mapping[str, StoredTensor]
+    aside: Mapping[str, StoredTensor]
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
@@ -47,11 +49,14 @@ class Checkpoint:
         check_form(folder)
         family, shape, config = read_config(folder)
         tensors = {name: t for name, t in tensor_table(folder).items() if not BUFFERS.fullmatch(name)}
-        tied = tensors.pop(f"{family.globals['head']}.weight", None) if shape.tied else None
+        copies = {name: tensors.pop(name) for name in family.copied(shape) if name in tensors}
+        aside = {name: tensors.pop(name) for name in list(tensors) if name.startswith(family.aside)}
         check_layout(folder, family.tensors(shape), tensors)
-        if tied is not None:
-            _check_tied(tensors[f"{family.globals['embedding']}.weight"], tied)
-        return cls(folder, config, family, shape, _by_part(family, shape, tensors))
+        tensors = _by_part(family, shape, tensors)
+        for name, original in family.copied(shape).items():
+            if name in copies:
+                _check_copy(tensors[original], copies[name])
+        return cls(folder, config, family, shape, tensors, aside)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,11 +68,16 @@ class Checkpoint:
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor on the CPU, in its stored dtype or another; InputError where it holds NaN or Inf."""
-        stored = self.tensors[name]
+        return self._read(name, self.tensors[name], dtype)
+
+    def others(self) -> dict[str, Tensor]:
+        """The tensors that the model does not have, as they are stored."""
+        return {name: self._read(name, stored) for name, stored in self.aside.items()}
+
+    def _read(self, name: str, stored: StoredTensor, dtype: torch.dtype | None = None) -> Tensor:
         try:
             with safe_open(stored.file, framework="pt") as file:
-                whole = stored.rows is None
-                held = file.get_tensor(stored.name) if whole else file.get_slice(stored.name)[stored.rows]
+                held = file.get_slice(stored.name)[stored.part] if stored.part else file.get_tensor(stored.name)
                 value = cast(Tensor, held)
         except (SafetensorError, OSError) as error:
             what = f"{stored.file.name}: tensor {name} cannot be read: {error}"
@@ -145,7 +155,7 @@ def check_layout(folder: Path, expected: Mapping[str, tuple[int, ...]], found: M
 
 def _by_part(family: Family, shape: DecoderShape, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Tensors by the model's names: of one that holds several, each its rows."""
-    sizes = family.state(shape) if family.fused else {}
+    sizes = family.state(shape) if family.fused or family.renamed else {}
     for view in family.views(shape):
         whole = stored.pop(view.name)
         bounds = accumulate((sizes[part][0] for part in view.parts), initial=0)
@@ -153,15 +163,15 @@ def _by_part(family: Family, shape: DecoderShape, stored: dict[str, StoredTensor
     return stored
 
 
-def _check_tied(embedding: StoredTensor, head: StoredTensor) -> None:
-    """A head that is stored beside the embedding, in a model that has one tensor for both, must be its equal."""
-    hint = "the model has one tensor for both: config.json must not tie them, or the head is another model's"
-    problem = f"{list(head.shape)}, not {list(embedding.shape)}" if head.shape != embedding.shape else None
-    if problem is None and not _equal(embedding, head):
+def _check_copy(original: StoredTensor, copy: StoredTensor) -> None:
+    """A tensor that is stored once more, such as a tied head, in a model that has one for both, must be its equal."""
+    hint = "the model has one tensor for both: config.json must not tie them, or one is another model's"
+    problem = f"{list(copy.shape)}, not {list(original.shape)}" if copy.shape != original.shape else None
+    if problem is None and not _equal(original, copy):
         problem = "other values"
     if problem:
-        what = f"config.json ties the head to the embedding, but {head.name} and {embedding.name} differ: {problem}"
-        raise InputError(what, where=head.where, hint=hint)
+        what = f"{copy.name} must be the same as {original.name}, but they differ: {problem}"
+        raise InputError(what, where=copy.where, hint=hint)
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:

@@ -13,7 +13,9 @@ of a shared one, in the place of mlp(h).
 
 Every token sees every real token (LLaDA, arXiv 2502.09992), or, where attention is block-causal, those of its own block
 of `shape.block` tokens and of all blocks before it (SDAR, arXiv 2510.06303; Fast-dLLM v2, arXiv 2509.26328). Some
-families norm each head's queries and keys before they are rotated. Norms and rotary
+families norm each head's queries and keys before they are rotated. A finished text may also be read causally, and a
+canvas of `shape.block` tokens behind it see all of it and itself (DiffusionGemma); blocks may differ in their heads,
+rotary positions and in how far they look back (`Attention`). Norms and rotary
 positions (arXiv 2104.09864, first half of a head paired with its second, or of the first channels of a head) are
 computed in float32, or in float64 where the model is float64.
 
@@ -34,7 +36,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qspec.errors import InputError
-from qspec.models.family import ROUTER, ROUTER_BIAS, DecoderShape, Family, Role
+from qspec.models.family import (
+    CONDITIONING,
+    ROUTER,
+    ROUTER_BIAS,
+    ROUTER_SCALE,
+    SCALAR,
+    Activation,
+    Attention,
+    DecoderShape,
+    Experts,
+    Family,
+    Role,
+)
 from qspec.models.inputs import Gated, LayerInput, Normed, plus, value_of, wide
 from qspec.models.likeliest import Measure, likeliest
 from qspec.models.routing import Routing, by_expert, route
@@ -73,6 +87,7 @@ class AttentionContext:
     cos, sin: float32 [1 or b, 1, n, channels of a head that are rotated], of the n tokens that the pass computes. mask:
     bool [1 or b, 1, 1 or n, t], True where a query sees a key; None when each sees all. tokens: which of the t these n
     are, a slice or int64 [n]. kept: what this block keeps of all t; None where the pass computes all and keeps nothing.
+    others: the same for blocks that attend in the second of `DecoderShape.kinds`, the third, ...
     """
 
     cos: Tensor
@@ -80,6 +95,11 @@ class AttentionContext:
     mask: Tensor | None
     tokens: slice | Tensor
     kept: KeyValues | None = None
+    others: tuple[AttentionContext, ...] = ()
+
+    def of(self, kind: int) -> AttentionContext:
+        """For a block of this kind."""
+        return self if kind == 0 else replace(self.others[kind - 1], kept=self.kept)
 
     def attended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all t tokens, from those of the n that are computed, which are kept."""
@@ -112,13 +132,14 @@ class RMSNorm(nn.Module):
 
 
 class Router(nn.Linear):
-    """h [..., d] -> logits [..., count] in h's dtype. `expert_bias` [count], if it has one, is for the choice alone."""
+    """h [..., d] -> logits [..., count] in h's dtype. [count] each, where it has them: `expert_bias` is for the choice
+    alone, `expert_scale` for the weights."""
 
-    def __init__(
-        self, width: int, count: int, bias: bool, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> None:
-        super().__init__(width, count, bias=False, device=device, dtype=dtype)
-        self.register_buffer(ROUTER_BIAS, torch.zeros(count, device=device, dtype=dtype) if bias else None)
+    def __init__(self, width: int, how: Experts, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        super().__init__(width, how.count, bias=False, device=device, dtype=dtype)
+        for name, wanted, fill in ((ROUTER_BIAS, how.bias, 0.0), (ROUTER_SCALE, how.beside, 1.0)):
+            vector = torch.full((how.count,), fill, device=device, dtype=dtype) if wanted else None
+            self.register_buffer(name, vector)
 
     def forward(self, h: Tensor) -> Tensor:
         return functional.linear(h, self.weight.to(h.dtype))
@@ -141,15 +162,15 @@ class DecoderBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.paths = family.paths(shape, index)
-        self.heads, self.kv_heads, self.head_width = shape.heads, shape.kv_heads, shape.head_width
-        self.qk_norm = shape.qk_norm
-        self.mixture = shape.mixture(index)
+        self.shape, self.how, self.mixture = shape, shape.attention(index), shape.mixture(index)
+        self.heads, self.kv_heads, self.head_width = self.how.heads, self.how.kv_heads, self.how.head_width
+        self.kind = shape.kinds.index(self.how)
         self.operations = TORCH  # whoever runs the model may have faster ones
-        self.experts: nn.Module | None = None  # of a mixture all at once, of (x, experts, weights), where there is one
+        self.grouped: nn.Module | None = None  # of a mixture all at once, of (x, experts, weights), where there is one
         for entry in family.linears(shape, index):
             rows, columns = entry.out_features, entry.in_features
             if self.mixture is not None and entry.role.part == ROUTER:
-                linear: nn.Linear = Router(columns, rows, self.mixture.bias, device, dtype)
+                linear: nn.Linear = Router(columns, self.mixture, device, dtype)
             else:
                 linear = nn.Linear(columns, rows, bias=entry.bias, device=device, dtype=dtype)
             _attach(self, self.paths[entry.role.local], linear)
@@ -161,9 +182,12 @@ class DecoderBlock(nn.Module):
         return self.get_submodule(self.paths[name])
 
     def replace(self, name: str, module: nn.Module) -> None:
-        """Puts another module in a part's place, under the same checkpoint name. A router's bias stays where it is."""
-        if name == ROUTER and not hasattr(module, ROUTER_BIAS):
-            module.register_buffer(ROUTER_BIAS, getattr(self.part(name), ROUTER_BIAS, None))
+        """Puts another module in a part's place, under the same checkpoint name. A router's vectors stay where they
+        are."""
+        if name == ROUTER:
+            for vector in (ROUTER_BIAS, ROUTER_SCALE):
+                if not hasattr(module, vector):
+                    module.register_buffer(vector, getattr(self.part(name), vector, None))
         _attach(self, self.paths[name], module)
 
     def forward(self, x: Tensor, context: AttentionContext, linears: Linears | None = None) -> Tensor:
@@ -172,11 +196,12 @@ class DecoderBlock(nn.Module):
 
     def attended(self, x: Tensor, context: AttentionContext, linears: Linears | None = None) -> Tensor:
         """x [b, t, d] -> [b, t, d] behind the attention, with the residual: the first half of the block."""
-        return self.attend(self._normed("attention.norm", x), context, x, linears)
+        return self.attend(self.normed("attention.norm", x), context, x, linears)
 
     def fed(self, x: Tensor, linears: Linears | None = None) -> Tensor:
         """x [..., d] behind the attention -> [..., d], with the residual: the second half, token by token."""
-        return self.feed_forward(self._normed("mlp.norm", x), x, linears)
+        y = self.feed_forward(self.normed("mlp.norm", x), x, linears)
+        return y * cast(Tensor, self.part(SCALAR).weight).to(y.dtype) if SCALAR in self.paths else y
 
     def attend(
         self,
@@ -186,15 +211,18 @@ class DecoderBlock(nn.Module):
         linears: Linears | None = None,
     ) -> Tensor:
         """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
-        linear, own = linears or self.part, self.operations
-        q, k, v = project([linear(f"attention.{name}") for name in "qkv"], h, own.value_of)
-        q, k, v = self._heads(q, self.heads), self._heads(k, self.kv_heads), self._heads(v, self.kv_heads)
-        if self.qk_norm:
+        linear, own, context = linears or self.part, self.operations, context.of(self.kind)
+        names = "qkv" if self.how.values else "qk"
+        q, *kv = project([linear(f"attention.{name}") for name in names], h, own.value_of)
+        q, k, v = self._heads(q, self.heads), *(self._heads(x, self.kv_heads) for x in (kv[0], kv[-1]))
+        if self.shape.qk_norm:
             q, k = self.part("attention.q_norm")(q), self.part("attention.k_norm")(k)
+        if self.shape.values_normed:
+            v = Normed(v, v.new_ones(()), self.shape.norm_eps).value()
         q, k, v = own.rotate_and_keep(q, k, v, context)
-        mixed = own.attention(q, k, v, context.mask)
+        mixed = own.attention(q, k, v, context.mask, self.shape.score_scale)
         mixed = mixed.transpose(1, 2).flatten(2)  # [b, t, heads * head width]
-        return project_onto(residual, linear("attention.o"), mixed)
+        return self._added("attention.post_norm", residual, linear("attention.o"), mixed)
 
     def feed_forward(
         self,
@@ -203,19 +231,44 @@ class DecoderBlock(nn.Module):
         linears: Linears | None = None,
         chosen: Tensor | None = None,
     ) -> Tensor:
-        """h [..., d], normed or to be normed -> [..., d], added to the residual if there is one.
+        """h [..., d], normed or to be normed -> [..., d], added to the residual if there is one. Where experts stand
+        beside the MLP, to be normed: they have norms of their own.
 
         chosen: int64 [tokens, top_k], the experts where they are decided already.
         """
         linear = linears or self.part
         if self.mixture is None:
             return self._mlp("mlp", h, linear, residual)
-        x = self.operations.value_of(h)
-        rows = x.reshape(-1, x.shape[-1])
-        y = self.mixed(rows, self.routing(self.logits(rows, linear), chosen), linear).view(x.shape)
+        rows, read = self.routed(h)
+        y = self.mixed(rows, self.routing(self.logits(read, linear), chosen), linears)
+        if self.mixture.beside:
+            assert isinstance(h, Normed)
+            y = self.dense(h, linear) + self.behind_experts(y).view(h.x.shape)
+            return plus(residual, self.part("mlp.post_norm")(y))
         if self.mixture.shared:
-            y = self._mlp("mlp.shared", x, linear, y)
-        return plus(residual, y)
+            y = self._mlp("mlp.shared", rows, linear, y)
+        return plus(residual, y.view((h if isinstance(h, Tensor) else h.x).shape))
+
+    def routed(self, h: LayerInput) -> tuple[Tensor, Tensor]:
+        """What experts and router read, [n, d] each, of h as `feed_forward` takes it: the MLP's input; or, where they
+        stand beside it, RMSNorm(x) and RMSNorm(x) / sqrt(d) of x behind the attention, by norms of their own."""
+        assert self.mixture is not None
+        if not self.mixture.beside:
+            x = self.operations.value_of(h)
+            rows = x.reshape(-1, x.shape[-1])
+            return rows, rows
+        assert isinstance(h, Normed)
+        x = h.x.reshape(-1, h.x.shape[-1])
+        router = self.operations.value_of(self.normed("mlp.router_norm", x)) * self.shape.width**-0.5
+        return self.operations.value_of(self.normed("mlp.experts_norm", x)), router
+
+    def dense(self, h: LayerInput, linears: Linears | None = None) -> Tensor:
+        """What the MLP computes beside which experts stand, behind its norm: h [..., d] -> [..., d]."""
+        return cast(Tensor, self.part("mlp.dense_post_norm")(self._mlp("mlp", h, linears or self.part)))
+
+    def behind_experts(self, y: Tensor) -> Tensor:
+        """What experts that stand beside an MLP have computed, behind their norm."""
+        return cast(Tensor, self.part("mlp.experts_post_norm")(y))
 
     def logits(self, x: Tensor, linears: Linears | None = None) -> Tensor:
         """The router's, float32 or float64 [n, count], for x [n, d], normed."""
@@ -224,16 +277,17 @@ class DecoderBlock(nn.Module):
     def routing(self, logits: Tensor, chosen: Tensor | None = None) -> Routing:
         """What the router makes of its logits. chosen: as `feed_forward`."""
         assert self.mixture is not None
-        return route(logits, self.mixture, cast("Tensor | None", self.part(ROUTER).expert_bias), chosen)
+        bias, scales = (cast("Tensor | None", getattr(self.part(ROUTER), name)) for name in (ROUTER_BIAS, ROUTER_SCALE))
+        return route(logits, self.mixture, bias, chosen, scales)
 
     def mixed(self, x: Tensor, routing: Routing, linears: Linears | None = None) -> Tensor:
         """sum_e w_e mlp_e(x) of x [n, d], normed -> [n, d]; the sum in float32, in the order of the routing.
 
-        Expert by expert, each on its tokens alone, where there are no `experts`.
+        Expert by expert, each on its tokens alone, where they are not `grouped`.
         """
         assert self.mixture is not None
-        if self.experts is not None and linears is None:
-            return cast(Tensor, self.experts(x, routing.experts, routing.weights))
+        if self.grouped is not None and linears is None:
+            return cast(Tensor, self.grouped(x, routing.experts, routing.weights))
         linear, top_k = linears or self.part, self.mixture.top_k
         places, offsets = by_expert(routing.experts, self.mixture.count)
         outputs = x.new_empty(places.numel(), x.shape[-1])
@@ -245,14 +299,22 @@ class DecoderBlock(nn.Module):
         return weighted.sum(1).to(x.dtype)
 
     def hidden(self, name: str, x: LayerInput, linears: Linears | None = None) -> LayerInput:
-        """silu(gate) up of an MLP ("mlp", "mlp.experts[3]"), or what it is computed of."""
+        """f(gate) up of an MLP ("mlp", "mlp.experts[3]"), or what it is computed of; f is its activation."""
         linear = linears or self.part
-        return gated(linear(f"{name}.gate"), linear(f"{name}.up"), x, self.operations.value_of)
+        gate, up = linear(f"{name}.gate"), linear(f"{name}.up")
+        return gated(gate, up, x, self.operations.value_of, self.shape.activation)
 
     def _mlp(self, name: str, x: LayerInput, linear: Linears, residual: Tensor | None = None) -> Tensor:
         return project_onto(residual, linear(f"{name}.down"), self.hidden(name, x, linear), self.operations.value_of)
 
-    def _normed(self, part: str, x: Tensor) -> Normed:
+    def _added(self, norm: str, residual: Tensor | None, linear: nn.Module, given: LayerInput) -> Tensor:
+        """residual + the linear's output, normed first where the block has that norm."""
+        if norm not in self.paths:
+            return project_onto(residual, linear, given, self.operations.value_of)
+        return plus(residual, self.part(norm)(project_onto(None, linear, given, self.operations.value_of)))
+
+    def normed(self, part: str, x: Tensor) -> Normed:
+        """x before one of the block's norms."""
         norm = cast(RMSNorm, self.part(part))
         return Normed(x, norm.weight, norm.eps)
 
@@ -280,6 +342,11 @@ class Decoder(nn.Module):
         self.family, self.shape = family, shape
         self.register_buffer("absent", None, persistent=False)
         self.replace(Role("embedding"), _embedding(shape.vocab, shape.width, device, dtype))
+        if shape.conditioning:
+            self.replace(Role("conditioning.norm"), RMSNorm(shape.width, shape.norm_eps, device, dtype))
+            for entry in family.conditioning(shape):
+                size = (entry.in_features, entry.out_features)
+                self.replace(entry.role, nn.Linear(*size, bias=False, device=device, dtype=dtype))
         blocks = nn.ModuleList(DecoderBlock(family, shape, index, device, dtype) for index in range(shape.layers))
         _attach(self, family.blocks, blocks)
         self.replace(Role("final_norm"), RMSNorm(shape.width, shape.norm_eps, device, dtype))
@@ -322,15 +389,49 @@ class Decoder(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """ids [b, t] -> x [b, t, d]."""
-        return cast(Tensor, self.embedding(input_ids))
+        return self._scaled(cast(Tensor, self.embedding(input_ids)))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        scale = self.shape.embedding_scale
+        return x if scale == 1 else x * torch.tensor(scale, dtype=x.dtype)  # as rounded to x's dtype
+
+    def told(self, logits: Tensor) -> Tensor:
+        """logits [b, n, vocab] of a step -> s [b, n, d], what the next is told: softmax(logits) E, scaled as embedded
+        tokens are."""
+        table = cast(Tensor, self.embedding.weight)
+        return self._scaled(wide(logits).softmax(-1).to(table.dtype) @ table)
+
+    def embed_canvas(self, input_ids: Tensor, told: Tensor | None = None) -> Tensor:
+        """ids [b, n] of a canvas -> x [b, n, d]. told: s [b, n, d] of the step before; None at the first, and s is 0.
+
+        With e the embedded tokens: RMSNorm(e + mlp(RMSNorm(s))), the outer norm without gain. Of models without
+        self-conditioning, e.
+        """
+        x = self.embed(input_ids)
+        if not self.shape.conditioning:
+            return x
+        if told is not None:
+            gate, up, down = (self.module(Role(part)) for part in CONDITIONING)
+            h = self.module(Role("conditioning.norm"))(told)
+            x = x + down(value_of(gated(gate, up, h, activation=self.shape.activation)))
+        return Normed(x, x.new_ones(()), self.shape.norm_eps).value()
+
+    def embed_rows(self, input_ids: Tensor, told: Tensor | None = None) -> Tensor:
+        """ids of rows as `calibration_context` has them, [b, t], or [b, 2 t], noised and clean -> x, alike by d.
+
+        told [b, t, d]: of the noised half, as in `embed_canvas`.
+        """
+        if not self.shape.conditioning:
+            return self.embed(input_ids)
+        noised, clean = input_ids.chunk(2, dim=1)
+        return torch.cat((self.embed_canvas(noised, told), self.embed(clean)), dim=1)
 
     def finish(self, x: Tensor) -> Tensor:
         """x [..., d] after the last block -> logits [..., vocab]."""
-        norm, head = cast(RMSNorm, self.final_norm), self.head
+        norm, head, cap = cast(RMSNorm, self.final_norm), self.head, self.shape.softcap
         x = self.operations.value_of(Normed(x, norm.weight, norm.eps))
-        if head is None:
-            return functional.linear(x, cast(Tensor, self.embedding.weight))
-        return cast(Tensor, head(x))
+        logits = cast(Tensor, head(x)) if head else functional.linear(x, cast(Tensor, self.embedding.weight))
+        return logits if cap is None else (torch.tanh(wide(logits) / cap) * cap).to(logits.dtype)
 
     def context(
         self,
@@ -356,16 +457,44 @@ class Decoder(nn.Module):
             if real.is_meta or not bool(real.all()):
                 counted = (real.cumsum(-1) - 1).clamp(min=0)
                 mask = real[:, None, None, :]
+        places = counted if positions is None else positions.to(device)
+        if self.shape.causal:
+            real = torch.ones_like(counted, dtype=torch.bool) if mask is None else mask[:, 0, 0]
+            return self._kinds(places[:, tokens], tokens, lambda window: _causal(counted, real, window)[:, :, tokens])
         if self.shape.block is not None:
             block = counted // self.shape.block
             seen = _before(block, block, own=True)[:, :, tokens]
             mask = seen if mask is None else seen & mask
-        places = counted if positions is None else positions.to(device)
-        return AttentionContext(*self._rotary(places[:, tokens]), mask, tokens)
+        return self._kinds(places[:, tokens], tokens, lambda _: mask)
+
+    def _kinds(self, positions: Tensor, tokens: slice, seen: Callable[[int | None], Tensor | None]) -> AttentionContext:
+        """Of a pass over tokens at positions [b, n]. seen: gives the mask of blocks with a window."""
+        first, *others = (
+            AttentionContext(*self._rotary(positions, how), seen(how.window), tokens) for how in self.shape.kinds
+        )
+        return replace(first, others=tuple(others))
+
+    def text_context(self, real: Tensor, tokens: slice) -> AttentionContext:
+        """Of a model that reads finished text causally, real [b, t]: a pass over tokens.start to tokens.stop, whose
+        keys are those up to there."""
+        real = real[:, : tokens.stop]
+        counted = (real.cumsum(-1) - 1).clamp(min=0)
+        return self._kinds(counted[:, tokens], tokens, lambda window: _causal(counted, real, window)[:, :, tokens])
+
+    def canvas_context(self, real: Tensor, tokens: slice) -> AttentionContext:
+        """The same of a canvas, from tokens.start to tokens.stop, behind the text before it: every token sees the whole
+        canvas and that text, or where a window is, window - 1 tokens of it, from wherever it stands."""
+        real = real[:, : tokens.stop]
+        counted = (real.cumsum(-1) - 1).clamp(min=0)
+        return self._kinds(
+            counted[:, tokens],
+            tokens,
+            lambda window: (real & _near(counted[:, tokens.start, None], counted, window))[:, None, None, :],
+        )
 
     def rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin of the positions 0 .. length - 1, float32 [length, head width]."""
-        cos, sin = self._rotary(torch.arange(length, device=self.device).unsqueeze(0))
+        cos, sin = self._rotary(torch.arange(length, device=self.device).unsqueeze(0), self.shape.attention(0))
         return cos[0, 0], sin[0, 0]
 
     def calibration_context(self, ids: Tensor) -> AttentionContext:
@@ -385,17 +514,22 @@ class Decoder(nn.Module):
         assert self.shape.block is not None
         counted = (real.cumsum(-1) - 1).clamp(min=0)
         block = counted // self.shape.block
+        starts = (block * self.shape.block)[:, :, None]
         same, before = block[:, None, :, None] == block[:, None, None, :], _before(block, block, own=False)
-        seen = torch.cat((torch.cat((same, before), -1), torch.cat((torch.zeros_like(same), same | before), -1)), -2)
-        mask = seen & torch.cat((real, real), 1)[:, None, None, :]
-        return AttentionContext(*self._rotary(torch.cat((counted, counted), 1)), mask, ALL)
+
+        def seen(window: int | None) -> Tensor:
+            near = before & _near(starts, counted[:, None], window)[:, None]
+            clean = _causal(counted, real, window) if self.shape.causal else same | before
+            both = torch.cat((torch.cat((same, near), -1), torch.cat((torch.zeros_like(same), clean), -1)), -2)
+            return both & torch.cat((real, real), 1)[:, None, None, :]
+
+        return self._kinds(torch.cat((counted, counted), 1), ALL, seen)
 
     def window(self, batch: int, length: int) -> Window:
         """All tokens of a canvas [b, t], with room to keep their keys and values."""
-        shape = (batch, self.shape.kv_heads, length, self.shape.head_width)
         of = cast(Tensor, self.embedding.weight)
-        room = tuple(KeyValues(of.new_empty(shape), of.new_empty(shape)) for _ in self.blocks)
-        return Window(ALL, room)
+        shapes = ((batch, block.kv_heads, length, block.head_width) for block in self.blocks)
+        return Window(ALL, tuple(KeyValues(of.new_empty(shape), of.new_empty(shape)) for shape in shapes))
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None, window: Window | None = None) -> Tensor:
         """ids [b, t] -> x [b, t, d] after the last block; `finish` turns any slice of it into logits.
@@ -408,10 +542,29 @@ class Decoder(nn.Module):
 
     def through(self, input_ids: Tensor, context: AttentionContext, kept: Sequence[KeyValues] | None = None) -> Tensor:
         """ids [b, n] of the context's tokens -> x [b, n, d] after the last block; nothing waits for the device."""
+        return self._passed(lambda: self.embed(input_ids), context, kept)
+
+    def canvas_through(
+        self,
+        input_ids: Tensor,
+        context: AttentionContext,
+        kept: Sequence[KeyValues] | None = None,
+        told: Tensor | None = None,
+    ) -> Tensor:
+        """The same of a canvas. told: as `embed_canvas`."""
+        return self._passed(lambda: self.embed_canvas(input_ids, told), context, kept)
+
+    def rows_through(self, input_ids: Tensor, context: AttentionContext, told: Tensor | None = None) -> Tensor:
+        """The same of `embed_rows`."""
+        return self._passed(lambda: self.embed_rows(input_ids, told), context, None)
+
+    def _passed(
+        self, embedded: Callable[[], Tensor], context: AttentionContext, kept: Sequence[KeyValues] | None
+    ) -> Tensor:
         blocks = self.blocks
 
         def call() -> Tensor:
-            x = self.embed(input_ids)
+            x = embedded()
             for index, block in enumerate(blocks):
                 x = block(x, context if kept is None else replace(context, kept=kept[index]))
             return x
@@ -421,23 +574,27 @@ class Decoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> DecoderOutput:
         return DecoderOutput(self.finish(self.hidden(input_ids, attention_mask)))
 
-    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _rotary(positions: Tensor, how: Attention) -> tuple[Tensor, Tensor]:
         """cos and sin of position * theta^(-2i / width), i < width / 2, for positions [b, t] and the width of what is
-        rotated of a head."""
-        width = self.shape.rotary_width
+        rotated of a head; of position * 0 for pairs that do not turn."""
+        width = how.rotary_width
         half = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
-        frequencies = 1.0 / (self.shape.rope_theta ** (half / width))
+        frequencies = 1.0 / (how.rope_theta ** (half / width))
+        frequencies[how.turning :] = 0
         angles = positions.unsqueeze(-1).float() * frequencies  # [b, t, width / 2]
         angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # both halves turn alike
         return angles.cos(), angles.sin()
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(width)) v, [b, heads, n, width], for q alike and k, v [b, kv heads, t, width].
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v, [b, heads, n, width], for q alike and k, v [b, kv heads, t, width].
 
-    mask: bool [b, 1, 1, t], True where a key is real; None, all are.
+    mask: bool [b, 1, 1 or n, t], True where a query sees a key; None, each sees all. scale: None, 1 / sqrt(width).
     """
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 def rotate(x: Tensor, context: AttentionContext) -> Tensor:
@@ -471,7 +628,7 @@ class Operations(NamedTuple):
     passed: makes a pass through all blocks, with a call that may be made twice.
     """
 
-    attention: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
     rotate_and_keep: Callable[[Tensor, Tensor, Tensor, AttentionContext], tuple[Tensor, Tensor, Tensor]]
     value_of: ValueOf
     passed: Callable[[Callable[[], Tensor]], Tensor]
@@ -524,11 +681,21 @@ class GatedGemm(Protocol):
         ...
 
 
-def gated(gate: nn.Module, up: nn.Module, given: LayerInput, value_of: ValueOf = value_of) -> LayerInput:
-    """silu(gate) up for one shared input: where one GEMM gives it that, else for the reader to compute."""
+def gated(
+    gate: nn.Module,
+    up: nn.Module,
+    given: LayerInput,
+    value_of: ValueOf = value_of,
+    activation: Activation = "silu",
+) -> LayerInput:
+    """f(gate) up for one shared input: where one GEMM gives it that, else for the reader to compute.
+
+    f: silu, or gelu in its form with tanh (arXiv 1606.08415), which is computed here.
+    """
     if hasattr(gate, "gated"):
         return cast(GatedGemm, gate).gated(given)
-    return Gated(*project([gate, up], given, value_of))
+    sides = project([gate, up], given, value_of)
+    return Gated(*sides) if activation == "silu" else functional.gelu(sides[0], approximate="tanh") * sides[1]
 
 
 def project_onto(residual: Tensor | None, linear: nn.Module, given: LayerInput, value_of: ValueOf = value_of) -> Tensor:
@@ -555,6 +722,18 @@ def _padding(attention_mask: Tensor, batch: int, length: int) -> Tensor:
     if not real.is_meta and not bool(real.any(-1).all()):
         raise InputError("attention_mask marks every token of a row as padding", hint="drop the empty row")
     return real
+
+
+def _near(query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """Whether keys lie less than `window` positions before a query, or behind it."""
+    return torch.ones_like(key, dtype=torch.bool) if window is None else query - key < window
+
+
+def _causal(counted: Tensor, real: Tensor, window: int | None) -> Tensor:
+    """bool [b, 1, t, t]: whether a query sees a key: a real token, itself or before it, within the window. counted,
+    real: [b, t]."""
+    query, key = counted[:, :, None], counted[:, None, :]
+    return ((key <= query) & real[:, None, :] & _near(query, key, window))[:, None]
 
 
 def _before(query: Tensor, key: Tensor, own: bool) -> Tensor:

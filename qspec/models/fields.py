@@ -114,17 +114,22 @@ def rope_theta(config: Config, share: float = 1.0) -> float:
 def special_tokens(config: Config, vocab: int) -> dict[str, Any]:
     """mask_token, eos_token, other_ends and pad_token of a `DecoderShape`.
 
-    `eos_token_id` may be a list. The mask token must be neither an end of text nor padding; these two may be one.
+    The mask token must be neither an end of text nor padding; these two may be one.
     """
     mask = integer(config, "mask_token_id", 0, vocab - 1)
-    listed = config.get("eos_token_id")
-    ends = listed if isinstance(listed, list) and listed else [listed]
-    eos, *others = (integer({"eos_token_id": one}, "eos_token_id", 0, vocab - 1) for one in ends)
+    eos, *others = end_tokens(config, vocab)
     pad = integer(config, "pad_token_id", 0, vocab - 1)
     for key, tokens in (("eos_token_id", (eos, *others)), ("pad_token_id", (pad,))):
         if mask in tokens:
             raise bad("mask_token_id", f"is {mask}, and so is {key}; a mask must be a token of its own")
     return {"mask_token": mask, "eos_token": eos, "other_ends": tuple(others), "pad_token": pad}
+
+
+def end_tokens(config: Config, vocab: int) -> tuple[int, ...]:
+    """Every token that ends a text: `eos_token_id`, one or a list."""
+    listed = config.get("eos_token_id")
+    ends = listed if isinstance(listed, list) and listed else [listed]
+    return tuple(integer({"eos_token_id": one}, "eos_token_id", 0, vocab - 1) for one in ends)
 
 
 def heads(config: Config, width_key: str, heads_key: str, kv_key: str) -> tuple[int, int, int]:

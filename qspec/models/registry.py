@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qspec.errors import InputError
+from qspec.models.diffusion_gemma import DIFFUSION_GEMMA
 from qspec.models.dream import DREAM
 from qspec.models.family import Family
 from qspec.models.fast_dllm import FAST_DLLM
@@ -16,7 +17,7 @@ from qspec.models.llada_moe import LLADA_MOE
 from qspec.models.sdar import SDAR
 from qspec.models.sdar_moe import SDAR_MOE
 
-KNOWN = (LLADA, DREAM, SDAR, FAST_DLLM, LLADA_MOE, SDAR_MOE, LLADA2)
+KNOWN = (LLADA, DREAM, SDAR, FAST_DLLM, LLADA_MOE, SDAR_MOE, LLADA2, DIFFUSION_GEMMA)
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in KNOWN})
 
 

@@ -6,7 +6,7 @@ model's dtype, for a choice that one rounding can turn around:
     s = softmax(z) over all experts (SDAR, LLaDA-MoE), or sigmoid(z) of each (LLaDA2)
     c = s + bias, where the router has one
     chosen = the top_k of c, among the experts of the top_groups groups whose two largest c sum to most
-    w = s[chosen], / sum w where normalized, times scale
+    w = s[chosen], / sum w where normalized, times scale, and times each expert's own scale where they have one
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qspec.models.family import Experts
+from qspec.models.inputs import wide
 
 BEST_OF_GROUP = 2  # scores whose sum ranks a group
 NOTHING = 1e-20  # beside a sum of weights, as the published code has it
@@ -40,15 +41,23 @@ class Sorted(NamedTuple):
     offsets: Tensor
 
 
-def route(logits: Tensor, how: Experts, bias: Tensor | None = None, chosen: Tensor | None = None) -> Routing:
-    """z [n, count] -> the routing of n tokens. chosen: int64 [n, top_k], the experts where they are decided already."""
+def route(
+    logits: Tensor,
+    how: Experts,
+    bias: Tensor | None = None,
+    chosen: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> Routing:
+    """z [n, count] -> the routing of n tokens. bias, scales: [count], of the choice and of the weights. chosen: int64
+    [n, top_k], the experts where they are decided already."""
     scores = logits.softmax(-1) if how.scoring == "softmax" else logits.sigmoid()
     if chosen is None:
         chosen = _best(scores if bias is None else scores + bias, how)
     weights = scores.gather(1, chosen)
     if how.normalized:
         weights = weights / (weights.sum(-1, keepdim=True) + NOTHING)
-    return Routing(chosen, weights * how.scale)
+    weights = weights * how.scale
+    return Routing(chosen, weights if scales is None else weights * wide(scales)[chosen])
 
 
 def _best(scores: Tensor, how: Experts) -> Tensor:

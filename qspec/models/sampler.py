@@ -19,12 +19,13 @@ from qspec.models.decoder import Decoder
 from qspec.models.engine import execution, first_line, refused, runner
 from qspec.models.family import DecoderShape, SamplerKind
 from qspec.models.samplers import block as block_causal
-from qspec.models.samplers import dream, llada
+from qspec.models.samplers import dream, llada, renoise
 from qspec.models.samplers.block import BlockRemasking, BlockSettings
 from qspec.models.samplers.cached import Cache
 from qspec.models.samplers.common import Denoiser, SampleStep
 from qspec.models.samplers.dream import Alg, DreamSettings
 from qspec.models.samplers.llada import Remasking, SamplerSettings
+from qspec.models.samplers.renoise import RenoiseSettings
 from qspec.models.samplers.run import Decided, Rows, Steps, Tally
 from qspec.models.tokens import Encodes, Lists, encode, know_tokens
 
@@ -45,12 +46,13 @@ __all__ = [
     "until",
 ]
 
-Settings = SamplerSettings | DreamSettings | BlockSettings
+Settings = SamplerSettings | DreamSettings | BlockSettings | RenoiseSettings
 Prompt = TypeVar("Prompt", str, list[str])
 KINDS: Mapping[SamplerKind, type[Settings]] = {
     "llada": SamplerSettings,
     "dream": DreamSettings,
     "block": BlockSettings,
+    "renoise": RenoiseSettings,
 }
 
 
@@ -100,7 +102,8 @@ class Sampling(TypedDict, total=False):
 def settings_for(
     shape: DecoderShape, length: int, steps: int | None = None, block: int | None = None, **options: Any
 ) -> Settings:
-    """The settings of the sampler that a model was published with. None: steps one a token, others the sampler's own.
+    """The settings of the sampler that a model was published with. None: steps one a token, or as many as published for
+    each canvas, others the sampler's own.
 
     Dream's sampler has no blocks and fills the whole length at once, and a block-causal model has blocks of its own: a
     recipe's `block` says nothing there.
@@ -113,6 +116,9 @@ def settings_for(
         if name not in names:
             own = ", ".join(one for one in names if one not in ("length", "steps"))
             raise UsageError(f"{name} is not a setting of the {shape.sampler} sampler", hint=f"it has {own}")
+    if kind is RenoiseSettings and steps is None:
+        assert shape.block is not None
+        steps = renoise.PASSES * -(-length // shape.block)
     steps = length if steps is None else steps
     if kind is not SamplerSettings:
         return kind(length, steps, **given)
@@ -173,6 +179,11 @@ def _steps(
         prompts = [ids[own != 0] for ids, own in zip(prompt_ids, kept, strict=True)]
         texts = yield from block_causal.fill(decoder, runner(decoder, captured=captured), prompts, settings)
         return torch.cat((prompt_ids, texts), dim=1)
+    if isinstance(settings, RenoiseSettings):
+        prompt_ids, decoder = prompt_ids.to(model.device, torch.int64), block_causal.decoder_of(model)
+        own = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask.to(model.device)
+        refiner = renoise.Text(decoder, own != 0, settings.length)
+        return torch.cat((prompt_ids, (yield from renoise.fill(refiner, prompt_ids, settings))), dim=1)
     tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=model.device)
     ids = torch.cat((prompt_ids.to(model.device, torch.int64), tail), dim=1)
     real = None
@@ -284,11 +295,14 @@ def new_tokens(
 
 
 def one_token_a_step(settings: Settings) -> Settings:
-    """The same sampler without approximation: as many steps as tokens, none of several commits."""
+    """The same sampler without approximation: as many steps as tokens, none of several commits; of one that renoises
+    canvases, all passes over each."""
     if isinstance(settings, DreamSettings):
         return replace(settings, steps=settings.length)
     if isinstance(settings, BlockSettings):
         return replace(settings, steps=settings.length, threshold=None, entropy_bound=None)
+    if isinstance(settings, RenoiseSettings):
+        return replace(settings, confidence_threshold=0.0)
     return replace(settings, steps=settings.length, threshold=None, factor=None)
 
 

@@ -46,23 +46,27 @@ BYTES = {
 @dataclass(frozen=True)
 class StoredTensor:
     """One tensor of a safetensors file, or some rows of it. dtype: the format's own name, such as BF16. bytes: of its
-    data. rows: which ones; None, all."""
+    data. part: where it is cut from the stored one, an index for each of the first axes; (), all of it."""
 
     name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    rows: slice | None = None
+    part: tuple[int | slice, ...] = ()
 
     @property
     def where(self) -> str:
         return f"{self.file}: {self.name}"
 
     def cut(self, first: int, last: int) -> StoredTensor:
-        """Its rows first .. last - 1."""
-        share = self.bytes // self.shape[0] * (last - first)
-        return replace(self, shape=(last - first, *self.shape[1:]), bytes=share, rows=slice(first, last))
+        """Its rows first .. last - 1; of stacked matrices, rows of one, counted through all of them."""
+        *stack, height = self.shape[: max(1, len(self.shape) - 1)]
+        share = self.bytes // (math.prod(stack) * height) * (last - first)
+        shape = (last - first, *self.shape[len(stack) + 1 :])
+        matrix = (first // height,) * len(stack)
+        rows = slice(first % height, first % height + last - first) if stack else slice(first, last)
+        return replace(self, shape=shape, bytes=share, part=(*matrix, rows))
 
 
 def tensor_table(folder: Path) -> dict[str, StoredTensor]:

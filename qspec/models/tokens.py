@@ -15,7 +15,7 @@ import torch
 
 from qspec.errors import InputError
 from qspec.models.decoder import Decoder
-from qspec.models.family import DecoderShape
+from qspec.models.family import NO_MASK, DecoderShape
 
 PIECE = 1 << 16
 WORD = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
@@ -107,6 +107,8 @@ def check_mask_token(shape: DecoderShape, tokenizer: Any, where: str) -> None:
     tokenizer: of transformers. One that names no mask token must not have an ordinary entry at that id.
     """
     mask, own = shape.mask_token, tokenizer.mask_token_id
+    if mask == NO_MASK:
+        return
     entry = repr(tokenizer.convert_ids_to_tokens(mask)) if mask < len(tokenizer) else "no entry"
     hint = "give the config.json and the tokenizer that were published together"
     if own is not None and own != mask:

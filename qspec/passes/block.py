@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qspec import numerics
 from qspec.calibrate.stream import Stream
+from qspec.errors import QspecError
 from qspec.formats import Scheme
 from qspec.models.decoder import DecoderBlock, weight_and_bias
 from qspec.models.family import DecoderShape, ModuleEntry
@@ -18,13 +19,19 @@ from qspec.passes.linear import Linear
 from qspec.passes.observed import Observed, Site
 from qspec.transforms import block_rotate
 
-NORMS = {"attention.input": "attention.norm", "mlp.input": "mlp.norm"}  # of the sites that read the residual stream
+NORMS = {  # of the sites that read the residual stream
+    "attention.input": "attention.norm",
+    "mlp.input": "mlp.norm",
+    "mlp.experts.input": "mlp.experts_norm",
+    "mlp.router.input": "mlp.router_norm",
+}
 
 
-def producer_of(site: str) -> str:
-    """What produces the input of a site, and so can absorb its scale: a norm's gain or the rows of a linear."""
+def producer_of(site: str, shape: DecoderShape) -> str | None:
+    """What produces the input of a site, and so can absorb its scale: a norm's gain or the rows of a linear. None for
+    attention whose values are normed: no scale survives that."""
     if site == "attention.mixed":
-        return "attention.v"
+        return None if shape.values_normed else "attention.v"
     return NORMS.get(site) or f"{site.removesuffix('gated')}up"
 
 
@@ -70,8 +77,8 @@ class Block:
         """
         if site != "attention.mixed":
             return scale
-        repeats = self.shape.heads // self.shape.kv_heads
-        heads = scale.reshape(self.shape.kv_heads, repeats, self.shape.head_width)
+        how = self.module
+        heads = scale.reshape(how.kv_heads, how.heads // how.kv_heads, how.head_width)
         return heads.amax(1, keepdim=True).expand_as(heads).reshape(-1)
 
     def rescale_input(self, site: str, scale: Tensor) -> None:
@@ -80,9 +87,11 @@ class Block:
         scale: float32 [in]. Raises InputError if the producer, or a reader, is quantized already, or if a clip was
         searched for a reader's weights as they are.
         """
-        producer = producer_of(site)
+        producer = producer_of(site, self.shape)
         readers = self.observed.site(site).linears
         who = f"scaling {site}"
+        if producer is None:
+            raise QspecError(f"{who}: nothing can take the scale", where=f"blocks[{self.index}].{site}")
         for linear in [*readers, *([self.linears[producer]] if producer in self.linears else [])]:
             linear.require_float(who)
         for linear in readers:
@@ -90,8 +99,8 @@ class Block:
         scale = self.shared(site, scale)
         rows = scale
         if site == "attention.mixed":
-            repeats = self.shape.heads // self.shape.kv_heads
-            rows = scale.reshape(self.shape.kv_heads, repeats, self.shape.head_width)[:, 0].reshape(-1)
+            how = self.module
+            rows = scale.reshape(how.kv_heads, how.heads // how.kv_heads, how.head_width)[:, 0].reshape(-1)
         for linear in readers:
             linear.weight = linear.weight * scale
         if producer in self.linears:
@@ -110,7 +119,10 @@ class Block:
         reader, nothing is done: the quantizer says which layer does not fit.
         """
         for site in reversed(self.sites(uses)):
-            producer = self.linears.get(producer_of(site.name))
+            name = producer_of(site.name, self.shape)
+            if name is None:
+                continue
+            producer = self.linears.get(name)
             concerned = site.linears if producer is None else (*site.linears, producer)
             if any(linear.quantized is not None or linear.clip is not None for linear in concerned):
                 continue
@@ -131,7 +143,7 @@ class Block:
         for linear in self.linears.values():
             linear.require_float("rotating the residual stream")
         q = basis.double()
-        for site, norm in NORMS.items():
+        for site, norm in ((site.name, NORMS[site.name]) for site in self.sites() if site.name in NORMS):
             gain = self._gain(norm).double()
             for linear in self.observed.site(site).linears:
                 linear.weight = (linear.weight.double() * gain @ q).float()

@@ -21,7 +21,6 @@ from qspec.precision import exact_products, fast_products
 from qspec.transforms import InputTransform
 
 Positions = Literal["all", "masked", "visible"]
-MIXED = "mlp.input"  # the site from which tokens go to experts
 HESSIAN_BYTES = 1 << 30  # of Hessians that one pass over the calibration data sums up, or one Hessian
 Watchers = Mapping[str, Callable[[Tensor], None]]
 
@@ -43,7 +42,7 @@ class Site:
     @property
     def input(self) -> Input:
         """What its first linear reads: all tokens, or those of the expert that it is within."""
-        return Input(self.name, None if self.name == MIXED else self.linears[0].entry.role.expert)
+        return Input(self.name, None if self.name.endswith(".input") else self.linears[0].entry.role.expert)
 
     def by_transform(self, uses: Collection[Linear]) -> list[list[Linear]]:
         """The selected linears, grouped by the expert whose tokens they see and the online transform that they
@@ -66,11 +65,12 @@ def sites_of(linears: Iterable[Linear]) -> list[Site]:
 @dataclass(frozen=True)
 class SiteInput:
     """One batch of what a site sees: x [b, t, in] as the model computes it; weight [b, t] of its tokens. Of a site
-    within an expert [tokens, in] and [tokens]."""
+    within an expert [tokens, in] and [tokens]. routing: of its tokens, where they go to experts and x does not tell."""
 
     x: Tensor
     context: AttentionContext
     weight: Tensor
+    routing: Routing | None = None
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -104,6 +104,10 @@ class Observed:
         self.stream = stream
         self.generator = generator
         self.in_basis = stream.basis is None
+        beside = module.mixture is not None and module.mixture.beside
+        self.mixed = "mlp.experts.input" if beside else "mlp.input"  # the site from which tokens go to experts
+        self.router = "mlp.router.input" if beside else self.mixed  # and what decides to which
+        self.routes = {self.mixed, self.router}
         self.routed: tuple[int, ...] = ()
         self._statistics: dict[str, Statistics] = {}
 
@@ -122,12 +126,12 @@ class Observed:
         with torch.no_grad(), exact_products():
             x = x.float()
             mixed = self.module.attend(self.module.part("attention.norm")(x), batch.context, linears=linears)
-            h = self.module.part("mlp.norm")(x + mixed)
+            h = self.module.normed("mlp.norm", x + mixed)
             logits: tuple[Tensor, ...] = ()
             chosen = None
             if self.module.mixture is not None:
-                rows = h.reshape(-1, h.shape[-1])
-                logits = (self.module.logits(rows, linears),)
+                rows, read = self.module.routed(h)
+                logits = (self.module.logits(read, linears),)
                 chosen = self.module.routing((like or logits)[-1]).experts
                 if watchers:
                     self._show_idle(rows, chosen, linears)
@@ -159,17 +163,19 @@ class Observed:
 
         expert: at its tokens alone.
         """
-        wanted, watched = Input(site, expert), site if expert is None else MIXED
+        wanted, watched = Input(site, expert), {site} if expert is None else self.routes
         few = self._few() if expert is not None else ()
         rounded, exact = self.stream.inputs(self.in_basis), self.stream.exact_inputs(self.in_basis)
         for (x, batch), (whole, _) in zip(rounded, exact, strict=True):
             keep = batch.weight.reshape(-1) > 0
             if bool(keep.any()):
-                seen = self._seen({watched}, x, batch)[watched][keep]
-                unrounded = self._seen({watched}, whole, batch, rounding=False)[watched][keep]
+                both = self._seen(watched, x, batch), self._seen(watched, whole, batch, rounding=False)
+                place = site if expert is None else self.mixed
+                seen, unrounded = (found[place][keep] for found in both)
                 tokens = Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep])
                 if expert is not None:
-                    rows, tokens = self._routed(expert, self._routing(seen), tokens, few)
+                    routing = self._routing(both[0][self.router][keep])
+                    rows, tokens = self._routed(expert, routing, tokens, few)
                     seen = self._expert_input(wanted, seen[rows])
                     unrounded = self._expert_input(wanted, unrounded[rows], rounding=False)
                 if seen.shape[0]:
@@ -180,17 +186,17 @@ class Observed:
         plain = {one.site for one in wanted if one.expert is None}
         mixed = [one for one in wanted if one.expert is not None]
         few = self._few() if mixed else ()
-        for seen, tokens in self.inputs({*plain, MIXED} if mixed else plain):
+        for seen, tokens in self.inputs({*plain, *self.routes} if mixed else plain):
             found = {Input(site): (seen[site], tokens) for site in plain}
             if mixed:
-                found |= self._mixed(mixed, seen[MIXED], tokens, few)
+                routing = self._routing(seen[self.router])
+                found |= self._mixed(mixed, seen[self.mixed], routing, tokens, few)
             yield found
 
     def _mixed(
-        self, wanted: Iterable[Input], h: Tensor, tokens: Tokens, few: Collection[int]
+        self, wanted: Iterable[Input], h: Tensor, routing: Routing, tokens: Tokens, few: Collection[int]
     ) -> dict[Input, tuple[Tensor, Tokens]]:
         """What experts' linears see of h [tokens, d]."""
-        routing = self._routing(h)
         found = {}
         for one in wanted:
             assert one.expert is not None
@@ -200,6 +206,7 @@ class Observed:
         return found
 
     def _routing(self, h: Tensor) -> Routing:
+        """Of what the router reads, [tokens, d]."""
         with torch.no_grad(), fast_products():
             return self.module.routing(self.module.logits(h, self._views({}, rounding=True)))
 
@@ -215,7 +222,7 @@ class Observed:
 
     def _expert_input(self, wanted: Input, h: Tensor, *, rounding: bool = True) -> Tensor:
         """Of an expert's linear, from h [tokens, d]: that itself for gate and up."""
-        if wanted.site == MIXED:
+        if wanted.site == self.mixed:
             return h
         with torch.no_grad(), fast_products():
             name = wanted.site.removesuffix(".gated")
@@ -230,8 +237,8 @@ class Observed:
         """Those, counted anew."""
         assert self.module.mixture is not None
         counts = torch.zeros(self.module.mixture.count, dtype=torch.int64)
-        for seen, _ in self.inputs({MIXED}):
-            counts += self._routing(seen[MIXED]).experts.flatten().bincount(minlength=counts.numel()).cpu()
+        for seen, _ in self.inputs({self.router}):
+            counts += self._routing(seen[self.router]).experts.flatten().bincount(minlength=counts.numel()).cpu()
         self.routed = tuple(counts.tolist())
         return frozenset(self.few)
 
@@ -240,19 +247,27 @@ class Observed:
     ) -> dict[str, Tensor]:
         """What each of these sites reads, [tokens, in], in one forward pass, with or without the rounding so far."""
         seen: dict[str, Tensor] = {}
-        watched = [site for site in self.sites if site.name in sites]
+        beside = self.routes & set(sites) if self.router != self.mixed else set()  # no linear reads the whole of these
+        watched = [site for site in self.sites if site.name in sites and site.name not in beside]
 
         def watch(name: str) -> Callable[[Tensor], None]:
             def keep(value: Tensor) -> None:
                 seen[name] = value
-                if len(seen) == len(watched):
+                if len(seen) == len(watched) + len(beside):
                     raise _Reached
 
             return keep
 
         watchers = {site.linears[0].entry.role.local: watch(site.name) for site in watched}
         with torch.no_grad(), fast_products(), suppress(_Reached):
-            self.module(x, batch.context, linears=self._views(watchers, rounding=rounding))
+            views = self._views(watchers, rounding=rounding)
+            x = self.module.attended(x, batch.context, views)
+            if beside:
+                routed = self.module.routed(self.module.normed("mlp.norm", x))
+                own = dict(zip((self.mixed, self.router), routed, strict=True))
+                seen |= {name: own[name] for name in beside}
+            if watched or not beside:
+                self.module.fed(x, views)
         return seen
 
     def _views(self, watchers: Watchers, *, rounding: bool) -> Callable[[str], LinearView]:
@@ -339,10 +354,13 @@ class Observed:
                 if i in chosen
             ]
         inputs = []
+        watched = self.routes if site == self.mixed else {site}
         for i, (x, batch) in enumerate(self.stream.inputs(self.in_basis)):
             if i in chosen:
-                seen = self._seen({site}, x, batch)[site]
-                inputs.append(SiteInput(seen.reshape(*batch.weight.shape, -1), batch.context, batch.weight))
+                seen = self._seen(watched, x, batch)
+                routing = None if len(seen) == 1 else self._routing(seen[self.router])
+                value = seen[site].reshape(*batch.weight.shape, -1)
+                inputs.append(SiteInput(value, batch.context, batch.weight, routing))
         return inputs
 
     def consume(self, site: str, given: SiteInput) -> Tensor:
@@ -350,8 +368,12 @@ class Observed:
         with torch.no_grad(), fast_products():
             if site == "attention.input":
                 return self.module.attend(given.x, given.context)
+            if given.routing is not None:
+                rows = given.x.reshape(-1, given.x.shape[-1])
+                return self.module.behind_experts(self.module.mixed(rows, given.routing)).view(given.x.shape)
             if site == "mlp.input":
-                return self.module.feed_forward(given.x)
+                beside = self.module.mixture is not None and self.module.mixture.beside
+                return self.module.dense(given.x) if beside else self.module.feed_forward(given.x)
             (linear,) = self.site(site).linears
             return cast(Tensor, linear(given.x))
 

@@ -43,6 +43,7 @@ class Smooth(Pass):
     ] = 0.5
 
     requires: ClassVar[frozenset[Fact]] = _PLAIN
+    rescales: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Awq(Pass):
 
     requires: ClassVar[frozenset[Fact]] = _PLAIN
     clears: ClassVar[frozenset[Fact]] = frozenset({Fact.OPEN_RANGE})
+    rescales: ClassVar[bool] = True
 
     def ends(self) -> frozenset[Fact]:
         """Without the clip search, ranges stay open."""
@@ -130,6 +132,11 @@ class Quarot(Pass):
             raise InputError(
                 "quarot cannot rotate the residual stream of a model whose head is its embedding",
                 hint="write quarot(residual = false)",
+            )
+        if self.heads != "none" and not all(shape.attention(block).values for block in range(shape.layers)):
+            raise InputError(
+                "quarot cannot rotate the heads of a model whose values are its keys, which have positions",
+                hint="write quarot(heads = none)",
             )
         wanted = {
             "residual = false": ("the residual stream", self.residual, shape.width),

@@ -83,7 +83,7 @@ def generating_memory(shape: DecoderShape, weights: int, texts: TextSizes) -> Ge
     tokens = texts.rows * texts.canvas
     activations = activation_bytes(shape, tokens)
     logits = min(texts.rows * min(texts.block, shape.block or texts.block) * shape.vocab, LOGITS)
-    kept = 2 * shape.layers * shape.kv_heads * shape.head_width + (shape.width if shape.block is None else 0)
+    kept = shape.key_values + (shape.width if shape.block is None else 0)
     return GeneratingMemory(
         weights,
         activations,

@@ -90,7 +90,9 @@ def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:
         m.entry.mlp
         for group in gemms(modules)
         for m in group[:1]
-        if [linear.entry.role.name for linear in group] == ["gate", "up"] and m.entry.out_features % GATE == 0
+        if [linear.entry.role.name for linear in group] == ["gate", "up"]
+        and m.entry.out_features % GATE == 0
+        and m.entry.activation == "silu"
     }
     known: dict[tuple[LayerKernels, str], LayerKernels] = {}  # most linears have their kernels in common
 

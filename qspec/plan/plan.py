@@ -16,6 +16,7 @@ from qspec.language.layers import verify
 from qspec.language.layout import Layout, RuleCount
 from qspec.language.spec import Calibration, PassUse, Rule, Spec
 from qspec.models.family import DecoderShape, Family, ModuleEntry
+from qspec.models.registry import FAMILIES
 from qspec.plan.modules import (
     FLOAT_BITS,
     ModulePlan,
@@ -160,8 +161,7 @@ class Plan:
 
     @property
     def _vectors(self) -> int:
-        """Weights of norms, and of the vectors that routers add."""
-        return self.shape.norm_gains + self.shape.router_biases
+        return FAMILIES[self.family].vectors(self.shape)
 
     def _summed(self, of: Callable[[Sequence[ModulePlan]], int], *, outer: bool = False) -> int:
         """The sum of `of` over the blocks, and over embedding and head."""
@@ -215,8 +215,21 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool 
             uses[m].append(use)
         decided = ((layout.modules[m], layout.decided[m]) for m in touched)
         require_rotations(use, ((entry, rule.scheme) for entry, rule in decided if rule and rule.scheme))
+        if use.params.rescales and shape.values_normed:
+            _require_producers(use, [layout.modules[m] for m in touched])
     modules = gated(map(partial(_planned, spec, {}), layout.modules, layout.decided, uses))
     return Plan(spec, calibrate, family.name, shape, modules, layout.counts, layout.warnings)
+
+
+def _require_producers(use: PassUse, touched: Iterable[ModuleEntry]) -> None:
+    """Raises InputError for the linear behind attention, of a model that norms each head's values."""
+    behind = next((entry for entry in touched if entry.role.part == "attention.o"), None)
+    if behind is not None:
+        raise InputError(
+            f"{use.name} has nothing to fold the scale of this input into: the model norms its values",
+            where=str(behind.role),
+            hint=f"apply {use.name} on blocks[*].attention.{{q,k,v}} and blocks[*].mlp.*",
+        )
 
 
 def _pairs(spec: Spec, layout: Layout) -> list[tuple[ModuleEntry, Scheme]]:

@@ -60,7 +60,7 @@ class LossRows:
         with torch.no_grad():
             for batch in batches(rows, model.shape, model.device, tokens):
                 context = context_of(model, batch)
-                x = model.embed(inputs(model, batch))
+                x = model.embed_rows(inputs(model, batch))
                 for block in model.blocks[:-1]:
                     x = block(x, context)
                 self.references.append(Reference(batch, context, self.hidden(model.blocks[-1], x, batch, context)))
@@ -78,7 +78,7 @@ class LossRows:
 
     def embedded(self) -> list[Tensor]:
         """Every batch at the first block's input."""
-        return [self.model.embed(inputs(self.model, reference.batch)) for reference in self.references]
+        return [self.model.embed_rows(inputs(self.model, reference.batch)) for reference in self.references]
 
     def loss(self, last: DecoderBlock, states: Sequence[Tensor]) -> Loss:
         """Of the layout with this last block, at whose input are these states [b, t, d], one for each batch."""

@@ -129,7 +129,7 @@ def test_every_module_is_compiled_loaded_and_measured(
     assert float(changed.median()) < (0.05 if scheme == W8A8 else 0.7)
     held = stored_bytes(loaded)
     experts.install(loaded)  # as on a GPU
-    assert [block.experts is not None for block in loaded.blocks] == [n in mixed for n in range(2)]
+    assert [block.grouped is not None for block in loaded.blocks] == [n in mixed for n in range(2)]
     assert float((loaded(ids).logits - found).norm() / found.norm()) < 1e-5
     assert stored_bytes(loaded) < 1.1 * held  # one copy of the codes
     if passes.startswith("rtn"):  # nothing moves into a router: what is stored is what the checkpoint has

@@ -29,7 +29,7 @@ layers blocks[*].* use w4
 """
 PARTS = ["gate", "up", "down"]
 MIXED = ["router", "experts[*]", "shared"]
-KNOWN = ["llada", "dream", "sdar", "fast_dllm", "llada_moe", "sdar_moe", "llada2"]
+KNOWN = ["llada", "dream", "sdar", "fast_dllm", "llada_moe", "sdar_moe", "llada2", "diffusion_gemma"]
 
 
 def found(text: str) -> list[Completion]:

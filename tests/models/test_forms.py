@@ -201,7 +201,7 @@ def test_an_unequal_head_beside_a_tied_embedding_is_an_error_that_names_both(tmp
     head[49, 23] += 1e-3  # the last value of the last row
     tied(tmp_path, head)
     error = refused(tmp_path)
-    assert error.what == f"config.json ties the head to the embedding, but {HEAD} and {EMBEDDING} differ: other values"
+    assert error.what == f"{HEAD} must be the same as {EMBEDDING}, but they differ: other values"
     assert (error.where or "").endswith(HEAD)
 
 

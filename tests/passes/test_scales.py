@@ -30,9 +30,10 @@ def divided(block: Block, site: str, k: float) -> Block:
     """The same function: what produces the site's input times k, its readers over k."""
     for part in SITES[site]:
         block.linears[part].weight /= k
-    producer = block.linears.get(producer_of(site))
+    name = producer_of(site, block.shape)
+    producer = block.linears.get(name)
     if producer is None:
-        block._set_gain(producer_of(site), block._gain(producer_of(site)) * k)
+        block._set_gain(name, block._gain(name) * k)
     else:
         producer.weight *= k
         producer.bias = None if producer.bias is None else producer.bias * k

@@ -25,10 +25,21 @@ import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
-from qspec.models.samplers.common import Denoiser, SampleStep, check_finite, check_positive, check_seed, token_logits
+from qspec.models.decoder import Decoder, KeyValues
+from qspec.models.samplers.common import (
+    Around,
+    Denoiser,
+    SampleStep,
+    check_finite,
+    check_positive,
+    check_seed,
+    token_logits,
+)
 from qspec.models.samplers.dream import drawn
 from qspec.models.samplers.noise import Purpose, uniform
 from qspec.models.samplers.run import Decided, Steps
+
+PASSES = 48  # over a canvas, at most, as published
 
 
 class Refiner(Denoiser, Protocol):
@@ -46,6 +57,39 @@ class Refiner(Denoiser, Protocol):
     def condition(self, logits: Tensor) -> Tensor:
         """What the next pass is told of logits float32 [b, c, vocab] divided by the temperature; [b, c, ...]."""
         ...
+
+
+class Text(Around[Decoder]):
+    """A decoder with the keys and values of the texts that it goes on with: a `Refiner`.
+
+    real: bool [b, n], which tokens of the prompts are no padding; it may stand in front. length: tokens to write.
+    """
+
+    def __init__(self, model: Decoder, real: Tensor, length: int) -> None:
+        super().__init__(model)
+        assert model.shape.block is not None
+        room = real.shape[1] + -(-length // model.shape.block) * model.shape.block
+        self._real = torch.nn.functional.pad(real, (0, room - real.shape[1]), value=True)
+        self._kept, self._stop = model.window(len(real), room).kept, 0
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.model.hidden(input_ids, attention_mask)
+
+    def encode(self, ids: Tensor) -> None:
+        tokens = slice(self._stop, self._stop + ids.shape[1])
+        self.model.through(ids, self.model.text_context(self._real, tokens), self._until(tokens.stop))
+        self._stop = tokens.stop
+
+    def refine(self, canvas: Tensor, condition: Tensor | None) -> Tensor:
+        tokens = slice(self._stop, self._stop + canvas.shape[1])
+        context = self.model.canvas_context(self._real, tokens)
+        return self.model.canvas_through(canvas, context, self._until(tokens.stop), condition)
+
+    def condition(self, logits: Tensor) -> Tensor:
+        return self.model.told(logits)
+
+    def _until(self, stop: int) -> tuple[KeyValues, ...]:
+        return tuple(KeyValues(own.keys[:, :, :stop], own.values[:, :, :stop]) for own in self._kept)
 
 
 @dataclass(frozen=True)

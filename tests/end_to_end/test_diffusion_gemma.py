@@ -1,0 +1,120 @@
+"""DiffusionGemma, tiny and random, through the commands: plan, compile in three schemes, load, measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import qspec
+from qspec import cli
+from qspec.models.checkpoint import Checkpoint
+from qspec.models.shards import INDEX, SINGLE
+from tests.end_to_end.conftest import Mini
+from tests.models.gemma_layout import config_of, published, tiny
+from tests.models.hub import hub_folder
+
+RECIPE = """\
+qspec 1
+
+recipe canvas {{
+  family diffusion_gemma
+  model  "{model}"
+}}
+
+calibrate {{
+  text    file("{text}")
+  samples 6
+  length  32
+}}
+
+scheme quantized {{
+  {scheme}
+}}
+
+layers blocks[*].* use quantized
+
+apply {passes}
+
+evaluate {{
+  nelbo on file("{text}") samples 2
+}}
+"""
+EXPERTS = 4
+W4A16 = "weights int4 per group 32"
+W8A8 = "weights int8 per channel\n  activations int8 per token"
+W4A4 = "weights int4 per channel\n  activations int4 per token"
+OWN = "smooth(alpha = 0.5)"
+SMOOTH = f"{OWN} on blocks[*].attention.{{q,k,v}}\napply {OWN} on blocks[*].mlp.*"
+
+
+def checkpoint(folder: Path) -> Path:
+    folder = hub_folder(folder / "model")
+    kinds = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    model = tiny(**kinds, vocab_size=1024, num_experts=EXPERTS, max_position_embeddings=48)
+    save_file({name: t.float() for name, t in published(model).items()}, folder / SINGLE)
+    (folder / "config.json").write_text(json.dumps(config_of(model) | {"eos_token_id": 0}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("scheme", "passes"),
+    [
+        (W4A4, f"{SMOOTH}\napply rotate_duquant(block = 32, steps = 8) on blocks[*].*\napply gptq() on blocks[*].*"),
+        pytest.param(W4A16, f"{SMOOTH}\napply gptq() on blocks[*].*".replace(OWN, "awq()"), marks=pytest.mark.slow),
+        pytest.param(W8A8, "rtn() on blocks[*].*", marks=pytest.mark.slow),
+    ],
+    ids=["w4a4", "w4a16", "w8a8"],
+)
+def test_through_the_commands(mini: Mini, tmp_path: Path, capsys, scheme: str, passes: str) -> None:
+    model, text = checkpoint(tmp_path), mini.recipe.with_name("text.txt")
+    path, out = tmp_path / "canvas.qs", tmp_path / "out"
+    path.write_text(RECIPE.format(model=model, text=text, scheme=scheme, passes=passes))
+    assert cli.main(["compile", str(path), "--out", str(out), "--device", "cpu"]) == 0, capsys.readouterr().err
+    manifest = json.loads((out / "qspec.json").read_text())
+    attention = 4 + 3  # v of the block with a window alone
+    assert len(manifest["modules"]) == attention + 2 * (3 + 1 + 3 * EXPERTS) + 1 + 3
+    blocks = [m for m in manifest["modules"] if m["role"].startswith("blocks") and not m["role"].endswith("router")]
+    assert all(module["gemm"] for module in blocks)
+    (nelbo,) = json.loads((out / "report" / "report.json").read_text())["metrics"]
+    assert abs(nelbo["quantized"] - nelbo["baseline"]) < {W4A16: 1.5, W8A8: 0.2, W4A4: 3}[scheme]
+    plan = qspec.plan(path)
+    aside = Checkpoint.open(model).aside
+    index = json.loads((out / INDEX).read_text())
+    assert index["metadata"]["total_size"] == plan.bytes_after + sum(stored.bytes for stored in aside.values())
+    with safe_open(out / index["weight_map"][next(iter(aside))], framework="pt") as shard:
+        assert all(
+            torch.equal(shard.get_tensor(name), tensor) for name, tensor in Checkpoint.open(model).others().items()
+        )
+    for found, wanted in zip(additions(out), additions(model), strict=True):
+        assert float((found - wanted).norm() / wanted.norm()) < {W4A16: 0.5, W8A8: 0.2, W4A4: 1.0}[scheme]
+    assert cli.main(["eval", str(out), "--model", str(model), "--json", "--quiet", "--device", "cpu"]) == 0
+    (again,) = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
+    assert (again["baseline"], again["quantized"]) == (nelbo["baseline"], nelbo["quantized"])
+    for folder in (model, out):
+        command = [
+            "generate",
+            str(folder),
+            "--prompt",
+            "Tom has 3",
+            "--length",
+            "12",
+            "--steps",
+            "4",
+            "--device",
+            "cpu",
+        ]
+        assert cli.main(command) == 0, capsys.readouterr().err
+
+
+def additions(folder: Path) -> list[torch.Tensor]:
+    """What each block adds to the same input, in a pass over a noised and a clean text."""
+    decoder, _ = qspec.load(folder, device="cpu")
+    context = decoder.calibration_context(torch.arange(48)[None])
+    x = torch.randn(1, 48, 64, generator=torch.Generator().manual_seed(0))
+    scalars = [block.part("scalar").weight for block in decoder.blocks]
+    return [block(x, context) / scalar - x for block, scalar in zip(decoder.blocks, scalars, strict=True)]
