@@ -25,7 +25,7 @@ from qspec.artifact import Manifest, verify
 from qspec.calibrate.tokens import windows
 from qspec.compiler import Artifact, find_inputs, read_recipe
 from qspec.errors import InputError, MachineError, NumericsError, QspecError
-from qspec.evaluate import evaluate
+from qspec.evaluate import Measuring, evaluate, evaluate_artifact
 from qspec.files import sha256
 from qspec.inspect import Inspection, MaskedText, inspect
 from qspec.kernels.generate import digest, library
@@ -115,6 +115,9 @@ def test_the_reference_is_the_recipe_that_only_rounds(compiled: Artifact, mini: 
     assert found.kl == alone.kl
     assert found.metrics[0].baseline == compiled.report.metrics[0].baseline
     assert "Only rounded (RTN), " in (compiled.path / "report" / "report.md").read_text()
+    without = evaluate_artifact(compiled.path, files=mini.recipe.parent, how=Measuring(reference=False)).measurements
+    assert without.reference is None
+    assert [one.quantized for one in without.metrics] == [one.quantized for one in compiled.report.metrics]
 
 
 def test_load_gives_the_logits_that_were_evaluated(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qspec.evaluate.gates import CHANCE, WITHOUT_BASE
-from qspec.evaluate.results import Flips, GateResult, Metric, accuracy, nelbo
+from qspec.evaluate.results import Flips, GateResult, Metric, Reference, accuracy, nelbo
 from qspec.report import ReportData
 from qspec.report.verdict import FEW, SATURATED, undecided, verdict
 from tests.report.sample import sample_report
@@ -77,6 +77,9 @@ CASES = {
     ),
     "gate passed": measured(text(0.2, 24), gates=(GateResult("nelbo loss <= 12 %", True, "10.00 %, n = 24"),)),
     "nothing was measured": measured(),
+    "beside the same schemes only rounded": dataclasses.replace(
+        measured(text(0.02, 24)), reference=Reference(4.0, 4.93, (text(3.0, 24),), ())
+    ),
 }
 
 
