@@ -5,6 +5,8 @@ What an outlier is: `qspec.calibrate.outliers`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +54,24 @@ def collect(decoder: Decoder, ids: Tensor, stage: Stage) -> dict[str, tuple[Site
 
     roles = readers(decoder.family.modules(decoder.shape))
     linears = {site: [decoder.module(role) for role in own] for site, own in roles.items()}
-    with torch.no_grad(), watching(linears, observe):
+    with torch.no_grad(), one_by_one(decoder), watching(linears, observe):
         ids = ids.to(decoder.device)
         decoder.rows_through(ids, decoder.calibration_context(ids))
     describe_all()
     return outliers
+
+
+@contextmanager
+def one_by_one(decoder: Decoder) -> Iterator[None]:
+    """While it lasts, experts are computed by their own linears, which can be watched."""
+    held = [block.grouped for block in decoder.blocks]
+    try:
+        for block in decoder.blocks:
+            block.grouped = None
+        yield
+    finally:
+        for block, grouped in zip(decoder.blocks, held, strict=True):
+            block.grouped = grouped
 
 
 def compare(baseline: Decoder, quantized: Decoder, ids: Tensor) -> OutlierReport:

@@ -17,11 +17,11 @@ from qspec.models.routing import Routing
 from qspec.passes.linear import Input, Linear, LinearView
 from qspec.passes.parameters import FEW_TOKENS
 from qspec.passes.statistics import Observer, Statistics, Tokens, weighted_product
+from qspec.plan.plan import HESSIAN_BYTES
 from qspec.precision import exact_products, fast_products
 from qspec.transforms import InputTransform
 
 Positions = Literal["all", "masked", "visible"]
-HESSIAN_BYTES = 1 << 30  # of Hessians that one pass over the calibration data sums up, or one Hessian
 Watchers = Mapping[str, Callable[[Tensor], None]]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qspec.language.spec import REGIMES, Rollouts
 from qspec.plan.generating import activation_bytes
-from qspec.plan.modules import FLOAT_BITS, active
-from qspec.plan.plan import BATCH_TOKENS, Plan
+from qspec.plan.modules import FLOAT_BITS, active, weights_of
+from qspec.plan.plan import BATCH_TOKENS, HESSIAN_BYTES, Plan
 
 
 def running_memory(plan: Plan) -> int:
@@ -21,15 +21,18 @@ def compile_memory(plan: Plan) -> int:
     """Bytes that compilation needs at its peak, beside the program itself: an estimate.
 
     One block in float32 three times over (original, rewritten, rounded), the widest Hessian with its factors in
-    float64, the calibration stream (and the unquantized model's, at a block's input and output, where a pass
-    compares with it), one batch of it inside a block (six tensors of the width and two of the MLP's at once), the
-    embedding and the head. Before that, where rollouts or certainties want it, the whole model in float32, as a
-    CPU computes; a GPU takes half of that. Between models of different sizes, and with each of these terms the largest
-    in turn, the measured peak on a CPU grows as the estimate does within a factor of 1.25
-    (`tests/end_to_end/test_memory.py`). Memory that is freed and that the allocator keeps is not counted.
+    float64, those of a layer's experts that are summed up at once, the calibration stream (and the unquantized model's,
+    at a block's input and output, where a pass compares with it), one batch of it inside a block (six tensors of the
+    width and two of the MLP's at once), the embedding and the head. Before that, where rollouts or certainties want it,
+    the whole model in float32, as a CPU computes; a GPU takes half of that. Between models of different sizes, and with
+    each of these terms the largest in turn, the measured peak on a CPU grows as the estimate does within a factor of
+    1.25 (`tests/end_to_end/test_memory.py`). Memory that is freed and that the allocator keeps is not counted.
     """
-    block = plan.block_weights // plan.shape.layers * 4 * 3
-    hessian = max(m.entry.in_features for block, _ in plan.alike_blocks for m in block) ** 2 * 8 * 4
+    block = max(weights_of(modules) for modules, _ in plan.alike_blocks) * 4 * 3
+    hessian = max(m.entry.in_features for modules, _ in plan.alike_blocks for m in modules) ** 2 * 8 * 4
+    mixture = plan.shape.experts
+    if mixture is not None:
+        hessian += min(HESSIAN_BYTES, mixture.count * max(plan.shape.width, mixture.ffn) ** 2 * 4)
     copies = 3 if any(use.params.follows_exact for use in plan.spec.passes) else 1
     stream = plan.calibration_tokens * plan.shape.width * 4 * copies
     tokens = min(plan.calibration_tokens, max(BATCH_TOKENS, plan.calibrate.length))

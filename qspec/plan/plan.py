@@ -32,6 +32,7 @@ from qspec.plan.modules import (
 )
 
 _Known = dict[tuple[object, ...], tuple[LayerKernels, tuple[PassUse, ...]]]
+HESSIAN_BYTES = 1 << 30  # of experts' Hessians that one pass over the calibration data sums up, or one Hessian
 BATCH_TOKENS = 4096  # calibration tokens in one forward pass
 NORM_BITS = 32  # norm gains stay in float32, smoothing folds scales into them; routers' biases too
 

@@ -130,7 +130,12 @@ def test_every_module_is_compiled_loaded_and_measured(
     held = stored_bytes(loaded)
     experts.install(loaded)  # as on a GPU
     assert [block.grouped is not None for block in loaded.blocks] == [n in mixed for n in range(2)]
+    calls: list[int] = []
+    shown = [block.grouped for block in loaded.blocks if block.grouped is not None]
+    for module in shown:
+        module.register_forward_hook(lambda *_: calls.append(1))
     assert float((loaded(ids).logits - found).norm() / found.norm()) < 1e-5
+    assert len(calls) == len(shown) == len(mixed)
     assert stored_bytes(loaded) < 1.1 * held  # one copy of the codes
     if passes.startswith("rtn"):  # nothing moves into a router: what is stored is what the checkpoint has
         name = f"model.layers.{mixed[0]}.mlp.gate.weight"

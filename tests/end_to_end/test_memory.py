@@ -17,12 +17,14 @@ from safetensors.torch import save_file
 from qspec import resources
 from qspec.models.decoder import Decoder
 from qspec.models.llada import LLADA
+from qspec.models.sdar_moe import SDAR_MOE
+from tests.models.expert_layout import TINY_SDAR_MOE
 
 RECIPE = """\
 qspec 1
 
 recipe mem {{
-  family llada
+  family {family}
   model  "{model}"
 }}
 
@@ -63,7 +65,10 @@ print(json.dumps([peaks[1] - peaks[0], compile_memory(made.plan)]))
 
 @dataclass(frozen=True)
 class Case:
-    """A model of random blocks, calibration rows of 256 tokens, the pass and the weights of tokens of its recipe."""
+    """A model of random blocks, calibration rows of 256 tokens, the pass and the weights of tokens of its recipe.
+
+    experts: so many of the width `ffn` in each block, of which a token takes two.
+    """
 
     width: int = 256
     ffn: int = 1024
@@ -71,6 +76,7 @@ class Case:
     layers: int = 1
     apply: str = "gptq()"
     weigh: str = "masked 1.0, unmasked 1.0"
+    experts: int = 0
 
 
 def recipe(folder: Path, case: Case) -> Path:
@@ -81,16 +87,22 @@ def recipe(folder: Path, case: Case) -> Path:
     heads = max(1, case.width // 64)
     config |= {"d_model": case.width, "n_heads": heads, "n_kv_heads": heads}
     config |= {"mlp_hidden_size": case.ffn, "n_layers": case.layers}
+    family = SDAR_MOE if case.experts else LLADA
+    if case.experts:
+        tokens = {key: config[key] for key in ("vocab_size", "mask_token_id", "eos_token_id", "pad_token_id")}
+        config = TINY_SDAR_MOE | tokens | {"hidden_size": case.width, "head_dim": 64, "num_hidden_layers": case.layers}
+        config |= {"num_experts": case.experts, "moe_intermediate_size": case.ffn, "max_position_embeddings": 512}
     (model / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(standin / name, model)
     torch.manual_seed(0)
-    tensors = Decoder(LLADA, LLADA.shape(config)).state_dict()
+    tensors = Decoder(family, family.shape(config)).state_dict()
     save_file({name: t.to(torch.bfloat16).contiguous() for name, t in tensors.items()}, model / "model.safetensors")
     lines = [f"Tom has {i} boxes with {i % 7} eggs in each box." for i in range(3000)]
     (folder / "text.txt").write_text("\n".join(lines))
     path = folder / "mem.qs"
-    path.write_text(RECIPE.format(model=model, rows=case.rows, apply=case.apply, weigh=case.weigh))
+    named = {"family": family.name, "model": model, "rows": case.rows, "apply": case.apply, "weigh": case.weigh}
+    path.write_text(RECIPE.format(**named))
     return path
 
 
@@ -126,3 +138,15 @@ def test_the_peak_of_a_compile_grows_as_planned(name: str, base: tuple[int, int]
     and beside the unquantized model's; certainties of a model that is larger than a block's work."""
     peak, planned = measured(tmp_path, CASES[name])
     assert 0.8 < (peak - base[0]) / (planned - base[1]) < 1.25
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has the peak there")
+def test_experts_take_the_memory_of_their_block(tmp_path: Path) -> None:
+    """Sixteen times the experts take sixteen times a block, as planned, and four times the blocks take no more."""
+    few, many, deep = (
+        measured(tmp_path / name, Case(ffn=512, rows=4, experts=experts, layers=layers))
+        for name, experts, layers in (("few", 4, 1), ("many", 64, 1), ("deep", 64, 4))
+    )
+    assert 0.75 < (many[0] - few[0]) / (many[1] - few[1]) < 1.25
+    assert deep[0] < 1.1 * many[0]
