@@ -10,6 +10,7 @@ from qspec.cli.options import add_settings, settings_of
 from qspec.cli.output import say
 from qspec.diagnostics import Source, Span
 from qspec.errors import InputError
+from qspec.models.family import ROUTER
 from qspec.planned import planned
 
 
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
         decided = "decides" if rule is module.rule else "overruled"
         say(f"  {decided:<10} {_line_of(rule.span, found.sources)}  {rule.text}")
     if not matching:
-        say("  no rule matches it: it is kept in 16 bits")
+        router = module.entry.role.part == ROUTER
+        say(f"  {'a router' if router else 'no rule matches it: it'} is kept in {module.bits:g} bits")
     for use in module.passes:
         say(f"  {'pass':<10} {_line_of(use.span, found.sources)}  {use.text}")
     scheme = module.scheme

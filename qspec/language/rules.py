@@ -16,6 +16,7 @@ from itertools import product
 Name = str | None  # of a scheme; None: kept
 Table = Mapping[str, tuple[Name, ...]]  # part -> for each block, what it gets
 _INDEX = re.compile(r"\[[^\]]*\]")
+_EXPERT = re.compile(r"([^\[]*)\[(\d+)\](.*)")
 WAYS = 4096  # ways to fill the second kind of rule that are tried
 
 
@@ -49,7 +50,7 @@ def selector_of(cells: Mapping[str, Sequence[int]], parts: Sequence[str], blocks
 
     parts: all of a block, in order. blocks: the first and the last block of each place, as a recipe counts them.
     """
-    cells = {part: cells[part] for part in parts if part in cells}
+    cells, parts = _together({part: cells[part] for part in parts if part in cells}, parts)
     by_part = _grouped({(part, None): tuple(places) for part, places in cells.items()}, parts)[0].terms
     owns: dict[int, list[str]] = {}
     for part, places in cells.items():
@@ -60,6 +61,23 @@ def selector_of(cells: Mapping[str, Sequence[int]], parts: Sequence[str], blocks
         alike.setdefault(tuple(owns[place]), []).append(place)
     by_block = [Term(tuple(places), own) for chosen, places in alike.items() for own in _spelt(chosen, parts)]
     return ", ".join(_term(term, parts, blocks) for term in min(by_part, by_block, key=len))
+
+
+def _together(cells: Mapping[str, Sequence[int]], parts: Sequence[str]) -> tuple[dict[str, Sequence[int]], list[str]]:
+    """Cells and parts with the experts that are meant in the same places as one part: `mlp.experts[0..2].down`."""
+    found: dict[str, Sequence[int]] = {}
+    alike: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+    for part, places in cells.items():
+        own = _EXPERT.fullmatch(part)
+        if own is None:
+            found[part] = places
+        else:
+            alike.setdefault((own[1], own[3], tuple(places)), []).append(int(own[2]))
+    for (before, after, places), numbers in alike.items():
+        every = sum(own is not None and (own[1], own[3]) == (before, after) for own in map(_EXPERT.fullmatch, parts))
+        index = "*" if len(numbers) == every else ", ".join(_run(*run) for run in runs(sorted(numbers)))
+        found[f"{before}[{index}]{after}"] = places
+    return found, [*found, *(part for part in parts if part not in cells)] if alike else list(parts)
 
 
 def _candidates(table: Table) -> Iterable[tuple[int, tuple[int, int], list[Line]]]:

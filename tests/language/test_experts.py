@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from qspec.diagnostics import RecipeError
 from qspec.language import load_recipe
 from qspec.language.layers import verify
+from qspec.language.rules import selector_of
 from qspec.language.selectors import ModuleTable, Selector
 from qspec.models.llada2 import LLADA2
 from qspec.models.registry import FAMILIES
@@ -57,6 +59,25 @@ def test_what_a_selector_names(text: str, count: int) -> None:
     found = selected(text)
     assert len(found) == len(set(found)) == count
     assert all(("router" in role) == ("router" in text) for role in found) or text.endswith("{router,shared}.*")
+
+
+@pytest.mark.parametrize(
+    ("experts", "names", "blocks", "expected"),
+    [
+        (range(8), ("gate", "up", "down"), [1, 2], "blocks[1, 2].mlp.experts[*].*"),
+        (range(3), ("down",), [1], "blocks[1].mlp.experts[0..2].down"),
+        ((0, 1, 5), ("gate", "up"), [1, 2], "blocks[1, 2].mlp.experts[0, 1, 5].{gate,up}"),
+    ],
+)
+def test_modules_of_experts_in_words(
+    experts: Sequence[int], names: Sequence[str], blocks: list[int], expected: str
+) -> None:
+    parts = list(dict.fromkeys(entry.role.local for entry in MODULES if not entry.only_kept))
+    cells = {f"mlp.experts[{expert}].{name}": blocks for expert in experts for name in names}
+    found = selector_of(cells, parts, [(block, block) for block in range(3)])
+    assert found == expected
+    wanted = {f"blocks[{block}].{cell}" for cell in cells for block in blocks}
+    assert set(selected(found)) == wanted
 
 
 @pytest.mark.parametrize(
