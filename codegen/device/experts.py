@@ -19,6 +19,21 @@ class Mixture(NamedTuple):
     HELD_CHOSEN: tl.constexpr
 
 
+class Pairs(NamedTuple):
+    """Of tokens and experts, pointers.
+
+    chosen: integers [n, CHOSEN]. rank, counts: of `rank_pairs`. place, int32 [n, CHOSEN]: the row of each pair. tiles,
+    int32 [1 + tiles]: how many tiles there are, and the expert of each; live: int32, how many rows these have.
+    """
+
+    chosen: tl.tensor
+    rank: tl.tensor
+    counts: tl.tensor
+    place: tl.tensor
+    tiles: tl.tensor
+    live: tl.tensor
+
+
 @triton.jit
 def rank_pairs(chosen, rank, counts, PAIRS, SPAN: tl.constexpr):
     """Of the program's expert: rank [PAIRS], how many pairs before one chose it too; counts [experts], how many do."""
@@ -42,23 +57,20 @@ def first_tiles(counts, expert, EXPERTS: tl.constexpr, HELD: tl.constexpr, BLOCK
 
 
 @triton.jit
-def place_pairs(token, chosen, rank, counts, place, tiles, live, sizes, BLOCK_M: tl.constexpr):
-    """Rows [pairs of a token] where its pairs go, stored in `place`.
-
-    And in `tiles` what a grouped GEMM reads, in `live` how many rows its tiles have.
-    """
+def place_pairs(token, pairs, sizes, BLOCK_M: tl.constexpr):
+    """Rows [pairs of a token] where its pairs go, stored in `place`, and `tiles` and `live` of `pairs`."""
     slot = tl.arange(0, sizes.HELD_CHOSEN)
     real = slot < sizes.CHOSEN
     pair = token * sizes.CHOSEN + slot
-    expert = tl.load(chosen + pair, mask=real, other=0).to(tl.int32)
-    of_expert = tl.load(rank + pair, mask=real, other=0)
-    first, count = first_tiles(counts, expert, sizes.EXPERTS, sizes.HELD_EXPERTS, BLOCK_M)
+    expert = tl.load(pairs.chosen + pair, mask=real, other=0).to(tl.int32)
+    of_expert = tl.load(pairs.rank + pair, mask=real, other=0)
+    first, count = first_tiles(pairs.counts, expert, sizes.EXPERTS, sizes.HELD_EXPERTS, BLOCK_M)
     row = first * BLOCK_M + of_expert
-    tl.store(place + pair, row, mask=real)
-    tl.store(tiles + 1 + first + of_expert // BLOCK_M, expert, mask=real & (of_expert % BLOCK_M == 0))
+    tl.store(pairs.place + pair, row, mask=real)
+    tl.store(pairs.tiles + 1 + first + of_expert // BLOCK_M, expert, mask=real & (of_expert % BLOCK_M == 0))
     if token == 0:
-        tl.store(tiles, count)
-        tl.store(live, count * BLOCK_M)
+        tl.store(pairs.tiles, count)
+        tl.store(pairs.live, count * BLOCK_M)
     return row, real
 
 

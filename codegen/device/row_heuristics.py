@@ -8,6 +8,7 @@ from .launch import capability_of, multiprocessors_of
 
 ONE_WAVE = 128  # rows; a GPU has about as many multiprocessors
 LEAST_CHANNELS = 1024  # of a program of short rows
+MANY_ROWS = 4096  # from which programs of short rows have four warps: a multiprocessor runs no more than 32 programs
 PRODUCT_ROWS = 16  # of one product on the tensor cores
 MOST_WARPS = 32  # of a program, by the hardware
 
@@ -26,6 +27,8 @@ def row_tiles(columns, tokens, unit, held):
     else:
         warps = min(MOST_WARPS, length // 2048)
     rows = max(1, LEAST_CHANNELS // length)
+    if length <= LEAST_CHANNELS and tokens >= MANY_ROWS:
+        rows, warps = 4 * rows, 4 * warps
     return {"ROWS": rows, "LENGTH": length, "ROTATED": length, "GROUPED": length, "num_warps": warps}
 
 

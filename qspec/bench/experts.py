@@ -108,7 +108,9 @@ class Ours:
 
     def cell(self, fmt: str, model: str, one: Routed, others: dict[str, float], base_layer: float) -> ExpertsCell:
         prepared = launch.prepare(self.library, self.row, None, one.x)
-        ordered, where = experts.sort_rows(self.library, prepared, one.chosen, self.size.experts)
+        ordered, where = experts.sort_rows(
+            self.library, self.stacks[0].kernels.gemm, prepared, one.chosen, self.size.experts
+        )
         gate_up = partial(experts.multiply, self.library, self.stacks[0], self.size.experts, ordered, where)
         given = launch.prepare(self.library, self.row, None, gate_up(), where.live)
         down = partial(experts.multiply, self.library, self.stacks[1], self.size.experts, given, where)
@@ -127,7 +129,7 @@ class Ours:
     def _layer(self, one: Routed) -> Tensor:
         count = self.size.experts
         prepared = launch.prepare(self.library, self.row, None, one.x)
-        ordered, where = experts.sort_rows(self.library, prepared, one.chosen, count)
+        ordered, where = experts.sort_rows(self.library, self.stacks[0].kernels.gemm, prepared, one.chosen, count)
         inner = experts.multiply(self.library, self.stacks[0], count, ordered, where)
         given = launch.prepare(self.library, self.row, None, inner, where.live)
         y = experts.multiply(self.library, self.stacks[1], count, given, where)

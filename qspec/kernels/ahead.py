@@ -38,7 +38,7 @@ from qspec.catalog import (
 )
 from qspec.errors import MachineError, UsageError
 from qspec.formats import zero_bits
-from qspec.kernels.gemm_sizes import row_tile
+from qspec.kernels.gemm_sizes import MOST_ROWS, row_tile
 from qspec.kernels.generate import Kernel, library
 
 
@@ -293,7 +293,7 @@ def _compile(
         fixed = {"K": columns, "PACK": pack, "PDL": target.capability >= HOPPER}
         fixed |= {"HEADS": ATTENTION_HEADS, "GROUPS": ATTENTION_HEADS, "SHARED": 1, "WIDTH": columns}
         fixed |= {"EXPERTS": EXPERTS, "HELD_EXPERTS": EXPERTS, "CHOSEN": CHOSEN, "HELD_CHOSEN": CHOSEN}
-        fixed |= {"VOCAB": VOCABULARY, "BLOCK_M": row_tile(tokens), **options}
+        fixed |= {"VOCAB": VOCABULARY, "BLOCK_M": MOST_ROWS, **options}
     fixed |= _absent(kernel, residual)
     return _assemble(function, kernel, target, types, fixed, options)
 
@@ -301,7 +301,7 @@ def _compile(
 def _second_tiles(module: ModuleType, kernel: GemmKernel, tokens: int, columns: int) -> dict[str, Any]:
     """Tiles of a GEMM's second kernel."""
     if kernel.experts:
-        return dict(module.hopper_expert_tiles(module.FORMAT, row_tile(tokens), COLUMNS, columns))
+        return dict(module.hopper_expert_tiles(module.FORMAT, row_tile(tokens, kernel), COLUMNS, columns))
     return dict(module.hopper_tiles(module.FORMAT, tokens, COLUMNS, columns))
 
 
@@ -317,7 +317,9 @@ def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, colu
         tiles = module.likeliest_tiles()
     else:
         choose = getattr(module, "tiles" if isinstance(kernel, ActivationKernel) else _gemm_tiles(kernel))
-        known = {"tokens": tokens, "rows": row_tile(tokens), "columns": columns, "capability": target.capability}
+        known = {"tokens": tokens, "columns": columns, "capability": target.capability}
+        if isinstance(kernel, GemmKernel):
+            known["rows"] = row_tile(tokens, kernel)
         tiles = choose(**{name: known[name] for name in inspect.signature(choose).parameters})
         if isinstance(kernel, GemmKernel) and kernel.experts and kernel.number != INTEGER:
             tiles["NATIVE"] = target.capability >= 89

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from qspec.catalog import ExpertsKernel
+from qspec.catalog import ExpertsKernel, GemmKernel
 from qspec.kernels import reference
 from qspec.kernels.gemm_sizes import row_tile
 from qspec.kernels.generate import KernelLibrary, library
@@ -47,11 +47,11 @@ class SortedRows:
 
 
 def sort_rows(
-    kernels: KernelLibrary, prepared: PreparedInput, chosen: Tensor, experts: int
+    kernels: KernelLibrary, gemm: GemmKernel, prepared: PreparedInput, chosen: Tensor, experts: int
 ) -> tuple[PreparedInput, SortedRows]:
-    """A copy of each token's prepared row for each expert that it chose, sorted by expert."""
+    """A copy of each token's prepared row for each expert that it chose, sorted by expert, for a grouped GEMM."""
     values, device = prepared.values, prepared.values.device
-    rows = row_tile(chosen.numel() / experts)
+    rows = row_tile(chosen.numel() / experts, gemm)
     tiles = chosen.numel() // rows + min(experts, chosen.numel())
     total = tiles * rows
 
@@ -136,7 +136,7 @@ class QuantExperts(nn.Module):
 
     def _kernels(self, prepared: PreparedInput, chosen: Tensor, weights: Tensor) -> Tensor:
         with torch.cuda.device(chosen.device):
-            ordered, where = sort_rows(self._library, prepared, chosen, self.experts)
+            ordered, where = sort_rows(self._library, self.gate_up.kernels.gemm, prepared, chosen, self.experts)
             inner = multiply(self._library, self.gate_up.packed(), self.experts, ordered, where)
             y = multiply(self._library, self.down.packed(), self.experts, self.down.prepare(inner, where.live), where)
             return sum_rows(self._library, y, where, weights)

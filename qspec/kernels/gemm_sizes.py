@@ -16,12 +16,18 @@ HOPPER_NIBBLES, HOPPER_OTHERS = 4096, 2048
 NEVER = 1 << 31  # of gated GEMMs, which cuBLAS gives a kernel more
 
 
-ROW_TILES = (16, 32, 64)  # rows of X of a tile of a grouped GEMM
+ROW_TILES = ((16, 12), (32, 24), (64, 192))  # rows of X of a tile of a grouped GEMM, and up to which mean of an expert
+MOST_ROWS = 128
+FLOAT_MEAN = 48  # and up to which 64 rows where weights are decoded: each tile decodes its weights anew
 
 
-def row_tile(mean: float) -> int:
-    """Rows of X of a tile where experts have so many on average: most of them one or two tiles."""
-    return next((rows for rows in ROW_TILES if mean <= 0.75 * rows), ROW_TILES[-1])
+def row_tile(mean: float, kernel: GemmKernel) -> int:
+    """Rows of X of a tile where experts have so many on average: most of them one or two tiles, or a few."""
+    floating = kernel.activation_bits == 16
+    for rows, most in ROW_TILES:
+        if mean <= (min(most, FLOAT_MEAN) if floating else most):
+            return rows
+    return MOST_ROWS if floating or kernel.weight_bits == 8 else ROW_TILES[-1][0]
 
 
 @dataclass(frozen=True)

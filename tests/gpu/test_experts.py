@@ -73,7 +73,7 @@ def product(
     library: KernelLibrary, stack: PackedLinear, count: int, prepared: PreparedInput, chosen: Tensor
 ) -> tuple[Tensor, PreparedInput, SortedRows]:
     with poisoned_memory():
-        ordered, where = experts.sort_rows(library, prepared, chosen, count)
+        ordered, where = experts.sort_rows(library, stack.kernels.gemm, prepared, chosen, count)
         return experts.multiply(library, stack, count, ordered, where), ordered, where
 
 

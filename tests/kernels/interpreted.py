@@ -194,13 +194,13 @@ def test_floats_of_32_bits_are_not_multiplied_by_rounded_weights() -> None:
 def test_rows_are_sorted_by_expert(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each expert's pairs from a tile on, in the order of tokens."""
     library, rows = KernelLibrary(), 16
-    monkeypatch.setattr(experts, "row_tile", lambda _: rows)
+    monkeypatch.setattr(experts, "row_tile", lambda *_: rows)
     monkeypatch.setattr(library.module(experts.SORT), "rank_tiles", lambda _: {"SPAN": 32})
     row = random_linear(INTEGER[5], 8, 128, 0).kernels.row
     for tokens, chosen in ((1, 3), (45, 2)):
         prepared = reference.prepare(row, None, random_input(tokens, 128, tokens))
         choice, _ = random_choice(tokens, 5, chosen, tokens)
-        found, where = experts.sort_rows(library, prepared, choice, 5)
+        found, where = experts.sort_rows(library, INTEGER[5].gemm(), prepared, choice, 5)
         first, of_tiles = 0, []
         for expert in range(5):
             token, slot = (choice == expert).nonzero(as_tuple=True)
@@ -220,7 +220,7 @@ def test_rows_are_sorted_by_expert(monkeypatch: pytest.MonkeyPatch) -> None:
 def mixed(library: KernelLibrary, mixture: QuantExperts, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
     """What the kernels give."""
     prepared = launch.prepare(library, mixture.gate_up.kernels.row, None, x)
-    ordered, where = experts.sort_rows(library, prepared, chosen, mixture.experts)
+    ordered, where = experts.sort_rows(library, mixture.gate_up.kernels.gemm, prepared, chosen, mixture.experts)
     inner = experts.multiply(library, mixture.gate_up.packed(), mixture.experts, ordered, where)
     prepared = launch.prepare(library, mixture.down.kernels.row, None, inner)
     y = experts.multiply(library, mixture.down.packed(), mixture.experts, prepared, where)
@@ -249,7 +249,7 @@ def test_a_grouped_integer_product_equals_the_reference() -> None:
         stack = experts.stacked(parts)
         prepared = reference.prepare(parts[0].kernels.row, None, random_input(20, columns, seed))
         chosen, _ = random_choice(20, 3, 2, seed)
-        ordered, where = experts.sort_rows(library, prepared, chosen, 3)
+        ordered, where = experts.sort_rows(library, stack.kernels.gemm, prepared, chosen, 3)
         y = experts.multiply(library, stack, 3, ordered, where)
         for expert, part in enumerate(parts):
             token, slot = (chosen == expert).nonzero(as_tuple=True)

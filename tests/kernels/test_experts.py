@@ -78,6 +78,14 @@ def test_a_stack_is_cut_into_what_it_was_made_of(fmt: Format) -> None:
         assert all(torch.equal(cut[name], tensor) for name, tensor in part.tensors().items())
 
 
-@pytest.mark.parametrize(("mean", "rows"), [(0.1, 16), (12, 16), (13, 32), (25, 64), (5000, 64)])
-def test_tiles_are_a_third_wider_than_most_experts_need(mean: float, rows: int) -> None:
-    assert row_tile(mean) == rows
+@pytest.mark.parametrize(
+    ("fmt", "tiles"),
+    [
+        (Format(a_bits=8), {0.1: 16, 12: 16, 13: 32, 24: 32, 25: 64, 5000: 64}),
+        (Format(w_bits=8, a_bits=8), {12: 16, 24: 32, 192: 64, 193: 128}),
+        (Format(w_group=128, a_bits=16), {12: 16, 24: 32, 48: 64, 49: 128}),
+    ],
+    ids=str,
+)
+def test_tiles_hold_the_mean_of_an_expert_with_room(fmt: Format, tiles: dict[float, int]) -> None:
+    assert {mean: row_tile(mean, fmt.gemm()) for mean in tiles} == tiles
