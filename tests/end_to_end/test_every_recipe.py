@@ -293,7 +293,7 @@ def test_every_named_module_is_quantized_in_block_causal_models(
     ("name", "config"),
     [
         pytest.param(
-            name, config, marks=[] if (name, family) == ("experts/w8a8", "llada2") else pytest.mark.slow,
+            name, config, marks=pytest.mark.slow,
             id=f"{name}-{family}",
         )
         for name in EXPERTS
