@@ -15,7 +15,7 @@ from qspec.models.decoder import Decoder
 from qspec.models.llada2 import LLADA2
 from qspec.passes import observed, parameters
 from qspec.passes.block import Block
-from qspec.passes.parameters import Gptq, Quarot, RotateDuquant, Rtn, Smooth
+from qspec.passes.parameters import Awq, ClipSearch, Gptaq, Gptq, Quarot, RotateDuquant, Rtn, Smooth
 from tests.models.expert_layout import TINY_LLADA2, chosen, in_parts, random_weights
 from tests.passes.conftest import in_basis, scheme, unweighted
 
@@ -42,17 +42,26 @@ def make(basis: Tensor | None = None) -> tuple[Block, dict[str, np.ndarray]]:
     return Block(1, SHAPE, decoder.blocks[1], entries, stream if basis is None else in_basis(stream, basis), 0), weights
 
 
-def by_hand(block: Block, weights: dict[str, np.ndarray], expert: int, few: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """H of an expert's gate and up, and of its down, in float64; how many tokens were routed to it."""
-    w = {name.removeprefix("model.layers.1.mlp."): value.astype(np.float64) for name, value in weights.items()}
+def seen(block: Block, weights: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the MLP reads [tokens, d], the tokens' weights, and the router's for each expert [tokens, 8], or 0."""
+    router, bias = (weights[f"model.layers.1.mlp.gate.{name}"].astype(np.float64) for name in ("weight", "expert_bias"))
     h = np.concatenate([seen["mlp.input"].double().numpy() for seen, _ in block.observed.inputs({"mlp.input"})])
     c = np.concatenate([batch.weight.flatten().double().numpy() for batch in block.observed.stream.batches])
-    routed = [chosen(CONFIG, w["gate.weight"], w["gate.expert_bias"], token).get(expert, 0.0) for token in h]
-    count = sum(one > 0 for one in routed)
-    c = c if count < few else c * np.array(routed) ** 2
-    gate, up = (h @ w[f"experts.{expert}.{name}_proj.weight"].T for name in ("gate", "up"))
+    routed = np.zeros((len(h), 8))
+    for row, token in zip(routed, h, strict=True):
+        for expert, weight in chosen(CONFIG, router, bias, token).items():
+            row[expert] = weight
+    return h, c, routed
+
+
+def by_hand(weights: dict[str, np.ndarray], expert: int, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """H of an expert's gate and up, and of its down, in float64, over tokens h with the weights c."""
+    gate, up = (
+        h @ weights[f"model.layers.1.mlp.experts.{expert}.{name}_proj.weight"].astype(np.float64).T
+        for name in ("gate", "up")
+    )
     z = gate / (1 + np.exp(-gate)) * up
-    return (2 * (h.T * c) @ h / c.sum(), 2 * (z.T * c) @ z / c.sum(), count)
+    return 2 * (h.T * c) @ h / c.sum(), 2 * (z.T * c) @ z / c.sum()
 
 
 @pytest.mark.parametrize("bytes_held", [1 << 30, 1])
@@ -66,10 +75,10 @@ def test_hessians_are_of_the_tokens_routed_to_an_expert(monkeypatch: pytest.Monk
         for linear in group
     }
     assert set(found) == set(block.linears) - {"mlp.router"}
-    counts = []
+    h, c, routed = seen(block, weights)
+    counts = (routed > 0).sum(0).tolist()
     for expert in range(8):
-        first, second, count = by_hand(block, weights, expert, few=20)
-        counts.append(count)
+        first, second = by_hand(weights, expert, h, c if counts[expert] < 20 else c * routed[:, expert] ** 2)
         for name, expected in (("gate", first), ("up", first), ("down", second)):
             got = found[f"mlp.experts[{expert}].{name}"].double().numpy()
             np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
@@ -111,12 +120,25 @@ def test_the_function_stays(passes: tuple[parameters.Pass, ...]) -> None:
     assert all(transform is downs[0] for transform in downs)  # one kernel prepares the rows of all
 
 
-@pytest.mark.parametrize("quantizer", [Rtn(), Gptq()], ids=["rtn", "gptq"])
-def test_every_linear_but_the_router_is_quantized(quantizer: parameters.Pass) -> None:
+@pytest.mark.parametrize(
+    "passes",
+    [
+        (Rtn(),),
+        pytest.param((Awq(tokens=80), Gptq()), marks=pytest.mark.slow),
+        pytest.param((Smooth(alpha="search"), ClipSearch(grid=4), Gptaq()), marks=pytest.mark.slow),
+    ],
+    ids=["rtn", "awq", "gptaq"],
+)
+def test_every_linear_but_the_router_is_quantized(passes: tuple[parameters.Pass, ...]) -> None:
     block, _ = make()
-    quantizer.rewrite(block, tuple(linear for linear in block.linears.values() if linear.scheme))
+    exact = block.observed.additions()
+    uses = tuple(linear for linear in block.linears.values() if linear.scheme)
+    for one in passes:
+        one.rewrite(block, uses)
     left = [part for part, linear in block.linears.items() if linear.quantized is None]
     assert left == ["mlp.router"]
+    mlp, found = exact[1], block.observed.additions(like=exact)[1]
+    assert float((found - mlp).norm()) < 0.5 * float(mlp.norm())
 
 
 def test_watchers_see_experts_that_nothing_is_routed_to() -> None:
