@@ -77,6 +77,7 @@ def in_16_bits(kind: str, block: int) -> Decoder:
         "intermediate_size": 512,
         "num_attention_heads": 2,
         "head_dim": 128,
+        "max_position_embeddings": 512,
         key: block,
     }
     torch.manual_seed(0)
@@ -93,7 +94,8 @@ def test_graphs_give_the_tokens_of_eager_passes(kind: str, block: int) -> None:
     assert head is not None
     head.weight[1] *= 2
     for options in OPTIONS:
-        settings = settings_of(options | {"stop": True}, 64)
+        uneven = {"steps": 36} if "steps" in options else {}  # three passes a block of 4, 24 of 32
+        settings = settings_of(options | uneven | {"stop": True}, 48)
         for rows, seed in ((1, 0), (8, 0), (8, 1)):
             given = prompts(rows, seed, 70)
             expected = sample(model, *given, settings, captured=False)
