@@ -23,6 +23,7 @@ from qspec.models.inputs import LayerInput, source_of
 from qspec.models.likeliest import Measure
 
 DTYPES = (torch.bfloat16, torch.float16)
+RUNS = 2  # of queries that see different keys, each of which takes a kernel
 
 
 def install(decoder: Decoder) -> Decoder:
@@ -36,10 +37,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | 
     """`qspec.models.decoder.attention`, by the kernel that suits the number of queries and the scale."""
     if not q.is_cuda:
         return TORCH.attention(q, k, v, mask, scale)
-    few = q.shape[2] <= FEW and q.shape[3] in HEAD_WIDTHS and q.dtype in DTYPES and scale is None
-    if few and (mask is None or mask.shape[2] == 1):  # one row of keys for all queries
+    runs = 1 if mask is None else mask.shape[2]
+    few = q.shape[2] <= runs * FEW and q.shape[3] in HEAD_WIDTHS and q.dtype in DTYPES and scale is None
+    if few and runs == 1:
         found: Tensor = few_queries(q, k, v, mask)
         return found
+    if few and mask is not None and runs <= RUNS:
+        pairs = zip(q.chunk(runs, 2), mask.chunk(runs, 2), strict=True)
+        parts = [few_queries(own, k, v, seen.contiguous()).transpose(1, 2) for own, seen in pairs]
+        return torch.cat(parts, dim=1).transpose(1, 2)
     return TORCH.attention(q, *(k, v) if mask is None else own_heads(q, k, v), mask, scale)
 
 

@@ -85,9 +85,9 @@ class AttentionContext:
     """What the blocks of one forward pass are told.
 
     cos, sin: float32 [1 or b, 1, n, channels of a head that are rotated], of the n tokens that the pass computes. mask:
-    bool [1 or b, 1, 1 or n, t], True where a query sees a key; None when each sees all. tokens: which of the t these n
-    are, a slice or int64 [n]. kept: what this block keeps of all t; None where the pass computes all and keeps nothing.
-    others: the same for blocks that attend in the second of `DecoderShape.kinds`, the third, ...
+    bool [1 or b, 1, g, t], True where each of g equal runs of queries sees a key; None when each sees all. tokens:
+    which of the t these n are, a slice or int64 [n]. kept: what this block keeps of all t; None where the pass computes
+    all and keeps nothing. others: the same for blocks that attend in the second of `DecoderShape.kinds`, the third, ...
     """
 
     cos: Tensor
@@ -590,8 +590,11 @@ class Decoder(nn.Module):
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
     """softmax(scale q k^T) v, [b, heads, n, width], for q alike and k, v [b, kv heads, t, width].
 
-    mask: bool [b, 1, 1 or n, t], True where a query sees a key; None, each sees all. scale: None, 1 / sqrt(width).
+    mask: bool [b, 1, g, t], True where each of g equal runs of queries sees a key; None, each sees all. scale: None,
+    1 / sqrt(width).
     """
+    if mask is not None and mask.shape[2] not in (1, q.shape[2]):
+        mask = mask.repeat_interleave(q.shape[2] // mask.shape[2], dim=2)
     return functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )

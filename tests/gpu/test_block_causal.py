@@ -44,7 +44,7 @@ def test_the_samplers_tokens_are_those_of_a_cpu(kind: str, block: int, temperatu
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_our_kernels_give_the_logits_of_torchs(padded: bool) -> None:
-    """bf16, heads of 128: a pass over blocks behind kept ones, with and without padding before them."""
+    """bf16, heads of 128: passes over two blocks, of which the second is new, with and without padding before them."""
     config = TINY_SDAR | {"hidden_size": 256, "intermediate_size": 512, "head_dim": 128, "block_size": 4}
     torch.manual_seed(0)
     with torch.device("cuda"):
@@ -60,7 +60,8 @@ def test_our_kernels_give_the_logits_of_torchs(padded: bool) -> None:
         canvas.place(ids, begins, begins + 8, (0, 1), seed=0)
         for first, stop in ((0, 8), *((start, start + 4) for start in range(8, 48, 4))):
             canvas.window(first, stop)
-            x = canvas.states(decoder, stop - first, 64)
+            before = 4 if first else 0
+            x = canvas.states(decoder, stop - first, 64, before)[:, before:]
             parts.append(decoder.finish(x)[real[:, first:stop].cuda()].float())
         return torch.cat(parts)
 

@@ -157,7 +157,11 @@ def test_a_pass_reads_no_number_on_the_host(kind: str, options: dict[str, Any]) 
     canvas = BlockShape(2, 16).canvas(model)
     canvas.keep(model, torch.empty(canvas.room(model), dtype=torch.float64, device="meta"))
     block_sampler._keep(model, canvas, 8, 12)
-    results = (*block_sampler._first(model, canvas), *block_sampler._step(model, settings_of(options), canvas, 12))
+    results = (
+        *block_sampler._first(model, canvas),
+        *block_sampler._step(model, settings_of(options), canvas, 12),
+        *block_sampler._step(model, settings_of(options), canvas, 12, 4),
+    )
     assert {t.device.type for t in results} == {"meta"}
 
 

@@ -2,8 +2,9 @@
 
 A text is cut into blocks of n = `shape.block` tokens, counted from its first one. No token sees a later block, so that
 keys and values of finished blocks are exactly what a pass over the whole text would compute: whole blocks of the
-prompt are computed in one pass, and kept; a block is denoised by passes over itself alone, which read what is kept;
-one more pass over the finished block keeps its own. The i-th pass over a block commits, of the masks of each row,
+prompt are computed in one pass, and kept; a block is denoised by passes over itself alone, which read what is kept.
+The finished block is computed once more, to keep its own: by the first pass over the next block, or where that needs
+its last state (logits are shifted) by a pass before. The i-th pass over a block commits, of the masks of each row,
 
     the c_i most confident ones, and
     every one whose confidence is above `threshold`, or
@@ -18,7 +19,7 @@ it, by the pass that kept that: no pass of the block's own predicts it.
 
 With `edit_threshold` a pass also replaces tokens of the block, other than a prompt's, where another one is predicted
 with a confidence above it (LLaDA2.1). A row's block is then finished by a pass that changes nothing, or by
-`edit_steps` passes without masks and one more; no pass but the last of these is needed to keep its keys and values.
+`edit_steps` passes without masks and one more; the last of these keeps its keys and values.
 
 The last block is denoised whole; what of it lies behind `length` tokens is dropped. Rows of a batch are moved by whole
 blocks until their prompts end in the same one; the padding before them is seen by no token.
@@ -195,9 +196,8 @@ def fill(model: Decoder, runner: Runner, prompts: Sequence[Tensor], settings: Bl
             yield decided
             masks = masks - share if settings.exact else int(more) * size
         if start + size < rows.ids.shape[1]:
-            run.keep_block()  # before the host looks at what is on the device
-        run.check()
-        if settings.stop and run.leave():
+            run.keep_block()
+        if run.leave():
             break
     return run.text()
 
@@ -213,7 +213,7 @@ class _Run:
             raise UsageError(f"part is {settings.part}, more than the {self.block} tokens of the model's blocks")
         self._runner, self._key = runner, settings.key
         self.rows = Rows(prompts, settings.length, self.block, model.shape.mask_token)
-        self._index = self._start = 0
+        self._index = self._start = self._before = 0  # _before: tokens that the next pass computes before its block
         self.canvas = self._place(list(range(len(prompts))))
         self.canvas.start()
 
@@ -238,9 +238,11 @@ class _Run:
         return min(self._runner.bucket(stop), self.canvas.shape.length)
 
     def keep_block(self) -> None:
-        """The pass that keeps a finished block; the last one of a block that is edited was that."""
-        if self.settings.edit_threshold is None or self.model.shape.shift:
+        """Has the finished block kept, by a pass now or by the next block's first; one that was edited is."""
+        if self.model.shape.shift:
             self.keep(self._start, self._start + self.block)
+        elif self.settings.edit_threshold is None:
+            self._before = self.block
 
     def begin(self, start: int) -> None:
         """The passes from here on denoise the block there."""
@@ -266,8 +268,9 @@ class _Run:
         canvas, seen = self.canvas, self._seen(self._start + self.block)
         canvas.number.fill_(self._start - self.rows.first + number)
         canvas.count.fill_(share)
-        compute = partial(_step, self.model, self.settings, canvas, seen)
-        *parts, more = self._runner.run(canvas, (self._key, seen), compute)
+        before, self._before = self._before, 0
+        compute = partial(_step, self.model, self.settings, canvas, seen, before)
+        *parts, more = self._runner.run(canvas, (self._key, before, seen), compute)
         decided = self._decided(parts)
         self._index += 1
         return decided, more
@@ -287,24 +290,23 @@ class _Run:
 
         return Decided(index, min(length, start + parts[0].shape[1] - int(self.rows.texts[rows].min())), whole)
 
-    def check(self) -> None:
-        """Errors: NumericsError once the logits were not finite."""
-        if not bool(self.canvas.finite):
-            raise not_finite(self.model, self.canvas.dtype)
-
     def leave(self) -> bool:
         """Fills the texts that ended: behind this block they are the end-of-text token, and are not gone on with. Once
         they are half of the canvas, their rows leave it; fewer would have passes of their own captured, for little.
 
-        Returns whether no row is left.
+        Returns whether no row is left. Errors: NumericsError once the logits were not finite.
         """
         canvas, shape, stop = self.canvas, self.model.shape, self._start + self.block
-        ends = torch.tensor(shape.ends, device=canvas.ids.device)
-        behind = torch.arange(stop, device=ends.device) >= canvas.texts.unsqueeze(1)
-        torch.any(torch.isin(canvas.ids[:, :stop], ends) & behind, 1, out=canvas.ended)
-        canvas.ids[:, stop:].masked_fill_(canvas.ended.unsqueeze(1), shape.eos_token)
-        left = [row for row, ended in enumerate(canvas.ended.tolist()) if not ended]
-        if left and 2 * len(left) <= len(self._rows):
+        if self.settings.stop:
+            ends = torch.tensor(shape.ends, device=canvas.ids.device)
+            behind = torch.arange(stop, device=ends.device) >= canvas.texts.unsqueeze(1)
+            torch.any(torch.isin(canvas.ids[:, :stop], ends) & behind, 1, out=canvas.ended)
+            canvas.ids[:, stop:].masked_fill_(canvas.ended.unsqueeze(1), shape.eos_token)
+        finite, *ended = torch.cat((canvas.finite.view(1), canvas.ended)).tolist()
+        if not finite:
+            raise not_finite(self.model, canvas.dtype)
+        left = [row for row, gone in enumerate(ended) if not gone]
+        if left and 2 * len(left) <= len(ended):
             self._store()
             self.canvas = self._place([self._rows[row] for row in left])
             self.canvas.take(canvas, torch.tensor(left, device=canvas.ids.device), stop)
@@ -336,19 +338,21 @@ def _first(model: Decoder, canvas: BlockCanvas) -> tuple[Tensor, ...]:
     return chosen, tokens, p.gather(-1, tokens)
 
 
-def _step(model: Decoder, settings: BlockSettings, canvas: BlockCanvas, seen: int) -> tuple[Tensor, ...]:
+def _step(
+    model: Decoder, settings: BlockSettings, canvas: BlockCanvas, seen: int, before: int = 0
+) -> tuple[Tensor, ...]:
     """What is chosen, the tokens and their confidences [b, n], and whether another pass is needed."""
-    x = canvas.states(model, canvas.block, seen)
+    x = canvas.states(model, canvas.block, seen, before)[:, before:]
     if model.shape.shift:
         first = torch.where(canvas.begin().unsqueeze(1), x[:, 0], canvas.state)
         x = torch.cat((first.unsqueeze(1), x[:, :-1]), dim=1)
     tokens, confidence, entropy = _predicted(model, settings, canvas, x)
-    before = canvas.own()
-    masked = before == model.shape.mask_token
+    own = canvas.own()
+    masked = own == model.shape.mask_token
     chosen = _committed(settings, canvas.count, _first_part(settings, masked), confidence, entropy)
     if settings.edit_threshold is not None:
-        chosen = _edited(settings, canvas, masked, chosen, (tokens != before) & (confidence > settings.edit_threshold))
-    after = torch.where(chosen, tokens, before)
+        chosen = _edited(settings, canvas, masked, chosen, (tokens != own) & (confidence > settings.edit_threshold))
+    after = torch.where(chosen, tokens, own)
     canvas.commit(after)
     more = (after == model.shape.mask_token).any() if settings.edit_threshold is None else ~canvas.done.all()
     return chosen, tokens, confidence, more & canvas.finite

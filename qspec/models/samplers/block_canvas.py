@@ -129,9 +129,10 @@ class BlockCanvas:
         places = self.places(self.block) - self.texts.unsqueeze(1)
         return uniform(self.seed, self.number, self.rows, places, "token")
 
-    def states(self, model: Decoder, tokens: int, seen: int) -> Tensor:
-        """x [b, tokens, d] from `first` on, by a pass that keeps its keys and values, and reads the first `seen`."""
-        places = self.places(tokens)
+    def states(self, model: Decoder, tokens: int, seen: int, before: int = 0) -> Tensor:
+        """x [b, before + tokens, d], of tokens before `first` and from there on, by a pass that keeps their keys and
+        values, and reads the first `seen`."""
+        places = self.places(before + tokens) - before
         context = AttentionContext(*self._rotary(places), self._mask(places, seen), places)
         kept = tuple(KeyValues(*(part[:, :, :seen] for part in one)) for one in self._kept)
         states = model.through(self.ids.index_select(1, places), context, kept)
@@ -143,11 +144,11 @@ class BlockCanvas:
         return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
 
     def _mask(self, places: Tensor, seen: int) -> Tensor:
-        """bool [b, 1, 1 or n, seen]: of a row's tokens those of a query's own block and before it. The queries of one
-        block see alike. Padding, whose keys nothing reads, sees every place, for a softmax has to see one."""
+        """bool [b, 1, g, seen]: of a row's tokens those of a query's own block and before it; of whole blocks a row for
+        each. Padding, whose keys nothing reads, sees every place, for a softmax has to see one."""
         keys = torch.arange(seen, device=places.device)
         real = (keys >= self.begins.unsqueeze(1)).unsqueeze(1)
-        queries = places[:1] if len(places) == self.block else places
+        queries = places if len(places) % self.block else places[:: self.block]
         before = keys // self.block <= (queries // self.block).unsqueeze(1)
         padding = (queries < self.begins.unsqueeze(1)).unsqueeze(2)
         return (real & before | padding).unsqueeze(1)
