@@ -39,6 +39,7 @@ from torch import Tensor
 from qspec.errors import UsageError
 from qspec.models.decoder import Decoder
 from qspec.models.engine import Runner
+from qspec.models.likeliest import rated
 from qspec.models.samplers.block_canvas import BlockCanvas, BlockShape
 from qspec.models.samplers.common import (
     HEAD_VALUES,
@@ -48,9 +49,9 @@ from qspec.models.samplers.common import (
     check_finite,
     check_positive,
     check_seed,
+    likeliest,
     most_confident,
     not_finite,
-    token_logits,
 )
 from qspec.models.samplers.dream import drawn, probabilities
 from qspec.models.samplers.run import Decided, Steps
@@ -136,6 +137,11 @@ class BlockSettings:
     def exact(self) -> bool:
         """Whether a pass commits its share and no more, so that the number of passes is known."""
         return (self.threshold, self.entropy_bound, self.edit_threshold, self.part) == (None,) * 4
+
+    @property
+    def greedy(self) -> bool:
+        """Whether a pass asks for the likeliest tokens and their probabilities alone."""
+        return (self.temperature, self.top_p, self.top_k, self.entropy_bound) == (0, 1, None, None)
 
     @property
     def key(self) -> Hashable:
@@ -330,12 +336,11 @@ def _keep(model: Decoder, canvas: BlockCanvas, tokens: int, seen: int) -> tuple[
 
 def _first(model: Decoder, canvas: BlockCanvas) -> tuple[Tensor, ...]:
     """What is chosen, the tokens and their probabilities [b, 1] behind what is kept."""
-    p = _logits(model, canvas, canvas.state).softmax(-1)
-    tokens = p.argmax(-1, keepdim=True)
+    tokens, confidence = likeliest(model, canvas.state.unsqueeze(1), "probability", canvas.finite, canvas.barred)
     before = canvas.own()[:, :1]
     chosen = (before == model.shape.mask_token) & ~canvas.begin().unsqueeze(1)
     canvas.commit(torch.where(chosen, tokens, before))
-    return chosen, tokens, p.gather(-1, tokens)
+    return chosen, tokens, confidence
 
 
 def _step(
@@ -361,17 +366,18 @@ def _step(
 def _predicted(
     model: Decoder, settings: BlockSettings, canvas: BlockCanvas, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens int64, their probabilities and the entropies of all, float32; [b, n] each, of x [b, n, d]."""
-    u, found = canvas.uniform() if settings.temperature > 0 else None, []
+    """Tokens int64, their probabilities and, unless greedy, entropies, float32; [b, n] each, of x [b, n, d]."""
+    found = []
     size = max(1, HEAD_VALUES // (model.shape.vocab * len(x)))
     for start in range(0, canvas.block, size):
         some = slice(start, start + size)
-        logits = _logits(model, canvas, x[:, some])
-        p = _probabilities(logits, settings)
-        tokens = p.argmax(-1) if u is None else drawn(p, u[:, some])
-        confidence = p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        entropy = torch.special.entr(p).sum(-1) if settings.entropy_bound is not None else confidence
-        found.append((tokens, confidence, entropy))
+        if settings.greedy:
+            tokens, confidence = likeliest(model, x[:, some], "probability", canvas.finite, canvas.barred)
+            found.append((tokens, confidence, confidence))
+            continue
+        p = _probabilities(rated(model.finish(x[:, some]), canvas.barred, canvas.finite), settings)
+        tokens = drawn(p, canvas.uniform()[:, some]) if settings.temperature > 0 else p.argmax(-1)
+        found.append((tokens, p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), torch.special.entr(p).sum(-1)))
     tokens, confidence, entropy = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     return tokens, confidence, entropy
 
@@ -380,12 +386,6 @@ def _probabilities(logits: Tensor, settings: BlockSettings) -> Tensor:
     """p [..., vocab] of logits alike: temperature, then top-k, then top-p of what is left; Dream's is the other way."""
     p = probabilities(logits, settings.temperature, 1.0, settings.top_k)
     return p if settings.top_p == 1 else probabilities(p.log(), 0.0, settings.top_p, None)
-
-
-def _logits(model: Decoder, canvas: BlockCanvas, x: Tensor) -> Tensor:
-    logits = token_logits(model, x, canvas.finite)
-    logits[..., model.shape.mask_token] = torch.finfo(torch.float32).min
-    return logits
 
 
 def _committed(settings: BlockSettings, share: Tensor, masked: Tensor, confidence: Tensor, entropy: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qspec.models.decoder import AttentionContext, Decoder, KeyValues
+from qspec.models.samplers.common import without
 from qspec.models.samplers.noise import uniform
 
 
@@ -35,7 +36,7 @@ class BlockCanvas:
     first, stop: from where to where a pass computes. seed, number, count: what random numbers follow from, and tokens
     to commit; int64 [] all. state [b, d]: of the last token that is kept. edits int64 [b], done bool [b]: passes over a
     row's block without masks, and whether it is finished. ended: bool [b], whether a row's text is. finite: bool [],
-    False once a logit was NaN or Inf.
+    False once a logit was NaN or Inf. barred: bool [vocab], ids that are no token, or the mask.
     """
 
     def __init__(self, model: Decoder, shape: BlockShape) -> None:
@@ -51,6 +52,7 @@ class BlockCanvas:
         self.seed, self.number, self.count, self.first, self.stop = (zeros() for _ in range(5))
         self.state = next(model.embedding.parameters()).new_zeros(shape.batch, model.shape.width)
         self.dtype = torch.float32  # of hidden states: a pass notes it
+        self.barred = without(model, model.shape.mask_token)
         self._cos, self._sin = model.rotary_table(shape.length)
         self._whole: Tensor | None = None
         self._kept: tuple[KeyValues, ...] = ()

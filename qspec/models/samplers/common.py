@@ -107,6 +107,12 @@ def likeliest(
     return operations.likeliest(model.finish(hidden), model.absent if absent is None else absent, finite, measure)
 
 
+def without(model: Denoiser, token: int) -> Tensor:
+    """bool [vocab]: ids that are no token, and this one."""
+    barred = torch.arange(model.shape.vocab, device=model.device) == token
+    return barred if model.absent is None else barred | model.absent
+
+
 def not_finite(model: Denoiser, dtype: torch.dtype) -> NumericsError:
     """The error for logits that are NaN or Inf, of a model that computes in `dtype`: it names the cause.
 

@@ -53,6 +53,7 @@ from qspec.models.samplers.common import (
     likeliest,
     most_confident,
     token_logits,
+    without,
 )
 from qspec.models.samplers.run import Rows, Run, Steps
 
@@ -194,7 +195,7 @@ def _chosen(
 ) -> tuple[Tensor, Tensor]:
     """x0 and confidence [b, n] of hidden [b, n, d]."""
     if settings.temperature == 0 and settings.cfg == 0:
-        barred = _barred(model) if settings.logits_eos_inf else None
+        barred = without(model, model.shape.eos_token) if settings.logits_eos_inf else None
         tokens, confidence = likeliest(model, hidden, "probability", canvas.logits_finite, barred)
     else:
         logits = _logits(model, settings, canvas, hidden)
@@ -205,13 +206,6 @@ def _chosen(
     if settings.remasking == "random":
         confidence = canvas.uniform(places, "place").float()
     return tokens, confidence
-
-
-def _barred(model: Denoiser) -> Tensor:
-    """bool [vocab]: ids that are no token, and the end-of-text token."""
-    ids = torch.arange(model.shape.vocab, device=model.device)
-    barred = ids == model.shape.eos_token
-    return barred if model.absent is None else barred | model.absent
 
 
 def _sure(confidence: Tensor, settings: SamplerSettings) -> Tensor:
