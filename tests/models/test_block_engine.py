@@ -36,7 +36,7 @@ OPTIONS: list[dict[str, Any]] = [
 CASES = [
     *(("sdar", 4, options) for options in OPTIONS),
     *(("fast_dllm", 4, OPTIONS[index]) for index in (0, 5, 6)),
-    *(("sdar", 32, OPTIONS[index]) for index in (0, 2)),
+    ("sdar", 32, OPTIONS[2]),
     ("llada2", 4, OPTIONS[5]),
 ]
 
@@ -65,12 +65,12 @@ def test_tokens_are_those_of_eager_passes(
 ) -> None:
     """One row and three, behind prompts of several lengths: runs replay what the first ones captured."""
     model, settings = model_of(kind, block), settings_of(options)
-    for rows, longest in ((1, 9), (3, 21), (1, 2)):
+    for rows, longest in ((1, 9), (3, 21), (1, 2)) if kind in KINDS else ((3, 9), (3, 5)):
         given = prompts(rows, longest, longest)
         steps: list[list[SampleStep]] = [[], []]
         found = sample(model, *given, settings, steps[0].append)
         assert torch.equal(found, sample(model, *given, settings, steps[1].append, captured=False))
-        if longest == 2:
+        if longest == 2 and not options:
             assert torch.equal(found, sample(model, *given, settings))  # nobody follows the passes
         for one, other in zip(*steps, strict=True):
             assert torch.equal(one.committed, other.committed)
