@@ -22,13 +22,15 @@ from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
 from qspec.models.family import ROUTER, ROUTER_BIAS, ROUTER_SCALE, DecoderShape, Family, Role
+from qspec.models.samplers.common import HEAD_VALUES
+from qspec.models.samplers.renoise import RenoiseSettings
 from qspec.numerics import as_stored, sqnr_db
 from qspec.passes.block import Block
 from qspec.passes.linear import Linear
 from qspec.passes.outer_layers import OuterLayers
 from qspec.passes.parameters import few_tokens
 from qspec.plan import BATCH_TOKENS, ModulePlan, Plan
-from qspec.precision import exact_products
+from qspec.precision import exact_products, fast_products
 from qspec.progress import Progress
 from qspec.runtime import default_dtype, fill_block, install_block, place_outer_layers
 from qspec.workspace import Workspace
@@ -104,7 +106,31 @@ def start(
             workspace.write_shard(shard, own)
     rows = max(1, BATCH_TOKENS // tokens.ids.shape[1])
     exact = any(use.params.follows_exact for use in plan.spec.passes)
-    return Stream.start(decoder, tokens, rows, device, exact=exact, rotated=outer.rotated())
+    stream = Stream.start(decoder, tokens, rows, device, exact=exact, rotated=outer.rotated())
+    if plan.shape.conditioning:
+        _condition(checkpoint, stream, tokens)
+    return stream
+
+
+def _condition(checkpoint: Checkpoint, stream: Stream, tokens: CalibrationTokens) -> None:
+    """Tells every second row what a first pass by the unquantized model predicts, as a sampler does in all passes over
+    a canvas but the first. One block is held at a time."""
+    device, dtype = stream.device, default_dtype(stream.device)
+    model = Decoder(checkpoint.family, checkpoint.shape, device="meta")
+    place_outer_layers(model, checkpoint.globals(), device, dtype)
+    rows = torch.split(torch.arange(len(tokens.ids)), [len(batch.x) for batch in stream.batches])
+    told = [(batch, own % 2 == 1, tokens.ids[own]) for batch, own in zip(stream.batches, rows, strict=True)]
+    told = [(batch, odd, ids[odd].to(device)) for batch, odd, ids in told if bool(odd.any())]
+    with torch.no_grad(), fast_products():
+        states = [batch.x[odd] for batch, odd, _ in told]
+        for index in range(checkpoint.shape.layers):
+            block = checkpoint.load_block(index, device, dtype)
+            states = [block(x, model.calibration_context(ids)) for x, (_, _, ids) in zip(states, told, strict=True)]
+        for x, (batch, odd, ids) in zip(states, told, strict=True):
+            noised = x.chunk(2, dim=1)[0]
+            parts = torch.split(noised.flatten(0, 1), max(1, HEAD_VALUES // checkpoint.shape.vocab))
+            soft = torch.cat([model.told(model.finish(part) / RenoiseSettings.t_max) for part in parts])
+            batch.x[odd] = model.embed_rows(ids, soft.view(noised.shape))
 
 
 def _exact_outputs(checkpoint: Checkpoint, index: int, module: DecoderBlock, stream: Stream) -> list[Tensor] | None:

@@ -191,7 +191,7 @@ def _merged(plan: Plan) -> list[str]:
 def ranges(numbers: list[int]) -> str:
     """0..28, 30 for 0, 1, .., 28, 30."""
     runs: list[list[int]] = []
-    for n in numbers:
+    for n in sorted(numbers):
         if runs and n == runs[-1][-1] + 1:
             runs[-1].append(n)
         else:

@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 
 import qspec
 from qspec import cli
+from qspec.compiler import find_inputs, read_recipe
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.shards import INDEX, SINGLE
+from qspec.quantize import start
+from qspec.workspace import Workspace
 from tests.end_to_end.conftest import Mini
 from tests.models.gemma_layout import config_of, published, tiny
 from tests.models.hub import hub_folder
@@ -111,10 +114,30 @@ def test_through_the_commands(mini: Mini, tmp_path: Path, capsys, scheme: str, p
         assert cli.main(command) == 0, capsys.readouterr().err
 
 
-def additions(folder: Path) -> list[torch.Tensor]:
+def test_every_second_calibration_row_is_told_a_first_pass(mini: Mini, tmp_path: Path) -> None:
+    model, text, path = checkpoint(tmp_path), mini.recipe.with_name("text.txt"), tmp_path / "canvas.qs"
+    path.write_text(RECIPE.format(model=model, text=text, scheme=W8A8, passes="rtn() on blocks[*].*"))
+    inputs = find_inputs(read_recipe(path), device="cpu")
+    ids, masked = inputs.tokens.ids, inputs.tokens.masked
+    assert ids.shape == (6, 64)
+    noised, clean = ids.chunk(2, dim=1)
+    assert torch.equal(noised[~masked[:, :32]], clean[~masked[:, :32]])
+    assert float((noised != clean)[masked[:, :32]].float().mean()) > 0.99  # noise, of 1024 tokens
+    workspace, decoder = Workspace(tmp_path / "out", inputs.facts), inputs.checkpoint.load(dtype=torch.float32)
+    stream = start(inputs.plan, inputs.checkpoint, decoder, inputs.tokens, workspace, inputs.device)
+    workspace.close()
+    found = torch.cat([batch.x for batch in stream.batches])
+    logits = decoder.finish(decoder.rows_through(ids, decoder.calibration_context(ids)))[:, :32]
+    first, told = decoder.embed_rows(ids), decoder.embed_rows(ids, decoder.told(logits / 0.8))
+    torch.testing.assert_close(found[::2], first[::2])
+    torch.testing.assert_close(found[1::2], told[1::2], rtol=1e-4, atol=1e-4)
+    assert float((told - first)[:, :32].abs().max()) > 0.1
+
+
+def additions(folder: Path, device: str = "cpu") -> list[torch.Tensor]:
     """What each block adds to the same input, in a pass over a noised and a clean text."""
-    decoder, _ = qspec.load(folder, device="cpu")
-    context = decoder.calibration_context(torch.arange(48)[None])
-    x = torch.randn(1, 48, 64, generator=torch.Generator().manual_seed(0))
+    decoder, _ = qspec.load(folder, device=device)
+    context = decoder.calibration_context(torch.arange(48, device=device)[None])
+    x = torch.randn(1, 48, 64, generator=torch.Generator().manual_seed(0)).to(device, decoder.embedding.weight.dtype)
     scalars = [block.part("scalar").weight for block in decoder.blocks]
-    return [block(x, context) / scalar - x for block, scalar in zip(decoder.blocks, scalars, strict=True)]
+    return [(block(x, context) / own - x).float().cpu() for block, own in zip(decoder.blocks, scalars, strict=True)]

@@ -27,7 +27,7 @@ from qspec.kernels.packing import unpack, unpack_zeros
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
 from tests.end_to_end.conftest import NO_REPORT
-from tests.models import block_layout, dream_layout, expert_layout
+from tests.models import block_layout, dream_layout, expert_layout, gemma_layout
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 WIDTH, FFN, KV = 128, 256, {"llada": 128, "dream": 64, "sdar": 64, "fast_dllm": 64}
@@ -83,6 +83,9 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
     "experts/w4a16": (("*", W4A16),),
     "experts/w8a8": (("*", W8A8),),
     "experts/w4a4": (("*", W4A4),),
+    "canvas/w4a16": (("*", Format("w4a16", 4, 16, 64)),),
+    "canvas/w8a8": (("*", W8A8),),
+    "canvas/w4a4": (("*", W4A4),),
     "floats/rtn_fp8": (("*", Format("fp8", 8, 8, number="fp8_e4m3")),),
     "floats/gptq_nvfp4": (("*", Format("nvfp4", 4, 4, 16, number="nvfp4")),),
     "floats/gptq_mxfp4": (("*", Format("mxfp4", 4, 16, 32, number="mxfp4")),),
@@ -91,7 +94,8 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
 REWRITES_KEPT = ("paper/quarot_w4a4", "paper/quarot_w8a8")
 BLOCKS = [name for name in EXPECTED if name.startswith("blocks/")]  # `family sdar, fast_dllm`
 EXPERTS = [name for name in EXPECTED if name.startswith("experts/")]  # `family llada2, sdar_moe, llada_moe`
-BOTH = [name for name in EXPECTED if "/" in name and name not in (*BLOCKS, *EXPERTS)]  # `family llada, dream`
+CANVAS = [name for name in EXPECTED if name.startswith("canvas/")]  # `family diffusion_gemma`
+BOTH = [name for name in EXPECTED if "/" in name and name not in (*BLOCKS, *EXPERTS, *CANVAS)]  # `family llada, dream`
 
 # part -> (module below a LLaDA block, outputs, inputs)
 PARTS: dict[str, tuple[str, str, str]] = {
@@ -257,7 +261,7 @@ def test_every_shipped_recipe_is_here() -> None:
     assert set(EXPECTED) == files
 
 
-@pytest.mark.parametrize("name", [name for name in EXPECTED if name not in (*BLOCKS, *EXPERTS)])
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name not in (*BLOCKS, *EXPERTS, *CANVAS)])
 def test_every_named_module_is_quantized(name: str, models: dict[tuple[str, int], Path], tmp_path: Path) -> None:
     blocks = 2 if name in BOTH else 4
     check(name, "llada", blocks, models["llada", blocks], tmp_path)
@@ -333,3 +337,29 @@ def test_every_named_module_is_quantized_in_mixtures_of_experts(
             held = {k.removeprefix(f"{module}."): t for k, t in tensors.items() if k.startswith(f"{module}.")}
             check_quantized(records.pop(module), held, form, weight.shape)
     assert records == {}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "canvas/w8a8" else pytest.mark.slow) for name in CANVAS]
+)
+def test_every_named_module_is_quantized_beside_experts(name: str, tmp_path: Path) -> None:
+    """The MLP and every expert; routers and what conditions a canvas are not named."""
+    model = tmp_path / "model"
+    write_model(model, "llada", 2)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": FFN, "moe_intermediate_size": 128, "head_dim": 32}
+    sizes |= {"global_head_dim": 64, "num_experts": 3, "vocab_size": 1024, "num_hidden_layers": 2}
+    own = gemma_layout.tiny(**sizes, layer_types=["sliding_attention", "full_attention"])
+    (model / "config.json").write_text(json.dumps(gemma_layout.config_of(own)))
+    save_file({key: t.bfloat16() for key, t in gemma_layout.published(own).items()}, model / "model.safetensors")
+    artifact = qspec.compile(short(name, tmp_path), str(model), tmp_path / "out", "cpu", options=NO_REPORT)
+    tensors, (_, form) = stored(artifact.path), EXPECTED[name][0]
+    assert form is not None
+    records = Manifest.read(artifact.path).modules
+    assert len(records) == 7 + 2 * (3 + 1 + 3 * 3) + 1 + 3
+    for record in records:
+        held = {k.removeprefix(f"{record.module}."): t for k, t in tensors.items() if k.startswith(f"{record.module}.")}
+        if record.role.startswith(("embedding", "conditioning")) or record.role.endswith("router"):
+            assert record.scheme is None
+            assert held["weight"].shape == (record.out_features, record.in_features)
+        else:
+            check_quantized(record, held, form, (record.out_features, record.in_features))

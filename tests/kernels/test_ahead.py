@@ -214,6 +214,7 @@ def kernels_of_recipes() -> tuple[Kernel, ...]:
             "search",
             "blocks",
             "experts",
+            "canvas",
         ):  # no recipes, layers still open, other families
             plan = planned(path, "tiny-llada", {}).plan
             found |= {kernel.name: kernel for kernel in plan.kernels()}

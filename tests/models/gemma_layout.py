@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
+
+from qspec.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from transformers import DiffusionGemmaForBlockDiffusion
 
 CANVAS, WINDOW = 8, 6
 TEXT = {
@@ -37,7 +42,9 @@ VISION = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
-PUBLISHED = {  # config.json of google/diffusiongemma-26B-A4B-it, without its vision part and training switches
+PUBLISHED: dict[
+    str, Any
+] = {  # config.json of google/diffusiongemma-26B-A4B-it, without its vision part and training switches
     "architectures": ["DiffusionGemmaForBlockDiffusion"],
     "boi_token_id": 255999,
     "canvas_length": 256,
@@ -95,6 +102,8 @@ PUBLISHED_LAYER = {
 
 def tiny(**changes: Any) -> DiffusionGemmaForBlockDiffusion:
     """A random model, every norm, scale and scalar of it too."""
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
+
     text = DiffusionGemmaTextConfig(**{**TEXT, **changes})
     config = DiffusionGemmaConfig(text_config=text, vision_config=dict(VISION), canvas_length=CANVAS)
     torch.manual_seed(0)
@@ -138,6 +147,21 @@ def own_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             own[name] = tensor
     return own
+
+
+def stacked(decoder: Decoder) -> dict[str, Tensor]:
+    """A decoder's tensors in the published layout."""
+    tensors = dict(decoder.state_dict())
+    for view in decoder.family.views(decoder.shape):
+        parts = [tensors.pop(name) for name in view.parts]
+        whole = torch.cat(parts)
+        tensors[view.name] = whole if view.stacked is None else whole.view(view.stacked, -1, whole.shape[1])
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def small(**changes: Any) -> Mapping[str, Any]:
+    """The published config at few and small sizes."""
+    return PUBLISHED | {"canvas_length": CANVAS, "text_config": PUBLISHED["text_config"] | TEXT | changes}
 
 
 def published(model: DiffusionGemmaForBlockDiffusion) -> dict[str, Tensor]:
