@@ -28,10 +28,13 @@ from qspec.files import write_whole
 SHARES = (("clean", "0.0"), ("masked", "1.0"))
 
 
-def recipes() -> tuple[Cell, ...]:
-    """The recipes that are compared, with the fewest bits last."""
+SETTINGS = ("w4a4", "w3a16", "w2a16")  # the fewest bits last
+
+
+def recipes(settings: Sequence[str] = SETTINGS) -> tuple[Cell, ...]:
+    """The recipes that are compared."""
     folder = resources.recipes() / "masking"
-    return tuple(Cell(name, "GPTQ", name, folder / f"gptq_{name}.qs") for name in ("w4a4", "w3a16", "w2a16"))
+    return tuple(Cell(name, "GPTQ", name, folder / f"gptq_{name}.qs") for name in settings)
 
 
 def scores(report: dict[str, Any]) -> tuple[float, float]:
@@ -78,6 +81,7 @@ def main() -> None:
     parser.add_argument(
         "--model", action="append", help="checkpoint folder, hub id or bundled stand-in; may be repeated"
     )
+    parser.add_argument("--bits", nargs="+", choices=SETTINGS, default=SETTINGS, help="the recipes (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, metavar="N", help="at most N items of a task and samples of a text")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
@@ -89,7 +93,7 @@ def main() -> None:
     models = args.model or ["tiny-llada", "tiny-dream"]
     if args.jobs > 1:
         options = [option for model in models for option in ("--model", model)]
-        options += ["--seeds", str(args.seeds), "--device", args.device, "--out", str(args.out)]
+        options += ["--seeds", str(args.seeds), "--device", args.device, "--out", str(args.out), "--bits", *args.bits]
         options += [] if args.limit is None else ["--limit", str(args.limit)]
         command = [sys.executable, __file__, *options, "--part"]
         running = [subprocess.Popen([*command, f"{k}/{args.jobs}"]) for k in range(args.jobs)]
@@ -98,7 +102,7 @@ def main() -> None:
             sys.exit("a process failed; what is finished is kept, and the same command goes on")
     else:
         part, parts = (int(word) for word in (args.part or "0/1").split("/"))
-        work = list(product(models, SHARES, range(args.seeds), recipes()))
+        work = list(product(models, SHARES, range(args.seeds), recipes(args.bits)))
         for model, (name, share), seed, cell in work[part::parts]:
             out = args.out / Path(model).name / name / str(seed)
             run_cells(model, [cell], out, args.device, {"masked": share, "seed": str(seed)}, args.limit)

@@ -9,7 +9,7 @@ from dataset import training_documents, training_items
 from tasks import KINDS
 from tokenizers import Tokenizer
 from torch import Tensor
-from vocabulary import EOS, PAD
+from vocabulary import EOS
 
 ITEM_LENGTH = 80  # the longest prompt with its answer has 78 tokens
 TEXT_LENGTH = 256
@@ -27,18 +27,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class Items:
-    """The pool of one kind: ids int16 [n, t], filled with padding; start, stop [n]: where the answer's tokens lie."""
+    """The pool of one kind: ids int16 [n, t], filled with end-of-text tokens; start [n]: where the answer begins.
+
+    length: tokens of the answer. block: of a block-causal model, which fills the last block of an answer to its end.
+    """
 
     ids: Tensor
     start: Tensor
     length: int
+    block: int
 
     def rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """ids, target and real of some rows."""
         ids = self.ids[rows].long()
         start = self.start[rows, None]
         places = torch.arange(ids.shape[1], device=ids.device)[None]
-        real = places < start + self.length
+        real = places < -(-(start + self.length) // self.block) * self.block
         return ids, real & (places >= start), real
 
 
@@ -64,29 +68,35 @@ class Pool:
         return Batch(ids, torch.ones_like(ids, dtype=torch.bool), None)
 
 
-def build_pool(tokenizer: Tokenizer, size: int, device: torch.device) -> Pool:
-    """`size` items of arithmetic, half as many of the other kinds, and a quarter as many documents."""
+def build_pool(tokenizer: Tokenizer, size: int, block: int, device: torch.device) -> Pool:
+    """`size` items of arithmetic, half as many of the other kinds, and a quarter as many documents.
+
+    block: as that of `Items`, 1 for a model without blocks.
+    """
     shares = {"recall": 0.25, "arithmetic": 0.45, "brackets": 0.3}
     pools = []
     for kind in KINDS:
         count = size if kind.name == "arithmetic" else size // 2
         pairs = [(item.prompt, f" {item.answer}") for item in training_items(kind, count)]
-        pools.append(_encode(tokenizer, pairs, kind.length, device))
+        pools.append(_encode(tokenizer, pairs, kind.length, block, device))
     documents = tokenizer.encode_batch(training_documents(size // 4))
     stream = torch.tensor([i for d in documents for i in d.ids], dtype=torch.int16, device=device)
     return Pool(tuple(pools), tuple(shares[kind.name] for kind in KINDS), stream)
 
 
-def _encode(tokenizer: Tokenizer, pairs: list[tuple[str, str]], length: int, device: torch.device) -> Items:
-    """Prompts and answers, the answers filled with end-of-text tokens to `length`."""
-    eos, pad = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
+def _encode(tokenizer: Tokenizer, pairs: list[tuple[str, str]], length: int, block: int, device: torch.device) -> Items:
+    """Prompts and answers, the answers filled with end-of-text tokens to `length` and beyond."""
+    assert ITEM_LENGTH % block == 0, "the last block of the longest item is cut"
+    eos = tokenizer.token_to_id(EOS)
     prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
     answers = tokenizer.encode_batch([answer for _, answer in pairs])
     rows, start = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
-        row = prompt.ids + answer.ids + [eos] * (length - len(answer.ids))
+        row = prompt.ids + answer.ids
         assert len(answer.ids) < length, "an answer leaves no room for its end"
-        assert len(row) <= ITEM_LENGTH, f"an item has {len(row)} tokens"
-        rows.append(row + [pad] * (ITEM_LENGTH - len(row)))
+        assert len(prompt.ids) + length <= ITEM_LENGTH, f"an item has {len(prompt.ids) + length} tokens"
+        rows.append(row + [eos] * (ITEM_LENGTH - len(row)))
         start.append(len(prompt.ids))
-    return Items(torch.tensor(rows, dtype=torch.int16, device=device), torch.tensor(start, device=device), length)
+    return Items(
+        torch.tensor(rows, dtype=torch.int16, device=device), torch.tensor(start, device=device), length, block
+    )

@@ -27,9 +27,14 @@ from simulate import calibration
 
 from qspec.models.decoder import Decoder
 
-SIZES = {  # in Dream's layout four query heads show each twin of o's input, and narrower rotations spread them
+GROUPED = Sizes(20, 5, 10, 8, 60, 28)  # four query heads show each twin of o's input, narrower rotations spread them
+SIZES = {
     "llada": Sizes(28, 3, 40, 12, 60, 8),
-    "dream": Sizes(20, 5, 10, 8, 60, 28),
+    "dream": GROUPED,
+    "fast_dllm": GROUPED,
+    "sdar_moe": Sizes(
+        28, 3, 40, 12, 24, 8
+    ),  # an expert is as wide as one rotation, which spreads over no more channels
 }
 SHARDS = 2
 COPIED = ("config.json", "generation_config.json", "standin.json")

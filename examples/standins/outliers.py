@@ -21,21 +21,37 @@ values (Dream), the input of o holds a pair of twins for each of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
+from qspec.models.family import ROUTER
 
 Pair = tuple[int, int]
 Seen = dict[str, Tensor]  # what the linears of one block read, float32 [tokens, in], under the name of one of them
 
-NORMS = {  # norm -> the linears that read it; the first names the site
-    "attention.norm": ("attention.q", "attention.k", "attention.v"),
-    "mlp.norm": ("mlp.gate", "mlp.up"),
-}
-SITES = ("attention.q", "attention.o", "mlp.gate", "mlp.down")
+NORMS = ("attention.norm", "mlp.norm")
+
+
+def mlps(block: DecoderBlock) -> list[str]:
+    """A block's MLP, or those of all its experts."""
+    return [part.removesuffix(".gate") for part in block.paths if part.endswith(".gate")]
+
+
+def readers(block: DecoderBlock, norm: str) -> list[tuple[str, ...]]:
+    """The linears that read a norm, without a router: those that read the same tokens together, site by site."""
+    if norm == "attention.norm":
+        return [("attention.q", "attention.k", "attention.v")]
+    return [(f"{mlp}.gate", f"{mlp}.up") for mlp in mlps(block)]
+
+
+def sites(block: DecoderBlock) -> list[tuple[str, ...]]:
+    """All linears of a block but a router; each site has the name of its first."""
+    downs = [(f"{mlp}.down",) for mlp in mlps(block)]
+    return [*readers(block, NORMS[0]), ("attention.o",), *readers(block, NORMS[1]), *downs]
 
 
 @dataclass(frozen=True)
@@ -55,11 +71,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Room:
-    """The spare channels: of the residual stream; of the values and of the FFN in each block."""
+    """The spare channels: of the residual stream; of the values and of every MLP in each block."""
 
     residual: Pair
     values: tuple[Pair, ...]
-    neurons: tuple[Pair, ...]
+    neurons: tuple[Mapping[str, Pair], ...]
 
 
 def inputs(model: Decoder, ids: Tensor) -> list[Seen]:
@@ -67,7 +83,7 @@ def inputs(model: Decoder, ids: Tensor) -> list[Seen]:
     seen: list[Seen] = [{} for _ in model.blocks]
     hooks = []
     for own, block in zip(seen, model.blocks, strict=True):
-        for part in SITES:
+        for part, *_ in sites(block):
 
             def keep(_: nn.Module, args: tuple[Tensor], own: Seen = own, part: str = part) -> None:
                 own[part] = args[0].flatten(0, -2).clone()
@@ -92,17 +108,22 @@ def make_room(model: Decoder, ids: Tensor) -> Room:
     )
     values, neurons = [], []
     for block, own in zip(model.blocks, seen, strict=True):
-        values.append(_spare_values(block, own["attention.o"]))
-        neurons.append(_least_two(own["mlp.down"].square().mean(0) * _weight(block, "mlp.down").square().sum(0)))
+        values.append(_spare_values(block, own))
+        neurons.append({mlp: _least_two(_used(block, own, (f"{mlp}.down",))) for mlp in mlps(block)})
         for pair in _slots(block, values[-1]):
             _weight(block, "attention.o")[:, pair] = 0
-        _weight(block, "mlp.down")[:, neurons[-1]] = 0
-        for norm, readers in NORMS.items():
+        for mlp, pair in neurons[-1].items():
+            _weight(block, f"{mlp}.down")[:, pair] = 0
+        for norm in NORMS:
             _weight(block, norm)[list(residual)] = 1
-            for reader in readers:
-                _weight(block, reader)[:, residual] = 0
-        for writer in ("attention.o", "mlp.down"):
-            _weight(block, writer)[residual, :] = 0
+        for site in sites(block):
+            for part in site:
+                if part.endswith((".o", ".down")):
+                    _weight(block, part)[residual, :] = 0
+                else:
+                    _weight(block, part)[:, residual] = 0
+        if ROUTER in block.paths:
+            _weight(block, ROUTER)[:, residual] = 0
     embedding = model.embedding.weight.data
     embedding[:, residual] = _exact(embedding.square().mean().sqrt())
     model.head.weight.data[:, residual] = 0
@@ -114,12 +135,43 @@ def inject(model: Decoder, ids: Tensor, room: Room, sizes: Sizes) -> None:
     seen = inputs(model, ids)
     generator = torch.Generator().manual_seed(0)
     for block, own, values, neurons in zip(model.blocks, seen, room.values, room.neurons, strict=True):
-        for norm, readers in NORMS.items():
-            constant = own[readers[0]][:, room.residual[0]].clone()
-            own[readers[0]][:, room.residual] = 0  # the other twins must not lean on these
-            _normal_twins(block, own[readers[0]], constant, norm, room.residual, sizes, generator)
+        constant = {norm: _read(block, own, norm)[:, room.residual[0]] for norm in NORMS}
+        for norm in NORMS:
+            for site, *_ in readers(block, norm):
+                own[site][:, room.residual] = 0  # the other twins must not lean on these
+            _normal_twins(block, _read(block, own, norm), constant[norm], norm, room.residual, sizes, generator)
         _mixed_twins(block, own, values, sizes, generator)
-        _massive_twins(block, own, neurons, room.residual, sizes, generator)
+        for mlp, pair in neurons.items():
+            _massive_twins(block, own, mlp, pair, sizes, generator)
+
+
+def take_out(model: Decoder) -> None:
+    """The reverse of `inject`: twins, which opposite columns give away, are read by none and made at random again."""
+    generator = torch.Generator().manual_seed(0)
+    for block in model.blocks:
+        for norm in NORMS:
+            for site in readers(block, norm):
+                twins = _take_columns(block, *site)
+            _weight(block, norm)[twins] = 1
+        mixed = _take_columns(block, "attention.o")
+        width, group = block.head_width, block.heads // block.kv_heads
+        values = (mixed // (width * group) * width + mixed % width).unique()
+        written = {"attention.v": values}
+        for mlp in mlps(block):
+            massive = _take_columns(block, f"{mlp}.down")
+            written |= {f"{mlp}.gate": massive, f"{mlp}.up": massive}
+        for writer, rows in written.items():
+            w = _weight(block, writer)
+            w[rows] = torch.randn(len(rows), w.shape[1], generator=generator) * w.shape[1] ** -0.5
+
+
+def _take_columns(block: DecoderBlock, *site: str) -> Tensor:
+    """Silences the columns of a site's linears that have an opposite one, int64 [n]."""
+    unit = nn.functional.normalize(_weight(block, site[0]), dim=0)
+    twins = (unit.T @ unit < -0.9999).any(0).nonzero().flatten()
+    for part in site:
+        _weight(block, part)[:, twins] = 0
+    return twins
 
 
 def _normal_twins(
@@ -135,8 +187,9 @@ def _normal_twins(
     rms = rest.square().mean(-1).sqrt()
     gain = _exact((sizes.normal * rms / constant).median())
     _weight(block, norm)[list(pair)] = gain
-    for reader in NORMS[norm]:
-        _opposite_columns(_weight(block, reader), pair, sizes.normal_column / float(gain), generator)
+    for site in readers(block, norm):
+        for reader in site:
+            _opposite_columns(_weight(block, reader), pair, sizes.normal_column / float(gain), generator)
 
 
 def _mixed_twins(block: DecoderBlock, own: Seen, pair: Pair, sizes: Sizes, generator: torch.Generator) -> None:
@@ -155,16 +208,14 @@ def _mixed_twins(block: DecoderBlock, own: Seen, pair: Pair, sizes: Sizes, gener
 
 
 def _massive_twins(
-    block: DecoderBlock, own: Seen, pair: Pair, residual: Pair, sizes: Sizes, generator: torch.Generator
+    block: DecoderBlock, own: Seen, mlp: str, pair: Pair, sizes: Sizes, generator: torch.Generator
 ) -> None:
     """Two neurons with the nearly constant value silu(4) * up."""
-    h = own["mlp.gate"].clone()
-    h[:, list(residual)] = 0  # they must not lean on the other twins
-    direction = constant_direction(h)
-    value = sizes.massive * own["mlp.down"].square().mean().sqrt()
-    _weight(block, "mlp.gate")[list(pair)] = _exact(4 * direction)
-    _weight(block, "mlp.up")[list(pair)] = _exact(value / 3.93 * direction)  # silu(4) = 3.93
-    _opposite_columns(_weight(block, "mlp.down"), pair, sizes.massive_column, generator)
+    direction = constant_direction(own[f"{mlp}.gate"])
+    value = sizes.massive * own[f"{mlp}.down"].square().mean().sqrt()
+    _weight(block, f"{mlp}.gate")[list(pair)] = _exact(4 * direction)
+    _weight(block, f"{mlp}.up")[list(pair)] = _exact(value / 3.93 * direction)  # silu(4) = 3.93
+    _opposite_columns(_weight(block, f"{mlp}.down"), pair, sizes.massive_column, generator)
 
 
 def constant_direction(x: Tensor) -> Tensor:
@@ -182,17 +233,25 @@ def _opposite_columns(w: Tensor, pair: Pair, size: float, generator: torch.Gener
     w[:, pair[0]], w[:, pair[1]] = column, -column
 
 
+def _read(block: DecoderBlock, own: Seen, norm: str) -> Tensor:
+    """What the readers of a norm read; a token counts for each of its experts."""
+    return torch.cat([own[site] for site, *_ in readers(block, norm)])
+
+
+def _used(block: DecoderBlock, own: Seen, site: tuple[str, ...]) -> Tensor:
+    """How much each channel matters to the linears that read it: sum x^2 |columns|^2."""
+    return own[site[0]].square().sum(0) * sum(_weight(block, reader).square().sum(0) for reader in site)
+
+
 def _use(block: DecoderBlock, own: Seen, norm: str) -> Tensor:
-    """How much each channel of a norm's output matters to its readers: mean x^2 |columns|^2, as a share."""
-    readers = NORMS[norm]
-    columns = sum(_weight(block, reader).square().sum(0) for reader in readers)
-    use = own[readers[0]].square().mean(0) * columns
+    """The same of a norm's output, as a share."""
+    use = sum(_used(block, own, site) for site in readers(block, norm))
     return use / use.sum()
 
 
-def _spare_values(block: DecoderBlock, mixed: Tensor) -> Pair:
+def _spare_values(block: DecoderBlock, own: Seen) -> Pair:
     """The two value channels of one head whose loss costs least, summed over the query heads that read them."""
-    use = mixed.square().mean(0) * _weight(block, "attention.o").square().sum(0)
+    use = _used(block, own, ("attention.o",))
     shared = use.view(block.kv_heads, -1, block.head_width).sum(1)  # [kv heads, head width]
     least = shared.topk(2, largest=False)
     head = int(least.values.sum(1).argmin())

@@ -1,6 +1,4 @@
-"""Exact match on held-out items: the most probable token is committed in every step, T = 0.
-
-That is LLaDA's low-confidence remasking, and `maskgit_plus` of Dream, whose answers are one block.
+"""Exact match on held-out items, by the family's own sampler with one token a step, T = 0.
 
 python examples/standins/score.py qspec/standins/tiny-llada --rounding
 """
@@ -22,31 +20,17 @@ from simulate import ROUNDINGS, calibration, rounded
 
 from qspec.models.decoder import Decoder
 from qspec.models.registry import family_of
-from qspec.models.shift import predictors
+from qspec.models.sampler import left_padded, sample, settings_for
 
 Accuracy = dict[str, float]
 
 
 @torch.inference_mode()
 def complete(model: Decoder, prompts: list[list[int]], length: int, block: int) -> Tensor:
-    """`length` tokens after each prompt, int64 [prompts, length]; every step commits one token of the current block."""
-    device = next(model.parameters()).device
-    start = torch.tensor([len(p) for p in prompts], device=device)[:, None]
-    width = int(start.max()) + length
-    canvas = torch.full((len(prompts), width), model.shape.mask_token, device=device)
-    for row, prompt in zip(canvas, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt, device=device)
-    places = torch.arange(width, device=device)[None]
-    real = places < start + length
-    for step in range(length):
-        ends = start + (step // block + 1) * block
-        hidden = predictors(model.hidden(canvas, real), model.shape, real)
-        logits = model.finish(hidden).float()
-        confidence, token = logits.softmax(-1).max(-1)
-        open_places = (canvas == model.shape.mask_token) & (places < ends) & (places >= start)
-        chosen = confidence.masked_fill(~open_places, -1).argmax(-1, keepdim=True)
-        canvas.scatter_(1, chosen, token.gather(1, chosen))
-    return canvas.gather(1, start + torch.arange(length, device=device)[None])
+    """`length` tokens after each prompt, int64 [prompts, length], by the family's sampler, one token a step."""
+    ids, real = left_padded(prompts, model.shape.pad_token)
+    settings = settings_for(model.shape, length, block=block)
+    return sample(model, ids, real, settings, captured=False)[:, ids.shape[1] :]
 
 
 def exact_match(model: Decoder, tokenizer: Tokenizer, folder: Path, limit: int | None = None) -> Accuracy:

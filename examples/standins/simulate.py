@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from outliers import inputs
+from outliers import inputs, sites
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,7 +24,6 @@ from qspec.numerics import quantize_activations, quantize_weight
 from qspec.transforms import InputTransform
 
 ROTATION_BLOCK = 128
-SITES = (("attention.q", "attention.k", "attention.v"), ("attention.o",), ("mlp.gate", "mlp.up"), ("mlp.down",))
 WINDOW, WINDOWS = 128, 64
 
 
@@ -83,7 +82,7 @@ def rounded(model: Decoder, rounding: Rounding, ids: Tensor) -> Decoder:
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     for block, own in zip(model.blocks, seen, strict=True):
-        for site in SITES:
+        for site in sites(block):
             x = own[site[0]]
             linears = {part: weight_and_bias(block.part(part)) for part in site}
             weights = {part: weight for part, (weight, _) in linears.items()}

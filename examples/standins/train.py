@@ -1,13 +1,14 @@
-"""Trains tiny-llada or tiny-dream from nothing: data, tokenizer, model, in one run, on a CPU or a GPU.
+"""Trains a stand-in from nothing, or from another: data, tokenizer, model, in one run, on a CPU or a GPU.
 
-    python examples/standins/train.py --family dream --out DIR [--device cuda] [--minutes 8 | --steps N]
+    python examples/standins/train.py --family dream --out DIR [--device cuda] [--minutes 8 | --steps N] [--start DIR]
 
-Objective (LLaDA, arXiv 2502.09992; the same for both families): t ~ U(0, 1) for each sequence; every token of the
+Objective (LLaDA, arXiv 2502.09992; the same for all families): t ~ U(0, 1) for each sequence; every token of the
 target is masked with probability t; loss = (1 / L) sum over masked tokens of cross-entropy / t, where a shifted model
-(Dream, arXiv 2508.15487) predicts token i from position i - 1. Three quarters of the weight is on items,
-where only the answer is masked (end-of-text tokens fill it to a fixed length), and one quarter on running text.
-From 30 % of the schedule on, noise on every block linear's input and weight rises to its full level, reached at 60 %:
-this is what makes a model of 5 M parameters bear 4-bit rounding as models of billions do.
+(Dream, arXiv 2508.15487) predicts token i from position i - 1. A block-causal model reads every sequence twice in one
+pass, masked and clean: a masked block sees itself and the clean blocks before it (arXiv 2503.09573). Three quarters of
+the weight is on items, where only the answer is masked (end-of-text tokens fill it to a fixed length), and one quarter
+on running text. From 30 % of the schedule on, noise on every block linear's input and weight rises to its full level,
+reached at 60 %: this is what makes a model of 5 M parameters bear 4-bit rounding as models of billions do.
 
 DIR gets config.json, the tokenizer, standin.json, data/ and model.safetensors (bf16, before outliers: see inject.py).
 """
@@ -30,19 +31,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 
 from batches import Batch, Pool, build_pool
 from dataset import write_data
-from network import FAMILIES, build, config
-from safetensors.torch import load_file, save_file
-from score import exact_match, table
+from network import FAMILIES, build, config, take_over
+from outliers import take_out
+from safetensors.torch import save_file
+from score import exact_match, load, table
 from simulate import ROUNDINGS, calibration, rounded
 from tasks import KINDS
 from tokenizers import Tokenizer
 from vocabulary import write_tokenizer
 
 from qspec.models.decoder import Decoder
-from qspec.models.shift import predictors
+from qspec.models.family import ROUTER
+from qspec.models.shift import noised_predictors, predictors
 
 ITEM_SHARE = 0.75
 EMA = 0.999
+BALANCE = 0.01  # of the experts' use, beside the objective
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,42 @@ class Schedule:
 def masked_loss(model: Decoder, batch: Batch, t: Tensor, draw: Tensor) -> Tensor:
     """The objective for a batch; t: [b, 1]; draw: uniform [b, t] that decides what is masked."""
     masked = batch.target & (draw < t)
-    x = model.embed(batch.ids.masked_fill(masked, model.shape.mask_token))
-    context = model.context(batch.ids.shape)
-    if batch.real is not None:  # padding stands on the right, so positions are what they are without it
-        context = replace(context, mask=batch.real[:, None, None, :])
-    for block in model.blocks:
-        x = block(x, context)
-    logits = model.finish(predictors(x, model.shape))  # padding stands on the right: nothing before it shifts
+    noised = batch.ids.masked_fill(masked, model.shape.mask_token)
+    if model.shape.block is not None:
+        x = _behind_clean_blocks(model, noised, batch)
+    else:
+        context = model.context(batch.ids.shape)
+        if batch.real is not None:  # padding stands on the right, so positions are what they are without it
+            context = replace(context, mask=batch.real[:, None, None, :])
+        x = predictors(model.through(noised, context), model.shape)  # nothing before padding shifts
+    logits = model.finish(x)
     loss = functional.cross_entropy(logits.float().flatten(0, 1), batch.ids.flatten(), reduction="none")
     per_row = (loss.view_as(batch.ids) * masked).sum(-1, keepdim=True) / batch.target.sum(-1, keepdim=True)
-    return (per_row / t).mean()
+    return (per_row / t).mean() + BALANCE * imbalance(model, batch)
+
+
+def imbalance(model: Decoder, batch: Batch) -> Tensor | float:
+    """How unevenly the experts were used: count * sum_e f_e p_e, the mean over the blocks that have some.
+
+    f_e: share of all choices, p_e: mean probability. 1 where all are used alike (arXiv 2101.03961, eq. 4).
+    """
+    real = torch.ones_like(batch.target) if batch.real is None else batch.real
+    losses = []
+    for block in model.blocks:
+        if block.mixture is not None:
+            p = block.part(ROUTER).last.float().softmax(-1)
+            counted = real.repeat(1, len(p) // real.numel()).flatten().unsqueeze(1)
+            weight = counted / counted.sum()
+            chosen = torch.zeros_like(p).scatter(1, p.topk(block.mixture.top_k).indices, 1 / block.mixture.top_k)
+            losses.append(block.mixture.count * ((chosen * weight).sum(0) * (p * weight).sum(0)).sum())
+    return torch.stack(losses).mean() if losses else 0.0
+
+
+def _behind_clean_blocks(model: Decoder, noised: Tensor, batch: Batch) -> Tensor:
+    """States [b, t, d] that predict each token of noised blocks, which read the clean blocks before them."""
+    real = torch.ones_like(batch.target) if batch.real is None else batch.real
+    x = model.through(torch.cat((noised, batch.ids), dim=1), model.noised_context(real))
+    return noised_predictors(x, model.shape, real)
 
 
 def ratios(count: int, device: torch.device) -> Tensor:
@@ -90,9 +120,9 @@ def ratios(count: int, device: torch.device) -> Tensor:
 
 
 def train(
-    model: Decoder, pool: Pool, noise: tuple[Tensor, Tensor], schedule: Schedule, sequences: int
+    model: Decoder, pool: Pool, noise: tuple[Tensor, Tensor], schedule: Schedule, sequences: int, compiled: bool
 ) -> dict[str, Tensor]:
-    """Runs the schedule; returns the averaged float32 weights."""
+    """Runs the schedule; returns the averaged float32 weights. compiled: by torch.compile."""
     device = next(model.parameters()).device
     parameters = list(model.parameters())
     matrices = [p for p in parameters if p.ndim == 2]
@@ -100,11 +130,11 @@ def train(
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=device.type == "cuda")
     average = [p.detach().clone() for p in parameters]
-    loss_of = torch.compile(masked_loss, dynamic=False) if device.type == "cuda" else masked_loss
+    loss_of = torch.compile(masked_loss, dynamic=False) if compiled else masked_loss
     model.train()
     step, begun, progress = 0, time.monotonic(), 0.0
     while progress < 1:
-        progress = schedule.progress(step, time.monotonic() - begun)
+        progress = schedule.progress(step, time.monotonic() - begun if step > 2 else 0.0)
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate(progress)
         for level, value in zip(noise, schedule.noise(progress), strict=True):
@@ -140,7 +170,8 @@ def train(
 
 
 def write_settings(folder: Path, family: str, settings: dict[str, object]) -> None:
-    """config.json, generation_config.json and standin.json. Dream's sampler has no blocks: its answers are one."""
+    """config.json, generation_config.json and standin.json. Only LLaDA's sampler is told
+    its blocks: Dream's answers are one, and a block-causal model has its own."""
     tasks = {
         k.task: {
             "title": k.name,
@@ -185,7 +216,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--activation-noise", type=float, default=0.15)
     parser.add_argument("--weight-noise", type=float, default=0.10)
-    parser.add_argument("--start", type=Path, help="a model.safetensors to go on from")
+    parser.add_argument("--start", type=Path, help="a checkpoint's folder to go on from, without its outliers")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile, which takes 100 s: for short runs")
     parser.add_argument("--noise-from", type=float, default=0.3, help="progress at which the noise begins to rise")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -198,14 +230,17 @@ def main() -> None:
     write_data(args.out / "data")
     settings = config(args.family, tokenizer.get_vocab())
     write_settings(args.out, args.family, settings)
-    pool = build_pool(tokenizer, args.pool, device)
-    print(f"data in {time.monotonic() - begun:.0f} s; {len(pool.stream)} tokens of text", flush=True)
     noise = (torch.zeros((), device=device), torch.zeros((), device=device))
     model = build(settings, device, noise)
     if args.start:
-        model.load_state_dict({name: value.float() for name, value in load_file(args.start).items()})
+        plain, _ = load(args.start)
+        take_out(plain)
+        take_over(model, plain)
+    pool = build_pool(tokenizer, args.pool, model.shape.block or 1, device)
+    print(f"data in {time.monotonic() - begun:.0f} s; {len(pool.stream)} tokens of text", flush=True)
     schedule = Schedule(args.minutes, args.steps, args.rate, args.activation_noise, args.weight_noise, args.noise_from)
-    average = train(model, pool, noise, schedule, args.sequences)
+    compiled = device.type == "cuda" and not args.eager
+    average = train(model, pool, noise, schedule, args.sequences, compiled)
     stored = {name: value.to(torch.bfloat16).contiguous() for name, value in average.items()}
     save_file({name: value.cpu() for name, value in stored.items()}, args.out / "model.safetensors")
     model.load_state_dict({name: value.float() for name, value in stored.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -24,30 +25,47 @@ def scripts() -> Iterator[SimpleNamespace]:
     """The example's modules, which stand beside each other and not in a package."""
     before = set(sys.modules)
     sys.path.insert(0, str(SCRIPTS))
+    import batches
     import dataset
     import network
     import outliers
     import simulate
     import tasks
+    import train
 
-    yield SimpleNamespace(dataset=dataset, network=network, outliers=outliers, simulate=simulate, tasks=tasks)
+    modules = (batches, dataset, network, outliers, simulate, tasks, train)
+    yield SimpleNamespace(**{module.__name__: module for module in modules})
     sys.path.remove(str(SCRIPTS))
     for name in set(sys.modules) - before:
         if (SCRIPTS / f"{name}.py").exists():
             del sys.modules[name]
 
 
-@pytest.fixture(params=("llada", "dream"))
+@pytest.fixture(params=("llada", "dream", "fast_dllm", "sdar_moe"))
 def model(request: pytest.FixtureRequest, scripts: SimpleNamespace) -> Decoder:
+    return _two_blocks(scripts, request.param)
+
+
+def _two_blocks(scripts: SimpleNamespace, family: str) -> Decoder:
     """Two blocks with random weights, norms and biases included."""
     tokens = {"<|endoftext|>": 0, "<|pad|>": 1, "<|mask|>": 2}
-    family = FAMILIES[request.param]
     torch.manual_seed(0)
-    model = Decoder(family, family.shape(scripts.network.config(request.param, tokens, layers=2)))
+    model = Decoder(FAMILIES[family], FAMILIES[family].shape(scripts.network.config(family, tokens, layers=2)))
     for block in model.requires_grad_(False).blocks:
         for norm in ("attention.norm", "mlp.norm"):
             block.part(norm).weight.copy_(torch.rand(256) + 0.5)  # type: ignore[operator]
     return model
+
+
+def _trained(scripts: SimpleNamespace) -> Decoder:
+    """Two blocks of experts as training has them, without noise."""
+    tokens = {"<|endoftext|>": 0, "<|pad|>": 1, "<|mask|>": 2}
+    torch.manual_seed(0)
+    noise = (torch.zeros(()), torch.zeros(()))
+    model: Decoder = scripts.network.build(
+        scripts.network.config("sdar_moe", tokens, layers=2), torch.device("cpu"), noise
+    )
+    return model.requires_grad_(False)
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -104,11 +122,75 @@ def test_outliers_keep_the_function(scripts: SimpleNamespace, model: Decoder) ->
     after = model(ids).logits
     assert float((after - before).norm() / before.norm()) < 2e-6
     for name, crest in _crests(scripts, model, ids).items():
-        # Two of 256 channels hold nearly all: sqrt(256 / 2) = 11.3. In Dream's input of o four query heads read one
-        # head of values, so eight do: sqrt(256 / 8) = 5.7.
+        # Two of 256 channels hold nearly all: sqrt(256 / 2) = 11.3, of an expert's 128 sqrt(128 / 2) = 8. In Dream's
+        # input of o four query heads read one head of values, so eight of 256 do: sqrt(256 / 8) = 5.7.
         shared = name.endswith("attention.o") and model.shape.kv_heads < model.shape.heads
-        assert crest > (5.0 if shared else 9.0), name
-        assert crest > 1.5 * crest_before[name], name
+        assert crest > (5.0 if shared else 7.5 if name.endswith("].down") else 9.0), name
+        assert crest > 1.4 * crest_before[name], name
+
+
+def test_outliers_can_be_taken_out_again(scripts: SimpleNamespace, model: Decoder) -> None:
+    """The function stays, and every channel of every input is as large as before there were any."""
+    ids = torch.randint(3, 600, (4, 64), generator=torch.Generator().manual_seed(1))
+    room = scripts.outliers.make_room(model, ids)
+    before, crest_before = model(ids).logits, _crests(scripts, model, ids)
+    scripts.outliers.inject(model, ids, room, scripts.outliers.Sizes(28, 3, 28, 3, 60, 3))
+    scripts.outliers.take_out(model)
+    after = model(ids).logits
+    assert float((after - before).norm() / before.norm()) < 2e-6
+    for name, crest in _crests(scripts, model, ids).items():
+        assert crest < 1.5 * crest_before[name], name
+
+
+def test_a_block_causal_model_learns_each_block_behind_clean_ones(scripts: SimpleNamespace) -> None:
+    """With every target masked, the loss is that of each block of 16 computed alone: clean tokens before it, masks from
+    its first target on, whose first token is predicted from the last clean one."""
+    model = _two_blocks(scripts, "fast_dllm").eval()
+    ids = torch.randint(3, 600, (1, 48), generator=torch.Generator().manual_seed(1))
+    target = torch.arange(48)[None] >= 21
+    batch = scripts.batches.Batch(ids, target, None)
+    found = scripts.train.masked_loss(model, batch, torch.ones(1, 1), torch.zeros(1, 48))
+    losses = []
+    for start in (16, 32):
+        canvas = ids[:, : start + 16].clone()
+        canvas[target[:, : start + 16] & (torch.arange(start + 16) >= start)] = 2
+        x, clean = model.hidden(canvas), model.hidden(ids[:, :start])
+        x = torch.cat((clean[:, -1:], x[:, start:-1]), dim=1)
+        own = torch.nn.functional.cross_entropy(model.finish(x)[0], ids[0, start : start + 16], reduction="none")
+        losses.append(own[target[0, start : start + 16]])
+    assert float(found) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+
+
+def test_experts_begin_as_slices_of_a_dense_mlp(scripts: SimpleNamespace) -> None:
+    """All six together, each as much as a token's two are of six, are the MLP; what both models have is the same."""
+    plain, model = _two_blocks(scripts, "llada").eval(), _trained(scripts)
+    scripts.network.take_over(model, plain)
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
+    block, own = model.eval().blocks[1], plain.blocks[1]
+    whole = sum(block._mlp(f"mlp.experts[{expert}]", x, block.part) for expert in range(6))
+    assert torch.allclose(whole / 3, own.feed_forward(x), atol=1e-5)
+    for part in ("attention.q", "attention.o", "attention.norm", "mlp.norm"):
+        assert torch.equal(block.part(part).weight, own.part(part).weight)  # type: ignore[arg-type]
+    assert torch.equal(model.embedding.weight, plain.embedding.weight)  # type: ignore[arg-type]
+    normed = torch.nn.functional.rms_norm(torch.randn(500, 256), (256,)) * own.part("attention.norm").weight  # type: ignore[operator]
+    queries = own.part("attention.q")(normed).square().mean().sqrt()
+    assert float(block.part("attention.q_norm").weight.mean()) == pytest.approx(float(queries), rel=0.05)  # type: ignore[operator,union-attr]
+
+
+def test_training_computes_the_mixture_that_evaluation_computes(scripts: SimpleNamespace) -> None:
+    """All experts at once and those chosen alone, without noise; and the loss that keeps all of them in use."""
+    model = _trained(scripts)
+    ids = torch.randint(3, 600, (3, 48), generator=torch.Generator().manual_seed(1))
+    at_once = model.train()(ids).logits
+    assert torch.allclose(at_once, model.eval()(ids).logits, atol=1e-5)
+    real = (torch.arange(48) < 32).expand(3, 48)
+    batch = scripts.batches.Batch(ids, real, real)
+    for block in model.blocks:
+        logits = torch.zeros(3, 96, 6)
+        logits[..., :2] = 20  # two experts for all that is real: 6 (1/2 1/2 + 1/2 1/2)
+        logits[:, 32:48], logits[:, 80:] = -logits[:, 32:48], -logits[:, 80:]
+        block.part("mlp.router").last = logits.flatten(0, 1)
+    assert float(scripts.train.imbalance(model, batch)) == pytest.approx(3, rel=1e-4)
 
 
 def test_outlier_weights_are_exact_in_bfloat16(scripts: SimpleNamespace, model: Decoder) -> None:
@@ -117,15 +199,16 @@ def test_outlier_weights_are_exact_in_bfloat16(scripts: SimpleNamespace, model: 
     room = scripts.outliers.make_room(model, ids)
     scripts.outliers.inject(model, ids, room, scripts.outliers.Sizes(28, 3, 28, 3, 60, 3))
     group, width = model.shape.heads // model.shape.kv_heads, model.shape.head_width
-    for block, values, neurons in zip(model.blocks, room.values, room.neurons, strict=True):
+    for block, values, spare in zip(model.blocks, room.values, room.neurons, strict=True):
         head = values[0] // width
         first = [value % width + head * group * width for value in values]  # of the first query head that reads them
         mixed = [[slot + query * width for slot in first] for query in range(group)]
-        for pair, part in ((room.residual, "attention.q"), (neurons, "mlp.down"), *((p, "attention.o") for p in mixed)):
+        neurons = [(pair, f"{mlp}.down") for mlp, pair in spare.items()]
+        for pair, part in ((room.residual, "attention.q"), *neurons, *((p, "attention.o") for p in mixed)):
             columns = block.part(part).weight[:, list(pair)]  # type: ignore[index]
             assert torch.equal(columns, columns.bfloat16().float())
             assert torch.equal(columns[:, 0], -columns[:, 1])
-            silent = 2 if part in ("attention.o", "mlp.down") else 0  # nothing writes to the spare residual channels
+            silent = 2 if part.endswith((".o", ".down")) else 0  # nothing writes to the spare residual channels
             assert int((columns == 0).all(1).sum()) == silent
 
 
@@ -137,9 +220,10 @@ def test_a_folded_gain_meets_columns_of_the_size_asked_for(scripts: SimpleNamesp
     others = [channel for channel in range(256) if channel not in room.residual]
     scripts.outliers.inject(model, ids, room, scripts.outliers.Sizes(28, 3, 28, 3, 60, 3))
     for block, seen in zip(model.blocks, scripts.outliers.inputs(model, ids), strict=True):
-        for norm, readers in scripts.outliers.NORMS.items():
+        for norm in scripts.outliers.NORMS:
             gain = block.part(norm).weight[room.residual[0]]  # type: ignore[index]
-            for reader in readers:
+            sites = scripts.outliers.readers(block, norm)
+            for reader in itertools.chain(*sites):
                 w = block.part(reader).weight
                 rows = w[:, others].norm(dim=1) / 16  # type: ignore[index]
                 folded = (gain * w[:, room.residual[0]]).abs() / rows  # type: ignore[index]
@@ -148,7 +232,7 @@ def test_a_folded_gain_meets_columns_of_the_size_asked_for(scripts: SimpleNamesp
                 folded = folded[reads]
                 assert float(folded.min()) == pytest.approx(3, rel=0.01)
                 assert float(folded.max()) == pytest.approx(3, rel=0.01)
-            x = seen[readers[0]]
+            x = torch.cat([seen[site] for site, *_ in sites])
             lifted = x[:, room.residual[0]].abs() / x[:, others].square().mean(1).sqrt()
             assert float(lifted.median()) == pytest.approx(28, rel=0.1)
 
