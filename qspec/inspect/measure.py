@@ -192,9 +192,15 @@ class _Found:
         for place, ratio in enumerate(self.masks.ratios):
             progress.step(f"mask ratio {ratio:g}")
             seen: dict[str, list[Tensor]] = {site: [] for site in linears}
-            length = self.masks.ids.shape[1]  # of a block-causal model's rows the noised half
-            with watching(linears, lambda site, x: seen[site].append(magnitudes_of(x[:, :length]))):  # noqa: B023
-                self.streams[place].advance(block)
+            stream = self.streams[place]
+
+            def observe(site: str, x: Tensor, seen: dict[str, list[Tensor]] = seen, stream: Stream = stream) -> None:
+                rows = x.reshape(-1, stream.batches[0].x.shape[1], x.shape[-1])
+                noised = rows[:, : self.masks.ids.shape[1]]  # of a block-causal model's rows the first half
+                seen[site].append(magnitudes_of(noised))
+
+            with watching(linears, observe):
+                stream.advance(block)
             for site, parts in seen.items():
                 rows += self._site(index, site, ratio, torch.cat(parts), self.masks.masked[place].flatten())
         order = list(linears)

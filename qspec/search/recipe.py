@@ -35,6 +35,7 @@ def recipe_text(space: Space, layout: Layout, name: str, comments: tuple[str, ..
     spec = replace(
         plan.spec,
         name=name,
+        families=plan.spec.families if plan.shape.experts is None else (plan.family,),  # others may lack what is named
         schemes={key: scheme for key, scheme in plan.spec.schemes.items() if key in used},
         rules=tuple(_rule(text, plan.spec) for text in rules),
         calibrate=_moved(plan.spec.calibrate, Path(plan.spec.source).parent, folder),
@@ -74,7 +75,7 @@ def _check(text: str, space: Space, layout: Layout) -> None:
     spec = load_source(source, passes.available(), {}, FAMILIES).spec
     plan = make_plan(spec, FAMILIES[space.plan.family], space.plan.shape, standin=True)  # lengths were checked before
     wanted = space.choices(layout)
-    written = {str(m.entry.role): m.scheme for m in plan.modules if m.entry.role.block is not None}
+    written = {str(m.entry.role): m.scheme for m in plan.modules if not m.entry.only_kept}
     same_bits = plan.bits_per_weight == space.planned(layout).bits_per_weight
     if written != wanted or not same_bits or format_source(text) != text:
         raise QspecError("the recipe that was written does not mean the layout that was found")

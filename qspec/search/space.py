@@ -124,7 +124,7 @@ def assigned(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
 def find_space(plan: Plan) -> Space:
     """The units of a recipe with a `search` block, on a model.
 
-    Raises InputError where there is no such block, or a pass rewrites the whole model.
+    Raises InputError where there is no such block, a pass rewrites the whole model, or its probe takes no experts.
     """
     search = plan.spec.search
     if search is None:
@@ -138,6 +138,12 @@ def find_space(plan: Plan) -> Space:
             f"`{whole[0].name}` rewrites the whole model, so that no layer can be probed alone",
             where=whole[0].text,
             hint="use a pass that leaves the residual stream alone, such as quarot(residual = false)",
+        )
+    if plan.shape.experts is not None and search.probe != "forward":
+        raise InputError(
+            f"`probe {search.probe}` does not know mixtures of experts: a token's row is lost on its way through them",
+            where=plan.spec.source,
+            hint="write `probe forward`",
         )
     sites: dict[str, list[ModulePlan]] = {}
     for module in plan.modules:

@@ -172,3 +172,37 @@ def test_an_expert_that_nothing_is_routed_to_is_named(
         assert f"blocks[1]: {said}" in html.unescape((out / "report" / name).read_text()).replace("\\", "")
     assert all(record["sqnr_db"] is not None for record in records.values() if record["scheme"])
     assert "tokens" not in records["blocks[0].mlp.down"]
+
+
+@pytest.mark.slow
+def test_a_search_by_what_a_token_touches(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = recipe(mini, checkpoint("llada2", tmp_path), W4A16, GPTQ, "scheme w8 {\n  weights int8 per channel\n}\n")
+    text = mini.recipe.with_name("text.txt")
+    budgets = "budget 6.5 bits, 6.8 bits active"
+    settings = f'{budgets}\n  loss kl on file("{text}")\n  samples 2\n  length 24\n  draws 1\n  refine 2'
+    path.write_text(f"{path.read_text()}\nsearch {{\n  offer quantized, w8 on blocks[*].*\n  {settings}\n}}\n")
+    found = tmp_path / "found.qs"
+    assert cli.main(["search", str(path), "--out", str(found), "--device", "cpu", "--workers", "1"]) == 0
+    capsys.readouterr()
+    assert cli.main(["plan", str(found), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert 5 < plan["bits_per_weight"] <= 6.5
+    assert 8 * plan["active"]["bytes"] / plan["active"]["block_weights"] <= 6.8
+    schemes = {module["role"]: module["scheme"] for module in plan["modules"] if ".experts[" in module["role"]}
+    assert len(schemes) == 4 * 3
+    assert all(len({schemes[role] for role in schemes if role.endswith(name)}) == 1 for name in ("gate", "up", "down"))
+
+
+def test_an_inspection_leaves_out_what_experts_see_alone(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, text = checkpoint("llada2", tmp_path), mini.recipe.with_name("text.txt")
+    options = ["--samples", "2", "--length", "32", "--ratios", "0.5", "--device", "cpu", "--text", str(text)]
+    assert cli.main(["inspect", str(model), *options, "--out", str(tmp_path / "inspection"), "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "Inputs of experts' down are not here" in printed
+    shown = {line.split("  ")[0] for line in printed.splitlines()}
+    assert {"q, k, v", "o", "gate, up", "down", "shared down"} <= shown

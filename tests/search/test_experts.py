@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+from qspec.errors import InputError
 from qspec.language.budgets import parse_budgets
 from qspec.language.spec import Budget
 from qspec.models.llada2 import LLADA2
@@ -70,6 +71,11 @@ def test_rules_say_what_was_found(offers: str) -> None:
         assert [(m.entry.role, m.scheme and m.scheme.name) for m in again.modules] == [
             (m.entry.role, m.scheme and m.scheme.name) for m in plan.modules
         ]
+
+
+def test_other_probes_are_refused() -> None:
+    with pytest.raises(InputError, match="`probe fisher` does not know mixtures of experts"):
+        space("offer w8, w3 on blocks[*].*\nprobe fisher")
 
 
 def test_costs_are_the_plans() -> None:
