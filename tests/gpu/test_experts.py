@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,13 @@ from torch import Tensor
 from qspec.kernels import experts, reference
 from qspec.kernels.experts import SortedRows
 from qspec.kernels.generate import KernelLibrary
+from qspec.kernels.linear import QuantLinear
+from qspec.kernels.merged import parts_of
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.models.decoder import Decoder
+from qspec.models.registry import FAMILIES
+from qspec.models.routing import Routing
 from tests.gpu.on_gpu import moved, on_cpu, prepared_on_gpu
 from tests.kernels.cases import (
     FLOATS,
@@ -23,6 +30,7 @@ from tests.kernels.cases import (
     random_linear,
     relative_error,
 )
+from tests.models.expert_layout import TINY_LLADA2
 
 pytestmark = pytest.mark.gpu
 FORMATS = (
@@ -88,6 +96,34 @@ def test_a_mixture_is_near_the_reference(fmt: Format) -> None:
         with poisoned_memory():
             found = mixture(x.cuda(), chosen.cuda(), weights.cuda())
         assert relative_error(found.cpu(), expected(x, chosen, weights)) < 1e-2
+
+
+@pytest.mark.parametrize("fmt", [Format(a_bits=8), Format(w_group=128, a_bits=16)], ids=str)
+def test_a_block_computes_its_experts_together(fmt: Format) -> None:
+    """As expert by expert, which waits for the device; a graph holds only the former."""
+    sizes = {"hidden_size": 256, "head_dim": 64, "rotary_dim": 32, "moe_intermediate_size": 128, "num_experts": 8}
+    family = FAMILIES["llada2"]
+    decoder = Decoder(family, family.shape(TINY_LLADA2 | sizes), device="cuda", dtype=torch.bfloat16)
+    block = next(block for block in decoder.blocks if block.mixture is not None)
+    assert block.mixture is not None
+    pairs, downs = random_experts(fmt, 8, 256, 128, 3, bias=False, device="cuda")
+    for expert, (pair, down) in enumerate(zip(pairs, downs, strict=True)):
+        whole = QuantLinear(PackedLinear.merged([replace(one, kernels=one.kernels.gated()) for one in pair]))
+        for name, part in zip(("gate", "up"), parts_of(whole, [128, 128]), strict=True):
+            block.replace(f"mlp.experts[{expert}].{name}", part)
+        block.replace(f"mlp.experts[{expert}].down", QuantLinear(down))
+    x = random_input(40, 256, 1, torch.bfloat16, device="cuda")
+    routing = Routing(*random_choice(40, 8, block.mixture.top_k, 1, device="cuda"))
+    expected = block.mixed(x, routing)
+    block.experts = experts.grouped(block, 8)
+    assert block.experts is not None
+    found = block.mixed(x, routing)
+    assert relative_error(found, expected) < 1e-2
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = block.mixed(x, routing)
+    graph.replay()
+    assert torch.equal(captured, found)
 
 
 def test_a_graph_follows_another_choice_of_experts() -> None:
