@@ -24,7 +24,7 @@ REMASKING = "random is LLaDA's alone, sequential that of block-causal models (de
 OPTIONS = (
     "temperature", "seed", "cache", "cfg", "remasking", "threshold", "factor", "logits_eos_inf",
     "confidence_eos_eot_inf", "alg", "alg_temp", "top_p", "top_k", "part", "entropy_bound", "edit_threshold",
-    "edit_steps",
+    "edit_steps", "t_min", "t_max", "stability_threshold", "confidence_threshold",
 )  # fmt: skip
 
 
@@ -108,6 +108,18 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     block.add_argument("--edit-steps", type=int, metavar="N", help="passes that edit a full block (default: 16)")
     block.add_argument(
         "--part", type=int, metavar="N", help="fill N tokens of a block before the next N (default: all)"
+    )
+    noise = parser.add_argument_group("DiffusionGemma's sampler: also --entropy-bound (default: 0.1)")
+    noise.add_argument("--t-min", type=float, metavar="T", help="temperature of the last pass, nearly (default: 0.4)")
+    noise.add_argument("--t-max", type=float, metavar="T", help="of the first pass over a canvas (default: 0.8)")
+    noise.add_argument(
+        "--stability-threshold", type=int, metavar="N", help="passes before with the same likeliest tokens (default: 1)"
+    )
+    noise.add_argument(
+        "--confidence-threshold",
+        type=float,
+        metavar="H",
+        help="and a mean entropy below this settle it (default: 0.005)",
     )
 
 

@@ -75,7 +75,8 @@ class Sampling(TypedDict, total=False):
 
     cfg, remasking, threshold, factor, logits_eos_inf, confidence_eos_eot_inf and stop are of LLaDA's sampler
     (`samplers.llada`); alg, alg_temp, top_p and top_k of Dream's; top_p, top_k, remasking, threshold, entropy_bound,
-    edit_threshold, edit_steps, part and stop of that of block-causal models (`samplers.block`). cache: what a
+    edit_threshold, edit_steps, part and stop of that of block-causal models (`samplers.block`); entropy_bound, t_min,
+    t_max, stability_threshold, confidence_threshold and stop of DiffusionGemma's (`samplers.renoise`). cache: what a
     block's steps do not compute again (`samplers.cached`), which changes the text; None, everything is computed.
     """
 
@@ -97,6 +98,10 @@ class Sampling(TypedDict, total=False):
     entropy_bound: float | None
     edit_threshold: float | None
     edit_steps: int | None
+    t_min: float | None
+    t_max: float | None
+    stability_threshold: int | None
+    confidence_threshold: float | None
 
 
 def settings_for(

@@ -108,6 +108,7 @@ def test_through_the_commands(mini: Mini, tmp_path: Path, capsys, scheme: str, p
             "12",
             "--steps",
             "4",
+            *("--t-min", "0.3", "--t-max", "0.9", "--stability-threshold", "2", "--confidence-threshold", "0.1"),
             "--device",
             "cpu",
         ]
