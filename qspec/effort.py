@@ -108,15 +108,19 @@ def effort(plan: Plan, evaluation: Evaluation, sizes: Mapping[str, TaskSize] = S
     """Of both models of a plan. sizes: of the tasks, by name. gpu: this machine's, found where it is None."""
     found = gpu or this_gpu()
     name = found or REFERENCE
-    window = min(NELBO_WINDOW, plan.shape.max_length)
-    tokens = {f"nelbo on {one.text.name}": float(one.samples * NELBO_DRAWS * window) for one in evaluation.nelbo}
-    known = {one.name: sizes[one.name] for one in evaluation.tasks if one.name in sizes}
-    tokens |= {one.name: task_tokens(one, known[one.name]) for one in evaluation.tasks if one.name in known}
-    quantized = plan.alike_blocks
+    tokens = _tokens(plan, evaluation, sizes)
+    quantized = [(block, len(places)) for block, places in plan.alike_blocks]
     plain = [(_unquantized(block), count) for block, count in quantized]
-    unknown = tuple(one.name for one in evaluation.tasks if one.name not in known)
+    unknown = tuple(one.name for one in evaluation.tasks if one.name not in sizes)
     memory = generating_memory(plan.shape, plan.bytes_before + plan.bytes_after, measured_at_once(plan.shape)).total
     return Effort(name, found is not None, memory, tokens, _seconds(plain, name), _seconds(quantized, name), unknown)
+
+
+def _tokens(plan: Plan, evaluation: Evaluation, sizes: Mapping[str, TaskSize]) -> dict[str, float]:
+    """Of each part, by name."""
+    window = min(NELBO_WINDOW, plan.shape.max_length)
+    tokens = {f"nelbo on {one.text.name}": float(one.samples * NELBO_DRAWS * window) for one in evaluation.nelbo}
+    return tokens | {one.name: task_tokens(one, sizes[one.name]) for one in evaluation.tasks if one.name in sizes}
 
 
 def measured_at_once(shape: DecoderShape) -> TextSizes:
@@ -151,7 +155,7 @@ def advice(plan: Plan, evaluation: Evaluation, found: Effort, sizes: Mapping[str
     if found.seconds < LONG:
         return None
     for limit in LIMITS:
-        less = effort(plan, evaluation.limited(limit), sizes, found.gpu)
+        less = replace(found, tokens=_tokens(plan, evaluation.limited(limit), sizes))
         if less.seconds < LONG or limit == LIMITS[-1]:
             break
     option = "--quick" if limit == LIMITS[-1] else f"--limit {limit}"

@@ -53,7 +53,7 @@ def compile_operations(plan: Plan) -> int:
     model = tokens // calibrate.draws * steps + tokens * calibrate.weigh.certainty
     forwards = 1 + sum(1 if not use.params.quantizes else 4 for use in plan.spec.passes)
     hessians = sum(
-        active((m for m in block if m.scheme is not None), lambda m: m.entry.in_features**2) * count
-        for block, count in plan.alike_blocks
+        active((m for m in block if m.scheme is not None), lambda m: m.entry.in_features**2) * len(places)
+        for block, places in plan.alike_blocks
     )
     return 2 * tokens * (plan.active_weights * forwards + hessians) + 2 * model * plan.active_weights

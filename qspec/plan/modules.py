@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from qspec.catalog import GATE, LayerKernels
@@ -94,16 +94,18 @@ def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:
         and m.entry.out_features % GATE == 0
         and m.entry.activation == "silu"
     }
-    known: dict[tuple[LayerKernels, str], LayerKernels] = {}  # most linears have their kernels in common
+    known: dict[tuple[int, str], LayerKernels] = {}  # most linears have their kernels in common
 
     def fused(kernels: LayerKernels, name: str) -> LayerKernels:
-        key = (kernels, name)
+        key = (id(kernels), name)
         if key not in known:
             known[key] = kernels.plain() if name == "down" else kernels.gated()
         return known[key]
 
     return tuple(
-        replace(m, kernels=fused(m.kernels, m.entry.role.name)) if m.kernels and m.entry.mlp in made else m
+        ModulePlan(m.entry, m.rule, m.scheme, m.passes, fused(m.kernels, m.entry.role.name))
+        if m.kernels and m.entry.mlp in made
+        else m
         for m in modules
     )
 

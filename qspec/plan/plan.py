@@ -166,7 +166,8 @@ class Plan:
 
     def _summed(self, of: Callable[[Sequence[ModulePlan]], int], *, outer: bool = False) -> int:
         """The sum of `of` over the blocks, and over embedding and head."""
-        return sum(of(block) * count for block, count in self.alike_blocks) + (of(self._outer) if outer else 0)
+        blocks = sum(of(block) * len(places) for block, places in self.alike_blocks)
+        return blocks + (of(self._outer) if outer else 0)
 
     @property
     def _outer(self) -> tuple[ModulePlan, ...]:
@@ -181,14 +182,17 @@ class Plan:
         return (m for m in self.modules if m.entry.role.block is not None)
 
     @cached_property
-    def alike_blocks(self) -> tuple[tuple[tuple[ModulePlan, ...], int], ...]:
-        """Blocks of linears of one size and fate, each with how many are like it: of what is the same for all of
+    def alike_blocks(self) -> tuple[tuple[tuple[ModulePlan, ...], tuple[int, ...]], ...]:
+        """Blocks of linears of one size and fate, one of them with the indices of all: of what is the same for all of
         these, one is looked at."""
         found: dict[tuple[object, ...], list[int]] = {}
         for index in range(self.shape.layers):
-            own = ((m.entry.out_features, m.entry.in_features, id(m.scheme), id(m.kernels)) for m in self.block(index))
-            found.setdefault(tuple(own), []).append(index)
-        return tuple((self.block(own[0]), len(own)) for own in found.values())
+            fates = (
+                (m.entry.out_features, m.entry.in_features, id(m.scheme), id(m.kernels), id(m.passes))
+                for m in self.block(index)
+            )
+            found.setdefault(tuple(fates), []).append(index)
+        return tuple((self.block(own[0]), tuple(own)) for own in found.values())
 
 
 def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool = False) -> Plan:
@@ -214,8 +218,7 @@ def make_plan(spec: Spec, family: Family, shape: DecoderShape, *, standin: bool 
     for use, touched in zip(spec.passes, places, strict=True):
         for m in touched:
             uses[m].append(use)
-        decided = ((layout.modules[m], layout.decided[m]) for m in touched)
-        require_rotations(use, ((entry, rule.scheme) for entry, rule in decided if rule and rule.scheme))
+        require_rotations(use, _kinds(layout, touched))
         if use.params.rescales and shape.values_normed:
             _require_producers(use, [layout.modules[m] for m in touched])
     modules = gated(map(partial(_planned, spec, {}), layout.modules, layout.decided, uses))
@@ -233,13 +236,23 @@ def _require_producers(use: PassUse, touched: Iterable[ModuleEntry]) -> None:
         )
 
 
+def _kinds(layout: Layout, places: Iterable[int]) -> list[tuple[ModuleEntry, Scheme]]:
+    """Linears with their schemes, of those that are alike in part, size and scheme one."""
+    found: dict[tuple[str, int, int], tuple[ModuleEntry, Scheme]] = {}
+    for m in places:
+        entry, rule = layout.modules[m], layout.decided[m]
+        if rule is not None and rule.scheme is not None:
+            found.setdefault((entry.role.part, entry.in_features, id(rule.scheme)), (entry, rule.scheme))
+    return list(found.values())
+
+
 def _pairs(spec: Spec, layout: Layout) -> list[tuple[ModuleEntry, Scheme]]:
-    """Every linear of the blocks with the scheme that it gets, and with those that a search offers it."""
-    offers = spec.search.offers if spec.search else ()
-    pairs = [(entry, rule.scheme) for entry, rule in zip(layout.modules, layout.decided, strict=True) if rule]
-    for offer in offers:
-        pairs += [(layout.modules[m], choice) for m in layout.table.select(offer.selector) for choice in offer.choices]
-    return [(entry, scheme) for entry, scheme in pairs if scheme is not None and not entry.only_kept]
+    """Linears of the blocks with the scheme that each gets, and with those that a search offers it."""
+    pairs = _kinds(layout, range(len(layout.modules)))
+    for offer in spec.search.offers if spec.search else ():
+        for m in layout.table.select(offer.selector):
+            pairs += [(layout.modules[m], choice) for choice in offer.choices if choice is not None]
+    return [(entry, scheme) for entry, scheme in pairs if not entry.only_kept]
 
 
 def plan_module(spec: Spec, entry: ModuleEntry, rule: Rule | None, layers: int) -> ModulePlan:

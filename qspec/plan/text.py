@@ -11,7 +11,7 @@ from qspec.language.spec import PassUse, Weighting
 from qspec.models.family import Role
 from qspec.plan.estimates import compile_memory, compile_operations
 from qspec.plan.generating import TextSizes, generating_memory
-from qspec.plan.modules import ModulePlan, bits_text
+from qspec.plan.modules import ModulePlan, bits_text, gemms
 from qspec.plan.notes import notes
 from qspec.plan.plan import Plan
 
@@ -174,17 +174,19 @@ def selected(roles: Iterable[Role]) -> list[tuple[str, int]]:
 def _merged(plan: Plan) -> list[str]:
     """One line for all blocks in which the same linears are one GEMM."""
     groups: dict[str, dict[int, int]] = {}
-    for index in range(plan.shape.layers):
-        for group in plan.merged(index):
+    for modules, places in plan.alike_blocks:
+        for group in gemms(modules):
+            if len(group) == 1:
+                continue
             gated = group[0].kernels is not None and group[0].kernels.gemm.gated
             parts = " + ".join(m.entry.role.part for m in group) + (", which gives silu(gate) up" if gated else "")
             alike = groups.setdefault(parts, {})
-            alike[index] = alike.get(index, 0) + 1
+            alike.update({index: alike.get(index, 0) + 1 for index in places})
     said = []
     for parts, blocks in groups.items():
         each = max(blocks.values())
         of_experts = f" of each of {each} experts" if each > 1 else ""
-        said.append(f"blocks[{ranges(list(blocks))}]: {parts}{of_experts}")
+        said.append(f"blocks[{ranges(sorted(blocks))}]: {parts}{of_experts}")
     return said
 
 
