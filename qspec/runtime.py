@@ -22,6 +22,7 @@ from qspec.models.chat import ChatSetting, chat_text, user_message, uses_chat
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock, Router
+from qspec.models.engine import bucket_of
 from qspec.models.family import ROUTER
 from qspec.models.locate import checkpoint_locate, is_name
 from qspec.models.sampler import DreamSettings, Settings
@@ -113,7 +114,9 @@ def _require_memory(folder: Path, device: torch.device, dtype: torch.dtype, text
 
 def text_sizes(settings: Settings, batch: int, canvas: int) -> TextSizes:
     """Of texts by a sampler. canvas: tokens of prompt and text."""
-    if isinstance(settings, BlockSettings | RenoiseSettings):
+    if isinstance(settings, BlockSettings):
+        return TextSizes(batch, bucket_of(canvas), settings.length, cache=True)
+    if isinstance(settings, RenoiseSettings):
         return TextSizes(batch, canvas, settings.length, cache=True)
     if isinstance(settings, DreamSettings):
         return TextSizes(batch, canvas, settings.length, settings.cache is not None)

@@ -19,6 +19,8 @@ from qspec.models.engine import bucket_of
 from qspec.models.sampler import BlockSettings, SampleStep, left_padded, sample
 from qspec.models.samplers import block as block_sampler
 from qspec.models.samplers.block_canvas import BlockShape
+from qspec.plan.generating import TextSizes
+from qspec.runtime import text_sizes
 from tests.models.test_block_causal import KINDS, tiny
 from tests.models.test_engine import Fixture, replayed  # noqa: F401 (a fixture)
 from tests.models.test_experts import tiny as tiny_mixture
@@ -147,6 +149,7 @@ def test_buckets() -> None:
     ]
     assert len({bucket_of(n) for n in range(1, 4097)}) == 13
     assert all(n <= bucket_of(n) <= max(64, 1.5 * n) for n in range(1, 4097))
+    assert text_sizes(BlockSettings(64, 64), 2, 1100) == TextSizes(2, 1536, 64, cache=True)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
