@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qspec.files import read_input
 from qspec.language.spec import Spec
+from qspec.models.registry import FAMILIES
 from qspec.origin import NEVER_RUN, STANDIN_OUTLIERS, Origin
 from qspec.plan import Plan, bits_text
 
@@ -44,7 +45,11 @@ import qspec
 
 model, tokenizer = qspec.load("path/to/this/folder")
 ```
-
+{loading}"""
+_ALONE = """
+It checks the sha256 of every file first (`qspec.json`) and refuses a folder in which one was changed, added or removed.
+"""
+_TRANSFORMERS = """
 With transformers 5:
 
 ```python
@@ -71,6 +76,7 @@ def model_card(spec: Spec, plan: Plan, origin: Origin, version: str) -> str:
         bits=bits_text(plan.bits_per_weight, plan.bits_per_weight_model),
         after=plan.bytes_after / 2**20,
         before=plan.bytes_before / 2**20,
+        loading=_TRANSFORMERS if FAMILIES[plan.family].hosted else _ALONE,
     )
 
 

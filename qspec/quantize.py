@@ -70,7 +70,7 @@ def quantize_blocks(
     """
     decoder = Decoder(checkpoint.family, checkpoint.shape, device="meta")
     shards = shard_names(plan.shape)
-    stream = start(plan, checkpoint, decoder, tokens, workspace, device)
+    stream = start(plan, checkpoint, decoder, tokens, workspace, device, progress)
     by_role: dict[str, ModuleRecord] = {}
     for index, module in enumerate(progress.blocks(decoder.blocks)):
         exact = _exact_outputs(checkpoint, index, module, stream)
@@ -91,6 +91,7 @@ def start(
     tokens: CalibrationTokens,
     workspace: Workspace,
     device: torch.device,
+    progress: Progress,
 ) -> Stream:
     """The calibration stream at the first block; the shards of what lies outside the blocks are written."""
     tensors = checkpoint.globals()
@@ -100,6 +101,8 @@ def start(
     outer = OuterLayers(checkpoint.family, plan.shape, tensors, plan.spec.calibrate.seed)
     for use in plan.spec.passes:
         use.params.rewrite_outer_layers(outer)
+    if checkpoint.aside:
+        progress.note(f"tensors that text does not need are copied as they are: {_named(checkpoint)}")
     stored = outer_shards(outer.stored() | checkpoint.others(), checkpoint.family)
     for shard, own in zip(shard_names(plan.shape)[plan.shape.layers :], stored, strict=True):
         if workspace.finished(shard) is None:
@@ -110,6 +113,12 @@ def start(
     if plan.shape.conditioning:
         _condition(checkpoint, stream, tokens)
     return stream
+
+
+def _named(checkpoint: Checkpoint) -> str:
+    """The parts of a checkpoint that the model does not have, and how many tensors each has."""
+    counts = {part: sum(name.startswith(part) for name in checkpoint.aside) for part in checkpoint.family.aside}
+    return ", ".join(f"{part}* ({count})" for part, count in counts.items() if count)
 
 
 def _condition(checkpoint: Checkpoint, stream: Stream, tokens: CalibrationTokens) -> None:

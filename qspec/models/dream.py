@@ -42,4 +42,5 @@ DREAM = Family(
     blocks=BLOCKS,
     parts=PARTS,
     globals=GLOBALS,
+    hosted=True,
 )

@@ -270,7 +270,8 @@ class Family:
     of several parts, whose rows it holds one after the other -> these parts, each a module below it; of experts' parts
     a tensor with a matrix for each expert. renamed: tensor of a block in a checkpoint -> in the model, where these
     differ. copies: tensors that a checkpoint holds once more, `*` for the block's number -> of which of a block's it is
-    a copy. aside: how the names of tensors begin that the model, which reads text, does not have.
+    a copy. aside: how the names of tensors begin that the model, which reads text, does not have. hosted: whether
+    transformers loads its artifacts (`qspec.models.hf`).
     """
 
     name: str
@@ -284,6 +285,7 @@ class Family:
     renamed: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
     aside: tuple[str, ...] = ()
+    hosted: bool = False
 
     def module(self, role: Role) -> str:
         """The checkpoint's name for a role, without `.weight`."""

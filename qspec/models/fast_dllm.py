@@ -35,4 +35,5 @@ FAST_DLLM = Family(
     blocks=BLOCKS,
     parts=PARTS,
     globals=GLOBALS,
+    hosted=True,
 )

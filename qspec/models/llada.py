@@ -110,4 +110,5 @@ LLADA = Family(
         "final_norm": "model.transformer.ln_f",
         "head": "model.transformer.ff_out",
     },
+    hosted=True,
 )

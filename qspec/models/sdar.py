@@ -45,4 +45,5 @@ SDAR = Family(
     blocks=BLOCKS,
     parts={**PARTS, **HEAD_NORMS},
     globals=GLOBALS,
+    hosted=True,
 )

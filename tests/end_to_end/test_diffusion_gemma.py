@@ -15,6 +15,7 @@ from qspec import cli
 from qspec.compiler import find_inputs, read_recipe
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.shards import INDEX, SINGLE
+from qspec.progress import Quiet
 from qspec.quantize import start
 from qspec.workspace import Workspace
 from tests.end_to_end.conftest import Mini
@@ -77,7 +78,11 @@ def test_through_the_commands(mini: Mini, tmp_path: Path, capsys, scheme: str, p
     model, text = checkpoint(tmp_path), mini.recipe.with_name("text.txt")
     path, out = tmp_path / "canvas.qs", tmp_path / "out"
     path.write_text(RECIPE.format(model=model, text=text, scheme=scheme, passes=passes))
-    assert cli.main(["compile", str(path), "--out", str(out), "--device", "cpu"]) == 0, capsys.readouterr().err
+    code = cli.main(["compile", str(path), "--out", str(out), "--device", "cpu"])
+    said = capsys.readouterr().err
+    assert code == 0, said
+    assert "copied as they are: model.encoder.vision_tower.* (" in said
+    assert "transformers" not in (out / "README.md").read_text().split("## Loading")[1]
     manifest = json.loads((out / "qspec.json").read_text())
     attention = 4 + 3  # v of the block with a window alone
     assert len(manifest["modules"]) == attention + 2 * (3 + 1 + 3 * EXPERTS) + 1 + 3
@@ -125,7 +130,7 @@ def test_every_second_calibration_row_is_told_a_first_pass(mini: Mini, tmp_path:
     assert torch.equal(noised[~masked[:, :32]], clean[~masked[:, :32]])
     assert float((noised != clean)[masked[:, :32]].float().mean()) > 0.99  # noise, of 1024 tokens
     workspace, decoder = Workspace(tmp_path / "out", inputs.facts), inputs.checkpoint.load(dtype=torch.float32)
-    stream = start(inputs.plan, inputs.checkpoint, decoder, inputs.tokens, workspace, inputs.device)
+    stream = start(inputs.plan, inputs.checkpoint, decoder, inputs.tokens, workspace, inputs.device, Quiet())
     workspace.close()
     found = torch.cat([batch.x for batch in stream.batches])
     logits = decoder.finish(decoder.rows_through(ids, decoder.calibration_context(ids)))[:, :32]

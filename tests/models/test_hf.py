@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 import qspec.models.hf as hf
 from qspec.errors import InputError
 from qspec.models.checkpoint import load_decoder
+from qspec.models.known import known_models
+from qspec.models.registry import FAMILIES, family_of
 from tests.models.layout import TINY, random_weights, shapes, write_checkpoint, write_safetensors
 
 REMOTE = {"auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
@@ -92,3 +94,9 @@ def test_stored_rotary_tables_and_a_tied_models_own_head_are_none_too_many(tmp_p
     with torch.no_grad():
         logits = AutoModel.from_pretrained(tmp_path, dtype=torch.float32)(ids).logits
     assert torch.equal(logits, load_decoder(tmp_path)(ids).logits)
+
+
+def test_families_that_cards_load_with_transformers_are_registered() -> None:
+    types = {str(config["model_type"]) for config in known_models().values() if family_of(config).hosted}
+    assert types == {own.model_type for own in (hf.LLaDAConfig, hf.DreamConfig, hf.SDARConfig, hf.FastDLLMConfig)}
+    assert not FAMILIES["diffusion_gemma"].hosted
