@@ -38,12 +38,16 @@ class Pairs(NamedTuple):
 def rank_pairs(chosen, rank, counts, PAIRS, SPAN: tl.constexpr):
     """Of the program's expert: rank [PAIRS], how many pairs before one chose it too; counts [experts], how many do."""
     expert = tl.program_id(0)
+    pair = tl.arange(0, SPAN)
+    found = tl.load(chosen + pair, mask=pair < PAIRS, other=-1)
     count = 0
-    for start in range(0, PAIRS, SPAN):
-        pair = start + tl.arange(0, SPAN)
-        own = tl.load(chosen + pair, mask=pair < PAIRS, other=-1) == expert
+    for _ in range(0, PAIRS, SPAN):
+        own = found == expert
+        following = pair + SPAN
+        found = tl.load(chosen + following, mask=following < PAIRS, other=-1)  # on its way while these are ranked
         tl.store(rank + pair, count + tl.cumsum(own.to(tl.int32), 0) - 1, mask=own)
         count += tl.sum(own.to(tl.int32), 0)
+        pair = following
     tl.store(counts + expert, count)
 
 
