@@ -112,8 +112,9 @@ def _outlined(old: Version, new: Version) -> _Found:
     """Modules of every model with so many blocks; where rules name modules by patterns, the rules as they are written
     too, since nobody knows what these match."""
     specs = old.spec, new.spec
-    outline = Outline.of(specs)
-    modules = [outlined_modules(spec, FAMILIES[spec.families[0]], outline) for spec in specs]
+    families = [FAMILIES[spec.families[0]] for spec in specs]
+    outline = Outline.of(specs, families)
+    modules = [outlined_modules(*both, outline) for both in zip(specs, families, strict=True)]
     rules: list[SettingChange] = []
     if any(selector.raw for spec in specs for selector in selectors(spec)):
         texts = ["; ".join(rule.text for rule in spec.rules) for spec in specs]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from qspec.difference.changes import Fate
@@ -133,10 +134,11 @@ def planned_modules(plan: Plan) -> Modules:
 
 def outlined_modules(spec: Spec, family: Family, outline: Outline) -> Modules:
     """Every module of every model of the family, as far as an outline tells them apart; its sizes are not known."""
-    entries = family.outline(outline.representatives)
+    entries = family.outline(outline.representatives, outline.experts)
     table = ModuleTable(entries, outline.layers)
     numbers = {block: at for at, block in enumerate(outline.representatives)}
-    places = [_place(entry.role, numbers) for entry in entries]
+    stretches = dict(zip(outline.experts, outline.of_experts, strict=True))
+    places = [_place(entry.role, numbers, stretches) for entry in entries]
     schemes = [rule.scheme if rule else None for rule in lay_out(spec.rules, table).decided]
     fates = dict(zip(places, map(_fate, schemes, _offered(spec, table)), strict=True))
     return Modules(outline.blocks, fates, _selected(spec, table, places))
@@ -159,7 +161,11 @@ def _offered(spec: Spec, table: ModuleTable) -> list[tuple[str, ...]]:
     return found
 
 
-def _place(role: Role, numbers: Mapping[int, int] | None = None) -> Place:
+def _place(role: Role, numbers: Mapping[int, int] | None = None, stretches: Mapping[int, str] | None = None) -> Place:
+    """numbers: of blocks. stretches: what experts stand for."""
+    if stretches is not None and role.expert is not None:
+        local = role.part.replace("experts", f"experts[{stretches[role.expert]}]")
+        return (None if role.block is None or numbers is None else numbers[role.block]), local
     return (role.block if numbers is None or role.block is None else numbers[role.block]), role.local
 
 
@@ -168,20 +174,26 @@ class Outline:
     """The blocks of every model that some recipes fit: stretches in which no selector tells one block from the next.
 
     starts: block at which each but the last ones begins, from 0. ends: those that begin so many blocks before the end.
+    experts: of a mixture, those at which a stretch begins, each standing for it.
     """
 
     starts: tuple[int, ...]
     ends: tuple[int, ...]
+    experts: tuple[int, ...] = (0,)
 
     @classmethod
-    def of(cls, specs: Sequence[Spec]) -> Outline:
-        """Cut wherever an index of a selector begins or ends."""
-        starts, ends = {0}, set[int]()
+    def of(cls, specs: Sequence[Spec], families: Sequence[Family]) -> Outline:
+        """Cut wherever an index of a selector begins or ends, and behind the dense blocks of a mixture of experts."""
+        starts, ends = {0, *(family.experts.dense for family in families if family.experts)}, set[int]()
         for low, high in (index for spec in specs for selector in selectors(spec) for index in _indices(selector)):
             for cut in (low, high + 1 if high != -1 else None):
                 if cut is not None:
                     (starts if cut >= 0 else ends).add(cut)
-        return cls(tuple(sorted(starts)), tuple(sorted(ends)))
+        inner = (
+            index for spec in specs for selector in selectors(spec) for index in _indices(selector, slice(1, None))
+        )
+        experts = {0, *(cut for low, high in inner for cut in (low, high + 1) if cut >= 0)}
+        return cls(tuple(sorted(starts)), tuple(sorted(ends)), tuple(sorted(experts)))
 
     @property
     def layers(self) -> int:
@@ -192,6 +204,16 @@ class Outline:
     def representatives(self) -> tuple[int, ...]:
         """One block of each stretch."""
         return (*self.starts, *(self.layers + end for end in self.ends))
+
+    @property
+    def of_experts(self) -> tuple[str, ...]:
+        """What each of `experts` stands for: `3..5`, `6..` to the end, `*`."""
+        if len(self.experts) == 1:
+            return ("*",)
+        ends = (
+            f"{first}" if first == after - 1 else f"{first}..{after - 1}" for first, after in pairwise(self.experts)
+        )
+        return (*ends, f"{self.experts[-1]}..")
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
@@ -206,7 +228,8 @@ def selectors(spec: Spec) -> tuple[Selector, ...]:
     return (*found, *(offer.selector for offer in spec.search.offers)) if spec.search else tuple(found)
 
 
-def _indices(selector: Selector) -> list[tuple[int, int]]:
+def _indices(selector: Selector, where: slice = slice(1)) -> list[tuple[int, int]]:
+    """Of blocks, or of the steps `where`."""
     terms = [term for term in selector.terms if isinstance(term, RoleTerm)]
-    parts = [part for term in terms for segment in term.segments[:1] for part in segment.indices]
+    parts = [part for term in terms for segment in term.segments[where] for part in segment.indices]
     return [(part.low, part.high) for part in parts if part.low is not None and part.high is not None]

@@ -109,7 +109,7 @@ def single(recipe: Recipe, seed: int) -> None:
     old = version(read(recipe.text()).spec.text)
     new = read(mutated(old.spec.text, seed))
     assert bool(compared(old, new)) == (meaning(old.spec) != meaning(new.spec)), new.spec.text
-    least = Outline.of((old.spec, new.spec)).layers
+    least = Outline.of((old.spec, new.spec), ()).layers
     ever = any(meaning(old.spec, n) != meaning(new.spec, n) for n in range(least, least + 3))
     assert bool(compared(old, new, planned=False)) == ever, new.spec.text
 
