@@ -442,8 +442,8 @@ def test_nobody_sees_a_traceback(seed: int, tmp_path: Path, capsys: pytest.Captu
 def test_experts_of_a_model_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In stretches between the numbers that selectors name, behind the blocks that are dense."""
     text = (
-        'qspec 1\n\nrecipe r {\n  family llada2\n  model "nobody/nothing"\n}\n\nscheme w4 {\n  weights int4 per group 128\n}\n'
-        "\nlayers blocks[*].* use w4\n"
+        'qspec 1\n\nrecipe r {\n  family llada2\n  model "nobody/nothing"\n}\n\n'
+        "scheme w4 {\n  weights int4 per group 128\n}\n\nlayers blocks[*].* use w4\n"
     )
     old, new = tmp_path / "old.qs", tmp_path / "new.qs"
     old.write_text(f"{text}\napply rtn() on blocks[*].*\n")
