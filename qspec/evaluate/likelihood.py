@@ -38,7 +38,7 @@ from qspec.evaluate.forward import (
 )
 from qspec.evaluate.kept import computed
 from qspec.evaluate.results import Metric, scored
-from qspec.models.family import DecoderShape
+from qspec.models.family import NO_MASK, DecoderShape
 from qspec.models.sampler import Denoiser
 from qspec.models.tokens import encode
 
@@ -161,6 +161,13 @@ def _by_item(items: Sequence[TaskItem], scores: Sequence[float]) -> list[list[fl
     return [[next(left) for _ in item.choices] for item in items]
 
 
+def require_masks(shape: DecoderShape) -> None:
+    """Raises InputError for a model without a mask token, whose likelihood these estimates do not bound."""
+    if shape.mask_token == NO_MASK:
+        what = "the likelihood of a text is estimated by masks, and the model has no mask token"
+        raise InputError(what, hint="measure its NELBO, or tasks that generate")
+
+
 @torch.no_grad()
 def log_likelihoods(
     model: Denoiser,
@@ -171,6 +178,7 @@ def log_likelihoods(
 
     Rows in which the model sees the same input (one-token choices after one context) share one forward pass.
     """
+    require_masks(model.shape)
     rows = [row for choice in rated for row in choice.rows]
     readers = _same_input(rows, model.shape.mask_token)
     forwards = [rows[indices[0]] for indices in readers]

@@ -9,11 +9,10 @@ import torch
 
 from qspec.data import DataSources, NotMeasured, TaskData, spread
 from qspec.effort import TaskSize, advice, effort
-from qspec.errors import InputError
 from qspec.evaluate import likelihood, nelbo, tasks
 from qspec.evaluate.forward import Tokenizer
 from qspec.language.spec import Evaluation
-from qspec.models.family import NO_MASK, DecoderShape
+from qspec.models.family import DecoderShape
 from qspec.models.tokens import encode
 from qspec.plan import Plan
 from qspec.progress import Progress
@@ -32,9 +31,7 @@ def check_requests(evaluation: Evaluation, sources: DataSources, tokenizer: Toke
         if isinstance(task, NotMeasured):
             continue
         if any(scoring.rated for scoring in task.scorings):
-            if shape.mask_token == NO_MASK:
-                hint = "measure its NELBO, or tasks that generate"
-                raise InputError(f"{wanted.name} rates masked answers, and the model has no mask token", hint=hint)
+            likelihood.require_masks(shape)
             likelihood.check_choices(task, tokenizer, shape)
         if not all(scoring.rated for scoring in task.scorings):
             tasks.prepared(shape, task, tokenizer, 0)

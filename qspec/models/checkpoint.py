@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from qspec.errors import InputError, MachineError
 from qspec.models.config import read_config
@@ -116,13 +116,20 @@ class Checkpoint:
         decoder = Decoder(self.family, self.shape, device="meta", dtype=dtype)
         try:
             for name in self.tensors:
-                value = self.tensor(name, dtype).to(device)
-                decoder.load_state_dict({name: value}, strict=False, assign=True)
+                _assign(decoder, name, self.tensor(name, dtype).to(device))
         except torch.OutOfMemoryError as error:
             size = sum(t.bytes for t in self.tensors.values()) / 2**30
             what = f"the model ({size:.1f} GiB as stored) does not fit the memory of {device}"
             raise MachineError(what, where=str(self.folder), hint="free memory or use another device") from error
         return decoder.eval().requires_grad_(False)
+
+
+def _assign(decoder: Decoder, name: str, value: Tensor) -> None:
+    """What load_state_dict does with one tensor; that walks through every module, of experts tens of thousands."""
+    path, _, kind = name.rpartition(".")
+    module = decoder.get_submodule(path)
+    learnt = kind in dict(module.named_parameters(recurse=False))
+    setattr(module, kind, nn.Parameter(value, requires_grad=False) if learnt else value)
 
 
 def load_decoder(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Decoder:

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 import qspec
 from qspec import cli
 from qspec.compiler import find_inputs, read_recipe
+from qspec.errors import InputError
+from qspec.evaluate.likelihood import require_masks
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.shards import INDEX, SINGLE
 from qspec.progress import Quiet
@@ -138,6 +140,34 @@ def test_every_second_calibration_row_is_told_a_first_pass(mini: Mini, tmp_path:
     torch.testing.assert_close(found[::2], first[::2])
     torch.testing.assert_close(found[1::2], told[1::2], rtol=1e-4, atol=1e-4)
     assert float((told - first)[:, :32].abs().max()) > 0.1
+
+
+def test_what_the_model_does_not_have_is_refused(mini: Mini, tmp_path: Path, capsys) -> None:
+    """Before anything is computed: a scale behind normed values, rotations of heads without values, rollouts' masks."""
+    model, text, path = checkpoint(tmp_path), mini.recipe.with_name("text.txt"), tmp_path / "canvas.qs"
+    for passes, said in (
+        (
+            "smooth() on blocks[*].*",
+            "smooth has nothing to fold the scale of this input into",
+        ),
+        (
+            "quarot(residual = false) on blocks[*].*",
+            "quarot cannot rotate the heads of a model",
+        ),
+    ):
+        whole = f"{passes}\napply gptq() on blocks[*].*"
+        path.write_text(RECIPE.format(model=model, text=text, scheme=W4A4, passes=whole))
+        assert cli.main(["plan", str(path)]) == 3
+        assert said in capsys.readouterr().err
+    rollouts = f'text rollouts(prompts = file("{text}"), prompt = 8, steps = 8, chat = off)'
+    whole = RECIPE.format(model=model, text=text, scheme=W8A8, passes="rtn() on blocks[*].*")
+    path.write_text(whole.replace(f'text    file("{text}")', rollouts, 1))
+    with pytest.raises(InputError, match="rollouts of a model without a mask token"):
+        find_inputs(read_recipe(path), device="cpu")
+    with pytest.raises(InputError, match="the model has no mask token"):
+        require_masks(Checkpoint.open(model).shape)
+    assert cli.main(["inspect", str(model), "--text", str(text), "--device", "cpu"]) == 3
+    assert "the model has no mask token" in capsys.readouterr().err
 
 
 def additions(folder: Path, device: str = "cpu") -> list[torch.Tensor]:

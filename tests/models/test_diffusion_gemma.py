@@ -39,7 +39,12 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def ours(theirs) -> Decoder:
-    decoder = Decoder(DIFFUSION_GEMMA, DIFFUSION_GEMMA.shape(config_of(theirs)), dtype=torch.float64)
+    return of(theirs, CANVAS)
+
+
+def of(theirs, canvas: int) -> Decoder:
+    config = config_of(theirs) | {"canvas_length": canvas}
+    decoder = Decoder(DIFFUSION_GEMMA, DIFFUSION_GEMMA.shape(config), dtype=torch.float64)
     state = own_names({n: t for n, t in published(theirs).items() if n.startswith("model.decoder.")})
     decoder.load_state_dict(state)
     return decoder.eval().requires_grad_(False)
@@ -84,18 +89,18 @@ def test_text_then_canvas(theirs, ours, text: int, padding: int) -> None:
     assert float(logits.abs().max()) > 3  # where 30 tanh(z / 30) differs from z
 
 
-@pytest.mark.parametrize("first", [True, False])  # step of a canvas
-def test_noised_beside_clean(theirs, ours, first: bool) -> None:
+@pytest.mark.parametrize(("first", "size"), [(True, 4), (False, CANVAS), (False, 32)])  # step of a canvas, its tokens
+def test_noised_beside_clean(theirs, first: bool, size: int) -> None:
     """One pass over a text twice, noised and clean, gives for each canvas what transformers gives behind the clean text
     before it."""
-    canvases = 3
-    clean, noised = ids(2, canvases * CANVAS), ids(2, canvases * CANVAS, seed=2)
+    canvases, ours = 3, of(theirs, size)
+    clean, noised = ids(2, canvases * size), ids(2, canvases * size, seed=2)
     real = torch.ones_like(clean, dtype=torch.bool)
-    logits = None if first else torch.randn(2, canvases * CANVAS, 128, dtype=torch.float64)
+    logits = None if first else torch.randn(2, canvases * size, 128, dtype=torch.float64)
     soft = None if first else ours.told(logits)
     found = ours.finish(ours.rows_through(torch.cat((noised, clean), 1), ours.noised_context(real), soft))
     for canvas in range(1, canvases):
-        own = slice(canvas * CANVAS, (canvas + 1) * CANVAS)
+        own = slice(canvas * size, (canvas + 1) * size)
         before = theirs.model.encoder(input_ids=clean[:, : own.start]).past_key_values
         told = None if first else logits[:, own]
         given = {"past_key_values": before, "decoder_input_ids": noised[:, own], "self_conditioning_logits": told}
