@@ -109,6 +109,13 @@ class SDARConfig(DecoderConfig):
     spellings = qwen.SPELLINGS
 
 
+class SDARMoeConfig(DecoderConfig):
+    """SDAR-MoE's keys are those that transformers itself uses."""
+
+    model_type = "sdar_moe"
+    spellings = qwen.SPELLINGS
+
+
 class FastDLLMConfig(DecoderConfig):
     """Fast-dLLM v2's keys are those that transformers itself uses."""
 
@@ -348,6 +355,12 @@ class SDARForCausalLM(DecoderModel):
     config_class = SDARConfig
 
 
+class SDARMoeForCausalLM(DecoderModel):
+    """SDAR-MoE under its published class name: block-causal, as there."""
+
+    config_class = SDARMoeConfig
+
+
 class Fast_dLLM_QwenForCausalLM(DecoderModel):  # noqa: N801 (the published name)
     """Fast-dLLM v2 under its published class name: block-causal, and logits at position i predict token i + 1."""
 
@@ -356,7 +369,7 @@ class Fast_dLLM_QwenForCausalLM(DecoderModel):  # noqa: N801 (the published name
 
 def register() -> None:
     """Makes transformers' Auto classes know the families; runs on import, and again without effect."""
-    for model in (LLaDAModelLM, DreamModel, SDARForCausalLM, Fast_dLLM_QwenForCausalLM):
+    for model in (LLaDAModelLM, DreamModel, SDARForCausalLM, SDARMoeForCausalLM, Fast_dLLM_QwenForCausalLM):
         config = model.config_class
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)

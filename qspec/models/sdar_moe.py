@@ -34,4 +34,5 @@ SDAR_MOE = Family(
     parts={**MIXED, **sdar.HEAD_NORMS},
     globals=GLOBALS,
     experts=Experts(count=128, top_k=8, ffn=0),
+    hosted=True,
 )

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 import qspec
+import qspec.hf
 from qspec import cli
 from qspec.kernels import experts
 from qspec.models.checkpoint import load_decoder
@@ -206,3 +208,16 @@ def test_an_inspection_leaves_out_what_experts_see_alone(
     assert "Inputs of experts' down are not here" in printed
     shown = {line.split("  ")[0] for line in printed.splitlines()}
     assert {"q, k, v", "o", "gate, up", "down", "shared down"} <= shown
+
+
+@pytest.mark.slow
+def test_transformers_loads_the_artifact(mini: Mini, tmp_path: Path) -> None:
+    path = recipe(mini, checkpoint("sdar_moe", tmp_path), W8A8, "rtn() on blocks[*].*")
+    out = tmp_path / "out"
+    assert cli.main(["compile", str(path), "--out", str(out), "--device", "cpu", "--no-eval"]) == 0
+    assert "AutoModel" in (out / "README.md").read_text()
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    loaded, _ = qspec.load(out, device="cpu")
+    ids = torch.arange(3, 67).reshape(2, 32)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, loaded(ids).logits)

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+import qspec.models.hf as hf
 from qspec.cli import main
 from qspec.errors import InputError
 from qspec.models.checkpoint import Checkpoint, load_decoder
@@ -122,6 +124,16 @@ def test_a_checkpoint_is_read_by_its_published_names(tmp_path: Path, kind: str) 
     state = decoder.blocks[last].state_dict()
     assert set(block.state_dict()) == set(state)
     assert all(torch.equal(tensor, state[name]) for name, tensor in block.state_dict().items())
+
+
+def test_transformers_loads_sdar_moe(tmp_path: Path) -> None:
+    config, weights, decoder = tiny("sdar_moe", 4)
+    write_checkpoint(tmp_path, config, weights)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert isinstance(model, hf.SDARMoeForCausalLM)
+    ids = torch.arange(20).reshape(2, 10)
+    with torch.no_grad():
+        assert torch.allclose(model(input_ids=ids).logits, decoder(ids).logits, rtol=0, atol=1e-9)
 
 
 def test_the_routers_by_hand() -> None:

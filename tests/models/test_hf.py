@@ -98,5 +98,8 @@ def test_stored_rotary_tables_and_a_tied_models_own_head_are_none_too_many(tmp_p
 
 def test_families_that_cards_load_with_transformers_are_registered() -> None:
     types = {str(config["model_type"]) for config in known_models().values() if family_of(config).hosted}
-    assert types == {own.model_type for own in (hf.LLaDAConfig, hf.DreamConfig, hf.SDARConfig, hf.FastDLLMConfig)}
+    assert types == {
+        own.model_type
+        for own in (*(hf.LLaDAConfig, hf.DreamConfig, hf.SDARConfig, hf.SDARMoeConfig, hf.FastDLLMConfig),)
+    }
     assert not FAMILIES["diffusion_gemma"].hosted
