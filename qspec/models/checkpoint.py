@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qspec.errors import InputError, MachineError
 from qspec.models.config import read_config
 from qspec.models.decoder import Decoder, DecoderBlock
-from qspec.models.family import DecoderShape, Family
+from qspec.models.family import ROUTER_BIAS, DecoderShape, Family
 from qspec.models.forms import BLOCK, BUFFERS, DIFFERENT, UNQUANTIZED, blame, check_form
 from qspec.models.shards import StoredTensor, tensor_table
 
@@ -67,8 +67,11 @@ class Checkpoint:
         return DTYPES[max(sizes, key=lambda name: sizes[name])]
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One tensor on the CPU, in its stored dtype or another; InputError where it holds NaN or Inf."""
-        return self._read(name, self.tensors[name], dtype)
+        """One tensor on the CPU, in its stored dtype or another; InputError where it holds NaN or Inf.
+
+        A router's bias stays as it is stored: logits to which it is added are float32 in a model of any dtype.
+        """
+        return self._read(name, self.tensors[name], None if name.endswith(f".{ROUTER_BIAS}") else dtype)
 
     def others(self) -> dict[str, Tensor]:
         """The tensors that the model does not have, as they are stored."""

@@ -218,3 +218,12 @@ def test_a_plan_of_24000_modules_takes_a_second(model: str) -> None:
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
         took.append(time.perf_counter() - start)
     assert min(took) < 1.0
+
+
+def test_a_routers_bias_keeps_its_dtype(tmp_path: Path) -> None:
+    config, weights, _ = tiny("llada2", 4)
+    write_checkpoint(tmp_path, config, weights)
+    state = load_decoder(tmp_path, dtype=torch.bfloat16).state_dict()
+    wide = {name for name, tensor in state.items() if tensor.dtype != torch.bfloat16}
+    assert wide == {f"model.layers.{n}.mlp.gate.expert_bias" for n in (1, 2)}
+    assert all(torch.equal(state[name], torch.from_numpy(weights[name])) for name in wide)
