@@ -12,8 +12,9 @@ RUN_ON = "sm_90"  # the target of the GPUs that every kernel was tested on
 
 def notes(plan: Plan) -> tuple[str, ...]:
     """What the declared targets and regimes mean for these layers."""
-    labels = {m.scheme.label for m in plan.modules if m.scheme}
-    kernels = {(m.kernels.gemm.number, m.kernels.gemm.activation_bits) for m in plan.modules if m.kernels}
+    modules = [m for block, _ in plan.alike_blocks for m in block]
+    labels = {m.scheme.label for m in modules if m.scheme}
+    kernels = {(m.kernels.gemm.number, m.kernels.gemm.activation_bits) for m in modules if m.kernels}
     notes = []
     for target in plan.spec.emit.targets:
         if (INTEGER, 4) in kernels and target in ("sm_80", "sm_89"):
@@ -27,7 +28,7 @@ def notes(plan: Plan) -> tuple[str, ...]:
             notes.append(f"{target} has no fp8 tensor cores: fp8_e4m3 is multiplied as float16")
         if target != RUN_ON:
             notes.append(f"{target}: kernels are compiled for it ahead of time; none was run on such a GPU yet")
-    if any(m.entry.activation != "silu" and m.entry.role.name == "down" for m in plan.modules if m.kernels):
+    if any(m.entry.activation != "silu" and m.entry.role.name == "down" for m in modules if m.kernels):
         notes.append("gelu(gate) up has no kernel of its own: torch computes it before down reads it, expert by expert")
     for regime in plan.spec.emit.regimes:
         low, high = REGIMES[regime]
