@@ -129,7 +129,7 @@ def _condition(checkpoint: Checkpoint, stream: Stream, tokens: CalibrationTokens
     place_outer_layers(model, checkpoint.globals(), device, dtype)
     rows = torch.split(torch.arange(len(tokens.ids)), [len(batch.x) for batch in stream.batches])
     told = [(batch, own % 2 == 1, tokens.ids[own]) for batch, own in zip(stream.batches, rows, strict=True)]
-    told = [(batch, odd, ids[odd].to(device)) for batch, odd, ids in told if bool(odd.any())]
+    told = [(batch, odd.to(device), ids[odd].to(device)) for batch, odd, ids in told if bool(odd.any())]
     with torch.no_grad(), fast_products():
         states = [batch.x[odd] for batch, odd, _ in told]
         for index in range(checkpoint.shape.layers):
