@@ -1,7 +1,8 @@
 """Times of whole texts on a CUDA GPU: the sampler on models as recipes compile them, beside the same in bf16.
 
-Weights are random, as those of `bench.step`: their tokens mean nothing, and take as long as others do. Every text is
-generated with few steps twice before, in which kernels are compiled and passes captured.
+Weights are random, as those of `bench.step`: their tokens mean nothing, and take as long as others do. The model in
+bf16 runs by the loop of its publication (`bench.published`), by our sampler without graphs, and as a compiled one does.
+Every text is generated with few steps twice before, in which kernels are compiled and steps captured.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 
 from qspec import passes
-from qspec.bench.generation_data import BF16, Execution, Generation, GenerationCell
+from qspec.bench.generation_data import BF16, OURS, Execution, Generation, GenerationCell
 from qspec.bench.measure import need_gpu
+from qspec.bench.published import is_published, published
 from qspec.bench.step import DTYPE, quantized
 from qspec.bench.step_data import MODELS
 from qspec.kernels import attention
@@ -54,17 +57,19 @@ class Texts:
 
 
 def run_generation(recipes: Sequence[Path], models: Sequence[str], texts: Texts, progress: Progress) -> Generation:
-    """Times every model in bf16, eager and captured, and under every recipe. Raises MachineError, RecipeError."""
+    """Times every model in bf16, in every way, and captured under every recipe. Raises MachineError, RecipeError."""
     need_gpu()
     cells: list[GenerationCell] = []
     for model in models:
         family, shape = WRITERS[model]
         plans = [make_plan(load_recipe(path, passes.available(), {}, FAMILIES).spec, family, shape) for path in recipes]
-        decoder = attention.install(Decoder(family, shape, device="cuda", dtype=DTYPE).requires_grad_(False))
+        decoder = Decoder(family, shape, device="cuda", dtype=DTYPE).requires_grad_(False)
         whole = sum(weight.nbytes for weight in decoder.parameters())
-        for execution in ("eager", "captured"):
+        progress.step(f"{model}  {BF16}, as published")
+        cells += _measure(decoder, (model, BF16, "published"), whole, texts)
+        for execution in OURS:
             progress.step(f"{model}  {BF16}, {execution}")
-            cells += _measure(decoder, (model, BF16, execution), whole, texts)
+            cells += _measure(attention.install(decoder), (model, BF16, execution), whole, texts)
         for plan in plans:
             progress.step(f"{model}  {plan.spec.name}")
             decoder = quantized(plan, decoder)  # takes over what lies outside the blocks
@@ -75,26 +80,27 @@ def run_generation(recipes: Sequence[Path], models: Sequence[str], texts: Texts,
 
 def _measure(decoder: Decoder, run: tuple[str, str, Execution], weights: int, texts: Texts) -> Iterator[GenerationCell]:
     """run: model, recipe and execution. weights: bytes of the model, as the plan has them."""
+    plain = run[2] == "published"
+    fill = published if plain else partial(sample, attention_mask=None, captured=run[2] == "captured")
     caches = texts.caches if decoder.shape.block is None else (EXACT,)
     for batch, cache in product(texts.batches, caches):
         settings = _settings(decoder, texts.length, cache)
-        if settings is None:
+        if settings is None or (plain and not is_published(settings)):
             continue
         prompts = torch.randint(
             decoder.shape.mask_token, (batch, texts.prompt), generator=torch.Generator().manual_seed(0)
         )
-        captured = run[2] == "captured"
         for _ in range(2):  # of one block a full pass is captured in the second text alone
-            sample(decoder, prompts, None, _few_steps(settings), captured=captured)
+            fill(decoder, prompts, settings=_few_steps(settings))
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        sample(decoder, prompts, None, settings, captured=captured)
+        fill(decoder, prompts, settings=settings)
         torch.cuda.synchronize()
         seconds, peak = time.perf_counter() - start, torch.cuda.max_memory_allocated()
         sizes = (batch, texts.prompt, settings.length, settings.steps)
         planned = generating_memory(decoder.shape, weights, text_sizes(settings, batch, texts.prompt + settings.length))
-        yield GenerationCell(*run, cache, *sizes, seconds, peak, planned.total)
+        yield GenerationCell(*run, cache, *sizes, seconds, peak, None if plain else planned.total)
 
 
 def _settings(decoder: Decoder, length: int, cache: str) -> Settings | None:
