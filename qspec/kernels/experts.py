@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.inputs import LayerInput
 
 SORT, SUM = ExpertsKernel("sort"), ExpertsKernel("sum")
+ALIGNED = 4  # int32 of 16 bytes, from which kernels load at once
 
 
 @dataclass(frozen=True)
@@ -54,32 +56,28 @@ def sort_rows(
     rows = row_tile(chosen.numel() / experts, gemm)
     tiles = chosen.numel() // rows + min(experts, chosen.numel())
     total = tiles * rows
-
-    def empty(shape: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device=device)
-
-    place, of_tiles, live = empty(chosen.shape), empty((1 + tiles,)), empty((1,))
-    ordered = empty((total, values.shape[1]), values.dtype)
+    rank, counts, place, of_tiles, live = zeros((chosen.numel(), experts, chosen.numel(), 1 + tiles, 1), device)
+    place = place.view(chosen.shape)
+    ordered = torch.empty(total, values.shape[1], dtype=values.dtype, device=device)
     scale, zero = (
-        None if part is None else empty((part.shape[0], total), part.dtype) for part in (prepared.scale, prepared.zero)
+        None if part is None else torch.empty(part.shape[0], total, dtype=part.dtype, device=device)
+        for part in (prepared.scale, prepared.zero)
     )
-    kernels.module(SORT).run(
-        chosen.contiguous(),
-        values,
-        prepared.scale,
-        prepared.zero,
-        empty(chosen.shape),
-        empty((experts,)),
-        place,
-        of_tiles,
-        live,
-        ordered,
-        scale,
-        zero,
-        rows,
-    )
+    others = (values, prepared.scale, prepared.zero, rank, counts, place, of_tiles, live, ordered, scale, zero)
+    kernels.module(SORT).run(chosen.contiguous(), *others, rows)
     shape = torch.Size((total, values.shape[1]))
     return PreparedInput(ordered, scale, zero, shape, prepared.dtype), SortedRows(place, of_tiles, live, rows, total)
+
+
+def zeros(sizes: Sequence[int], device: torch.device) -> list[Tensor]:
+    """int32 tensors of these sizes, each from 16 bytes on, in one piece of memory.
+
+    A pass that is made to compile (`kernels.compiling`) launches some kernels without those whose results they read:
+    of zeros they make no tile, and rows that there are.
+    """
+    places = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]
+    memory = torch.zeros(places[-1], dtype=torch.int32, device=device)
+    return [memory[place : place + size] for place, size in zip(places, sizes, strict=False)]
 
 
 def multiply(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qspec.kernels import experts, reference
+from qspec.kernels.compiling import compiled
 from qspec.kernels.experts import SortedRows
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.linear import QuantLinear
@@ -115,8 +116,8 @@ def test_a_block_computes_its_experts_together(fmt: Format) -> None:
     x = random_input(40, 256, 1, torch.bfloat16, device="cuda")
     routing = Routing(*random_choice(40, 8, block.mixture.top_k, 1, device="cuda"))
     expected = block.mixed(x, routing)
-    block.experts = experts.grouped(block, 8)
-    assert block.experts is not None
+    block.grouped = experts.grouped(block, 8)
+    assert block.grouped is not None
     found = block.mixed(x, routing)
     assert relative_error(found, expected) < 1e-2
     graph = torch.cuda.CUDAGraph()
@@ -124,6 +125,18 @@ def test_a_block_computes_its_experts_together(fmt: Format) -> None:
         captured = block.mixed(x, routing)
     graph.replay()
     assert torch.equal(captured, found)
+
+
+def test_a_pass_that_compiles_launches_nothing_wild() -> None:
+    """Of another number of tokens some kernels are new and not launched, and those behind them are."""
+    mixture = mixture_of(*random_experts(Format(a_bits=8), 16, 512, 256, 4, bias=False)).cuda()
+    for tokens in (5, 40, 100, 900):
+        x = random_input(tokens, 512, tokens, torch.bfloat16, device="cuda")
+        chosen, weights = random_choice(tokens, 16, 4, tokens, device="cuda")
+        with poisoned_memory():
+            found = compiled(lambda x=x, chosen=chosen, weights=weights: mixture(x, chosen, weights))
+        torch.cuda.synchronize()
+        assert torch.equal(found, mixture(x, chosen, weights))
 
 
 def test_a_graph_follows_another_choice_of_experts() -> None:

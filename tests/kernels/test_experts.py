@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from qspec.kernels import experts, reference
 from qspec.kernels.experts import stacked
 from qspec.kernels.gemm_sizes import row_tile
+from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.linear import QuantLinear
 from qspec.models.inputs import Gated, Normed
 from tests.kernels.cases import (
     FLOATS,
     Format,
     mixture_of,
+    poisoned_memory,
     random_choice,
     random_experts,
     random_given,
@@ -39,9 +44,9 @@ def test_a_token_is_what_the_linears_of_its_experts_give(fmt: Format) -> None:
     assert found.shape == (3, 3, 64)
     assert found.dtype == torch.bfloat16
     linears = [[QuantLinear(packed) for packed in packs] for packs in (*zip(*pairs, strict=True), downs)]
-    for token, (row, experts, shares) in enumerate(zip(x, chosen.tolist(), weights, strict=True)):
+    for token, (row, own, shares) in enumerate(zip(x, chosen.tolist(), weights, strict=True)):
         total = torch.zeros(64)
-        for expert, share in zip(experts, shares, strict=True):
+        for expert, share in zip(own, shares, strict=True):
             gate, up, down = (linear[expert] for linear in linears)
             y = down(Gated(gate(row[None]), up(row[None])).value())
             total += share * y[0].float()
@@ -89,3 +94,19 @@ def test_a_stack_is_cut_into_what_it_was_made_of(fmt: Format) -> None:
 )
 def test_tiles_hold_the_mean_of_an_expert_with_room(fmt: Format, tiles: dict[float, int]) -> None:
     assert {mean: row_tile(mean, fmt.gemm()) for mean in tiles} == tiles
+
+
+def test_what_no_kernel_sorted_has_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pass that only compiles, kernels run behind others that are not launched: of memory that holds anything."""
+    gemm, chosen = Format(a_bits=8).gemm(), torch.zeros(5, 3, dtype=torch.int64)
+    kernels = KernelLibrary()
+    monkeypatch.setitem(kernels._modules, experts.SORT, SimpleNamespace(run=lambda *_: None))
+    with poisoned_memory():
+        prepared = reference.prepare(random_linear(Format(a_bits=8), 8, 64, 0).kernels.row, None, torch.ones(5, 64))
+        ordered, where = experts.sort_rows(kernels, gemm, prepared, chosen, 7)
+    assert (where.rows, where.total) == (16, 16 * (15 // 16 + 7))
+    assert where.place.tolist() == [[0, 0, 0]] * 5
+    assert where.tiles.tolist() == [0] * 8
+    assert where.live.tolist() == [0]
+    assert ordered.values.shape == (where.total, 64)
+    assert {tensor.data_ptr() % 16 for tensor in (where.place, where.tiles, where.live)} == {0}
