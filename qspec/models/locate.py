@@ -12,7 +12,7 @@ from qspec.errors import InputError, MachineError
 from qspec.models.forms import check_file
 from qspec.models.shards import weight_files
 
-STANDIN = re.compile(r"tiny-[a-z0-9]+", re.ASCII)
+STANDIN = re.compile(r"tiny-[a-z0-9_]+", re.ASCII)
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]*", re.ASCII)
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # never pickles, never code

@@ -4,6 +4,7 @@ qspec 1
 extends "../paper/base/setup.qs"
 
 recipe gptq_w2a16 {
+  family llada, dream, fast_dllm
 }
 
 scheme w2a16 {

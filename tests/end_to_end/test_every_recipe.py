@@ -80,6 +80,7 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
     "blocks/w4a16": (("*", W4A16),),
     "blocks/w8a8": (("*", W8A8),),
     "blocks/w4a4": (("*", W4A4),),
+    "blocks/rtn_w4a4": (("*", W4A4),),
     "experts/w4a16": (("*", W4A16),),
     "experts/w8a8": (("*", W8A8),),
     "experts/w4a4": (("*", W4A4),),
@@ -92,7 +93,7 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
 }
 # Rotations of the residual stream go into the embedding and the head, which are kept.
 REWRITES_KEPT = ("paper/quarot_w4a4", "paper/quarot_w8a8")
-BLOCKS = [name for name in EXPECTED if name.startswith("blocks/")]  # `family sdar, fast_dllm`
+BLOCKS = [name for name in EXPECTED if name.startswith("blocks/")]  # `family fast_dllm, sdar`
 EXPERTS = [name for name in EXPECTED if name.startswith("experts/")]  # `family llada2, sdar_moe, llada_moe`
 CANVAS = [name for name in EXPECTED if name.startswith("canvas/")]  # `family diffusion_gemma`
 BOTH = [name for name in EXPECTED if "/" in name and name not in (*BLOCKS, *EXPERTS, *CANVAS)]  # `family llada, dream`
@@ -284,6 +285,7 @@ def test_every_named_module_is_quantized_on_dream(
         pytest.param("blocks/w4a16", "fast_dllm", marks=pytest.mark.slow),
         pytest.param("blocks/w8a8", "sdar", marks=pytest.mark.slow),
         pytest.param("blocks/w4a4", "fast_dllm", marks=pytest.mark.slow),
+        pytest.param("blocks/rtn_w4a4", "fast_dllm", marks=pytest.mark.slow),
     ],
 )
 def test_every_named_module_is_quantized_in_block_causal_models(

@@ -1,4 +1,4 @@
-"""Every shipped recipe, compiled and measured on the bundled stand-in.
+"""Every shipped recipe, compiled and measured on the bundled stand-in of its family.
 
 The quick suite draws fewer calibration samples and asks fewer items; `-m slow` runs the recipes to the letter, and is
 the acceptance test: what they keep of the unquantized accuracy, through the packed artifact.
@@ -18,7 +18,7 @@ from qspec import resources
 from tests.end_to_end.conftest import quantized_linears
 
 RECIPES = {path.stem: path for path in sorted(resources.recipes().glob("*.qs"))}
-KINDS = ("mmlu", "gsm8k", "humaneval")  # answered by tiny-llada's recall, arithmetic and brackets
+KINDS = ("mmlu", "gsm8k", "humaneval")  # answered by the stand-in's recall, arithmetic and brackets
 
 # Share of the unquantized exact match that must remain on every kind: (at least, at most). The quick suite asks 8
 # items with an eighth of the calibration, so one item weighs 12.5 %: it lets one of them go.
@@ -31,6 +31,10 @@ KEEPS = {
     "llada_search": (0.90, 1.1),
     "llada_rtn_w4a4": (0.0, 0.5),
 }
+
+
+# Of recipes/blocks, on tiny-fast_dllm, whose blocks are denoised behind exact keys and values of those before.
+BLOCKS_KEEP = {"w4a4": (0.95, 1.1), "rtn_w4a4": (0.0, 0.5)}
 
 
 def test_every_recipe_has_its_expectation() -> None:
@@ -53,13 +57,13 @@ def exact_match(report: dict[str, Any]) -> dict[str, tuple[float, float, int]]:
     }
 
 
-def check(name: str, path: Path, slack: float) -> None:
+def check(path: Path, keeps: tuple[float, float], slack: float) -> None:
     report = json.loads((path / "report" / "report.json").read_text())
     assert report["model"]["standin"] is True
     assert report["execution"].startswith("CPU reference")
     scores = exact_match(report)
     assert set(scores) == set(KINDS)
-    low, high = KEEPS[name]
+    low, high = keeps
     for kind, (baseline, quantized, _) in scores.items():
         assert baseline >= 0.95, kind
         assert (low - slack) * baseline <= quantized <= high * baseline, (kind, baseline, quantized)
@@ -80,7 +84,7 @@ def assert_quantized_as_named(path: Path, manifest: Any) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_compiles_and_holds(name: str, tmp_path: Path) -> None:
     compiled = qspec.compile(quick(RECIPES[name], tmp_path), out=tmp_path / name, device="cpu")
-    check(name, compiled.path, QUICK_SLACK)
+    check(compiled.path, KEEPS[name], QUICK_SLACK)
     assert_quantized_as_named(compiled.path, compiled.manifest)
 
 
@@ -88,4 +92,13 @@ def test_compiles_and_holds(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_acceptance(name: str, tmp_path: Path) -> None:
     compiled = qspec.compile(RECIPES[name], out=tmp_path / name, device="cpu")
-    check(name, compiled.path, 0.0)
+    check(compiled.path, KEEPS[name], 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BLOCKS_KEEP)
+def test_acceptance_of_block_diffusion(name: str, tmp_path: Path) -> None:
+    recipe = resources.recipes() / "blocks" / f"{name}.qs"
+    compiled = qspec.compile(recipe, out=tmp_path / name, device="cpu")
+    assert compiled.manifest.family == "fast_dllm"
+    check(compiled.path, BLOCKS_KEEP[name], 0.0)

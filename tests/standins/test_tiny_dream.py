@@ -1,31 +1,42 @@
-"""The bundled Dream stand-in: its layout written out by hand, and what it shares with tiny-llada."""
+"""The bundled stand-ins in Qwen2.5's layout, Dream's and Fast-dLLM v2's: the layout written out by hand, and what they
+share with tiny-llada."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
+from qspec.models.locate import checkpoint_locate
 from tests.standins.test_tiny_llada import FOLDER as LLADA
 
-FOLDER = LLADA.parent / "tiny-dream"
+FOLDERS = {family: LLADA.parent / f"tiny-{family}" for family in ("dream", "fast_dllm")}
 
 
-def settings(name: str) -> dict[str, object]:
-    value: dict[str, object] = json.loads((FOLDER / name).read_text())
+@pytest.fixture(params=FOLDERS)
+def family(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def settings(family: str, name: str) -> dict[str, object]:
+    value: dict[str, object] = json.loads((FOLDERS[family] / name).read_text())
     return value
 
 
-def test_the_folder_is_small() -> None:
-    sizes = [file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()]
+def test_it_is_found_by_its_name(family: str) -> None:
+    assert checkpoint_locate(f"tiny-{family}") == FOLDERS[family]
+
+
+def test_the_folder_is_small(family: str) -> None:
+    sizes = [file.stat().st_size for file in FOLDERS[family].rglob("*") if file.is_file()]
     assert sum(sizes) <= 16 << 20
     assert max(sizes) <= 8 << 20
 
 
 def test_config_has_dream_s_keys_and_the_ratios_of_the_7b_model() -> None:
-    config = settings("config.json")
+    config = settings("dream", "config.json")
     official = """hidden_size intermediate_size num_attention_heads num_hidden_layers num_key_value_heads hidden_act
         max_position_embeddings rms_norm_eps rope_theta rope_scaling vocab_size tie_word_embeddings mask_token_id
         eos_token_id pad_token_id use_mrope use_sliding_window sliding_window max_window_layers"""
@@ -36,7 +47,13 @@ def test_config_has_dream_s_keys_and_the_ratios_of_the_7b_model() -> None:
     assert (config["rope_theta"], config["rms_norm_eps"], config["tie_word_embeddings"]) == (1e6, 1e-6, False)
 
 
-def test_tensors_have_the_published_names_and_shapes() -> None:
+def test_fast_dllm_s_config_is_dream_s_with_blocks() -> None:
+    """Both published models grew out of Qwen2.5; Fast-dLLM v2 names the length of its blocks `bd_size`."""
+    own = {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen", "bd_size": 16}
+    assert settings("fast_dllm", "config.json") == settings("dream", "config.json") | own
+
+
+def test_tensors_have_the_published_names_and_shapes(family: str) -> None:
     expected = {"model.embed_tokens.weight": [640, 256], "lm_head.weight": [640, 256], "model.norm.weight": [256]}
     for n in range(6):
         block = f"model.layers.{n}"
@@ -49,8 +66,8 @@ def test_tensors_have_the_published_names_and_shapes() -> None:
         expected[f"{block}.self_attn.o_proj.weight"] = [256, 256]
         expected |= {f"{block}.mlp.{name}_proj.weight": [896, 256] for name in ("gate", "up")}
         expected[f"{block}.mlp.down_proj.weight"] = [256, 896]
-    found, index = {}, settings("model.safetensors.index.json")
-    for shard in sorted(FOLDER.glob("*.safetensors")):
+    found, index = {}, settings(family, "model.safetensors.index.json")
+    for shard in sorted(FOLDERS[family].glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 found[name] = list(file.get_slice(name).get_shape())
@@ -69,13 +86,13 @@ def test_tensors_have_the_published_names_and_shapes() -> None:
         *(f"data/{kind}.jsonl" for kind in ("recall", "arithmetic", "brackets", "calibration", "heldout")),
     ],
 )
-def test_tokenizer_and_data_are_tiny_llada_s(name: str) -> None:
-    assert (FOLDER / name).read_bytes() == (LLADA / name).read_bytes()
+def test_tokenizer_and_data_are_tiny_llada_s(family: str, name: str) -> None:
+    assert (FOLDERS[family] / name).read_bytes() == (LLADA / name).read_bytes()
 
 
-def test_standin_names_its_data_and_sampler() -> None:
-    own, other = settings("standin.json"), json.loads((LLADA / "standin.json").read_text())
-    assert (own["name"], own["family"], own["texts"]) == ("tiny-dream", "dream", other["texts"])
+def test_standin_names_its_data_and_sampler(family: str) -> None:
+    own, other = settings(family, "standin.json"), json.loads((LLADA / "standin.json").read_text())
+    assert (own["name"], own["family"], own["texts"]) == (f"tiny-{family}", family, other["texts"])
     for name, task in own["tasks"].items():  # type: ignore[attr-defined]
-        assert task == other["tasks"][name] | {"block": task["length"]}  # no blocks
-    assert Path(FOLDER / "README.md").is_file()
+        assert task == other["tasks"][name] | {"block": task["length"]}  # none that the sampler is told
+    assert (FOLDERS[family] / "README.md").is_file()

@@ -4,7 +4,7 @@ qspec 1
 param seed = 0
 
 recipe setup {
-  family sdar, fast_dllm
+  family fast_dllm, sdar
   model  "JetLM/SDAR-1.7B-Chat"
 }
 
@@ -20,6 +20,7 @@ layers head, embedding keep
 
 evaluate {
   nelbo on "wikitext2" samples 64
+  task  mmlu
   task  gsm8k { shots 4  length 256  steps 256 }
   task  humaneval { length 512  steps 512 }
 }
