@@ -1,4 +1,8 @@
-"""A mixture of experts compiled and loaded on a GPU: its logits beside those of the same artifact on a CPU."""
+"""Mixtures of experts compiled and loaded on a GPU: logits beside those by each expert's own linears, and on a CPU.
+
+Not passed yet: in the one run on an H200 all nine cases of an earlier form failed, and what they said was lost. Three
+of them compared W4A4 with a CPU more closely than bfloat16 allows; why the others failed is not known.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from safetensors.torch import save_file
 
 import qspec
 from qspec.compiler import CompileOptions
+from qspec.evaluate.outliers import one_by_one
 from qspec.models.sampler import BlockSettings, sample
 from tests.end_to_end.test_experts import CONFIGS, GPTQ, RECIPE, W4A4, W4A16, W8A8
 from tests.models.expert_layout import random_weights
@@ -22,6 +27,11 @@ pytestmark = [
 ]
 SIZES = {"hidden_size": 256, "moe_intermediate_size": 128, "expert_intermediate_size": 128, "intermediate_size": 256}
 SMOOTH = "smooth(alpha = 0.6) on blocks[*].*\napply rotate_duquant(block = 128, steps = 8) on blocks[*].*\napply "
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The relative error of each token."""
+    return (found - expected).norm(dim=-1) / expected.norm(dim=-1)
 
 
 @pytest.mark.parametrize("family", ["llada2", "sdar_moe", "llada_moe"])
@@ -41,16 +51,17 @@ def test_both_devices_compute_alike(tmp_path: Path, family: str, scheme: str, pa
     out = tmp_path / "out"
     qspec.compile(str(path), out=str(out), device="cuda", options=CompileOptions(evaluate=False))
     on_gpu, _ = qspec.load(out, device="cuda")
-    on_cpu, _ = qspec.load(out, device="cpu")
-    assert [block.grouped is not None for block in on_gpu.blocks] == [
-        block.mixture is not None for block in on_gpu.blocks
-    ]
     ids = torch.arange(3, 131).reshape(2, 64)
+    with one_by_one(on_gpu), torch.no_grad():
+        by_linear = on_gpu(ids.cuda()).logits.float().cpu()
+    assert all((block.grouped is None) == (block.mixture is None) for block in on_gpu.blocks)
     with torch.no_grad():
-        found, expected = on_gpu(ids.cuda()).logits.float().cpu(), on_cpu(ids).logits
-    apart = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-    print(family, scheme.split("\n")[0], "median", float(apart.median()), "mean", float(apart.mean()))
-    assert float(apart.median()) < 0.1  # bfloat16 activations; a few tokens go to other experts
+        found = on_gpu(ids.cuda()).logits.float().cpu()
+    assert float(apart(found, by_linear).median()) < 0.01  # sums in another order; a token may go to another expert
+    if scheme != W4A4:  # at 4 bits the activations' last bit of bfloat16 moves codes: 0.4 on a CPU alone
+        on_cpu, _ = qspec.load(out, device="cpu")
+        with torch.no_grad():
+            assert float(apart(found, on_cpu(ids).logits).median()) < 0.1  # 0.01 and 0.04 in bfloat16 on a CPU
     if family != "llada_moe":
         prompt, settings = torch.arange(3, 19)[None].cuda(), BlockSettings(length=16, steps=16)
         captured, eager = (sample(on_gpu, prompt, None, settings, captured=one) for one in (True, False))
