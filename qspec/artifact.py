@@ -12,7 +12,16 @@ from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from qspec.catalog import PACKING, ActivationKernel, GemmKernel, LayerKernels
 from qspec.errors import InputError
@@ -114,7 +123,15 @@ class ModuleRecord(_Record):
     merged: str | None = None
     sqnr_db: float | None = None
     weight_sqnr_db: float | None = None
-    tokens: Annotated[int | None, Field(ge=0, exclude_if=lambda tokens: tokens is None)] = None
+    tokens: Annotated[int | None, Field(ge=0)] = None
+
+    @model_serializer(mode="wrap")
+    def _as_data(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `tokens` where there are none."""
+        data: dict[str, Any] = whole(self)
+        if self.tokens is None:
+            data.pop("tokens", None)
+        return data
 
     @property
     def kernels(self) -> LayerKernels | None:
