@@ -24,7 +24,7 @@ from qspec.plan.notes import notes
 from qspec.plan.text import render
 from qspec.planned import planned as planned_recipe
 from tests.language.fakes import load, recipe
-from tests.models.block_layout import SDAR_1_7B
+from tests.models.block_layout import FAST_DLLM_7B, SDAR_1_7B
 from tests.models.dream_layout import DREAM_7B
 from tests.models.expert_layout import LLADA2_MINI
 from tests.models.gemma_layout import PUBLISHED
@@ -176,7 +176,13 @@ def test_every_shipped_recipe_fits_a_model_with_tied_embeddings(path: Path) -> N
     """quarot's residual rotation alone needs a head of its own, and says what to write instead."""
     spec = load_recipe(path, passes.available(), {}, FAMILIES).spec
     family = FAMILIES[spec.families[0]]
-    configs = {"llada": LLADA_8B, "dream": DREAM_7B, "sdar": SDAR_1_7B, "llada2": LLADA2_MINI}
+    configs = {
+        "llada": LLADA_8B,
+        "dream": DREAM_7B,
+        "sdar": SDAR_1_7B,
+        "fast_dllm": FAST_DLLM_7B,
+        "llada2": LLADA2_MINI,
+    }
     shape = family.shape((configs | {"diffusion_gemma": PUBLISHED})[family.name])
     tied = replace(shape, tied=True)
     if any(use.params.whole_model for use in spec.passes):

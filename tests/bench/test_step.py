@@ -132,9 +132,12 @@ def small(model: str, recipe: str, **settings: str) -> tuple[Family, Plan]:
 
 OTHERS = [("llada", "llada_mixed"), *(("dream", f"floats/{name}") for name in ("rtn_fp8", "gptq_mxfp4", "gptq_nvfp4"))]
 PLANNED = [*((model, f"paper/{name}") for model in MODELS for name in RECIPES), *OTHERS]
+EVERY_OTHER = [
+    pytest.param(*case, marks=[pytest.mark.slow] if number % 2 else []) for number, case in enumerate(PLANNED)
+]
 
 
-@pytest.mark.parametrize(("model", "recipe"), PLANNED)
+@pytest.mark.parametrize(("model", "recipe"), EVERY_OTHER)
 def test_a_random_model_is_the_planned_one(model: str, recipe: str) -> None:
     family, plan = small(model, recipe)
     plain = Decoder(family, plan.shape, dtype=torch.bfloat16).requires_grad_(False)
@@ -194,7 +197,7 @@ def test_a_gated_product_leaves_a_block_as_it_was(recipe: str) -> None:
         assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("recipe", ["duquant_w4a4", "gptq_w4a16"])
+@pytest.mark.parametrize("recipe", [pytest.param("duquant_w4a4", marks=pytest.mark.slow), "gptq_w4a16"])
 def test_every_block_runs_one_compiled_graph(recipe: str) -> None:
     """With merged products and transforms of their own."""
     family, plan = small("dream", f"paper/{recipe}")

@@ -18,6 +18,7 @@ from qspec import resources
 from tests.end_to_end.conftest import quantized_linears
 
 RECIPES = {path.stem: path for path in sorted(resources.recipes().glob("*.qs"))}
+ALIKE = ("llada_w4a16", "llada_search")  # whose passes and formats others here have too
 KINDS = ("mmlu", "gsm8k", "humaneval")  # answered by the stand-in's recall, arithmetic and brackets
 
 # Share of the unquantized exact match that must remain on every kind: (at least, at most). The quick suite asks 8
@@ -81,7 +82,9 @@ def assert_quantized_as_named(path: Path, manifest: Any) -> None:
             assert f"W{gemm.weight_bits}A{gemm.activation_bits}" == record.label
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in RECIPES]
+)
 def test_compiles_and_holds(name: str, tmp_path: Path) -> None:
     compiled = qspec.compile(quick(RECIPES[name], tmp_path), out=tmp_path / name, device="cpu")
     check(compiled.path, KEEPS[name], QUICK_SLACK)

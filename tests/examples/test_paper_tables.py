@@ -192,6 +192,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_where_it_was(
     paper_tables: SimpleNamespace, mini: Mini, tmp_path: Path, compiled: list[str]
 ) -> None:

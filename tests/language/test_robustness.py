@@ -63,18 +63,19 @@ def mutated(text: str, rng: random.Random) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def test_ten_thousand_mutations() -> None:
+@pytest.mark.parametrize("count", [2_500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutations_are_read_or_diagnosed(count: int) -> None:
     rng = random.Random(20240905)
     texts = seeds()
     outcomes = {"good": 0, "bad": 0}
     slowest = 0.0
-    for i in range(10_000):
+    for i in range(count):
         data = mutated(texts[i % len(texts)], rng)
         start = time.perf_counter()
         outcomes[_outcome(data)] += 1
         slowest = max(slowest, time.perf_counter() - start)
-    assert outcomes["good"] > 200  # the mutations are not all hopeless
-    assert outcomes["bad"] > 5000
+    assert outcomes["good"] > count / 50  # the mutations are not all hopeless
+    assert outcomes["bad"] > count / 2
     assert slowest < 5.0
 
 
