@@ -161,3 +161,8 @@ def read_runs(paths: Sequence[Path], parse: Callable[[dict[str, Any]], R], name:
 def own(kind: type[Any], data: dict[str, Any]) -> dict[str, Any]:
     """What the fields of a dataclass hold, of a file's object that has derived figures too."""
     return {field.name: data[field.name] for field in fields(kind)}
+
+
+def ran_on(environment: Mapping[str, str]) -> str:
+    """The first line of a run's tables: its GPU and versions."""
+    return f"{environment['gpu']}, torch {environment['torch']}, triton {environment['triton']}"

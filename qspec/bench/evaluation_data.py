@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qspec.bench.data import own, read_runs
+from qspec.bench.data import own, ran_on, read_runs
 from qspec.bench.generation_data import BF16
 from qspec.effort import SIZES, task_tokens
 from qspec.language.presets import PRESETS
@@ -95,7 +95,7 @@ def _run(data: dict[str, Any]) -> EvaluationRun:
 def markdown(run: EvaluationRun) -> str:
     """A table for each model: milliseconds a pass, items and tokens a second, times faster than bf16, memory."""
     lines = [
-        f"{run.environment['gpu']}, " + ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton")),
+        ran_on(run.environment),
         "What `qspec eval` computes, on random weights. tokens/s: of answers written, or of all rows that are rated.",
     ]
     head = ["task", "recipe", "rows x tokens", "ms a pass", "items/s", "tokens/s", "over bf16", "GB", "planned"]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qspec.bench.data import own, read_runs
+from qspec.bench.data import own, ran_on, read_runs
 
 
 class Mixture(NamedTuple):
@@ -92,7 +92,7 @@ def _run(data: dict[str, Any]) -> ExpertsRun:
 def markdown(run: ExpertsRun) -> str:
     """A table for each model."""
     lines = [
-        f"{run.environment['gpu']}, " + ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton")),
+        ran_on(run.environment),
         "Microseconds, medians of CUDA graphs; tokens choose experts at random. `both`: gate and up, and down, with "
         "the quantization of their inputs, as peers have it; ratios are over it. "
         f"{BASE}: torch._grouped_mm on sorted rows. "

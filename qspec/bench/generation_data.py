@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from qspec.bench.data import own, read_runs
+from qspec.bench.data import own, ran_on, read_runs
 
 BF16 = "bf16"  # the unquantized model
 Execution = Literal["published", "eager", "captured"]  # the loop of the model's publication; our sampler, or its graphs
@@ -78,7 +78,7 @@ def _generation(data: dict[str, Any]) -> Generation:
 def markdown(run: Generation) -> str:
     """A table for each model: milliseconds a step, tokens a second, times faster than bf16 run in each way."""
     lines = [
-        f"{run.environment['gpu']}, " + ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton")),
+        ran_on(run.environment),
         "Whole texts, random weights. published: the loop of the model's publication, eager, in torch's operations; "
         "eager: our sampler and kernels; captured: its steps as CUDA graphs.",
     ]

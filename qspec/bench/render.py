@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from qspec.bench.data import BASE, WITH_INPUT, Bench, Cell
+from qspec.bench.data import BASE, WITH_INPUT, Bench, Cell, ran_on
 from qspec.errors import InputError
 from qspec.files import write_whole
 from qspec.report.page import asset
@@ -49,7 +49,7 @@ def around(document: Path, mark: str) -> tuple[str, str]:
 def markdown(bench: Bench) -> str:
     """One table for each format: microseconds, rates, the share of the nearer limit, ratios; above 1 we are faster."""
     lines = [
-        f"{bench.environment['gpu']}, " + ", ".join(f"{k} {bench.environment[k]}" for k in ("torch", "triton")),
+        ran_on(bench.environment),
         f"copy {bench.copy:.0f} GB/s, cuBLAS bf16 {bench.arithmetic:.0f} TFLOP/s at 8192 x 8192 x 8192. Microseconds, "
         "medians of CUDA graphs that rotate through cold weights. `with input`: activation quantization included, as "
         "in the peers that say so. `over best peer`: the smallest ratio, with input for us where the peer has it.",

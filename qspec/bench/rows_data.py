@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qspec.bench.data import own, read_runs
+from qspec.bench.data import own, ran_on, read_runs
 from qspec.catalog import ActivationKernel
 
 WIDTHS: Mapping[str, tuple[tuple[int, str], ...]] = {  # of LLaDA-8B and Dream-7B: K, and what it is computed of
@@ -79,7 +79,7 @@ def markdown(run: Rows) -> str:
     counts = list(dict.fromkeys(cell.tokens for cell in run.cells))
     head = ["rows of", "rotations", "codes", "K", *(f"M {count}: us / copy" for count in counts), "of copy", "GB/s"]
     lines = [
-        f"{run.environment['gpu']}, " + ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton")),
+        ran_on(run.environment),
         "Microseconds, medians of CUDA graphs over cold copies, beside a Triton kernel that copies as many bytes; "
         f"launches included; `of copy` and GB/s at M {counts[-1] if counts else 0}.",
         "",

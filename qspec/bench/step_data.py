@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qspec.bench.data import own, read_runs
+from qspec.bench.data import own, ran_on, read_runs
 from qspec.models.dream import DREAM
 from qspec.models.family import DecoderShape, Family
 from qspec.models.known import known_models
@@ -121,7 +121,7 @@ def _steps(data: dict[str, Any]) -> Steps:
 def markdown(run: Steps) -> str:
     """One table for each model: milliseconds, the ratio, and where they go; of both models, ours first."""
     lines = [
-        f"{run.environment['gpu']}, " + ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton")),
+        ran_on(run.environment),
         "Milliseconds of one step, medians of CUDA graphs: the model as the recipe compiles it / the same in bf16.",
     ]
     for model in dict.fromkeys(step.model for step in run.steps):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.models.layout import Array
+from tests.models.layout import Array, random_tensors
 
 SDAR_1_7B = {  # config.json of SDAR-1.7B-Chat, without the remote code's auto_map and training switches
     "architectures": ["SDARForCausalLM"],
@@ -101,17 +101,8 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, Array]:
-    """float32 tensors of a size that makes every part of the model matter."""
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for name, shape in shapes(config).items():
-        values = rng.standard_normal(shape)
-        if len(shape) == 2 and "embed" not in name:
-            values = 1.5 * values / np.sqrt(shape[1])
-        if "norm" in name:
-            values = 1 + 0.5 * values
-        weights[name] = values.astype(np.float32)
-    return weights
+    """Of a config's checkpoint."""
+    return random_tensors(shapes(config), seed)
 
 
 def block_size(config: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.models.layout import Array
+from tests.models.layout import Array, random_tensors
 
 LLADA_MOE_7B = {
     "architectures": ["LLaDAMoEModelLM"],
@@ -199,19 +199,8 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, Array]:
-    """float32 tensors of a size that makes every part of the model matter."""
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for name, shape in shapes(config).items():
-        values = rng.standard_normal(shape)
-        if len(shape) == 2 and "embed" not in name:
-            values = 1.5 * values / np.sqrt(shape[1])
-        if "norm" in name:
-            values = 1 + 0.5 * values
-        if name.endswith("expert_bias"):
-            values = 0.2 * values
-        weights[name] = values.astype(np.float32)
-    return weights
+    """Of a config's checkpoint."""
+    return random_tensors(shapes(config), seed)
 
 
 def in_parts(config: dict[str, Any], weights: dict[str, Array]) -> dict[str, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,19 @@ def write_checkpoint(
 def write_index(folder: Path, weight_map: dict[str, Any]) -> None:
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:
+    """float32 tensors of a size that makes every part of a model matter, by name."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        values = rng.standard_normal(shape)
+        if len(shape) == 2 and "embed" not in name:
+            values = 1.5 * values / np.sqrt(shape[1])
+        if "norm" in name:
+            values = 1 + 0.5 * values
+        if name.endswith("expert_bias"):
+            values = 0.2 * values
+        weights[name] = values.astype(np.float32)
+    return weights
