@@ -33,6 +33,7 @@ def start(mini: Mini, out: Path) -> subprocess.Popen[bytes]:
 
 def content(out: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     report = json.loads((out / "report/report.json").read_text())
+    report["environment"].pop("qspec commit", None)  # of the checkout, which may be edited meanwhile
     files = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
     return {key: value for key, value in report.items() if key not in TIMES}, files
 
