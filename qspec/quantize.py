@@ -20,8 +20,9 @@ from qspec.errors import NumericsError, QspecError
 from qspec.formats import TensorFormat
 from qspec.kernels.packing import PackedLinear
 from qspec.models.checkpoint import Checkpoint
-from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
+from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.family import ROUTER, ROUTER_BIAS, ROUTER_SCALE, DecoderShape, Family, Role
+from qspec.models.operations import weight_and_bias
 from qspec.models.samplers.common import HEAD_VALUES
 from qspec.models.samplers.renoise import RenoiseSettings
 from qspec.numerics import as_stored, sqnr_db

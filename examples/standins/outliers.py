@@ -27,8 +27,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qspec.models.decoder import Decoder, DecoderBlock, weight_and_bias
+from qspec.models.decoder import Decoder, DecoderBlock
 from qspec.models.family import ROUTER
+from qspec.models.operations import weight_and_bias
 
 Pair = tuple[int, int]
 Seen = dict[str, Tensor]  # what the linears of one block read, float32 [tokens, in], under the name of one of them

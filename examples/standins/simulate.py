@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, TensorFormat
-from qspec.models.decoder import Decoder, weight_and_bias
+from qspec.models.decoder import Decoder
+from qspec.models.operations import weight_and_bias
 from qspec.numerics import quantize_activations, quantize_weight
 from qspec.transforms import InputTransform
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from qspec.effort import BATCH_TOKENS
-from qspec.models.decoder import AttentionContext, Decoder
+from qspec.models.decoder import Decoder
 from qspec.models.family import DecoderShape
 from qspec.models.noising import noised
+from qspec.models.operations import AttentionContext
 from qspec.models.samplers.block import decoder_of
 from qspec.models.samplers.common import HEAD_VALUES, Denoiser, predicting, token_logits
 from qspec.models.shift import noised_predictors, predictors

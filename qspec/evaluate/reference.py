@@ -23,8 +23,9 @@ from qspec.evaluate.results import KlBucket, Measurements, Metric, Reference, ta
 from qspec.kernels import attention
 from qspec.kernels.packing import PackedLinear
 from qspec.language.spec import Evaluation
-from qspec.models.decoder import Decoder, weight_and_bias
+from qspec.models.decoder import Decoder
 from qspec.models.family import ROUTER_BIAS, ROUTER_SCALE
+from qspec.models.operations import weight_and_bias
 from qspec.passes.parameters import Rtn
 from qspec.plan import ModulePlan, Plan
 from qspec.plan.modules import gated

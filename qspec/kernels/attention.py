@@ -18,9 +18,10 @@ from qspec.catalog import FEW, HEAD_WIDTHS, ActivationKernel
 from qspec.kernels import launch
 from qspec.kernels.compiling import compiled
 from qspec.kernels.generate import library
-from qspec.models.decoder import TORCH, AttentionContext, Decoder, Operations
+from qspec.models.decoder import Decoder
 from qspec.models.inputs import LayerInput, source_of
 from qspec.models.likeliest import Measure
+from qspec.models.operations import TORCH, AttentionContext, Operations
 
 DTYPES = (torch.bfloat16, torch.float16)
 RUNS = 2  # of queries that see different keys, each of which takes a kernel
@@ -34,7 +35,7 @@ def install(decoder: Decoder) -> Decoder:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
-    """`qspec.models.decoder.attention`, by the kernel that suits the number of queries and the scale."""
+    """`qspec.models.operations.attention`, by the kernel that suits the number of queries and the scale."""
     if not q.is_cuda:
         return TORCH.attention(q, k, v, mask, scale)
     runs = 1 if mask is None else mask.shape[2]
@@ -57,7 +58,7 @@ def own_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate_and_keep(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
-    """`qspec.models.decoder.rotate_and_keep`, in one pass over memory."""
+    """`qspec.models.operations.rotate_and_keep`, in one pass over memory."""
     if not _takes(q) or q.shape[3] not in HEAD_WIDTHS or context.cos.shape[-1] != q.shape[3]:
         return TORCH.rotate_and_keep(q, k, v, context)
     with torch.cuda.device(q.device):

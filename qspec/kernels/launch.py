@@ -14,8 +14,8 @@ from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput
-from qspec.models.decoder import AttentionContext
 from qspec.models.inputs import Gated, LayerInput, Normed, value_of
+from qspec.models.operations import AttentionContext
 from qspec.transforms import InputTransform
 
 ROOM = 16  # rows of the smallest box of tokens
@@ -122,7 +122,7 @@ def with_room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) ->
 
 
 def attend(library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """y [b, heads, n, width], as `qspec.models.decoder.attention` defines it, by the kernel of few queries."""
+    """y [b, heads, n, width], as `qspec.models.operations.attention` defines it, by the kernel of few queries."""
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     batch, heads, tokens, width = q.shape
     out = with_room((batch * tokens, heads, width), q.dtype, q.device).view(batch, tokens, heads, width)
@@ -134,7 +134,7 @@ def attend(library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
 def rotate_and_keep(
     library: KernelLibrary, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `qspec.models.decoder.rotate_and_keep` defines it: the same bits, by one kernel.
+    """As `qspec.models.operations.rotate_and_keep` defines it: the same bits, by one kernel.
 
     Queries lie token by token, [b, n, heads, width], and so do keys where none are kept.
     """

@@ -15,7 +15,7 @@ from qspec.transforms import InputTransform
 class MergedPart(nn.Module):
     """One of several linears that are computed as one: the channels first .. last - 1 of `whole`.
 
-    To whoever shares a prepared input (`qspec.models.decoder.project`), the whole GEMM is what is prepared once,
+    To whoever shares a prepared input (`qspec.models.operations.project`), the whole GEMM is what is prepared once,
     and a part is cut out of it.
     """
 

@@ -13,8 +13,9 @@ from qspec import numerics
 from qspec.calibrate.stream import Stream
 from qspec.errors import QspecError
 from qspec.formats import Scheme
-from qspec.models.decoder import DecoderBlock, weight_and_bias
+from qspec.models.decoder import DecoderBlock
 from qspec.models.family import DecoderShape, ModuleEntry
+from qspec.models.operations import weight_and_bias
 from qspec.passes.linear import Linear
 from qspec.passes.observed import Observed, Site
 from qspec.transforms import block_rotate

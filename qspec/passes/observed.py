@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from qspec.calibrate.stream import CalibrationBatch, Stream
-from qspec.models.decoder import AttentionContext, DecoderBlock
+from qspec.models.decoder import DecoderBlock
 from qspec.models.inputs import value_of
+from qspec.models.operations import AttentionContext
 from qspec.models.routing import Routing
 from qspec.passes.linear import Input, Linear, LinearView
 from qspec.passes.parameters import FEW_TOKENS

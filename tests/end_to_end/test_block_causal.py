@@ -22,9 +22,10 @@ from qspec.errors import InputError
 from qspec.evaluate.forward import MaskedRow, batches, hidden_at_masks, log_probabilities
 from qspec.inspect.measure import MaskedText, inspect, nested_masks
 from qspec.language.spec import Rollouts
-from qspec.models.decoder import AttentionContext, Decoder
+from qspec.models.decoder import Decoder
 from qspec.models.family import Family
 from qspec.models.fast_dllm import FAST_DLLM
+from qspec.models.operations import AttentionContext
 from qspec.models.registry import FAMILIES
 from qspec.models.sampler import BlockSettings, sample
 from qspec.models.sdar import SDAR

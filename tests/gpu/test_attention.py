@@ -10,9 +10,9 @@ import torch
 
 from qspec.catalog import MEASURES
 from qspec.kernels.attention import KERNELS, attend
-from qspec.models.decoder import TORCH, AttentionContext, KeyValues, attention
 from qspec.models.inputs import Gated, Normed
 from qspec.models.likeliest import Measure
+from qspec.models.operations import TORCH, AttentionContext, KeyValues, attention
 from tests.kernels.cases import poisoned_memory, relative_error
 
 pytestmark = [

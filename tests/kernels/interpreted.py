@@ -27,9 +27,9 @@ from qspec.kernels.experts import QuantExperts
 from qspec.kernels.generate import KernelLibrary, render
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
-from qspec.models.decoder import AttentionContext, KeyValues, rotate_and_keep
 from qspec.models.inputs import Gated
 from qspec.models.likeliest import Measure
+from qspec.models.operations import AttentionContext, KeyValues, rotate_and_keep
 from qspec.transforms import InputTransform
 from tests.kernels.cases import (
     FLOAT_WEIGHTS,

@@ -10,8 +10,8 @@ import torch
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.merged import MergedPart, parts_of
 from qspec.kernels.packing import PackedLinear
-from qspec.models.decoder import project
 from qspec.models.inputs import Gated
+from qspec.models.operations import project
 from tests.kernels.cases import (
     FLOATS,
     Format,

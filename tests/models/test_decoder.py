@@ -15,9 +15,10 @@ from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 from qspec.kernels.attention import own_heads
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
-from qspec.models.decoder import Decoder, RMSNorm, attention, project
+from qspec.models.decoder import Decoder, RMSNorm
 from qspec.models.family import Role
 from qspec.models.llada import LLADA
+from qspec.models.operations import attention, project
 from qspec.numerics import quantize_weight
 from qspec.passes.linear import Linear
 from qspec.search.direction import Directed

@@ -13,8 +13,9 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from qspec.errors import InputError
 from qspec.models.checkpoint import Checkpoint
-from qspec.models.decoder import Decoder, KeyValues, Window
+from qspec.models.decoder import Decoder, Window
 from qspec.models.diffusion_gemma import DIFFUSION_GEMMA
+from qspec.models.operations import KeyValues
 from qspec.models.sampler import finished, sample
 from qspec.models.samplers.renoise import RenoiseSettings, fill
 from tests.models.gemma_layout import (

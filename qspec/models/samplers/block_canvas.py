@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.models.decoder import AttentionContext, Decoder, KeyValues
+from qspec.models.decoder import Decoder
+from qspec.models.operations import AttentionContext, KeyValues
 from qspec.models.samplers.common import without
 from qspec.models.samplers.noise import uniform
 

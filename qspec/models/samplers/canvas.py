@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from qspec.errors import NumericsError
-from qspec.models.decoder import AttentionContext, Decoder, KeyValues
+from qspec.models.decoder import Decoder
+from qspec.models.operations import AttentionContext, KeyValues
 from qspec.models.samplers.common import Denoiser, not_finite
 from qspec.models.samplers.noise import Purpose, uniform
 from qspec.models.shift import sources

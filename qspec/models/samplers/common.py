@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from qspec.errors import NumericsError, UsageError
-from qspec.models.decoder import TORCH, Decoder
+from qspec.models.decoder import Decoder
 from qspec.models.family import DecoderShape
 from qspec.models.likeliest import Measure, rated
+from qspec.models.operations import TORCH
 from qspec.models.shift import predictors
 from qspec.seeds import LARGEST_SEED
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
-from qspec.models.decoder import Decoder, KeyValues
+from qspec.models.decoder import Decoder
+from qspec.models.operations import KeyValues
 from qspec.models.samplers.common import (
     Around,
     Denoiser,
