@@ -17,6 +17,7 @@ from qspec.kernels.linear import QuantLinear
 from qspec.kernels.merged import GatedPart, MergedPart
 from qspec.models.decoder import Decoder
 from qspec.models.llada import LLADA
+from qspec.models.registry import family_of
 
 NO_REPORT = CompileOptions(evaluate=False)
 RECIPE = """\
@@ -63,6 +64,40 @@ emit {{
 }}
 """
 
+ONE_SCHEME = """\
+qspec 1
+
+recipe one_scheme {{
+  family {family}
+  model  "{model}"
+}}
+
+calibrate {{
+  text    file("{text}")
+  samples 6
+  length  {length}
+}}
+
+scheme quantized {{
+  {scheme}
+}}
+
+layers blocks[*].* use quantized
+{rules}
+apply {passes}
+
+evaluate {{
+  nelbo on file("{text}") samples 2
+}}
+"""
+W4A16 = "weights int4 per group 32"
+W8A8 = "weights int8 per channel\n  activations int8 per token"
+W4A4 = "weights int4 per channel\n  activations int4 per token"
+RTN = "rtn() on blocks[*].*"
+GPTQ = "gptq() on blocks[*].*"
+DUQUANT = f"rotate_duquant(block = 32, steps = 8) on blocks[*].*\napply {GPTQ}"
+SMOOTH = "smooth(alpha = 0.6) on blocks[*].*"
+
 
 @dataclass(frozen=True)
 class Mini:
@@ -70,6 +105,19 @@ class Mini:
 
     recipe: Path
     model: Path
+
+    @property
+    def text(self) -> Path:
+        return self.recipe.with_name("text.txt")
+
+
+def one_scheme(model: Path, text: Path, scheme: str, passes: str, *, rules: str = "", length: int = 32) -> Path:
+    """The recipe beside a checkpoint's folder that gives every linear one scheme. passes: joined by "\\napply "."""
+    family = family_of(json.loads((model / "config.json").read_text())).name
+    parts = {"scheme": scheme, "passes": passes, "rules": rules, "length": length}
+    path = model.with_name("recipe.qs")
+    path.write_text(ONE_SCHEME.format(family=family, model=model, text=text, **parts))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -30,43 +30,14 @@ from qspec.models.registry import FAMILIES
 from qspec.models.sampler import BlockSettings, sample
 from qspec.models.sdar import SDAR
 from qspec.models.shards import SINGLE
-from tests.end_to_end.conftest import Mini
+from tests.end_to_end.conftest import DUQUANT, GPTQ, RTN, SMOOTH, W4A4, W4A16, W8A8, Mini, one_scheme
 from tests.models.block_layout import TINY_FAST, TINY_SDAR, block_size, forward
 from tests.models.hub import hub_folder
 from tests.models.test_block_causal import tiny
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 1024}
+LENGTH = 30  # of calibration rows: no whole number of blocks
 CONFIGS = {"sdar": TINY_SDAR | {"head_dim": 32}, "fast_dllm": TINY_FAST | {"bd_size": 8}}
-RECIPE = """\
-qspec 1
-
-recipe blocks {{
-  family {family}
-  model  "{model}"
-}}
-
-calibrate {{
-  text    file("{text}")
-  samples 6
-  length  30
-}}
-
-scheme quantized {{
-  {scheme}
-}}
-
-layers blocks[*].* use quantized
-
-apply {passes}
-
-evaluate {{
-  nelbo on file("{text}") samples 4
-}}
-"""
-W4A16 = "weights int4 per group 32"
-W8A8 = "weights int8 per channel\n  activations int8 per token"
-W4A4 = "weights int4 per channel\n  activations int4 per token"
-SMOOTH = "smooth(alpha = 0.6) on blocks[*].*\napply rotate_duquant(block = 32, steps = 8) on blocks[*].*"
 
 
 def checkpoint(name: str, folder: Path) -> Path:
@@ -82,20 +53,13 @@ def checkpoint(name: str, folder: Path) -> Path:
     return folder
 
 
-def recipe(mini: Mini, model: Path, scheme: str, passes: str) -> Path:
-    path = model.with_name("blocks.qs")
-    text, family = mini.recipe.with_name("text.txt"), "sdar, fast_dllm"
-    path.write_text(RECIPE.format(family=family, model=model, text=text, scheme=scheme, passes=passes))
-    return path
-
-
 @pytest.mark.parametrize(
     ("family", "scheme", "passes"),
     [
-        ("sdar", W4A4, f"{SMOOTH}\napply gptq() on blocks[*].*"),
-        ("fast_dllm", W4A16, "gptq() on blocks[*].*"),
-        pytest.param("sdar", W8A8, "rtn() on blocks[*].*", marks=pytest.mark.slow),
-        pytest.param("fast_dllm", W4A4, f"{SMOOTH}\napply gptq() on blocks[*].*", marks=pytest.mark.slow),
+        ("sdar", W4A4, f"{SMOOTH}\napply {DUQUANT}"),
+        ("fast_dllm", W4A16, GPTQ),
+        pytest.param("sdar", W8A8, RTN, marks=pytest.mark.slow),
+        pytest.param("fast_dllm", W4A4, f"{SMOOTH}\napply {DUQUANT}", marks=pytest.mark.slow),
     ],
     ids=["sdar-w4a4", "fast_dllm-w4a16", "sdar-w8a8", "fast_dllm-w4a4"],
 )
@@ -109,7 +73,7 @@ def test_a_folder_of_the_hub_goes_through_the_commands(
     passes: str,
 ) -> None:
     model = checkpoint(family, tmp_path)
-    path, out = recipe(mini, model, scheme, passes), model.with_name("out")
+    path, out = one_scheme(model, mini.text, scheme, passes, length=LENGTH), model.with_name("out")
 
     def run(*arguments: object) -> str:
         code = cli.main([*map(str, arguments), "--device", "cpu"])
@@ -149,7 +113,7 @@ def cli_plan(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_calibration_rows_are_a_noised_and_a_clean_text(mini: Mini, tmp_path: Path, family: str) -> None:
     model = checkpoint(family, tmp_path)
-    inputs = find_inputs(read_recipe(recipe(mini, model, W8A8, "rtn() on blocks[*].*")), device="cpu")
+    inputs = find_inputs(read_recipe(one_scheme(model, mini.text, W8A8, RTN, length=LENGTH)), device="cpu")
     ids, masked = inputs.tokens.ids, inputs.tokens.masked
     assert ids.shape == masked.shape == inputs.tokens.weight.shape == (6, 60)
     noised, clean = ids.chunk(2, dim=1)
@@ -193,10 +157,9 @@ def test_rollouts_are_passes_of_the_sampler_behind_finished_blocks(kind: str, fa
 
 
 def test_rollouts_calibrate_block_causal_models(mini: Mini, tmp_path: Path) -> None:
-    path = recipe(mini, checkpoint("sdar", tmp_path), W8A8, "rtn() on blocks[*].*")
-    text = mini.recipe.with_name("text.txt")
-    rollouts = f'text rollouts(prompts = file("{text}"), prompt = 8, steps = STEPS, buckets = 2, chat = off)'
-    whole = path.read_text().replace(f'text    file("{text}")', rollouts, 1)
+    path = one_scheme(checkpoint("sdar", tmp_path), mini.text, W8A8, RTN, length=LENGTH)
+    rollouts = f'text rollouts(prompts = file("{mini.text}"), prompt = 8, steps = STEPS, buckets = 2, chat = off)'
+    whole = path.read_text().replace(f'text    file("{mini.text}")', rollouts, 1)
     path.write_text(whole.replace("STEPS", "11"))
     tokens = find_inputs(read_recipe(path), device="cpu").tokens
     noised, finished = tokens.ids.chunk(2, dim=1)
@@ -212,7 +175,7 @@ def test_rollouts_calibrate_block_causal_models(mini: Mini, tmp_path: Path) -> N
 def test_inspect_shows_noised_tokens_behind_clean_blocks(mini: Mini, tmp_path: Path, family: str) -> None:
     """The input of gate in the second block, token by token, behind clean blocks alone: the largest is the report's."""
     model = checkpoint(family, tmp_path)
-    wanted = MaskedText(str(mini.recipe.with_name("text.txt")), samples=2, length=20, ratios=(0.6,))
+    wanted = MaskedText(str(mini.text), samples=2, length=20, ratios=(0.6,))
     found = inspect(str(model), wanted, device="cpu")
     (row,) = [r for r in found.rows if (r.block, r.input, r.positions) == (1, "mlp.input", "all")]
     decoder, tokenizer = qspec.load(model, device="cpu")

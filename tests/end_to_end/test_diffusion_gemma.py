@@ -20,40 +20,11 @@ from qspec.models.shards import INDEX, SINGLE
 from qspec.progress import Quiet
 from qspec.quantize import start
 from qspec.workspace import Workspace
-from tests.end_to_end.conftest import Mini
+from tests.end_to_end.conftest import DUQUANT, GPTQ, RTN, W4A4, W4A16, W8A8, Mini, one_scheme
 from tests.models.gemma_layout import config_of, published, tiny
 from tests.models.hub import hub_folder
 
-RECIPE = """\
-qspec 1
-
-recipe canvas {{
-  family diffusion_gemma
-  model  "{model}"
-}}
-
-calibrate {{
-  text    file("{text}")
-  samples 6
-  length  32
-}}
-
-scheme quantized {{
-  {scheme}
-}}
-
-layers blocks[*].* use quantized
-
-apply {passes}
-
-evaluate {{
-  nelbo on file("{text}") samples 2
-}}
-"""
 EXPERTS = 4
-W4A16 = "weights int4 per group 32"
-W8A8 = "weights int8 per channel\n  activations int8 per token"
-W4A4 = "weights int4 per channel\n  activations int4 per token"
 OWN = "smooth(alpha = 0.5)"
 SMOOTH = f"{OWN} on blocks[*].attention.{{q,k,v}}\napply {OWN} on blocks[*].mlp.*"
 
@@ -70,16 +41,15 @@ def checkpoint(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("scheme", "passes"),
     [
-        (W4A4, f"{SMOOTH}\napply rotate_duquant(block = 32, steps = 8) on blocks[*].*\napply gptq() on blocks[*].*"),
-        pytest.param(W4A16, f"{SMOOTH}\napply gptq() on blocks[*].*".replace(OWN, "awq()"), marks=pytest.mark.slow),
-        pytest.param(W8A8, "rtn() on blocks[*].*", marks=pytest.mark.slow),
+        (W4A4, f"{SMOOTH}\napply {DUQUANT}"),
+        pytest.param(W4A16, f"{SMOOTH}\napply {GPTQ}".replace(OWN, "awq()"), marks=pytest.mark.slow),
+        pytest.param(W8A8, RTN, marks=pytest.mark.slow),
     ],
     ids=["w4a4", "w4a16", "w8a8"],
 )
 def test_through_the_commands(mini: Mini, tmp_path: Path, capsys, scheme: str, passes: str) -> None:
-    model, text = checkpoint(tmp_path), mini.recipe.with_name("text.txt")
-    path, out = tmp_path / "canvas.qs", tmp_path / "out"
-    path.write_text(RECIPE.format(model=model, text=text, scheme=scheme, passes=passes))
+    model, out = checkpoint(tmp_path), tmp_path / "out"
+    path = one_scheme(model, mini.text, scheme, passes)
     code = cli.main(["compile", str(path), "--out", str(out), "--device", "cpu"])
     said = capsys.readouterr().err
     assert code == 0, said
@@ -123,8 +93,7 @@ def test_through_the_commands(mini: Mini, tmp_path: Path, capsys, scheme: str, p
 
 
 def test_every_second_calibration_row_is_told_a_first_pass(mini: Mini, tmp_path: Path) -> None:
-    model, text, path = checkpoint(tmp_path), mini.recipe.with_name("text.txt"), tmp_path / "canvas.qs"
-    path.write_text(RECIPE.format(model=model, text=text, scheme=W8A8, passes="rtn() on blocks[*].*"))
+    path = one_scheme(checkpoint(tmp_path), mini.text, W8A8, RTN)
     inputs = find_inputs(read_recipe(path), device="cpu")
     ids, masked = inputs.tokens.ids, inputs.tokens.masked
     assert ids.shape == (6, 64)
@@ -144,7 +113,7 @@ def test_every_second_calibration_row_is_told_a_first_pass(mini: Mini, tmp_path:
 
 def test_what_the_model_does_not_have_is_refused(mini: Mini, tmp_path: Path, capsys) -> None:
     """Before anything is computed: a scale behind normed values, rotations of heads without values, rollouts' masks."""
-    model, text, path = checkpoint(tmp_path), mini.recipe.with_name("text.txt"), tmp_path / "canvas.qs"
+    model = checkpoint(tmp_path)
     for passes, said in (
         (
             "smooth() on blocks[*].*",
@@ -155,18 +124,17 @@ def test_what_the_model_does_not_have_is_refused(mini: Mini, tmp_path: Path, cap
             "quarot cannot rotate the heads of a model",
         ),
     ):
-        whole = f"{passes}\napply gptq() on blocks[*].*"
-        path.write_text(RECIPE.format(model=model, text=text, scheme=W4A4, passes=whole))
+        path = one_scheme(model, mini.text, W4A4, f"{passes}\napply {GPTQ}")
         assert cli.main(["plan", str(path)]) == 3
         assert said in capsys.readouterr().err
-    rollouts = f'text rollouts(prompts = file("{text}"), prompt = 8, steps = 8, chat = off)'
-    whole = RECIPE.format(model=model, text=text, scheme=W8A8, passes="rtn() on blocks[*].*")
-    path.write_text(whole.replace(f'text    file("{text}")', rollouts, 1))
+    rollouts = f'text rollouts(prompts = file("{mini.text}"), prompt = 8, steps = 8, chat = off)'
+    path = one_scheme(model, mini.text, W8A8, RTN)
+    path.write_text(path.read_text().replace(f'text    file("{mini.text}")', rollouts, 1))
     with pytest.raises(InputError, match="rollouts of a model without a mask token"):
         find_inputs(read_recipe(path), device="cpu")
     with pytest.raises(InputError, match="the model has no mask token"):
         require_masks(Checkpoint.open(model).shape)
-    assert cli.main(["inspect", str(model), "--text", str(text), "--device", "cpu"]) == 3
+    assert cli.main(["inspect", str(model), "--text", str(mini.text), "--device", "cpu"]) == 3
     assert "the model has no mask token" in capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from qspec.kernels import experts
 from qspec.models.checkpoint import load_decoder
 from qspec.models.registry import FAMILIES
 from qspec.models.shards import tensor_table
-from tests.end_to_end.conftest import Mini
+from tests.end_to_end.conftest import DUQUANT, GPTQ, RTN, SMOOTH, W4A4, W4A16, W8A8, Mini, one_scheme
 from tests.models.expert_layout import TINY_LLADA2, TINY_LLADA_MOE, TINY_SDAR_MOE, random_weights
 from tests.models.hub import hub_folder
 
@@ -41,37 +41,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"head_dim": 32, "rotary_dim": 16, "block_size": 8, "intermediate_size": 96, "moe_intermediate_size": 32}
     | {"n_group": 2, "topk_group": 1},
 }
-RECIPE = """\
-qspec 1
-
-recipe experts {{
-  family llada_moe, sdar_moe, llada2
-  model  "{model}"
-}}
-
-calibrate {{
-  text    file("{text}")
-  samples 6
-  length  32
-}}
-
-scheme quantized {{
-  {scheme}
-}}
-
-layers blocks[*].* use quantized
-{rules}
-apply {passes}
-
-evaluate {{
-  nelbo on file("{text}") samples 2
-}}
-"""
-W4A16 = "weights int4 per group 32"
-W8A8 = "weights int8 per channel\n  activations int8 per token"
-W4A4 = "weights int4 per channel\n  activations int4 per token"
-SMOOTH = "smooth(alpha = 0.6) on blocks[*].*\napply rotate_duquant(block = 32, steps = 8) on blocks[*].*"
-GPTQ = "gptq() on blocks[*].*"
 
 
 def checkpoint(name: str, folder: Path) -> Path:
@@ -88,21 +57,14 @@ def stored_bytes(model: nn.Module) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def recipe(mini: Mini, model: Path, scheme: str, passes: str, rules: str = "") -> Path:
-    path = model.with_name("experts.qs")
-    text = mini.recipe.with_name("text.txt")
-    path.write_text(RECIPE.format(model=model, text=text, scheme=scheme, passes=passes, rules=rules))
-    return path
-
-
 @pytest.mark.parametrize(
     ("family", "scheme", "passes"),
     [
-        ("llada2", W8A8, "rtn() on blocks[*].*"),
+        ("llada2", W8A8, RTN),
         *(
             pytest.param(family, scheme, passes, marks=pytest.mark.slow)
             for family in CONFIGS
-            for scheme, passes in ((W4A16, GPTQ), (W8A8, "rtn() on blocks[*].*"), (W4A4, f"{SMOOTH}\napply {GPTQ}"))
+            for scheme, passes in ((W4A16, GPTQ), (W8A8, RTN), (W4A4, f"{SMOOTH}\napply {DUQUANT}"))
             if (family, scheme) != ("llada2", W8A8)
         ),
     ],
@@ -111,8 +73,8 @@ def test_every_module_is_compiled_loaded_and_measured(
     mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, scheme: str, passes: str
 ) -> None:
     model = checkpoint(family, tmp_path)
-    out = tmp_path / "out"
-    assert cli.main(["compile", str(recipe(mini, model, scheme, passes)), "--out", str(out), "--device", "cpu"]) == 0
+    path, out = one_scheme(model, mini.text, scheme, passes), tmp_path / "out"
+    assert cli.main(["compile", str(path), "--out", str(out), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "NELBO" in printed
     known = FAMILIES[family]
@@ -156,7 +118,7 @@ def test_an_expert_that_nothing_is_routed_to_is_named(
     weights["model.layers.1.mlp.gate.expert_bias"][3] = -10.0  # below every sigmoid
     save_file(weights, model / "model.safetensors")
     out = tmp_path / "out"
-    path = recipe(mini, model, scheme, GPTQ, "layers blocks[0].*, blocks[1].attention.* keep")
+    path = one_scheme(model, mini.text, scheme, GPTQ, rules="layers blocks[0].*, blocks[1].attention.* keep")
     assert cli.main(["compile", str(path), "--out", str(out), "--device", "cpu"]) == 0
     printed = capsys.readouterr()
     records = {record["role"]: record for record in json.loads((out / "qspec.json").read_text())["modules"]}
@@ -181,10 +143,10 @@ def test_a_search_by_what_a_token_touches(
     mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = recipe(mini, checkpoint("llada2", tmp_path), W4A16, GPTQ, "scheme w8 {\n  weights int8 per channel\n}\n")
-    text = mini.recipe.with_name("text.txt")
+    model, other = checkpoint("llada2", tmp_path), "scheme w8 {\n  weights int8 per channel\n}\n"
+    path = one_scheme(model, mini.text, W4A16, GPTQ, rules=other)
     budgets = "budget 6.5 bits, 6.8 bits active"
-    settings = f'{budgets}\n  loss kl on file("{text}")\n  samples 2\n  length 24\n  draws 1\n  refine 2'
+    settings = f'{budgets}\n  loss kl on file("{mini.text}")\n  samples 2\n  length 24\n  draws 1\n  refine 2'
     path.write_text(f"{path.read_text()}\nsearch {{\n  offer quantized, w8 on blocks[*].*\n  {settings}\n}}\n")
     found = tmp_path / "found.qs"
     assert cli.main(["search", str(path), "--out", str(found), "--device", "cpu", "--workers", "1"]) == 0
@@ -201,8 +163,8 @@ def test_a_search_by_what_a_token_touches(
 def test_an_inspection_leaves_out_what_experts_see_alone(
     mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, text = checkpoint("llada2", tmp_path), mini.recipe.with_name("text.txt")
-    options = ["--samples", "2", "--length", "32", "--ratios", "0.5", "--device", "cpu", "--text", str(text)]
+    model = checkpoint("llada2", tmp_path)
+    options = ["--samples", "2", "--length", "32", "--ratios", "0.5", "--device", "cpu", "--text", str(mini.text)]
     assert cli.main(["inspect", str(model), *options, "--out", str(tmp_path / "inspection"), "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert "Inputs of experts' down are not here" in printed
@@ -212,7 +174,7 @@ def test_an_inspection_leaves_out_what_experts_see_alone(
 
 @pytest.mark.slow
 def test_transformers_loads_the_artifact(mini: Mini, tmp_path: Path) -> None:
-    path = recipe(mini, checkpoint("sdar_moe", tmp_path), W8A8, "rtn() on blocks[*].*")
+    path = one_scheme(checkpoint("sdar_moe", tmp_path), mini.text, W8A8, RTN)
     out = tmp_path / "out"
     assert cli.main(["compile", str(path), "--out", str(out), "--device", "cpu", "--no-eval"]) == 0
     assert "AutoModel" in (out / "README.md").read_text()

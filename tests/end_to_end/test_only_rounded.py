@@ -12,27 +12,21 @@ from safetensors.torch import load_file, save_file
 import qspec
 from qspec.models.shards import SINGLE
 from tests.end_to_end import test_diffusion_gemma, test_experts
-from tests.end_to_end.conftest import Mini
+from tests.end_to_end.conftest import DUQUANT, GPTQ, SMOOTH, W4A4, W4A16, Mini, one_scheme
 
 Make = Callable[[Mini, Path], Path]
 
 
 def gemma(mini: Mini, folder: Path) -> Path:
-    path, model = folder / "canvas.qs", test_diffusion_gemma.checkpoint(folder)
+    model = test_diffusion_gemma.checkpoint(folder)
     weights = {name: tensor.bfloat16() for name, tensor in load_file(model / SINGLE).items()}
     save_file(weights, model / SINGLE)  # as artifacts keep what is not rounded
-    passes = f"{test_diffusion_gemma.SMOOTH}\napply gptq() on blocks[*].*"
-    text = mini.recipe.with_name("text.txt")
-    scheme = test_diffusion_gemma.W4A16
-    path.write_text(test_diffusion_gemma.RECIPE.format(model=model, text=text, scheme=scheme, passes=passes))
-    return path
+    return one_scheme(model, mini.text, W4A16, f"{test_diffusion_gemma.SMOOTH}\napply {GPTQ}")
 
 
 def experts(family: str) -> Make:
     def make(mini: Mini, folder: Path) -> Path:
-        model = test_experts.checkpoint(family, folder)
-        passes = f"{test_experts.SMOOTH}\napply gptq() on blocks[*].*"
-        return test_experts.recipe(mini, model, test_experts.W4A4, passes)
+        return one_scheme(test_experts.checkpoint(family, folder), mini.text, W4A4, f"{SMOOTH}\napply {DUQUANT}")
 
     return make
 

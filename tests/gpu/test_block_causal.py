@@ -17,8 +17,8 @@ from qspec.models.engine import execution, graphs_of
 from qspec.models.sampler import BlockSettings, left_padded, sample
 from qspec.models.samplers.block_canvas import BlockShape
 from qspec.models.sdar import SDAR
-from tests.end_to_end.conftest import Mini, mini  # noqa: F401 (a fixture)
-from tests.end_to_end.test_block_causal import SMOOTH, W4A4, W4A16, checkpoint, recipe
+from tests.end_to_end.conftest import DUQUANT, GPTQ, SMOOTH, W4A4, W4A16, Mini, mini, one_scheme  # noqa: F401 (a fixture)
+from tests.end_to_end.test_block_causal import LENGTH, checkpoint
 from tests.models.block_layout import TINY_SDAR
 from tests.models.test_block_causal import KINDS, tiny
 from tests.models.test_block_engine import OPTIONS, prompts, settings_of
@@ -125,7 +125,7 @@ def test_random_lengths_keep_memory_flat() -> None:
 
 @pytest.mark.parametrize(
     ("family", "scheme", "passes"),
-    [("sdar", W4A4, f"{SMOOTH}\napply gptq() on blocks[*].*"), ("fast_dllm", W4A16, "gptq() on blocks[*].*")],
+    [("sdar", W4A4, f"{SMOOTH}\napply {DUQUANT}"), ("fast_dllm", W4A16, GPTQ)],
 )
 def test_a_compile_generates_on_the_gpu(
     mini: Mini,  # noqa: F811
@@ -135,7 +135,8 @@ def test_a_compile_generates_on_the_gpu(
     passes: str,
 ) -> None:
     model = checkpoint(family, tmp_path)
-    made = qspec.compile(recipe(mini, model, scheme, passes), out=tmp_path / "out", device="cuda")
+    path = one_scheme(model, mini.text, scheme, passes, length=LENGTH)
+    made = qspec.compile(path, out=tmp_path / "out", device="cuda")
     assert made.report is not None
     loaded, tokenizer = qspec.load(made.path, device="cuda")
     on_cpu, _ = qspec.load(made.path, device="cpu")

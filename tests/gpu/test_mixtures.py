@@ -17,7 +17,8 @@ import qspec
 from qspec.compiler import CompileOptions
 from qspec.evaluate.outliers import one_by_one
 from qspec.models.sampler import BlockSettings, sample
-from tests.end_to_end.test_experts import CONFIGS, GPTQ, RECIPE, W4A4, W4A16, W8A8
+from tests.end_to_end.conftest import GPTQ, SMOOTH, W4A4, W4A16, W8A8, one_scheme
+from tests.end_to_end.test_experts import CONFIGS
 from tests.models.expert_layout import random_weights
 from tests.models.hub import hub_folder
 
@@ -26,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 SIZES = {"hidden_size": 256, "moe_intermediate_size": 128, "expert_intermediate_size": 128, "intermediate_size": 256}
-SMOOTH = "smooth(alpha = 0.6) on blocks[*].*\napply rotate_duquant(block = 128, steps = 8) on blocks[*].*\napply "
+ROTATED = f"{SMOOTH}\napply rotate_duquant(block = 128, steps = 8) on blocks[*].*\napply {GPTQ}"
 
 
 def apart(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -36,7 +37,7 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["llada2", "sdar_moe", "llada_moe"])
 @pytest.mark.parametrize(
-    ("scheme", "passes"), [(W4A16, GPTQ), (W8A8, GPTQ), (W4A4, SMOOTH + GPTQ)], ids=["w4a16", "w8a8", "w4a4"]
+    ("scheme", "passes"), [(W4A16, GPTQ), (W8A8, GPTQ), (W4A4, ROTATED)], ids=["w4a16", "w8a8", "w4a4"]
 )
 def test_both_devices_compute_alike(tmp_path: Path, family: str, scheme: str, passes: str) -> None:
     model = hub_folder(tmp_path / "model")
@@ -46,10 +47,9 @@ def test_both_devices_compute_alike(tmp_path: Path, family: str, scheme: str, pa
     save_file({key: torch.from_numpy(w).bfloat16() for key, w in weights.items()}, model / "model.safetensors")
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"Tom has {i} boxes with {i % 7} eggs in each box." for i in range(300)))
-    path = tmp_path / "experts.qs"
-    path.write_text(RECIPE.format(model=model, text=text, scheme=scheme, passes=passes, rules=""))
     out = tmp_path / "out"
-    qspec.compile(str(path), out=str(out), device="cuda", options=CompileOptions(evaluate=False))
+    options = CompileOptions(evaluate=False)
+    qspec.compile(one_scheme(model, text, scheme, passes), out=out, device="cuda", options=options)
     on_gpu, _ = qspec.load(out, device="cuda")
     ids = torch.arange(3, 131).reshape(2, 64)
     with one_by_one(on_gpu), torch.no_grad():
