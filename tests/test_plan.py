@@ -196,6 +196,12 @@ def test_every_shipped_recipe_fits_a_model_with_tied_embeddings(path: Path) -> N
     assert head.scheme is None
 
 
+def test_every_family_has_a_shipped_recipe() -> None:
+    paths = resources.recipes().rglob("*.qs")
+    found = {name for path in paths for name in load_recipe(path, passes.available(), {}, FAMILIES).spec.families}
+    assert found == set(FAMILIES)
+
+
 def test_bits_of_the_blocks_and_of_the_whole_model_by_hand() -> None:
     """The main recipe on LLaDA-8B: 32 blocks of width 4096 and FFN 12288, a vocabulary of 126464 twice at 16 bits."""
     spec = load_recipe(resources.recipes() / "llada_w4a4.qs", passes.available(), {}, FAMILIES).spec

@@ -58,7 +58,7 @@ from qspec.models.operations import (
     project,
     project_onto,
 )
-from qspec.models.routing import Routing, by_expert, route
+from qspec.models.routing import Pools, Routing, by_expert, route
 
 ALL = slice(None)
 
@@ -162,15 +162,16 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: Tensor, context: AttentionContext, linears: Linears | None = None) -> Tensor:
         """x [b, t, d] -> [b, t, d]. linears: what computes each linear in this pass; None, the block's own."""
-        return self.fed(self.attended(x, context, linears), linears)
+        return self.fed(self.attended(x, context, linears), linears, context.pools)
 
     def attended(self, x: Tensor, context: AttentionContext, linears: Linears | None = None) -> Tensor:
         """x [b, t, d] -> [b, t, d] behind the attention, with the residual: the first half of the block."""
         return self.attend(self.normed("attention.norm", x), context, x, linears)
 
-    def fed(self, x: Tensor, linears: Linears | None = None) -> Tensor:
-        """x [..., d] behind the attention -> [..., d], with the residual: the second half, token by token."""
-        y = self.feed_forward(self.normed("mlp.norm", x), x, linears)
+    def fed(self, x: Tensor, linears: Linears | None = None, pools: Pools | None = None) -> Tensor:
+        """x [..., d] behind the attention -> [..., d], with the residual: the second half, token by token but where
+        they share experts."""
+        y = self.feed_forward(self.normed("mlp.norm", x), x, linears, pools=pools)
         return y * cast(Tensor, self.part(SCALAR).weight).to(y.dtype) if SCALAR in self.paths else y
 
     def attend(
@@ -200,6 +201,7 @@ class DecoderBlock(nn.Module):
         residual: Tensor | None = None,
         linears: Linears | None = None,
         chosen: Tensor | None = None,
+        pools: Pools | None = None,
     ) -> Tensor:
         """h [..., d], normed or to be normed -> [..., d], added to the residual if there is one. Where experts stand
         beside the MLP, to be normed: they have norms of their own.
@@ -210,7 +212,7 @@ class DecoderBlock(nn.Module):
         if self.mixture is None:
             return self._mlp("mlp", h, linear, residual)
         rows, read = self.routed(h)
-        y = self.mixed(rows, self.routing(self.logits(read, linear), chosen), linears)
+        y = self.mixed(rows, self.routing(self.logits(read, linear), chosen, pools), linears)
         if self.mixture.beside:
             assert isinstance(h, Normed)
             y = self.dense(h, linear) + self.behind_experts(y).view(h.x.shape)
@@ -244,11 +246,11 @@ class DecoderBlock(nn.Module):
         """The router's, float32 or float64 [n, count], for x [n, d], normed."""
         return cast(Tensor, (linears or self.part)(ROUTER)(wide(x)))
 
-    def routing(self, logits: Tensor, chosen: Tensor | None = None) -> Routing:
+    def routing(self, logits: Tensor, chosen: Tensor | None = None, pools: Pools | None = None) -> Routing:
         """What the router makes of its logits. chosen: as `feed_forward`."""
         assert self.mixture is not None
         bias, scales = (cast("Tensor | None", getattr(self.part(ROUTER), name)) for name in (ROUTER_BIAS, ROUTER_SCALE))
-        return route(logits, self.mixture, bias, chosen, scales)
+        return route(logits, self.mixture, bias, chosen, scales, pools)
 
     def mixed(self, x: Tensor, routing: Routing, linears: Linears | None = None) -> Tensor:
         """sum_e w_e mlp_e(x) of x [n, d], normed -> [n, d]; the sum in float32, in the order of the routing.
@@ -431,18 +433,35 @@ class Decoder(nn.Module):
         if self.shape.causal:
             real = torch.ones_like(counted, dtype=torch.bool) if mask is None else mask[:, 0, 0]
             return self._kinds(places[:, tokens], tokens, lambda window: _causal(counted, real, window)[:, :, tokens])
-        if self.shape.block is not None:
-            block = counted // self.shape.block
-            seen = _before(block, block, own=True)[:, :, tokens]
-            mask = seen if mask is None else seen & mask
-        return self._kinds(places[:, tokens], tokens, lambda _: mask)
+        if self.shape.block is None:
+            return self._kinds(places[:, tokens], tokens, lambda _: mask)
+        block = counted // self.shape.block
+        seen = _before(block, block, own=True)[:, :, tokens]
+        own = block if mask is None else block.masked_fill(~mask[:, 0, 0], -1)
+        pools = self.pools(own[:, tokens].expand(batch, -1), length)
+        return self._kinds(places[:, tokens], tokens, lambda _: seen if mask is None else seen & mask, pools)
 
-    def _kinds(self, positions: Tensor, tokens: slice, seen: Callable[[int | None], Tensor | None]) -> AttentionContext:
+    def pools(self, blocks: Tensor, tokens: int) -> Pools | None:
+        """Of tokens in these blocks of their rows [b, n], -1 for padding, which pools they are where routers have a
+        capacity. tokens: of which the blocks are."""
+        size, experts = self.shape.block, self.shape.experts
+        if size is None or experts is None or not experts.capacity:
+            return None
+        rows, each = torch.arange(len(blocks), device=blocks.device), -(-tokens // size) + 1
+        return Pools((rows[:, None] * each + blocks + 1).flatten(), len(blocks) * each)
+
+    def _kinds(
+        self,
+        positions: Tensor,
+        tokens: slice,
+        seen: Callable[[int | None], Tensor | None],
+        pools: Pools | None = None,
+    ) -> AttentionContext:
         """Of a pass over tokens at positions [b, n]. seen: gives the mask of blocks with a window."""
         first, *others = (
             AttentionContext(*self._rotary(positions, how), seen(how.window), tokens) for how in self.shape.kinds
         )
-        return replace(first, others=tuple(others))
+        return replace(first, others=tuple(others), pools=pools)
 
     def text_context(self, real: Tensor, tokens: slice) -> AttentionContext:
         """Of a model that reads finished text causally, real [b, t]: a pass over tokens.start to tokens.stop, whose
@@ -493,7 +512,10 @@ class Decoder(nn.Module):
             both = torch.cat((torch.cat((same, near), -1), torch.cat((torch.zeros_like(same), clean), -1)), -2)
             return both & torch.cat((real, real), 1)[:, None, None, :]
 
-        return self._kinds(torch.cat((counted, counted), 1), ALL, seen)
+        own, length = block.masked_fill(~real, -1), real.shape[1]
+        noised = torch.where(real, own + -(-length // self.shape.block), -1)
+        pools = self.pools(torch.cat((noised, own), 1), 2 * (length + self.shape.block))
+        return self._kinds(torch.cat((counted, counted), 1), ALL, seen, pools)
 
     def window(self, batch: int, length: int) -> Window:
         """All tokens of a canvas [b, t], with room to keep their keys and values."""

@@ -79,7 +79,8 @@ class Experts:
     ffn: width of an expert. shared: of the expert that every token passes besides, 0 without one. dense: so many first
     blocks have a plain MLP instead. scoring: of the router's logits, softmax over all experts or a sigmoid each.
     bias: whether a vector is added to the scores for the choice, and for that alone. groups, top_groups: the experts
-    chosen come from the `top_groups` of `groups` equal groups whose two best scores have the largest sum. normalized:
+    chosen come from the `top_groups` of `groups` equal groups whose two best scores have the largest sum. capacity: so
+    many experts serve a block of tokens, those whose largest score for one of them is best; 0, all. normalized:
     whether the chosen scores are divided by their sum. scale: what they are multiplied by. beside: whether they stand
     beside the block's MLP instead, experts, router and MLP each behind a norm of its own.
     """
@@ -93,6 +94,7 @@ class Experts:
     bias: bool = False
     groups: int = 1
     top_groups: int = 1
+    capacity: int = 0
     normalized: bool = False
     scale: float = 1.0
     beside: bool = False
@@ -104,7 +106,8 @@ class DecoderShape:
 
     width d, heads, kv_heads, head_width; ffn width; vocab: rows of the embedding (LLaDA's embedding_size can
     exceed its vocab_size). shift: logits at position i predict token i + 1 (Dream).
-    sampler: what the family's authors denoise with. other_ends: tokens that end a text as eos_token does.
+    sampler: what the family's authors denoise with. other_ends: tokens that end a text as eos_token does. edit_tokens:
+    what a sampler predicts to delete a token, and to insert one before it; no text has them.
     block: tokens of a block where attention is block-causal: a token sees its own block and those before; None, every
     token sees every other. qk_norm: queries and keys of a head are normed before their rotary positions.
 
@@ -135,6 +138,7 @@ class DecoderShape:
     eos_token: int
     pad_token: int
     other_ends: tuple[int, ...] = ()
+    edit_tokens: tuple[int, ...] = ()
     block: int | None = None
     qk_norm: bool = False
     rotary: float = 1.0

@@ -1,8 +1,10 @@
 """LLaDA2.0, 2.1 and 2.2, mini and flash (arXiv 2512.15745): blocks of 32, one shared and 256 routed experts.
 
 A token sees its own block and all blocks before it. Sigmoid scores; a bias for the choice alone; experts from the best
-4 of 8 groups; weights divided by their sum, times 2.5. The first block is dense. Half of a head's channels have rotary
-positions. Queries, keys and values are one tensor in the checkpoint. The mask token stands in the published code alone.
+4 of 8 groups, of 2.2 from the best 48 of all for the token's block; weights divided by their sum, times 2.5. The first
+block is dense. Half of a head's channels have rotary
+positions. Queries, keys and values are one tensor in the checkpoint. The mask token stands in the published code alone,
+as may the tokens by which 2.2 deletes and inserts.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from qspec.models.family import DecoderShape, Experts, Family
-from qspec.models.fields import MAX_FFN, MAX_LAYERS, PARTIAL, bad, expect, flag, integer, real
+from qspec.models.fields import MAX_EXPERTS, MAX_FFN, MAX_LAYERS, MAX_VOCAB, PARTIAL, bad, expect, flag, integer, real
 from qspec.models.qwen import MIXED, PARTS, check_dense, dense_shape, experts_of, named
 
 MASK, END, BLOCK = 156895, 156892, 32
+EDITS = {"delete_token_id": 156930, "split_token_id": 156931}  # of 2.2
 MAX_BLOCK = 4096
 MAX_SCALE = 1000.0
 
@@ -29,12 +32,12 @@ def _check_variant(config: Mapping[str, Any]) -> None:
     expect(config, "norm_topk_prob", True)
     expect(config, "score_function", "sigmoid")
     expect(config, "num_nextn_predict_layers", 0)
-    expect(config, "expert_capacity", 0)
 
 
 def _experts(config: Mapping[str, Any]) -> Experts:
     ffn = integer(config, "moe_intermediate_size", 1, MAX_FFN)
-    groups = integer(config, "n_group", 1, MAX_FFN, default=1)
+    capacity = integer(config, "expert_capacity", 0, MAX_EXPERTS, default=0)
+    groups = 1 if capacity else integer(config, "n_group", 1, MAX_FFN, default=1)
     return experts_of(
         config,
         ffn=ffn,
@@ -43,17 +46,28 @@ def _experts(config: Mapping[str, Any]) -> Experts:
         scoring="sigmoid",
         bias=flag(config, "moe_router_enable_expert_bias", default=True),
         groups=groups,
-        top_groups=integer(config, "topk_group", 1, groups, default=groups),
+        top_groups=1 if capacity else integer(config, "topk_group", 1, groups, default=groups),
+        capacity=capacity,
         normalized=True,
         scale=real(config, "routed_scaling_factor", 0, MAX_SCALE, default=1),
     )
+
+
+def _edit_tokens(config: Mapping[str, Any], experts: Experts) -> tuple[int, ...]:
+    if not experts.capacity and all(config.get(name) is None for name in EDITS):
+        return ()
+    last = integer(config, "vocab_size", 1, MAX_VOCAB) - 1
+    delete, insert = (integer(config, name, 0, last, default=token) for name, token in EDITS.items())
+    if delete == insert:
+        raise bad("split_token_id", f"is {insert}, which is delete_token_id too")
+    return delete, insert
 
 
 def _shape(config: Mapping[str, Any]) -> DecoderShape:
     _check_variant(config)
     given = {"mask_token_id": MASK, "eos_token_id": END, "pad_token_id": END}
     given |= {k: v for k, v in config.items() if v is not None}
-    rotary = real(config, PARTIAL, 0, 1 + 1e-9, default=1)
+    rotary, experts = real(config, PARTIAL, 0, 1 + 1e-9, default=1), _experts(config)
     shape = dense_shape(
         given,
         qkv_bias=False,
@@ -62,7 +76,8 @@ def _shape(config: Mapping[str, Any]) -> DecoderShape:
         block=integer(config, "block_size", 1, MAX_BLOCK, default=BLOCK),
         qk_norm=True,
         rotary=rotary,
-        experts=_experts(config),
+        experts=experts,
+        edit_tokens=_edit_tokens(config, experts),
     )
     if shape.rotary_width % 2 or not shape.rotary_width:
         raise bad(PARTIAL, f"is {rotary:g}; rotary positions need an even part of heads of {shape.head_width}")

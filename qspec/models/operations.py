@@ -15,6 +15,7 @@ from torch.nn import functional
 from qspec.models.family import Activation
 from qspec.models.inputs import Gated, LayerInput, plus, value_of, wide
 from qspec.models.likeliest import Measure, likeliest
+from qspec.models.routing import Pools
 
 
 class KeyValues(NamedTuple):
@@ -32,6 +33,7 @@ class AttentionContext:
     bool [1 or b, 1, g, t], True where each of g equal runs of queries sees a key; None when each sees all. tokens:
     which of the t these n are, a slice or int64 [n]. kept: what this block keeps of all t; None where the pass computes
     all and keeps nothing. others: the same for blocks that attend in the second of `DecoderShape.kinds`, the third, ...
+    pools: of the n tokens of each row, one row after the other, where routers have a capacity.
     """
 
     cos: Tensor
@@ -40,6 +42,7 @@ class AttentionContext:
     tokens: slice | Tensor
     kept: KeyValues | None = None
     others: tuple[AttentionContext, ...] = ()
+    pools: Pools | None = None
 
     def of(self, kind: int) -> AttentionContext:
         """For a block of this kind."""

@@ -107,5 +107,8 @@ def experts_of(config: Mapping[str, Any], *, ffn: int, **own: Any) -> Experts:
     groups = own.get("groups", 1)
     if count % groups or (groups > 1 and count // groups < 2):
         raise bad("n_group", f"is {groups}; num_experts {count} does not divide into groups of two or more")
-    most = count // groups * own.get("top_groups", 1)
+    capacity = own.get("capacity", 0)
+    if capacity > count:
+        raise bad("expert_capacity", f"is {capacity}, more than num_experts {count}")
+    most = capacity or count // groups * own.get("top_groups", 1)
     return Experts(count, integer(config, "num_experts_per_tok", 1, most), ffn, **own)

@@ -5,12 +5,14 @@ model's dtype, for a choice that one rounding can turn around:
 
     s = softmax(z) over all experts (SDAR, LLaDA-MoE), or sigmoid(z) of each (LLaDA2)
     c = s + bias, where the router has one
-    chosen = the top_k of c, among the experts of the top_groups groups whose two largest c sum to most
+    chosen = the top_k of c, among the experts of the top_groups groups whose two largest c sum to most; or among the
+        `capacity` experts whose largest c for a token of the same block is best (LLaDA2.2)
     w = s[chosen], / sum w where normalized, times scale, and times each expert's own scale where they have one
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,6 +32,14 @@ class Routing(NamedTuple):
     weights: Tensor
 
 
+@dataclass(frozen=True)
+class Pools:
+    """Tokens that share their experts. of: int64 [n], the pool that each of them belongs to. count: of pools."""
+
+    of: Tensor
+    count: int
+
+
 class Sorted(NamedTuple):
     """The n top_k places of a routing, token by token, put in the order of their experts.
 
@@ -47,12 +57,13 @@ def route(
     bias: Tensor | None = None,
     chosen: Tensor | None = None,
     scales: Tensor | None = None,
+    pools: Pools | None = None,
 ) -> Routing:
     """z [n, count] -> the routing of n tokens. bias, scales: [count], of the choice and of the weights. chosen: int64
-    [n, top_k], the experts where they are decided already."""
+    [n, top_k], the experts where they are decided already. pools: for routers with a capacity."""
     scores = logits.softmax(-1) if how.scoring == "softmax" else logits.sigmoid()
     if chosen is None:
-        chosen = _best(scores if bias is None else scores + bias, how)
+        chosen = _best(scores if bias is None else scores + bias, how, pools)
     weights = scores.gather(1, chosen)
     if how.normalized:
         weights = weights / (weights.sum(-1, keepdim=True) + NOTHING)
@@ -60,8 +71,14 @@ def route(
     return Routing(chosen, weights if scales is None else weights * wide(scales)[chosen])
 
 
-def _best(scores: Tensor, how: Experts) -> Tensor:
-    """The top_k experts of scores [n, count], of the best groups alone."""
+def _best(scores: Tensor, how: Experts, pools: Pools | None) -> Tensor:
+    """The top_k experts of scores [n, count], of the best groups alone, or of those that serve the token's pool."""
+    if how.capacity:
+        assert pools is not None
+        of = pools.of[:, None].expand_as(scores)
+        best = scores.new_full((pools.count, how.count), -torch.inf).scatter_reduce(0, of, scores, "amax")
+        serving = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(how.capacity, -1).indices, value=True)
+        scores = scores.masked_fill(~serving[pools.of], -torch.inf)
     if how.groups > 1:
         grouped = scores.view(scores.shape[0], how.groups, -1)
         rank = grouped.topk(BEST_OF_GROUP, -1).values.sum(-1)

@@ -133,10 +133,10 @@ class Observed:
             if self.module.mixture is not None:
                 rows, read = self.module.routed(h)
                 logits = (self.module.logits(read, linears),)
-                chosen = self.module.routing((like or logits)[-1]).experts
+                chosen = self.module.routing((like or logits)[-1], pools=batch.context.pools).experts
                 if watchers:
                     self._show_idle(rows, chosen, linears)
-            fed = self.module.feed_forward(h, linears=linears, chosen=chosen)
+            fed = self.module.feed_forward(h, linears=linears, chosen=chosen, pools=batch.context.pools)
             back = self.stream.basis if self.in_basis else None
             return (mixed, fed, *logits) if back is None else (mixed @ back.T, fed @ back.T, *logits)
 
@@ -147,17 +147,20 @@ class Observed:
             name = f"mlp.experts[{expert}]"
             linears(f"{name}.down")(self.module.hidden(name, rows, linears))
 
-    def inputs(self, sites: Collection[str]) -> Iterator[tuple[dict[str, Tensor], Tokens]]:
+    def inputs(self, sites: Collection[str], *, routed: bool = False) -> Iterator[tuple[dict[str, Tensor], Tokens]]:
         """Runs the calibration data through the block; for every batch, what each site sees: x [tokens, in]. For sites
-        that see all tokens: `read` serves others.
+        that see all tokens: `read` serves others. routed: whether to tell of each token where it goes; what its router
+        reads is among the sites then.
 
         Tokens of weight 0 are left out. A batch goes no further than the last site that is asked for.
         """
         for x, batch in self.stream.inputs(self.in_basis):
             keep = batch.weight.reshape(-1) > 0
             if bool(keep.any()):
-                seen = {name: value[keep] for name, value in self._seen(sites, x, batch).items()}
-                yield seen, Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep])
+                seen = self._seen(sites, x, batch)
+                routing = self._routing(seen[self.router], batch.context, keep) if routed else None
+                tokens = Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep], routing)
+                yield {name: value[keep] for name, value in seen.items()}, tokens
 
     def paired_inputs(self, site: str, expert: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tokens]]:
         """For every batch, what a site sees, and what it would see had nothing been rounded: x, exact [tokens, in].
@@ -173,10 +176,10 @@ class Observed:
                 both = self._seen(watched, x, batch), self._seen(watched, whole, batch, rounding=False)
                 place = site if expert is None else self.mixed
                 seen, unrounded = (found[place][keep] for found in both)
-                tokens = Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep])
+                routing = self._routing(both[0][self.router], batch.context, keep) if expert is not None else None
+                tokens = Tokens(batch.masked.reshape(-1)[keep], batch.weight.reshape(-1)[keep], routing)
                 if expert is not None:
-                    routing = self._routing(both[0][self.router][keep])
-                    rows, tokens = self._routed(expert, routing, tokens, few)
+                    rows, tokens = self._routed(expert, tokens, few)
                     seen = self._expert_input(wanted, seen[rows])
                     unrounded = self._expert_input(wanted, unrounded[rows], rounding=False)
                 if seen.shape[0]:
@@ -187,38 +190,37 @@ class Observed:
         plain = {one.site for one in wanted if one.expert is None}
         mixed = [one for one in wanted if one.expert is not None]
         few = self._few() if mixed else ()
-        for seen, tokens in self.inputs({*plain, *self.routes} if mixed else plain):
+        for seen, tokens in self.inputs({*plain, *self.routes} if mixed else plain, routed=bool(mixed)):
             found = {Input(site): (seen[site], tokens) for site in plain}
             if mixed:
-                routing = self._routing(seen[self.router])
-                found |= self._mixed(mixed, seen[self.mixed], routing, tokens, few)
+                found |= self._mixed(mixed, seen[self.mixed], tokens, few)
             yield found
 
     def _mixed(
-        self, wanted: Iterable[Input], h: Tensor, routing: Routing, tokens: Tokens, few: Collection[int]
+        self, wanted: Iterable[Input], h: Tensor, tokens: Tokens, few: Collection[int]
     ) -> dict[Input, tuple[Tensor, Tokens]]:
         """What experts' linears see of h [tokens, d]."""
         found = {}
         for one in wanted:
             assert one.expert is not None
-            rows, own = self._routed(one.expert, routing, tokens, few)
+            rows, own = self._routed(one.expert, tokens, few)
             if own.weight.numel():
                 found[one] = self._expert_input(one, h[rows]), own
         return found
 
-    def _routing(self, h: Tensor) -> Routing:
-        """Of what the router reads, [tokens, d]."""
+    def _routing(self, h: Tensor, context: AttentionContext, keep: Tensor | slice = slice(None)) -> Routing:
+        """Of what the router reads, [tokens, d] of a whole batch: of those that are kept."""
         with torch.no_grad(), fast_products():
-            return self.module.routing(self.module.logits(h, self._views({}, rounding=True)))
+            logits = self.module.logits(h, self._views({}, rounding=True))
+            return Routing(*(part[keep] for part in self.module.routing(logits, pools=context.pools)))
 
-    def _routed(
-        self, expert: int, routing: Routing, tokens: Tokens, few: Collection[int]
-    ) -> tuple[Tensor | slice, Tokens]:
+    def _routed(self, expert: int, tokens: Tokens, few: Collection[int]) -> tuple[Tensor | slice, Tokens]:
         """The rows that an expert's linears see, and their tokens."""
         if expert in few:
             return slice(None), tokens
-        rows, place = (routing.experts == expert).nonzero(as_tuple=True)
-        weight = tokens.weight[rows] * routing.weights[rows, place].float().square()
+        assert tokens.routing is not None
+        rows, place = (tokens.routing.experts == expert).nonzero(as_tuple=True)
+        weight = tokens.weight[rows] * tokens.routing.weights[rows, place].float().square()
         return rows, Tokens(tokens.masked[rows], weight)
 
     def _expert_input(self, wanted: Input, h: Tensor, *, rounding: bool = True) -> Tensor:
@@ -238,8 +240,9 @@ class Observed:
         """Those, counted anew."""
         assert self.module.mixture is not None
         counts = torch.zeros(self.module.mixture.count, dtype=torch.int64)
-        for seen, _ in self.inputs({self.router}):
-            counts += self._routing(seen[self.router]).experts.flatten().bincount(minlength=counts.numel()).cpu()
+        for _, tokens in self.inputs({self.router}, routed=True):
+            assert tokens.routing is not None
+            counts += tokens.routing.experts.flatten().bincount(minlength=counts.numel()).cpu()
         self.routed = tuple(counts.tolist())
         return frozenset(self.few)
 
@@ -268,7 +271,7 @@ class Observed:
                 own = dict(zip((self.mixed, self.router), routed, strict=True))
                 seen |= {name: own[name] for name in beside}
             if watched or not beside:
-                self.module.fed(x, views)
+                self.module.fed(x, views, batch.context.pools)
         return seen
 
     def _views(self, watchers: Watchers, *, rounding: bool) -> Callable[[str], LinearView]:
@@ -359,7 +362,7 @@ class Observed:
         for i, (x, batch) in enumerate(self.stream.inputs(self.in_basis)):
             if i in chosen:
                 seen = self._seen(watched, x, batch)
-                routing = None if len(seen) == 1 else self._routing(seen[self.router])
+                routing = None if len(seen) == 1 else self._routing(seen[self.router], batch.context)
                 value = seen[site].reshape(*batch.weight.shape, -1)
                 inputs.append(SiteInput(value, batch.context, batch.weight, routing))
         return inputs
@@ -374,7 +377,8 @@ class Observed:
                 return self.module.behind_experts(self.module.mixed(rows, given.routing)).view(given.x.shape)
             if site == "mlp.input":
                 beside = self.module.mixture is not None and self.module.mixture.beside
-                return self.module.dense(given.x) if beside else self.module.feed_forward(given.x)
+                pools = given.context.pools
+                return self.module.dense(given.x) if beside else self.module.feed_forward(given.x, pools=pools)
             (linear,) = self.site(site).linears
             return cast(Tensor, linear(given.x))
 

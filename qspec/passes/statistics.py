@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qspec.models.routing import Routing
 from qspec.precision import exact_products
 
 SAMPLE_ROWS = 256  # tokens of an input that are kept for searches
@@ -15,10 +16,12 @@ TOP_ROWS_SHARE = 4  # one in four sampled rows is among those with the largest p
 
 
 class Tokens(NamedTuple):
-    """What is known of the tokens of one batch: masked bool [tokens]; weight float32 [tokens], above 0."""
+    """What is known of the tokens of one batch: masked bool [tokens]; weight float32 [tokens], above 0; routing, where
+    it was asked for."""
 
     masked: Tensor
     weight: Tensor
+    routing: Routing | None = None
 
 
 @dataclass(frozen=True)

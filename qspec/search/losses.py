@@ -69,8 +69,11 @@ class LossRows:
     def hidden(self, last: DecoderBlock, x: Tensor, batch: Batch, context: AttentionContext) -> Tensor:
         """Of the last block's output for x [b, t, d], what predicts the masked positions, [positions, d].
 
-        Behind the attention no token reads another, so that the rest is computed at these positions alone.
+        Behind the attention no token reads another, so that the rest is computed at these positions alone; but where
+        tokens share experts.
         """
+        if context.pools is not None:
+            return self.at_masks(last(x, context), batch)
         return last.fed(self.at_masks(last.attended(x, context), batch))
 
     def at_masks(self, x: Tensor, batch: Batch) -> Tensor:

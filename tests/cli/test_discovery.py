@@ -24,7 +24,7 @@ from qspec.planned import find_config, planned
 from tests.language.fakes import ROOT, codes, recipe
 from tests.models.block_layout import FAST_DLLM_7B, SDAR_1_7B
 from tests.models.dream_layout import DREAM_7B
-from tests.models.expert_layout import LLADA2_FLASH, LLADA2_MINI, LLADA_MOE_7B, SDAR_30B
+from tests.models.expert_layout import LLADA2_2, LLADA2_FLASH, LLADA2_MINI, LLADA_MOE_7B, SDAR_30B
 from tests.models.gemma_layout import PUBLISHED
 from tests.models.layout import LLADA_8B
 
@@ -198,7 +198,7 @@ def test_shipped_configs_are_the_published_ones() -> None:
         "fast_dllm": [FAST_DLLM_7B],
         "llada_moe": [LLADA_MOE_7B],
         "sdar_moe": [SDAR_30B],
-        "llada2": [LLADA2_MINI, LLADA2_FLASH],
+        "llada2": [LLADA2_MINI, LLADA2_FLASH, LLADA2_MINI | LLADA2_2, LLADA2_FLASH | LLADA2_2],
         "diffusion_gemma": [PUBLISHED],
     }
     for config in known_models().values():

@@ -31,9 +31,11 @@ from qspec.models.sampler import BlockSettings, sample
 from qspec.models.sdar import SDAR
 from qspec.models.shards import SINGLE
 from tests.end_to_end.conftest import DUQUANT, GPTQ, RTN, SMOOTH, W4A4, W4A16, W8A8, Mini, one_scheme
-from tests.models.block_layout import TINY_FAST, TINY_SDAR, block_size, forward
+from tests.models.block_layout import TINY_FAST, TINY_SDAR
 from tests.models.hub import hub_folder
 from tests.models.test_block_causal import tiny
+from tests.models.test_block_sampler import logits
+from tests.models.test_experts import tiny as tiny_mixture
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 1024}
 LENGTH = 30  # of calibration rows: no whole number of blocks
@@ -201,10 +203,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     return p / p.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("kind", ["sdar", "fast_dllm"])
+@pytest.mark.parametrize("kind", ["sdar", "fast_dllm", "llada2.2"])
 def test_masked_tokens_are_rated_behind_clean_blocks(kind: str) -> None:
     """Each masked token by itself: its block noised, all before it clean; shifted, by the state of the token before."""
-    config, weights, decoder = tiny(kind, 4)
+    config, weights, decoder = (tiny_mixture if kind == "llada2.2" else tiny)(kind, 4)
     rng = np.random.default_rng(7)
     rows = []
     for length in (11, 7):
@@ -212,7 +214,7 @@ def test_masked_tokens_are_rated_behind_clean_blocks(kind: str) -> None:
         rows.append(MaskedRow(tokens, masked))
     (batch,) = batches(rows, decoder.shape, decoder.device)
     found = log_probabilities(decoder, hidden_at_masks(decoder, batch)).numpy()
-    expected, size = [], block_size(config)
+    expected, size = [], decoder.shape.block
     for row in (rows[index] for index in batch.rows):
         clean = row.tokens.numpy()
         noised = np.where(row.masked.numpy(), 47, clean)
@@ -221,5 +223,5 @@ def test_masked_tokens_are_rated_behind_clean_blocks(kind: str) -> None:
             mixed = np.concatenate((clean[:start], noised[start : start + size]))
             source = max(place - 1, 0) if decoder.shape.shift else place
             behind = mixed if source >= start else mixed[:start]  # a finished block has no later one beside it
-            expected.append(np.log(softmax(forward(config, weights, behind)[source])))
+            expected.append(np.log(softmax(logits(config, weights, behind)[source])))
     assert np.abs(found - np.stack(expected)).max() < 1e-4

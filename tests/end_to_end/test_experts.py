@@ -18,7 +18,7 @@ import qspec.hf
 from qspec import cli
 from qspec.kernels import experts
 from qspec.models.checkpoint import load_decoder
-from qspec.models.registry import FAMILIES
+from qspec.models.registry import family_of
 from qspec.models.shards import tensor_table
 from tests.end_to_end.conftest import DUQUANT, GPTQ, RTN, SMOOTH, W4A4, W4A16, W8A8, Mini, one_scheme
 from tests.models.expert_layout import TINY_LLADA2, TINY_LLADA_MOE, TINY_SDAR_MOE, random_weights
@@ -41,6 +41,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"head_dim": 32, "rotary_dim": 16, "block_size": 8, "intermediate_size": 96, "moe_intermediate_size": 32}
     | {"n_group": 2, "topk_group": 1},
 }
+CONFIGS["llada2.2"] = CONFIGS["llada2"] | {"expert_capacity": 3, "delete_token_id": 1022, "split_token_id": 1023}
 
 
 def checkpoint(name: str, folder: Path) -> Path:
@@ -77,7 +78,7 @@ def test_every_module_is_compiled_loaded_and_measured(
     assert cli.main(["compile", str(path), "--out", str(out), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "NELBO" in printed
-    known = FAMILIES[family]
+    known = family_of(CONFIGS[family])
     manifest = json.loads((out / "qspec.json").read_text())
     assert manifest["bytes_after"] == sum(tensor.bytes for tensor in tensor_table(out).values())
     records = {record["role"]: record for record in manifest["modules"]}
@@ -139,11 +140,12 @@ def test_an_expert_that_nothing_is_routed_to_is_named(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["llada2", "llada2.2"])
 def test_a_search_by_what_a_token_touches(
-    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model, other = checkpoint("llada2", tmp_path), "scheme w8 {\n  weights int8 per channel\n}\n"
+    model, other = checkpoint(family, tmp_path), "scheme w8 {\n  weights int8 per channel\n}\n"
     path = one_scheme(model, mini.text, W4A16, GPTQ, rules=other)
     budgets = "budget 6.5 bits, 6.8 bits active"
     settings = f'{budgets}\n  loss kl on file("{mini.text}")\n  samples 2\n  length 24\n  draws 1\n  refine 2'

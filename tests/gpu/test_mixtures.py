@@ -35,7 +35,7 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (found - expected).norm(dim=-1) / expected.norm(dim=-1)
 
 
-@pytest.mark.parametrize("family", ["llada2", "sdar_moe", "llada_moe"])
+@pytest.mark.parametrize("family", ["llada2", "llada2.2", "sdar_moe", "llada_moe"])
 @pytest.mark.parametrize(
     ("scheme", "passes"), [(W4A16, GPTQ), (W8A8, GPTQ), (W4A4, ROTATED)], ids=["w4a16", "w8a8", "w4a4"]
 )

@@ -1,7 +1,8 @@
 """SDAR's and Fast-dLLM v2's published configs and layouts, and their forward pass in float64, block by block.
 
-From JetLM/SDAR-1.7B-Chat (config.json, modeling_sdar.py) and Efficient-Large-Model/Fast_dLLM_v2_7B (modeling.py, on
-Qwen2.5-7B-Instruct's config.json).
+From JetLM/SDAR-1.7B-Chat (config.json, modeling_sdar.py), SDAR-4B-Chat (config.json) and SDAR-8B-Chat (Qwen3-8B's
+sizes), and Efficient-Large-Model/Fast_dLLM_v2_7B (config.json, its vocabulary and rotary base Qwen2.5-7B-Instruct's;
+modeling.py).
 """
 
 from __future__ import annotations
@@ -39,7 +40,17 @@ SDAR_1_7B = {  # config.json of SDAR-1.7B-Chat, without the remote code's auto_m
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-FAST_DLLM_7B = {  # Qwen2.5-7B-Instruct's config.json with the names of the published code (arXiv 2509.26328)
+SDAR_4B = {  # which leaves block and mask token to the published code
+    **{key: value for key, value in SDAR_1_7B.items() if key not in ("block_size", "mask_token_id")},
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "max_window_layers": 36,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "use_cache": False,
+}
+SDAR_8B = SDAR_4B | {"hidden_size": 4096, "intermediate_size": 12288}
+FAST_DLLM_7B = {  # without what training alone reads
     "architectures": ["Fast_dLLM_QwenForCausalLM"],
     "attention_dropout": 0.0,
     "bd_size": 32,
@@ -49,10 +60,12 @@ FAST_DLLM_7B = {  # Qwen2.5-7B-Instruct's config.json with the names of the publ
     "hidden_size": 3584,
     "intermediate_size": 18944,
     "max_position_embeddings": 32768,
+    "max_window_layers": 28,
     "model_type": "Fast_dLLM_Qwen",
     "num_attention_heads": 28,
     "num_hidden_layers": 28,
     "num_key_value_heads": 4,
+    "pad_token_id": 151645,
     "rms_norm_eps": 1e-06,
     "rope_scaling": None,
     "rope_theta": 1000000.0,

@@ -1,8 +1,10 @@
 """Published configs and layouts of mixtures of experts, and their forward pass in float64, token by token.
 
 From inclusionAI/LLaDA-MoE-7B-A1B-Base (config.json, modeling_lladamoe.py), JetLM/SDAR-30B-A3B-Chat (config.json,
-modeling_sdar_moe.py, on Qwen3-30B-A3B's sizes) and inclusionAI/LLaDA2.0-mini and -flash (config.json,
-modeling_llada2_moe.py, on Ling-mini-2.0's and Ling-flash-2.0's sizes).
+modeling_sdar_moe.py, on Qwen3-30B-A3B's sizes), inclusionAI/LLaDA2.1-mini (config.json) and LLaDA2.0-mini and -flash
+(configs/model_configs of inclusionAI/dFactory, whose contexts are half as long; modeling_llada2_moe.py). LLaDA2.2's
+block routing is that of SGLang's srt/models/llada2.py; its configs as coder543/minnow's src/config.rs (mini) and the
+card of Akicou/inclusionAI_LLaDA2.2-flash-GGUF tell them, and the bytes of all tensors, 30.28 GiB and 205.9 GB.
 """
 
 from __future__ import annotations
@@ -75,17 +77,21 @@ SDAR_30B = {
 LLADA2_MINI = {
     "architectures": ["LLaDA2MoeModelLM"],
     "attention_dropout": 0.0,
-    "eos_token_id": 156892,
+    "dtype": "bfloat16",
+    "embedding_dropout": 0.0,
     "first_k_dense_replace": 1,
     "head_dim": 128,
     "hidden_act": "silu",
     "hidden_size": 2048,
     "intermediate_size": 5120,
     "max_position_embeddings": 32768,
+    "max_window_layers": 28,
     "model_type": "llada2_moe",
     "moe_intermediate_size": 512,
     "moe_router_enable_expert_bias": True,
     "n_group": 8,
+    "norm_head": False,
+    "norm_softmax": False,
     "norm_topk_prob": True,
     "num_attention_heads": 16,
     "num_experts": 256,
@@ -93,6 +99,8 @@ LLADA2_MINI = {
     "num_hidden_layers": 20,
     "num_key_value_heads": 4,
     "num_shared_experts": 1,
+    "output_dropout": 0.0,
+    "output_router_logits": False,
     "pad_token_id": 156892,
     "partial_rotary_factor": 0.5,
     "rms_norm_eps": 1e-06,
@@ -100,12 +108,15 @@ LLADA2_MINI = {
     "rope_theta": 600000,
     "rotary_dim": 64,
     "routed_scaling_factor": 2.5,
+    "router_dtype": "fp32",
     "score_function": "sigmoid",
+    "sliding_window": 4096,
     "tie_word_embeddings": False,
     "topk_group": 4,
     "use_bias": False,
-    "use_qk_norm": True,
+    "use_cache": False,
     "use_qkv_bias": False,
+    "use_sliding_window": False,
     "vocab_size": 157184,
 }
 LLADA2_FLASH = LLADA2_MINI | {
@@ -114,6 +125,13 @@ LLADA2_FLASH = LLADA2_MINI | {
     "moe_intermediate_size": 1024,
     "num_attention_heads": 32,
     "num_hidden_layers": 32,
+}
+LLADA2_2 = {
+    "block_size": 32,
+    "expert_capacity": 48,
+    "max_position_embeddings": 131072,
+    "rope_theta": 3000000.0,
+    "use_qk_norm": True,
 }
 SMALL = {
     "hidden_size": 24,
@@ -143,6 +161,7 @@ TINY_LLADA2 = LLADA2_MINI | SMALL | {
     "topk_group": 2,
     "num_hidden_layers": 3,
 }  # fmt: skip
+TINY_LLADA2_2 = TINY_LLADA2 | {"block_size": 4, "expert_capacity": 3, "delete_token_id": 48, "split_token_id": 49}
 
 
 def kind(config: dict[str, Any]) -> str:
@@ -224,8 +243,23 @@ def block_size(config: dict[str, Any]) -> int | None:
     ]
 
 
-def chosen(config: dict[str, Any], router: Array, bias: Array | None, h: Array) -> dict[int, float]:
-    """The experts of one token [d] and the weights of their outputs, as the published code computes them."""
+def serving(config: dict[str, Any], router: Array, bias: Array | None, h: Array) -> list[list[int]]:
+    """LLaDA2.2's experts for each token of h [t, d]: those of its block whose best score for one of the block's tokens
+    is among the `expert_capacity` best."""
+    score = 1 / (1 + np.exp(-h @ router.T)) + (0.0 if bias is None else bias)
+    size, found = config["block_size"], []
+    for start in range(0, len(h), size):
+        best = score[start : start + size].max(0)
+        experts = sorted(range(len(best)), key=lambda e: -best[e])[: config["expert_capacity"]]
+        found += [experts] * len(score[start : start + size])
+    return found
+
+
+def chosen(
+    config: dict[str, Any], router: Array, bias: Array | None, h: Array, allowed: list[int] | None = None
+) -> dict[int, float]:
+    """The experts of one token [d] and the weights of their outputs, as the published code computes them. allowed: of
+    these alone, instead of the best groups'."""
     z = router @ h
     if kind(config) != "llada2":
         p = np.exp(z - z.max())
@@ -235,10 +269,11 @@ def chosen(config: dict[str, Any], router: Array, bias: Array | None, h: Array) 
         return {int(e): float(p[e] / total) for e in best}
     p = 1 / (1 + np.exp(-z))
     score = p if bias is None else p + bias
-    size = len(score) // config["n_group"]
-    rank = [np.sort(score[g * size : (g + 1) * size])[-2:].sum() for g in range(config["n_group"])]
-    groups = np.argsort(rank)[-config["topk_group"] :]
-    allowed = [e for e in range(len(score)) if e // size in groups]
+    if allowed is None:
+        size = len(score) // config["n_group"]
+        rank = [np.sort(score[g * size : (g + 1) * size])[-2:].sum() for g in range(config["n_group"])]
+        groups = np.argsort(rank)[-config["topk_group"] :]
+        allowed = [e for e in range(len(score)) if e // size in groups]
     best = sorted(allowed, key=lambda e: -score[e])[: config["num_experts_per_tok"]]
     return {e: float(p[e] / p[best].sum() * config["routed_scaling_factor"]) for e in best}
 
@@ -271,11 +306,15 @@ def forward(config: dict[str, Any], weights: dict[str, Array], ids: Array) -> Ar
                 mixed[token, mine] = p / p.sum() @ v[:stop, shared]
         x = x + mixed @ w[f"{attention}.{say['o']}.weight"].T
         h = _norm(x, w[f"{block}.post_attention_layernorm.weight"], eps)
-        x = x + np.stack([_mlp_or_mixture(config, w, n, token) for token in h])
+        allowed: list[list[int]] | list[None] = [None] * len(h)
+        if config.get("expert_capacity") and n >= config["first_k_dense_replace"]:
+            router, bias = (w.get(f"{block}.mlp.gate.{name}") for name in ("weight", "expert_bias"))
+            allowed = serving(config, router, bias, h)
+        x = x + np.stack([_mlp_or_mixture(config, w, n, *one) for one in zip(h, allowed, strict=True)])
     return _norm(x, w["model.norm.weight"], eps) @ w["lm_head.weight"].T
 
 
-def _mlp_or_mixture(config: dict[str, Any], w: dict[str, Array], n: int, h: Array) -> Array:
+def _mlp_or_mixture(config: dict[str, Any], w: dict[str, Array], n: int, h: Array, allowed: list[int] | None) -> Array:
     path = f"model.layers.{n}.mlp"
 
     def mlp(path: str) -> Array:
@@ -284,7 +323,7 @@ def _mlp_or_mixture(config: dict[str, Any], w: dict[str, Array], n: int, h: Arra
 
     if n < config.get("first_k_dense_replace", 0):
         return mlp(path)
-    routed = chosen(config, w[f"{path}.gate.weight"], w.get(f"{path}.gate.expert_bias"), h)
+    routed = chosen(config, w[f"{path}.gate.weight"], w.get(f"{path}.gate.expert_bias"), h, allowed)
     y = sum(weight * mlp(f"{path}.experts.{expert}") for expert, weight in routed.items())
     return y + mlp(f"{path}.shared_experts") if config.get("num_shared_experts") else y
 

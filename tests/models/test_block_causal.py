@@ -24,6 +24,8 @@ from qspec.models.sdar_moe import SDAR_MOE
 from tests.models.block_layout import (
     FAST_DLLM_7B,
     SDAR_1_7B,
+    SDAR_4B,
+    SDAR_8B,
     TINY_FAST,
     TINY_SDAR,
     forward,
@@ -47,15 +49,15 @@ def tiny(kind: str, block: int) -> tuple[dict[str, Any], dict[str, Any], Decoder
 @pytest.mark.parametrize(
     ("family", "config", "parameters", "change"),
     [
-        (SDAR, SDAR_1_7B, 2_031_739_904, {}),
-        (SDAR, SDAR_1_7B | {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
-                            "num_attention_heads": 32}, None, {}),  # 4B: 32 heads of 128 on 2560 channels
-        (FAST_DLLM, FAST_DLLM_7B, 7_615_616_512, {}),
+        (SDAR, SDAR_1_7B, 2_031_739_904, {}),  # 4.06 GB on the hub
+        (SDAR, SDAR_4B, 4_411_424_256, {}),  # 8.83; 32 heads of 128 on 2560 channels
+        (SDAR, SDAR_8B, 8_190_735_360, {}),  # 16.4
+        (FAST_DLLM, FAST_DLLM_7B, 7_615_616_512, {"layer_types": ["full_attention"] * 28}),
         (FAST_DLLM, FAST_DLLM_7B, None, {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
                                          "num_key_value_heads": 2, "tie_word_embeddings": True,
                                          "vocab_size": 151936}),  # 1.5B
     ],
-    ids=["SDAR-1.7B", "SDAR-4B", "Fast-dLLM-v2-7B", "Fast-dLLM-v2-1.5B"],
+    ids=["SDAR-1.7B", "SDAR-4B", "SDAR-8B", "Fast-dLLM-v2-7B", "Fast-dLLM-v2-1.5B"],
 )  # fmt: skip
 def test_state_dict_is_the_published_layout(
     family: Family, config: dict[str, Any], parameters: int | None, change: dict[str, Any]
@@ -73,8 +75,8 @@ def test_state_dict_is_the_published_layout(
 
 
 def test_what_the_configs_leave_out() -> None:
-    sdar = SDAR.shape({k: v for k, v in SDAR_1_7B.items() if k not in ("mask_token_id", "block_size")})
-    assert sdar == SDAR.shape(SDAR_1_7B)
+    sdar = SDAR.shape(SDAR_4B)
+    assert sdar == SDAR.shape(SDAR_1_7B | SDAR_4B)
     assert (sdar.block, sdar.mask_token, sdar.ends, sdar.shift, sdar.sampler) == (
         4, 151669, (151643, 151645), False, "block",
     )  # fmt: skip

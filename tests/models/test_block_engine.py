@@ -39,7 +39,7 @@ CASES = [
     *(("sdar", 4, options) for options in OPTIONS),
     *(("fast_dllm", 4, OPTIONS[index]) for index in (0, 5, 6)),
     ("sdar", 32, OPTIONS[2]),
-    ("llada2", 4, OPTIONS[5]),
+    ("llada2.2", 4, OPTIONS[5]),
 ]
 
 

@@ -26,16 +26,17 @@ from tests.models.test_experts import tiny as tiny_mixture
 MASK = 47
 
 
-def softmax(logits: Array) -> Array:
-    logits = logits.astype(np.float32).astype(np.float64)
-    logits[..., MASK] = -np.inf
-    p = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(p / p.sum(-1, keepdims=True))
-
-
 def logits(config: dict[str, Any], weights: dict[str, Array], ids: Array) -> Array:
     layout = expert_layout if "num_experts" in config else block_layout
     return layout.forward(config, weights, ids)
+
+
+def predicted(config: dict[str, Any], weights: dict[str, Array], ids: Array, *barred: int) -> Array:
+    """Probabilities [t, vocab] without the mask token and these."""
+    z = logits(config, weights, ids).astype(np.float32).astype(np.float64)
+    z[:, [MASK, *barred]] = -np.inf
+    p = np.exp(z - z.max(-1, keepdims=True))
+    return np.asarray(p / p.sum(-1, keepdims=True))
 
 
 def transfers(s: BlockSettings, size: int) -> list[int]:
@@ -57,7 +58,7 @@ def sdar(config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s
             masks = [i for i in places if x[i] == MASK]
             if not masks:
                 break
-            p = softmax(logits(config, weights, x[: places.stop])[places.start :])
+            p = predicted(config, weights, x[: places.stop])[places.start :]
             sure = {i: p[i - places.start].max() for i in masks}
             if s.remasking == "sequential":
                 chosen = masks[:share]
@@ -79,8 +80,9 @@ def sdar(config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s
 def llada2(
     config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s: BlockSettings
 ) -> tuple[list[int], int]:
-    """The tokens, and how many of those that a pass found were replaced."""
+    """The tokens, and how many of those that a pass found were replaced. Without LLaDA2.2's tokens that edit."""
     size, edits = config["block_size"], 0
+    barred = [config[name] for name in ("delete_token_id", "split_token_id") if name in config]
     blocks = -(-(len(prompt) + s.length) // size)
     x = np.array(prompt + [MASK] * (blocks * size - len(prompt)))
     assert s.threshold is not None
@@ -88,7 +90,7 @@ def llada2(
     for block in range(len(prompt) // size, blocks):
         places, after = range(block * size, (block + 1) * size), 0
         while True:
-            p = softmax(logits(config, weights, x[: places.stop])[places.start :])
+            p = predicted(config, weights, x[: places.stop], *barred)[places.start :]
             masks = [i for i in places if x[i] == MASK]
             sure = {i: p[i - places.start].max() for i in places}
             if masks:
@@ -114,21 +116,21 @@ def fast_dllm(config: dict[str, Any], weights: dict[str, Array], prompt: list[in
     size, part = config["bd_size"], s.part or config["bd_size"]
     x = list(prompt)
     if x and len(x) % size == 0:
-        x.append(int(softmax(logits(config, weights, np.array(x)))[-1].argmax()))
+        x.append(int(predicted(config, weights, np.array(x))[-1].argmax()))
     while len(x) < len(prompt) + s.length:
         x += [MASK] * (size - len(x) % size)
         first = len(x) - size
         for begin in range(first, len(x), part):
             places = range(begin, min(begin + part, len(x)))
             while any(x[i] == MASK for i in places):
-                p = softmax(logits(config, weights, np.array(x)))
+                p = predicted(config, weights, np.array(x))
                 masks = [i for i in places if x[i] == MASK]
                 moved = {i: p[max(i - 1, 0)] for i in masks}  # the token before predicts
                 best = max(masks, key=lambda i: moved[i].max())
                 for i in masks:
                     if i == best or (s.threshold is not None and moved[i].max() > s.threshold):
                         x[i] = int(moved[i].argmax())
-        x.append(int(softmax(logits(config, weights, np.array(x)))[-1].argmax()))
+        x.append(int(predicted(config, weights, np.array(x))[-1].argmax()))
     return x[len(prompt) : len(prompt) + s.length]
 
 
@@ -181,13 +183,12 @@ def test_edited_tokens_are_those_of_llada2s_own_sampler(prompt: int, settings: B
 
 
 def test_mixtures_of_experts_are_sampled_alike() -> None:
-    """SDAR-MoE by SDAR's rule, LLaDA2 by LLaDA2.1's."""
+    """SDAR-MoE by SDAR's rule, LLaDA2 and 2.2, whose blocks share experts, by LLaDA2.1's."""
     ids, settings = prompt_of(9), BlockSettings(9, 9, threshold=0.2, edit_threshold=0.1)
-    config, weights, decoder = tiny_mixture("llada2", 4)
-    assert (
-        sample(decoder, torch.tensor([ids]), None, settings)[0, 9:].tolist()
-        == llada2(config, weights, ids, settings)[0]
-    )
+    for kind in ("llada2", "llada2.2"):
+        config, weights, decoder = tiny_mixture(kind, 4)
+        found = sample(decoder, torch.tensor([ids]), None, settings)[0, 9:].tolist()
+        assert found == llada2(config, weights, ids, settings)[0]
     settings = BlockSettings(9, 9, threshold=0.3)
     config, weights, decoder = tiny_mixture("sdar_moe", 4)
     assert sample(decoder, torch.tensor([ids]), None, settings)[0, 9:].tolist() == sdar(config, weights, ids, settings)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from qspec.models.family import Experts, Family
 from qspec.models.llada2 import LLADA2
 from qspec.models.llada_moe import LLADA_MOE
 from qspec.models.registry import family_of
-from qspec.models.routing import by_expert, route
+from qspec.models.routing import Pools, by_expert, route
 from qspec.models.sdar_moe import SDAR_MOE
 from tests.language.fakes import ROOT
 from tests.models.expert_layout import (
+    LLADA2_2,
     LLADA2_FLASH,
     LLADA2_MINI,
     LLADA_MOE_7B,
     SDAR_30B,
     TINY_LLADA2,
+    TINY_LLADA2_2,
     TINY_LLADA_MOE,
     TINY_SDAR_MOE,
     forward,
@@ -45,8 +48,11 @@ KINDS = {
     "llada_moe": (LLADA_MOE, TINY_LLADA_MOE),
     "sdar_moe": (SDAR_MOE, TINY_SDAR_MOE),
     "llada2": (LLADA2, TINY_LLADA2),
+    "llada2.2": (LLADA2, TINY_LLADA2_2),
 }
-SIZES = [("llada_moe", None), ("sdar_moe", 4), ("sdar_moe", 32), ("llada2", 4), ("llada2", 32)]
+SIZES = [
+    ("llada_moe", None), ("sdar_moe", 4), ("sdar_moe", 32), ("llada2", 4), ("llada2", 32), ("llada2.2", 4),
+]  # fmt: skip
 
 
 def tiny(kind: str, block: int | None) -> tuple[dict[str, Any], dict[str, Any], Decoder]:
@@ -65,8 +71,9 @@ def tiny(kind: str, block: int | None) -> tuple[dict[str, Any], dict[str, Any], 
         (SDAR_MOE, SDAR_30B, 30_532_122_624),  # Qwen3-30B-A3B's
         (LLADA2, LLADA2_MINI, 16_255_643_392),
         (LLADA2, LLADA2_FLASH, 102_889_705_216),
+        (LLADA2, LLADA2_MINI | LLADA2_2, 16_255_643_392),  # 30.28 GiB
     ],
-    ids=["LLaDA-MoE-7B-A1B", "SDAR-30B-A3B", "LLaDA2-mini", "LLaDA2-flash"],
+    ids=["LLaDA-MoE-7B-A1B", "SDAR-30B-A3B", "LLaDA2-mini", "LLaDA2-flash", "LLaDA2.2-mini"],
 )  # fmt: skip
 def test_the_checkpoint_is_the_published_layout(family: Family, config: dict[str, Any], parameters: int) -> None:
     shape = family.shape(config)
@@ -96,7 +103,8 @@ def test_logits_equal_the_equations_in_float64(kind: str, block: int | None) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "block", "side"), [(*size, side) for size, side in zip(SIZES, ("left", "right") * 3, strict=False)]
+    ("kind", "block", "side"),
+    [*((*size, side) for size, side in zip(SIZES, ("left", "right") * 3, strict=True)), ("llada2.2", 4, "left")],
 )
 def test_padding_moves_nothing(kind: str, block: int | None, side: str) -> None:
     config, weights, decoder = tiny(kind, block)
@@ -151,6 +159,12 @@ def test_the_routers_by_hand() -> None:
     assert grouped.experts.tolist() == [[2, 3]]
     scores = [0.5, 1 / (1 + np.e)]
     assert grouped.weights[0].tolist() == pytest.approx([2.5 * s / sum(scores) for s in scores])
+    # of a second token's .119 .953 .119 .119, with the bias .119 .453 .519 .519; best of both .881 .453 .9 .669
+    both = torch.cat((logits, torch.tensor([[-2.0, 3.0, -2.0, -2.0]])))
+    shared = Experts(4, 1, 8, scoring="sigmoid", bias=True, capacity=2)
+    assert route(both, shared, bias, pools=Pools(torch.tensor([0, 0]), 1)).experts.tolist() == [[2], [2]]
+    alone = Pools(torch.tensor([2, 0]), 3)
+    assert route(both, replace(shared, capacity=1), torch.zeros(4), pools=alone).experts.tolist() == [[0], [1]]
     decided = route(logits, how, bias, chosen=torch.tensor([[1, 0]]))
     assert decided.experts.tolist() == [[1, 0]]
     assert float(decided.weights.sum()) == pytest.approx(2.5)
@@ -173,7 +187,10 @@ def test_places_in_the_order_of_experts() -> None:
         (LLADA2, LLADA2_MINI, {"score_function": "softmax"}, "score_function is 'softmax'"),
         (LLADA2, LLADA2_MINI, {"n_group": 7}, "n_group is 7"),
         (LLADA2, LLADA2_MINI, {"partial_rotary_factor": 0.25}, "rotary_dim is 64"),
-        (LLADA2, LLADA2_MINI, {"expert_capacity": 4}, "expert_capacity is 4"),
+        (LLADA2, LLADA2_MINI, {"expert_capacity": 257}, "expert_capacity is 257, more than num_experts 256"),
+        (LLADA2, LLADA2_MINI, {"expert_capacity": 4}, "num_experts_per_tok is 8"),
+        (LLADA2, LLADA2_MINI | LLADA2_2, {"vocab_size": 156931}, "split_token_id is 156931"),
+        (LLADA2, LLADA2_MINI | LLADA2_2, {"split_token_id": 156930}, "which is delete_token_id too"),
     ],
 )
 def test_variants_that_are_not_computed_are_refused(

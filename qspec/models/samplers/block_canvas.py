@@ -37,7 +37,7 @@ class BlockCanvas:
     first, stop: from where to where a pass computes. seed, number, count: what random numbers follow from, and tokens
     to commit; int64 [] all. state [b, d]: of the last token that is kept. edits int64 [b], done bool [b]: passes over a
     row's block without masks, and whether it is finished. ended: bool [b], whether a row's text is. finite: bool [],
-    False once a logit was NaN or Inf. barred: bool [vocab], ids that are no token, or the mask.
+    False once a logit was NaN or Inf. barred: bool [vocab], ids that are no token, the mask, or edit the text.
     """
 
     def __init__(self, model: Decoder, shape: BlockShape) -> None:
@@ -53,7 +53,7 @@ class BlockCanvas:
         self.seed, self.number, self.count, self.first, self.stop = (zeros() for _ in range(5))
         self.state = next(model.embedding.parameters()).new_zeros(shape.batch, model.shape.width)
         self.dtype = torch.float32  # of hidden states: a pass notes it
-        self.barred = without(model, model.shape.mask_token)
+        self.barred = without(model, model.shape.mask_token, *model.shape.edit_tokens)
         self._cos, self._sin = model.rotary_table(shape.length)
         self._whole: Tensor | None = None
         self._kept: tuple[KeyValues, ...] = ()
@@ -136,7 +136,9 @@ class BlockCanvas:
         """x [b, before + tokens, d], of tokens before `first` and from there on, by a pass that keeps their keys and
         values, and reads the first `seen`."""
         places = self.places(before + tokens) - before
-        context = AttentionContext(*self._rotary(places), self._mask(places, seen), places)
+        blocks = ((places - places[0]) // self.block).expand(self.shape.batch, -1)
+        pools = model.pools(blocks, len(places))
+        context = AttentionContext(*self._rotary(places), self._mask(places, seen), places, pools=pools)
         kept = tuple(KeyValues(*(part[:, :, :seen] for part in one)) for one in self._kept)
         states = model.through(self.ids.index_select(1, places), context, kept)
         self.dtype = states.dtype

@@ -108,9 +108,10 @@ def likeliest(
     return operations.likeliest(model.finish(hidden), model.absent if absent is None else absent, finite, measure)
 
 
-def without(model: Denoiser, token: int) -> Tensor:
-    """bool [vocab]: ids that are no token, and this one."""
-    barred = torch.arange(model.shape.vocab, device=model.device) == token
+def without(model: Denoiser, *tokens: int) -> Tensor:
+    """bool [vocab]: ids that are no token, and these."""
+    barred = torch.zeros(model.shape.vocab, dtype=torch.bool, device=model.device)
+    barred[list(tokens)] = True
     return barred if model.absent is None else barred | model.absent
 
 
