@@ -103,7 +103,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--edit-threshold",
         type=float,
         metavar="P",
-        help="replace committed tokens of the block where another one is predicted with more confidence (LLaDA2.1)",
+        help="edit committed tokens of the block where another one is predicted with more confidence (LLaDA2.1, 2.2)",
     )
     block.add_argument("--edit-steps", type=int, metavar="N", help="passes that edit a full block (default: 16)")
     block.add_argument(

@@ -3,11 +3,15 @@
 `sdar` follows block_diffusion_generate of SDAR's generate.py (remasking strategies low_confidence_static and _dynamic,
 sequential, and entropy_bounded, with the entropy of all tokens in place of the chosen one's term), `fast_dllm` the
 generate of Fast-dLLM v2's modeling.py, `llada2` JointThreshold of SGLang's dllm/algorithm/joint_threshold.py, which is
-LLaDA2.1's; in all the mask token is never chosen.
+LLaDA2.1's, `llada2_2` the generate of LLaDA2.2's modeling_llada2_moe.py as coder543/minnow (src/decode.rs) and
+FLUX-OSS/FluxServe (decoders/levenshtein.py) have it, without its random numbers and with shares of `steps`; in all the
+mask token is never chosen.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ import torch
 from qspec.errors import UsageError
 from qspec.models.sampler import BlockSettings, SampleStep, left_padded, sample, settings_for
 from qspec.models.samplers import block as block_sampler
+from qspec.models.samplers import edits as block_edits
 from qspec.models.samplers.block import Rows
 from tests.models import block_layout, expert_layout
 from tests.models.layout import Array
@@ -31,10 +36,10 @@ def logits(config: dict[str, Any], weights: dict[str, Array], ids: Array) -> Arr
     return layout.forward(config, weights, ids)
 
 
-def predicted(config: dict[str, Any], weights: dict[str, Array], ids: Array, *barred: int) -> Array:
-    """Probabilities [t, vocab] without the mask token and these."""
+def predicted(config: dict[str, Any], weights: dict[str, Array], ids: Array) -> Array:
+    """Probabilities [t, vocab] without the mask token."""
     z = logits(config, weights, ids).astype(np.float32).astype(np.float64)
-    z[:, [MASK, *barred]] = -np.inf
+    z[:, MASK] = -np.inf
     p = np.exp(z - z.max(-1, keepdims=True))
     return np.asarray(p / p.sum(-1, keepdims=True))
 
@@ -80,9 +85,8 @@ def sdar(config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s
 def llada2(
     config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s: BlockSettings
 ) -> tuple[list[int], int]:
-    """The tokens, and how many of those that a pass found were replaced. Without LLaDA2.2's tokens that edit."""
+    """The tokens, and how many of those that a pass found were replaced."""
     size, edits = config["block_size"], 0
-    barred = [config[name] for name in ("delete_token_id", "split_token_id") if name in config]
     blocks = -(-(len(prompt) + s.length) // size)
     x = np.array(prompt + [MASK] * (blocks * size - len(prompt)))
     assert s.threshold is not None
@@ -90,7 +94,7 @@ def llada2(
     for block in range(len(prompt) // size, blocks):
         places, after = range(block * size, (block + 1) * size), 0
         while True:
-            p = predicted(config, weights, x[: places.stop], *barred)[places.start :]
+            p = predicted(config, weights, x[: places.stop])[places.start :]
             masks = [i for i in places if x[i] == MASK]
             sure = {i: p[i - places.start].max() for i in places}
             if masks:
@@ -110,6 +114,74 @@ def llada2(
             for i in (*chosen, *replaced):
                 x[i] = new[i]
     return [int(token) for token in x[len(prompt) : len(prompt) + s.length]], edits
+
+
+def llada2_2(
+    config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s: BlockSettings, told: Counter[str]
+) -> list[int]:
+    """The tokens. told: what happened, and how often."""
+    size, edits = config["block_size"], (config["delete_token_id"], config["split_token_id"])
+    most = 16 if s.edit_steps is None else s.edit_steps
+    shares = transfers(s, size)[: -(-s.steps * size // s.length)]
+    blocks = -(-(len(prompt) + s.length) // size)
+    x = prompt + [MASK] * (blocks * size - len(prompt))
+    assert s.edit_threshold is not None
+    for start in range(len(prompt) // size * size, blocks * size, size):
+        z, fixed = x[start : start + size], max(0, len(prompt) - start)
+        of_first, seen, without = [token == MASK for token in z], set[tuple[int, ...]](), 0
+        for step in count():
+            masks = [i for i in range(size) if z[i] == MASK]
+            first = [i for i in masks if of_first[i]]
+            without = 0 if first else without + 1
+            if not masks and without > most:
+                break
+            p = predicted(config, weights, np.array(x[:start] + z))[start:]
+            best, sure = p.argmax(-1).tolist(), p.max(-1).tolist()
+            need = (shares[step] if step < len(shares) else size) + len(masks) - len(first)
+            high = [i for i in masks if s.threshold is not None and sure[i] > s.threshold]
+            write = high if len(high) >= need else sorted(masks, key=lambda i: -sure[i])[:need]
+            others = [i for i in range(fixed, size) if i not in masks and sure[i] > s.edit_threshold]
+            replace = [i for i in others if best[i] != z[i]]
+            last = without >= most if most else bool(first) and set(first) <= set(write)
+            write = masks if last else write
+            if last:
+                for i in (i for i in (*write, *replace) if best[i] in edits):
+                    best[i] = second(p[i], *edits)
+                    told["plain"] += 1
+            new = [best[i] if i in write or i in replace else z[i] for i in range(size)]
+            for _ in range(5):
+                changed = [i for i in range(size) if new[i] != z[i]]
+                if last or not changed or tuple(new) not in seen:
+                    break
+                place = min(changed, key=lambda i: sure[i])
+                new[place] = second(p[place], new[place])
+                told["circles"] += 1
+            seen.add(tuple(new))
+            told.update({"deleted": new[fixed:].count(edits[0]), "inserted": new[fixed:].count(edits[1])})
+            before, (z, of_first) = z, carried_out(new, z, of_first, fixed, edits)
+            if before == z and MASK not in z:
+                break
+        x[start : start + size] = z
+    return x[len(prompt) : len(prompt) + s.length]
+
+
+def second(p: Array, *barred: int) -> int:
+    """The likeliest token but for these."""
+    return int(np.where(np.isin(np.arange(len(p)), barred), -1, p).argmax())
+
+
+def carried_out(
+    new: list[int], old: list[int], of_first: list[bool], fixed: int, edits: tuple[int, int]
+) -> tuple[list[int], list[bool]]:
+    """_apply_edit_operations_with_tracking, behind the prompt's tokens."""
+    kept: list[tuple[int, bool]] = []
+    for i, token in enumerate(new):
+        if i < fixed or token not in edits:
+            kept.append((token, of_first[i]))
+        elif token == edits[1]:
+            kept += [(MASK, False), (old[i], of_first[i])]
+    kept = (kept + [(MASK, False)] * len(new))[: len(new)]
+    return [token for token, _ in kept], [first for _, first in kept]
 
 
 def fast_dllm(config: dict[str, Any], weights: dict[str, Array], prompt: list[int], s: BlockSettings) -> list[int]:
@@ -182,13 +254,50 @@ def test_edited_tokens_are_those_of_llada2s_own_sampler(prompt: int, settings: B
     assert edits > 0
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        BlockSettings(12, 12, threshold=0.3, edit_threshold=0.1),
+        BlockSettings(12, 12, threshold=0.2, edit_threshold=0.1, edit_steps=0),
+        pytest.param(BlockSettings(12, 6, threshold=0.3, edit_threshold=0.0, edit_steps=4), marks=pytest.mark.slow),
+        pytest.param(BlockSettings(12, 12, edit_threshold=0.1, edit_steps=1), marks=pytest.mark.slow),
+    ],
+    ids=["published", "none without masks", "all edits, two a step", "one pass, no threshold"],
+)
+def test_deletions_and_insertions_are_those_of_llada2_2s_own_sampler(settings: BlockSettings) -> None:
+    """Of two rows in one batch, whose blocks are finished after different passes."""
+    config, weights, decoder = tiny_mixture("llada2.2", 4)
+    told, prompts = Counter[str](), [prompt_of(length, seed=length) for length in (1, 5)]
+    expected = [llada2_2(config, weights, ids, settings, told) for ids in prompts]
+    ids, mask = left_padded(prompts, 0)
+    assert sample(decoder, ids, mask, settings)[:, ids.shape[1] :].tolist() == expected
+    if settings.edit_steps is None:
+        assert all(told[what] for what in ("deleted", "inserted", "circles", "plain"))
+
+
+def test_edits_that_go_on_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the third pass over each block, which leaves neither a mask nor a token that edits."""
+    monkeypatch.setattr(block_edits, "PASSES", 3)
+    config, _, decoder = tiny_mixture("llada2.2", 4)
+    steps: list[SampleStep] = []
+    found = sample(decoder, torch.tensor([prompt_of(4)]), None, BlockSettings(16, 16, edit_threshold=0.0), steps.append)
+    assert not set(found[0].tolist()) & {MASK, config["delete_token_id"], config["split_token_id"]}
+    assert 4 < len(steps) <= 4 * 4
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"part": 2}, {"entropy_bound": 1.0}], ids=str)
+def test_deletions_and_insertions_take_the_likeliest_tokens(options: dict[str, Any]) -> None:
+    _, _, decoder = tiny_mixture("llada2.2", 4)
+    with pytest.raises(UsageError, match="the edits of a llada2 model take the likeliest tokens"):
+        sample(decoder, torch.tensor([[5, 6]]), None, BlockSettings(8, 8, edit_threshold=0.1, **options))
+
+
 def test_mixtures_of_experts_are_sampled_alike() -> None:
-    """SDAR-MoE by SDAR's rule, LLaDA2 and 2.2, whose blocks share experts, by LLaDA2.1's."""
+    """SDAR-MoE by SDAR's rule, LLaDA2 by LLaDA2.1's."""
     ids, settings = prompt_of(9), BlockSettings(9, 9, threshold=0.2, edit_threshold=0.1)
-    for kind in ("llada2", "llada2.2"):
-        config, weights, decoder = tiny_mixture(kind, 4)
-        found = sample(decoder, torch.tensor([ids]), None, settings)[0, 9:].tolist()
-        assert found == llada2(config, weights, ids, settings)[0]
+    config, weights, decoder = tiny_mixture("llada2", 4)
+    found = sample(decoder, torch.tensor([ids]), None, settings)[0, 9:].tolist()
+    assert found == llada2(config, weights, ids, settings)[0]
     settings = BlockSettings(9, 9, threshold=0.3)
     config, weights, decoder = tiny_mixture("sdar_moe", 4)
     assert sample(decoder, torch.tensor([ids]), None, settings)[0, 9:].tolist() == sdar(config, weights, ids, settings)

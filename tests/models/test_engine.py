@@ -52,7 +52,8 @@ class Again:
 
 
 def tensors_of(canvas: Canvas) -> Iterator[Tensor]:
-    for value in vars(canvas).values():
+    edited = getattr(canvas, "edited", None)
+    for value in (*vars(canvas).values(), *vars(edited or object).values()):
         if isinstance(value, Tensor):
             yield value
     for pair in canvas._kept:

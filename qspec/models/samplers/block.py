@@ -19,7 +19,8 @@ it, by the pass that kept that: no pass of the block's own predicts it.
 
 With `edit_threshold` a pass also replaces tokens of the block, other than a prompt's, where another one is predicted
 with a confidence above it (LLaDA2.1). A row's block is then finished by a pass that changes nothing, or by
-`edit_steps` passes without masks and one more; the last of these keeps its keys and values.
+`edit_steps` passes without masks and one more; the last of these keeps its keys and values. A model that has tokens to
+delete and to insert with edits by `samplers.edits` (LLaDA2.2).
 
 The last block is denoised whole; what of it lies behind `length` tokens is dropped. Rows of a batch are moved by whole
 blocks until their prompts end in the same one; the padding before them is seen by no token.
@@ -54,10 +55,10 @@ from qspec.models.samplers.common import (
     not_finite,
 )
 from qspec.models.samplers.dream import drawn, probabilities
+from qspec.models.samplers.edits import EDIT_STEPS, Rules
 from qspec.models.samplers.run import Decided, Steps
 
 BlockRemasking = Literal["low_confidence", "sequential"]
-EDIT_STEPS = 16  # LLaDA2.1's
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,10 @@ class BlockSettings:
             raise UsageError(f"length / steps is {share}, more than the {block} tokens of the model's blocks")
         more = 0 if not rest else block % passes
         return (share if not rest else block // passes + (number < more) for number in count())
+
+    def passes(self, block: int) -> int:
+        """Those of `steps` that a block of so many tokens has."""
+        return -(-self.steps * block // self.length)
 
     @property
     def exact(self) -> bool:
@@ -217,6 +222,10 @@ class _Run:
         settings.commits(self.block)
         if settings.part is not None and settings.part > self.block:
             raise UsageError(f"part is {settings.part}, more than the {self.block} tokens of the model's blocks")
+        self.edited = bool(model.shape.edit_tokens) and settings.edit_threshold is not None
+        if self.edited and not (settings.greedy and settings.part is None and settings.remasking == "low_confidence"):
+            what = f"the edits of a {model.family.name} model take the likeliest tokens, the most confident first"
+            raise UsageError(what, hint="with edit_threshold, give threshold and edit_steps alone")
         self._runner, self._key = runner, settings.key
         self.rows = Rows(prompts, settings.length, self.block, model.shape.mask_token)
         self._index = self._start = self._before = 0  # _before: tokens that the next pass computes before its block
@@ -256,6 +265,8 @@ class _Run:
         self.canvas.window(start, start + self.block)
         self.canvas.edits.zero_()
         self.canvas.done.copy_(self.canvas.ended)
+        if self.edited:
+            self.canvas.begin_edits(self.model.shape.mask_token)
 
     def commit_first(self) -> Generator[Decided, None, int]:
         """Of a shifted model, the token behind what is kept; then the masks of a row that are left, at most."""
@@ -273,7 +284,7 @@ class _Run:
         from, whatever other rows need."""
         canvas, seen = self.canvas, self._seen(self._start + self.block)
         canvas.number.fill_(self._start - self.rows.first + number)
-        canvas.count.fill_(share)
+        canvas.count.fill_(self.block if self.edited and number >= self.settings.passes(self.block) else share)
         before, self._before = self._before, 0
         compute = partial(_step, self.model, self.settings, canvas, seen, before)
         *parts, more = self._runner.run(canvas, (self._key, before, seen), compute)
@@ -351,6 +362,8 @@ def _step(
     if model.shape.shift:
         first = torch.where(canvas.begin().unsqueeze(1), x[:, 0], canvas.state)
         x = torch.cat((first.unsqueeze(1), x[:, :-1]), dim=1)
+    if settings.edit_threshold is not None and canvas.edited is not None:
+        return _written(model, settings, canvas, x)
     tokens, confidence, entropy = _predicted(model, settings, canvas, x)
     own = canvas.own()
     masked = own == model.shape.mask_token
@@ -361,6 +374,22 @@ def _step(
     canvas.commit(after)
     more = (after == model.shape.mask_token).any() if settings.edit_threshold is None else ~canvas.done.all()
     return chosen, tokens, confidence, more & canvas.finite
+
+
+def _written(model: Decoder, settings: BlockSettings, canvas: BlockCanvas, x: Tensor) -> tuple[Tensor, ...]:
+    """The same where tokens delete and insert, of x [b, n, d]: chosen is what is another token now."""
+    assert canvas.edited is not None
+    assert settings.edit_threshold is not None
+    mask, own, done = model.shape.mask_token, canvas.own(), canvas.done
+    delete, insert = model.shape.edit_tokens
+    steps = EDIT_STEPS if settings.edit_steps is None else settings.edit_steps
+    rules = Rules(mask, delete, insert, settings.threshold, settings.edit_threshold, steps)
+    found = canvas.edited.found(model, x, canvas.finite)
+    after = canvas.edited.step(own, canvas.prompts() | done.unsqueeze(1), found, canvas.count, rules)
+    canvas.commit(after)
+    masks = after == mask
+    done |= (after == own).all(1) & ~masks.any(1)
+    return (after != own) & ~masks, after, found.confidence, ~done.all() & canvas.finite
 
 
 def _predicted(

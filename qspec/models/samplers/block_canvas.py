@@ -16,6 +16,7 @@ from torch import Tensor
 from qspec.models.decoder import Decoder
 from qspec.models.operations import AttentionContext, KeyValues
 from qspec.models.samplers.common import without
+from qspec.models.samplers.edits import Edits
 from qspec.models.samplers.noise import uniform
 
 
@@ -36,8 +37,9 @@ class BlockCanvas:
 
     first, stop: from where to where a pass computes. seed, number, count: what random numbers follow from, and tokens
     to commit; int64 [] all. state [b, d]: of the last token that is kept. edits int64 [b], done bool [b]: passes over a
-    row's block without masks, and whether it is finished. ended: bool [b], whether a row's text is. finite: bool [],
-    False once a logit was NaN or Inf. barred: bool [vocab], ids that are no token, the mask, or edit the text.
+    row's block without masks, and whether it is finished; edited, where tokens delete and insert. ended: bool [b],
+    whether a row's text is. finite: bool [], False once a logit was NaN or Inf. barred: bool [vocab], ids that are no
+    token, the mask, or edit the text.
     """
 
     def __init__(self, model: Decoder, shape: BlockShape) -> None:
@@ -52,6 +54,7 @@ class BlockCanvas:
         self.finite = zeros(dtype=torch.bool)
         self.seed, self.number, self.count, self.first, self.stop = (zeros() for _ in range(5))
         self.state = next(model.embedding.parameters()).new_zeros(shape.batch, model.shape.width)
+        self.edited = Edits(model, shape.batch, self.block) if model.shape.edit_tokens else None
         self.dtype = torch.float32  # of hidden states: a pass notes it
         self.barred = without(model, model.shape.mask_token, *model.shape.edit_tokens)
         self._cos, self._sin = model.rotary_table(shape.length)
@@ -118,6 +121,11 @@ class BlockCanvas:
     def commit(self, ids: Tensor) -> None:
         """Puts the ids [b, n] at `first`."""
         self.ids.index_copy_(1, self.places(ids.shape[1]), ids)
+
+    def begin_edits(self, mask: int) -> None:
+        """The passes from here on edit the block at `first`."""
+        assert self.edited is not None
+        self.edited.begin(self.own() == mask)
 
     def begin(self) -> Tensor:
         """bool [b]: whether a row begins with this block, so that no token of its own comes before."""
