@@ -28,6 +28,7 @@ SMALLEST_PRODUCT = 16  # channels of one product on the tensor cores
 MEASURES = ("probability", "margin", "entropy")  # of how sure a token is
 HEAD_WIDTHS = (64, 128)
 FEW = 64  # queries that the attention kernel takes
+MOST_DECIDED = 512  # places of a row that the commit kernel takes: n^2 comparisons, by count some 6 us of an H200
 PAIR = 2  # channels of a byte of 4-bit floats
 GATE = 8  # channels of gate, and then of up, that follow one another in a gated GEMM
 PACKING = (
@@ -297,6 +298,15 @@ class LikeliestKernel:
     def name(self) -> str:
         """Such as likeliest_probability."""
         return f"likeliest_{self.measure}"
+
+
+@dataclass(frozen=True)
+class CommitKernel:
+    """Which masks a denoising step commits, of at most `MOST_DECIDED` places of a row, and committing them."""
+
+    @property
+    def name(self) -> str:
+        return "commit"
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,11 @@ from typing import Any
 from qspec.catalog import (
     FEW,
     INTEGER,
+    MOST_DECIDED,
     PACK_BLOCKS,
     ActivationKernel,
     AttentionKernel,
+    CommitKernel,
     ExpertsKernel,
     GemmKernel,
     LikeliestKernel,
@@ -130,6 +132,14 @@ LIKELIEST_TYPES = {  # of the parameters of a kernel that chooses tokens
     "tokens": "*i64",
     "row_stride": "i32",
 }
+COMMIT_TYPES = {  # of the parameters of the kernel that commits tokens; the others are int32
+    **dict.fromkeys(("ids", "places", "tokens", "count"), "*i64"),
+    **dict.fromkeys(("chosen", "left"), "*u8"),
+    **dict.fromkeys(("limit", "slack"), "fp32"),
+    "confidence": "*fp32",
+}
+# M and the units that follow from it, sizes, floats: compiled once for every number
+UNALIGNED = ("M", "units", "eps", "n", "T", "factor", "size", "mask_token", "limit", "slack")
 VOCABULARY = 126464  # LLaDA's
 ATTENTION_HEADS, MULTIPROCESSORS = 32, 132  # what an attention kernel's tiles follow from, besides queries and keys
 
@@ -251,7 +261,7 @@ def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:
         return (kernel.pairs and kernel.activation_bits != 16 and target.blocks) or target.floats
     if isinstance(kernel, AttentionKernel):
         return (*target.floats, WARP)
-    if isinstance(kernel, RotaryKernel | ExpertsKernel | LikeliestKernel):
+    if isinstance(kernel, RotaryKernel | ExpertsKernel | LikeliestKernel | CommitKernel):
         return ()
     return (*target.floats, WARP) if kernel.rotations else ()  # a row of 4096 has too few blocks for more
 
@@ -315,6 +325,8 @@ def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, colu
         tiles = module.tiles()
     elif isinstance(kernel, LikeliestKernel):
         tiles = module.likeliest_tiles()
+    elif isinstance(kernel, CommitKernel):
+        tiles = module.commit_tiles(min(tokens, MOST_DECIDED))
     else:
         choose = getattr(module, "tiles" if isinstance(kernel, ActivationKernel) else _gemm_tiles(kernel))
         known = {"tokens": tokens, "columns": columns, "capability": target.capability}
@@ -399,8 +411,7 @@ def _assemble(
                 options.pop(name, None)
         else:
             signature[name] = _type(kernel, name, types)
-            # M and the units that follow from it: compiled once for every number of tokens
-            if name not in ("M", "units", "eps", "n", "T", "factor") and not name.endswith("_desc"):
+            if name not in UNALIGNED and not name.endswith("_desc"):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     floating = isinstance(kernel, GemmKernel) and kernel.activation_bits == 16 and kernel.weight_group is not None
     options["enable_fp_fusion"] = floating
@@ -440,6 +451,8 @@ def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
         return EXPERTS_TYPES.get(name, "i32")
     if isinstance(kernel, LikeliestKernel):
         return LIKELIEST_TYPES[name]
+    if isinstance(kernel, CommitKernel):
+        return COMMIT_TYPES.get(name, "i32")
     if name in types:
         return types[name]
     if name == "activations" and isinstance(kernel, GemmKernel) and kernel.activation_bits == 16:

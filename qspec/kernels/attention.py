@@ -1,12 +1,13 @@
-"""What a model computes besides its linears, on a GPU: attention, rotary positions, norms, gates and the choice of
-tokens by our kernels.
+"""What a model computes besides its linears, on a GPU: attention, rotary positions, norms, gates, the choice of tokens
+and their commit by our kernels.
 
 Attention of few queries, as in a pass over a window, takes the generated kernel, all other torch's: torch 2.11 gives
 the 32 queries of a head one program, so that 32 heads leave three quarters of an H200 idle, where the generated kernel
 shares a head's keys among programs. Rotary positions, with the keys and values that are kept, and what a plain linear
 reads (RMSNorm, silu(gate) up) take a kernel each, where torch's own operations take three to ten passes over memory; a
 norm's sum has another order, the rest torch's bits. So does what a sampler asks of logits at temperature 0, instead of
-a dozen passes. torch.compile fuses these by itself, so that a graph that is compiled has torch's.
+a dozen passes; and what a step commits, of few places, instead of seventeen launches with torch's bits. torch.compile
+fuses these by itself, so that a graph that is compiled has torch's.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qspec.catalog import FEW, HEAD_WIDTHS, ActivationKernel
+from qspec.catalog import FEW, HEAD_WIDTHS, MOST_DECIDED, ActivationKernel
 from qspec.kernels import launch
 from qspec.kernels.compiling import compiled
 from qspec.kernels.generate import library
+from qspec.models.commit import Sure
 from qspec.models.decoder import Decoder
 from qspec.models.inputs import LayerInput, source_of
 from qspec.models.likeliest import Measure
@@ -88,7 +90,17 @@ def choose(logits: Tensor, absent: Tensor | None, finite: Tensor, measure: Measu
         return launch.likeliest(library(None), logits, absent, finite, measure)
 
 
-KERNELS = Operations(attend, rotate_and_keep, value_of, compiled, choose)
+def commit(
+    ids: Tensor, places: Tensor, tokens: Tensor, confidence: Tensor, count: Tensor, mask: int, sure: Sure
+) -> tuple[Tensor, Tensor]:
+    """`qspec.models.commit.commit`, by one kernel up to as many places as that is faster for."""
+    if not ids.is_cuda or len(places) > MOST_DECIDED:
+        return TORCH.commit(ids, places, tokens, confidence, count, mask, sure)
+    with torch.cuda.device(ids.device):
+        return launch.commit(library(None), ids, places, (tokens, confidence), count, mask, sure)
+
+
+KERNELS = Operations(attend, rotate_and_keep, value_of, compiled, choose, commit)
 
 
 @torch.library.custom_op("qspec::attend", mutates_args=())

@@ -24,6 +24,7 @@ from qspec.catalog import (
     INTEGER,
     ActivationKernel,
     AttentionKernel,
+    CommitKernel,
     ExpertsKernel,
     GemmKernel,
     LikeliestKernel,
@@ -38,7 +39,7 @@ from qspec.kernels.describe_rows import describe_rows
 from qspec.kernels.emit import with_device_functions
 from qspec.kernels.gemm_sizes import PIECE, GemmSizes, cublas_from
 
-Kernel = ActivationKernel | GemmKernel | AttentionKernel | RotaryKernel | ExpertsKernel | LikeliestKernel
+Kernel = ActivationKernel | GemmKernel | AttentionKernel | RotaryKernel | ExpertsKernel | LikeliestKernel | CommitKernel
 
 DIGEST_LENGTH = 16  # hex digits in a file name
 ROTATION_ROWS = 64  # of a large rotation that are in shared memory at once
@@ -59,7 +60,7 @@ def render(kernel: Kernel) -> str:
         template, values = "attention", {"width": kernel.width}
     elif isinstance(kernel, RotaryKernel):
         template, values = "rotary", {"width": kernel.width}
-    elif isinstance(kernel, ExpertsKernel):
+    elif isinstance(kernel, ExpertsKernel | CommitKernel):
         template, values = kernel.name, {}
     elif isinstance(kernel, LikeliestKernel):
         template, values = "likeliest", {"measure": kernel.measure, "formula": CONFIDENCES[kernel.measure]}

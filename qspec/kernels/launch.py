@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.catalog import PAIR, ActivationKernel, AttentionKernel, LikeliestKernel, RotaryKernel
+from qspec.catalog import PAIR, ActivationKernel, AttentionKernel, CommitKernel, LikeliestKernel, RotaryKernel
 from qspec.errors import InputError
 from qspec.kernels import reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput
+from qspec.models.commit import Sure
 from qspec.models.inputs import Gated, LayerInput, Normed, value_of
 from qspec.models.operations import AttentionContext
 from qspec.transforms import InputTransform
@@ -175,6 +176,24 @@ def likeliest(
         kernel = library.module(LikeliestKernel(measure))
         kernel.run(rows, barred, finite.view(torch.uint8), tokens, confidence)
     return tokens.view(logits.shape[:-1]), confidence.view(logits.shape[:-1])
+
+
+def commit(
+    library: KernelLibrary,
+    ids: Tensor,
+    places: Tensor,
+    offered: tuple[Tensor, Tensor],
+    count: Tensor,
+    mask: int,
+    sure: Sure,
+) -> tuple[Tensor, Tensor]:
+    """As `qspec.models.commit.commit` defines it, of tokens and confidence, `offered`: the same bits, by one kernel."""
+    tokens, confidence = (part.contiguous() for part in offered)
+    chosen = torch.empty(tokens.shape, dtype=torch.bool, device=ids.device)
+    left = torch.empty(len(tokens), dtype=torch.bool, device=ids.device)
+    outputs = (chosen.view(torch.uint8), left.view(torch.uint8))
+    library.module(CommitKernel()).run(ids, places, tokens, confidence, count, mask, *sure, *outputs)
+    return chosen, left
 
 
 def multiply(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qspec.models.commit import Sure, commit
 from qspec.models.family import Activation
 from qspec.models.inputs import Gated, LayerInput, plus, value_of, wide
 from qspec.models.likeliest import Measure, likeliest
@@ -106,9 +107,10 @@ class Operations(NamedTuple):
     value_of: ValueOf
     passed: Callable[[Callable[[], Tensor]], Tensor]
     likeliest: Callable[[Tensor, Tensor | None, Tensor, Measure], tuple[Tensor, Tensor]]
+    commit: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, Sure], tuple[Tensor, Tensor]]
 
 
-TORCH = Operations(attention, rotate_and_keep, value_of, passed, likeliest)
+TORCH = Operations(attention, rotate_and_keep, value_of, passed, likeliest, commit)
 
 
 class QuantizedLinear(Protocol):

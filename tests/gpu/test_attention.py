@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qspec.catalog import MEASURES
+from qspec.catalog import MEASURES, MOST_DECIDED
 from qspec.kernels.attention import KERNELS, attend
+from qspec.models.commit import EVERY, NONE, Sure
 from qspec.models.inputs import Gated, Normed
 from qspec.models.likeliest import Measure
 from qspec.models.operations import TORCH, AttentionContext, KeyValues, attention
@@ -123,3 +124,25 @@ def test_the_choice_of_tokens_is_torchs(rows: int, vocab: int, measure: Measure,
     logits[-1, 5] = torch.nan
     KERNELS.likeliest(logits, None, ours, measure)
     assert not bool(ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "size"), [(1, 32), (8, 32), (3, 70), (2, 200), (2, MOST_DECIDED), (2, 1000)])
+def test_what_is_committed_is_torchs(rows: int, size: int, dtype: torch.dtype) -> None:
+    """To the bit, of equal confidences too, by the kernel and beyond what it takes."""
+    mask, start = 126336, 17
+    for count in (0, 1, 7, size):
+        for sure in (NONE, Sure(0.9), Sure(1.0, 1.7), EVERY):
+            ids = torch.randint(0, 100, (rows, start + size + 5), device="cuda")
+            ids = torch.where(torch.rand(ids.shape, device="cuda") < 0.8, mask, ids)
+            places = start + torch.arange(size, device="cuda")
+            tokens = torch.randint(0, 100, (rows, size), device="cuda")
+            confidence = (torch.rand(rows, size, device="cuda") * 40).round().to(dtype) / 40
+            confidence[:, ::9] = -torch.inf
+            share, ours = torch.tensor(count, device="cuda"), ids.clone()
+            expected = TORCH.commit(ids, places, tokens, confidence, share, mask, sure)
+            with poisoned_memory():
+                found = KERNELS.commit(ours, places, tokens, confidence, share, mask, sure)
+            assert torch.equal(ours, ids)
+            assert torch.equal(found[0], expected[0])
+            assert torch.equal(found[1], expected[1])

@@ -24,6 +24,7 @@ from qspec.language import load_recipe
 from qspec.models import engine as engines
 from qspec.models.decoder import Decoder
 from qspec.models.engine import CAPTURED, Step, graphs_of
+from qspec.models.operations import TORCH
 from qspec.models.registry import FAMILIES
 from qspec.models.sampler import SampleStep, Settings, sample, settings_for
 from qspec.models.samplers.noise import uniform
@@ -99,6 +100,25 @@ def test_graphs_give_the_tokens_of_eager_passes(family: str, recipe: str) -> Non
                 for one, other in zip(steps, eager, strict=True):
                     assert torch.equal(one.committed, other.committed)
                     assert torch.equal(one.confidence, other.confidence)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_graphs_commit_what_torch_commits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option of the sampler, of rows with padding: captured steps, against eager ones without the kernel."""
+    model = model_of(family, "none")
+    for options in OPTIONS[family]:
+        settings, given = settings_of(model, options), prompts(3, 2, True)
+        steps: list[list[SampleStep]] = [[], []]
+        sample(model, *given, settings)
+        found = sample(model, *given, settings, steps[0].append)
+        assert engines.execution(model) == "captured"
+        with monkeypatch.context() as patch:
+            for block in model.blocks:
+                patch.setattr(block, "operations", block.operations._replace(commit=TORCH.commit))
+            expected = sample(model, *given, settings, steps[1].append, captured=False)
+        assert torch.equal(found, expected), options
+        for one, other in zip(*steps, strict=True):
+            assert torch.equal(one.committed, other.committed), options
 
 
 def test_a_thousand_texts_of_random_lengths_keep_memory_flat_and_compile_and_capture_nothing_twice(

@@ -27,6 +27,7 @@ from qspec.kernels.experts import QuantExperts
 from qspec.kernels.generate import KernelLibrary, render
 from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
+from qspec.models.commit import EVERY, NONE, Sure, commit
 from qspec.models.inputs import Gated
 from qspec.models.likeliest import Measure
 from qspec.models.operations import AttentionContext, KeyValues, rotate_and_keep
@@ -527,6 +528,27 @@ def test_a_logit_that_is_not_finite_is_noted(bad: float) -> None:
         finite = torch.tensor(True)
         launch.likeliest(KernelLibrary(), logits, barred, finite, "probability")
         assert not bool(finite)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(1, torch.float64), (5, torch.float32), (32, torch.float32), (70, torch.float64)]
+)
+def test_what_is_committed_is_torchs(size: int, dtype: torch.dtype) -> None:
+    """Equal confidences, some -inf or NaN, of rows with few masks, with none, and with a mask among what is offered."""
+    mask, values = 9, torch.tensor([0.0, 0.25, 0.5, 0.75, 0.9, 1.0, -math.inf])
+    library = KernelLibrary()
+    for count, sure in product((0, 3, 99), (NONE, Sure(0.9), Sure(1.0, 1.7), EVERY)):
+        ids, places = torch.randint(0, 9, (4, size + 12)), 3 + torch.randperm(size + 5)[:size]
+        ids[:3] = torch.where(torch.rand(3, size + 12) < 0.8, mask, ids[:3])
+        tokens = torch.randint(0, 10, (4, size))
+        confidence = values[torch.randint(0, 7, (4, size))].to(dtype)
+        confidence[2, size // 2] = math.nan
+        share, ours = torch.tensor(count), ids.clone()
+        expected = commit(ids, places, tokens, confidence, share, mask, sure)
+        found = launch.commit(library, ours, places, (tokens, confidence), share, mask, sure)
+        assert torch.equal(ours, ids)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("fmt", [INTEGER[0], WEIGHT_ONLY[0], FLOATS[0]], ids=str)

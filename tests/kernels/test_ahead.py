@@ -15,6 +15,7 @@ from qspec.catalog import (
     MEASURES,
     ActivationKernel,
     AttentionKernel,
+    CommitKernel,
     ExpertsKernel,
     GemmKernel,
     LikeliestKernel,
@@ -170,6 +171,16 @@ def test_grouped_products_compile(kernel: GemmKernel, target: str, mean: int) ->
 )
 def test_the_choice_of_tokens_compiles(measure: str, target: str) -> None:
     assert compile_ahead(LikeliestKernel(measure), target).problems == ()
+
+
+@pytest.mark.parametrize("size", [32, 512])
+@pytest.mark.parametrize(
+    "target", ["sm_90", *(pytest.param(target, marks=pytest.mark.slow) for target in TARGETS if target != "sm_90")]
+)
+def test_the_commit_of_a_step_compiles(target: str, size: int) -> None:
+    report = compile_ahead(CommitKernel(), target, size)
+    assert report.problems == ()
+    assert report.stack == 0
 
 
 # No tiles were found for these, and no shipped recipe plans them: registers are spilled, and of rotations of 64 x 2

@@ -18,6 +18,7 @@ from qspec.catalog import (
     MEASURES,
     ActivationKernel,
     AttentionKernel,
+    CommitKernel,
     ExpertsKernel,
     GemmKernel,
     LikeliestKernel,
@@ -59,6 +60,7 @@ SHOWN: tuple[Kernel, ...] = (
     ExpertsKernel("sort"),
     ExpertsKernel("sum"),
     LikeliestKernel("margin"),
+    CommitKernel(),
 )
 LONGEST_LINE = 120
 
@@ -110,6 +112,7 @@ def every_kernel() -> list[Kernel]:
         ExpertsKernel("sort"),
         ExpertsKernel("sum"),
         *map(LikeliestKernel, MEASURES),
+        CommitKernel(),
     ]
 
 

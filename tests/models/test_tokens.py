@@ -29,12 +29,12 @@ from qspec.evaluate.likelihood import encode_choice
 from qspec.evaluate.nelbo import measure_nelbo, windows
 from qspec.evaluate.tasks import measure_task
 from qspec.language.spec import NelboRequest
+from qspec.models.commit import most_confident
 from qspec.models.decoder import Decoder
 from qspec.models.dream import DREAM
 from qspec.models.family import DecoderShape, Family
 from qspec.models.llada import LLADA
 from qspec.models.sampler import DreamSettings, SamplerSettings, Settings, generate, sample
-from qspec.models.samplers.common import most_confident
 from qspec.models.tokens import check_mask_token, encode, know_tokens
 from qspec.search.losses import LossRows
 from tests.cli.test_generate import LETTERS, write_model

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
+from qspec.models.commit import most_confident
 from qspec.models.decoder import Decoder
 from qspec.models.engine import Runner
 from qspec.models.likeliest import rated
@@ -51,7 +52,6 @@ from qspec.models.samplers.common import (
     check_positive,
     check_seed,
     likeliest,
-    most_confident,
     not_finite,
 )
 from qspec.models.samplers.dream import drawn, probabilities

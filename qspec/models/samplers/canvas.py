@@ -1,8 +1,8 @@
 """The canvas as a sampler's steps see it: tensors that stay where they are, so that a step can be captured once.
 
 A step reads everything that differs from one step to the next, and from one prompt to the next, from these tensors:
-the ids, the padding, where the block begins, how many tokens to commit, the numbers that its noise follows from. What
-else it depends on (sizes, settings) is said in its key (`models.engine`).
+the ids, the padding, which places are the block's, how many tokens to commit, the numbers that its noise follows from.
+What else it depends on (sizes, settings) is said in its key (`models.engine`).
 
 A canvas [b, t] is as long as others that it shares its steps with: the tokens of a row are followed by padding, which
 no token sees.
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from qspec.errors import NumericsError
+from qspec.models.commit import Sure
 from qspec.models.decoder import Decoder
 from qspec.models.operations import AttentionContext, KeyValues
-from qspec.models.samplers.common import Denoiser, not_finite
+from qspec.models.samplers.common import Denoiser, not_finite, operations_of
 from qspec.models.samplers.noise import Purpose, uniform
 from qspec.models.shift import sources
 
@@ -28,7 +29,7 @@ from qspec.models.shift import sources
 class Pass:
     """What a step computes. kept: keys and values of its tokens, to be read by later passes over a window.
 
-    tokens: of the window, from `Canvas.begin` on; None, all.
+    tokens: of the window, which begins where `Canvas.place` said; None, all.
     """
 
     kept: bool = False
@@ -59,8 +60,8 @@ class CanvasShape:
 class Canvas:
     """ids int64 [b, t] and what is said about them. Guidance computes 2 b rows, the latter with their prompts masked.
 
-    rows int64 [b]: the number of each among all rows of the run. seed, step, count (of tokens to commit), first and
-    begin (the places where block and window begin): int64 []. share: float32 [], of masks to fill.
+    rows int64 [b]: the number of each among all rows of the run. seed, step, count (of tokens to commit): int64 [].
+    share: float32 [], of masks to fill.
     logits_finite, guided_finite: bool [], False once a number was NaN or Inf.
     """
 
@@ -71,16 +72,17 @@ class Canvas:
         self.shape = shape
         batch, length = shape.batch, shape.length
         self.ids, self.rows = zeros(batch, length), zeros(batch)
-        self.seed, self.step, self.count, self.first, self.begin = (zeros() for _ in range(5))
+        self.seed, self.step, self.count = (zeros() for _ in range(3))
         self.share = zeros(dtype=torch.float32)
         self.logits_finite, self.guided_finite = zeros(dtype=torch.bool), zeros(dtype=torch.bool)
         self.dtype = torch.float32  # of hidden states: a step notes it
         self._source = zeros(batch, length)
-        self._prompt = zeros()
+        self._prompt, self._block, self._window = zeros(), zeros(length), zeros(length)
         self._real = zeros(shape.computed, length, dtype=torch.bool) if shape.padded else None
         self._context: AttentionContext | None = None
         if isinstance(model, Decoder) and not shape.padded:
             self._context = model.context((shape.computed, length))
+        self._turned: tuple[Tensor, Tensor] | None = None  # cos and sin of the window
         self._kept: tuple[KeyValues, ...] = ()
         self._states: Tensor | None = None
 
@@ -130,17 +132,32 @@ class Canvas:
         parts = whole[states:].view(shape.layers, 2, rows, shape.kv_heads, length, shape.head_width)
         self._kept = tuple(KeyValues(keys, values) for keys, values in parts)
 
+    def place(self, first: int, begin: int) -> None:
+        """The steps from here on fill tokens from `first` on, and compute windows from `begin` on.
+
+        What follows from that is computed now, once for all of them.
+        """
+        every = torch.arange(self.ids.shape[1], device=self.ids.device)
+        for own, start in ((self._block, first), (self._window, begin)):
+            own.copy_((every + start).clamp_(max=len(every) - 1))
+        if not self.keeps or self._context is None:
+            return
+        tables = (self._context.cos, self._context.sin)
+        if self._turned is None:
+            self._turned = (torch.empty_like(tables[0]), torch.empty_like(tables[1]))
+        for own, table in zip(self._turned, tables, strict=True):
+            own.copy_(table.index_select(2, self._window))
+
     def places(self, count: int) -> Tensor:
-        """int64 [b, count]: of the tokens from `first` on."""
-        return (self.first + torch.arange(count, device=self.ids.device)).expand(len(self.ids), -1)
+        """int64 [b, count]: of the first tokens of the block."""
+        return self._block[:count].expand(len(self.ids), -1)
 
-    def at(self, places: Tensor) -> Tensor:
-        """The ids there, int64 [b, n]."""
-        return self.ids.gather(1, places)
-
-    def commit(self, places: Tensor, ids: Tensor) -> None:
-        """Puts the ids there, int64 [b, n]."""
-        self.ids.scatter_(1, places, ids)
+    def commit(
+        self, model: Denoiser, tokens: Tensor, confidence: Tensor, count: Tensor, sure: Sure
+    ) -> tuple[Tensor, Tensor]:
+        """Commits of the tokens int64 [b, n] that are offered for the block, as `qspec.models.commit` says."""
+        places, mask = self._block[: tokens.shape[1]], model.shape.mask_token
+        return operations_of(model).commit(self.ids, places, tokens, confidence, count, mask, sure)
 
     def uniform(self, places: Tensor, purpose: Purpose, count: int | None = None) -> Tensor:
         """This step's random numbers for the places [b, n] (`noise.uniform`); a place counts from the prompt's end."""
@@ -154,7 +171,7 @@ class Canvas:
             ids = torch.cat((ids, ids.masked_fill(prompts, model.shape.mask_token)))
         states = self._computed(model, ids, part)
         self.dtype = states.dtype
-        source = self._source.gather(1, places)
+        source = self._source.gather(1, places) if model.shape.shift else places
         if self.shape.guided:
             source = torch.cat((source, source))
         return states.gather(1, source.unsqueeze(-1).expand(-1, -1, states.shape[2]))
@@ -169,8 +186,9 @@ class Canvas:
         assert self._states is not None  # `keep` came before
         if part.tokens is None:
             return self._states.copy_(model.through(ids, context, self._kept))
-        tokens = (self.begin + torch.arange(part.tokens, device=ids.device)).clamp_(max=ids.shape[1] - 1)
-        cos, sin = (table.index_select(2, tokens) for table in (context.cos, context.sin))
+        assert self._turned is not None
+        tokens = self._window[: part.tokens]
+        cos, sin = (table[:, :, : part.tokens].contiguous() for table in self._turned)
         window = replace(context, cos=cos, sin=sin, tokens=tokens)
         states = model.through(ids.index_select(1, tokens), window, self._kept)
         return self._states.index_copy_(1, tokens, states)

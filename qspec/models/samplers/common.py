@@ -12,7 +12,7 @@ from qspec.errors import NumericsError, UsageError
 from qspec.models.decoder import Decoder
 from qspec.models.family import DecoderShape
 from qspec.models.likeliest import Measure, rated
-from qspec.models.operations import TORCH
+from qspec.models.operations import TORCH, Operations
 from qspec.models.shift import predictors
 from qspec.seeds import LARGEST_SEED
 
@@ -101,11 +101,15 @@ def likeliest(
 
     finite: as in `token_logits`. absent: bool [vocab], ids that are not taken; None, those that are no token.
     """
-    inner = model
-    while isinstance(inner, Around):
-        inner = inner.model
-    operations = inner.operations if isinstance(inner, Decoder) else TORCH
-    return operations.likeliest(model.finish(hidden), model.absent if absent is None else absent, finite, measure)
+    absent = model.absent if absent is None else absent
+    return operations_of(model).likeliest(model.finish(hidden), absent, finite, measure)
+
+
+def operations_of(model: Denoiser) -> Operations:
+    """Those of its decoder; torch's where it has none."""
+    while isinstance(model, Around):
+        model = model.model
+    return model.operations if isinstance(model, Decoder) else TORCH
 
 
 def without(model: Denoiser, *tokens: int) -> Tensor:
@@ -136,16 +140,6 @@ def _all_finite(model: Denoiser) -> bool:
         model = model.model
     tensors = model.state_dict().values() if isinstance(model, nn.Module) else ()
     return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point() and t.itemsize > 1)
-
-
-def most_confident(confidence: Tensor, count: int | Tensor) -> Tensor:
-    """bool, like confidence [b, n]: the `count` largest of each row, without those that are -inf.
-
-    Of equals the first come first, on every device: `topk` would take any of them.
-    """
-    values, positions = confidence.sort(dim=-1, descending=True, stable=True)
-    taken = (torch.arange(values.shape[-1], device=values.device) < count) & (values > -torch.inf)
-    return torch.zeros_like(taken).scatter(-1, positions, taken)
 
 
 def check_positive(**values: int) -> None:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
+from qspec.models.commit import EVERY, NONE
 from qspec.models.engine import Runner
 from qspec.models.likeliest import Measure
 from qspec.models.likeliest import confidence as rate
@@ -43,7 +44,6 @@ from qspec.models.samplers.common import (
     check_positive,
     check_seed,
     likeliest,
-    most_confident,
     token_logits,
 )
 from qspec.models.samplers.run import Rows, Run, Steps
@@ -124,17 +124,17 @@ def _step(model: Denoiser, settings: DreamSettings, most: int, canvas: Canvas, p
     most: masks of a row, at most.
     """
     places = canvas.places(settings.length)
-    before = canvas.at(places)
-    masked = before == model.shape.mask_token
+    masked = canvas.ids.gather(1, places) == model.shape.mask_token
     masks = masked.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]  # and others behind them
     tokens, confidence = _predicted(model, settings, canvas, masks, part)
     confidence = confidence.masked_fill(~masked, -torch.inf)
     if settings.alg == "origin":
-        chosen = masked & (canvas.uniform(places, "place") < canvas.share)
+        drawn_places = canvas.uniform(places, "place") < canvas.share
+        order, count, sure = torch.where(drawn_places, 0.0, -torch.inf), canvas.count, EVERY
     else:
+        order, sure = _order(confidence, settings.alg_temp, canvas, places), NONE
         count = (masked.sum() / len(masked) * canvas.share).long()  # float32 all, as published
-        chosen = most_confident(_order(confidence, settings.alg_temp, canvas, places), count)
-    canvas.commit(places, torch.where(chosen, tokens, before))
+    chosen, _ = canvas.commit(model, tokens, order, count, sure)
     return chosen, tokens, confidence
 
 
@@ -146,7 +146,7 @@ def _predicted(
     every = canvas.places(settings.length)
     places = every.gather(1, masks)
     hidden = canvas.predicting(model, places, part)
-    tokens, confidence = canvas.at(every), torch.zeros(every.shape, device=every.device)
+    tokens, confidence = canvas.ids.gather(1, every), torch.zeros(every.shape, device=every.device)
     size = max(1, HEAD_VALUES // (model.shape.vocab * len(masks)))
     for start in range(0, masks.shape[1], size):
         some = slice(start, start + size)

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import NumericsError, UsageError
+from qspec.models.commit import NONE, Sure
 from qspec.models.engine import Runner
 from qspec.models.likeliest import confidence as rate
 from qspec.models.samplers.cached import Cache, check_cache
@@ -51,7 +52,6 @@ from qspec.models.samplers.common import (
     check_positive,
     check_seed,
     likeliest,
-    most_confident,
     token_logits,
     without,
 )
@@ -120,11 +120,17 @@ class SamplerSettings:
         return self.threshold is not None or self.factor is not None
 
     @property
+    def sure(self) -> Sure:
+        """What parallel commits take."""
+        if self.factor is not None:
+            return Sure(1.0, self.factor)
+        return NONE if self.threshold is None else Sure(self.threshold)
+
+    @property
     def key(self) -> Hashable:
         """All that a step depends on."""
-        sure = (self.threshold, self.factor)
         ends = (self.logits_eos_inf, self.confidence_eos_eot_inf)
-        return ("llada", self.block, self.temperature, self.remasking, self.cfg, sure, ends)
+        return ("llada", self.block, self.temperature, self.remasking, self.cfg, self.sure, ends)
 
     @property
     def blocks(self) -> int:
@@ -147,7 +153,7 @@ def fill(runner: Runner, rows: Rows, settings: SamplerSettings) -> Steps:
             *decided, masks = run.step(index, settings.key, partial(_step, run.model, settings))
             yield run.decided(index, first, decided)
             index += 1
-            if settings.parallel and not bool(masks):
+            if settings.parallel and not bool(masks.any()):
                 break
         run.canvas.check(run.model, _too_far(settings))
         through = first + settings.block
@@ -159,19 +165,13 @@ def fill(runner: Runner, rows: Rows, settings: SamplerSettings) -> Steps:
 
 
 def _step(model: Denoiser, settings: SamplerSettings, canvas: Canvas, part: Pass) -> tuple[Tensor, ...]:
-    """What is chosen, the tokens and their confidences [b, block], and whether masks are left."""
+    """What is chosen, the tokens and their confidences [b, block], and whether masks are left [b]."""
     places = canvas.places(settings.block)
-    before = canvas.at(places)
     tokens, confidence = _predicted(model, settings, canvas, places, part)
     if settings.confidence_eos_eot_inf:
         confidence = confidence.masked_fill(_among(tokens, model.shape.ends), LAST)
-    left = confidence.masked_fill(before != model.shape.mask_token, -torch.inf)
-    chosen = most_confident(left, canvas.count)
-    if settings.parallel:
-        chosen |= _sure(left, settings)
-    after = torch.where(chosen, tokens, before)
-    canvas.commit(places, after)
-    return chosen, tokens, confidence, (after == model.shape.mask_token).any()
+    chosen, masks = canvas.commit(model, tokens, confidence, canvas.count, settings.sure)
+    return chosen, tokens, confidence, masks
 
 
 def _predicted(
@@ -206,16 +206,6 @@ def _chosen(
     if settings.remasking == "random":
         confidence = canvas.uniform(places, "place").float()
     return tokens, confidence
-
-
-def _sure(confidence: Tensor, settings: SamplerSettings) -> Tensor:
-    """bool, like confidence [b, B]: the positions that parallel commits take; none of those that are -inf."""
-    if settings.threshold is not None:
-        return confidence >= settings.threshold
-    values, positions = confidence.sort(dim=-1, descending=True, stable=True)
-    number = torch.arange(1, values.shape[-1] + 1, device=values.device)
-    sure = (values >= 1 - (settings.factor or 0.0) / (number + 1)) & (values > -torch.inf)
-    return torch.zeros_like(sure).scatter(-1, positions, sure.cumprod(-1).bool())
 
 
 def _among(tokens: Tensor, chosen: Sequence[int]) -> Tensor:

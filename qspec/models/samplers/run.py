@@ -90,12 +90,11 @@ class Run:
     def block(self, first: int, count: int) -> None:
         """The steps from here on fill `count` tokens from the text's `first` on."""
         start = self._given.prompt + first
-        self.canvas.first.fill_(start)
+        begin = max(0, start - self.model.shape.shift)
+        self.canvas.place(start, begin)
         if self._cache is None:
             return
-        begin = max(0, start - self.model.shape.shift)
         tokens = start + count - begin if self._cache == "dual" else self._runner.length(self.ids.shape[1] - begin)
-        self.canvas.begin.fill_(begin)
         self._first, self._later = Pass(kept=True), Pass(kept=True, tokens=tokens)
 
     def step(
