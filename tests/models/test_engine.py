@@ -294,7 +294,7 @@ def test_a_step_reads_no_number_on_the_host(make: Callable[[], Decoder], setting
     shape = CanvasShape(2, 16, padded=False, guided=guided)
     canvas = Canvas(model, shape)
     canvas.keep(model, torch.empty(canvas.room(model), dtype=torch.float64, device="meta"))
-    canvas.place(3, 3)
+    canvas.window(3, 3)
     for part in (WHOLE,) if settings.cache is None else (Pass(kept=True), Pass(kept=True, tokens=5)):
         if isinstance(settings, SamplerSettings):
             results = llada_sampler._step(model, settings, canvas, part)

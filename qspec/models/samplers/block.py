@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
-from qspec.models.commit import most_confident
+from qspec.models.commit import EVERY, NONE, Sure, most_confident
 from qspec.models.decoder import Decoder
 from qspec.models.engine import Runner
 from qspec.models.likeliest import rated
@@ -147,6 +147,13 @@ class BlockSettings:
     def greedy(self) -> bool:
         """Whether a pass asks for the likeliest tokens and their probabilities alone."""
         return (self.temperature, self.top_p, self.top_k, self.entropy_bound) == (0, 1, None, None)
+
+    @property
+    def sure(self) -> Sure:
+        """Confidences above the threshold: those from the next float32 on."""
+        if self.threshold is None:
+            return NONE
+        return Sure(torch.nextafter(torch.tensor(self.threshold), torch.tensor(torch.inf)).item())
 
     @property
     def key(self) -> Hashable:
@@ -348,9 +355,8 @@ def _keep(model: Decoder, canvas: BlockCanvas, tokens: int, seen: int) -> tuple[
 def _first(model: Decoder, canvas: BlockCanvas) -> tuple[Tensor, ...]:
     """What is chosen, the tokens and their probabilities [b, 1] behind what is kept."""
     tokens, confidence = likeliest(model, canvas.state.unsqueeze(1), "probability", canvas.finite, canvas.barred)
-    before = canvas.own()[:, :1]
-    chosen = (before == model.shape.mask_token) & ~canvas.begin().unsqueeze(1)
-    canvas.commit(torch.where(chosen, tokens, before))
+    order = confidence.masked_fill(canvas.begin().unsqueeze(1), -torch.inf)
+    chosen, _ = canvas.commit(model, tokens, order, EVERY)
     return chosen, tokens, confidence
 
 
@@ -365,15 +371,16 @@ def _step(
     if settings.edit_threshold is not None and canvas.edited is not None:
         return _written(model, settings, canvas, x)
     tokens, confidence, entropy = _predicted(model, settings, canvas, x)
+    order, sure = _ordered(model, settings, canvas, confidence, entropy)
+    if settings.edit_threshold is None:
+        chosen, masks = canvas.commit(model, tokens, order, sure)
+        return chosen, tokens, confidence, masks.any() & canvas.finite
     own = canvas.own()
     masked = own == model.shape.mask_token
-    chosen = _committed(settings, canvas.count, _first_part(settings, masked), confidence, entropy)
-    if settings.edit_threshold is not None:
-        chosen = _edited(settings, canvas, masked, chosen, (tokens != own) & (confidence > settings.edit_threshold))
-    after = torch.where(chosen, tokens, own)
-    canvas.commit(after)
-    more = (after == model.shape.mask_token).any() if settings.edit_threshold is None else ~canvas.done.all()
-    return chosen, tokens, confidence, more & canvas.finite
+    chosen = most_confident(order.masked_fill(~masked, -torch.inf), canvas.count, sure)
+    chosen = _edited(settings, canvas, masked, chosen, (tokens != own) & (confidence > settings.edit_threshold))
+    canvas.ids.index_copy_(1, canvas.places(canvas.block), torch.where(chosen, tokens, own))
+    return chosen, tokens, confidence, ~canvas.done.all() & canvas.finite
 
 
 def _written(model: Decoder, settings: BlockSettings, canvas: BlockCanvas, x: Tensor) -> tuple[Tensor, ...]:
@@ -407,6 +414,8 @@ def _predicted(
         p = _probabilities(rated(model.finish(x[:, some]), canvas.barred, canvas.finite), settings)
         tokens = drawn(p, canvas.uniform()[:, some]) if settings.temperature > 0 else p.argmax(-1)
         found.append((tokens, p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), torch.special.entr(p).sum(-1)))
+    if len(found) == 1:
+        return found[0]
     tokens, confidence, entropy = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     return tokens, confidence, entropy
 
@@ -417,21 +426,22 @@ def _probabilities(logits: Tensor, settings: BlockSettings) -> Tensor:
     return p if settings.top_p == 1 else probabilities(p.log(), 0.0, settings.top_p, None)
 
 
-def _committed(settings: BlockSettings, share: Tensor, masked: Tensor, confidence: Tensor, entropy: Tensor) -> Tensor:
-    """bool [b, n]: which of the masks [b, n] a pass commits."""
+def _ordered(
+    model: Decoder, settings: BlockSettings, canvas: BlockCanvas, confidence: Tensor, entropy: Tensor
+) -> tuple[Tensor, Sure]:
+    """What decides which masks a pass commits: numbers [b, n], -inf where a mask is to stay."""
     if settings.remasking == "sequential":
-        confidence = -torch.arange(masked.shape[1], device=masked.device).expand(masked.shape).float()
-    if settings.entropy_bound is not None:
-        confidence = -entropy
-    left = confidence.masked_fill(~masked, -torch.inf)
-    chosen = most_confident(left, share)
-    if settings.threshold is not None:
-        chosen |= left > settings.threshold
-    if settings.entropy_bound is not None:
-        values, positions = left.sort(dim=-1, descending=True, stable=True)
-        below = values.neg().cumsum(-1) < settings.entropy_bound
-        chosen |= torch.zeros_like(chosen).scatter(-1, positions, below)
-    return chosen
+        confidence = -torch.arange(canvas.block, device=canvas.ids.device).expand(confidence.shape).float()
+    if (settings.part, settings.entropy_bound) == (None, None):
+        return confidence, settings.sure
+    masked = _first_part(settings, canvas.own() == model.shape.mask_token)
+    if settings.entropy_bound is None:
+        return confidence.masked_fill(~masked, -torch.inf), settings.sure
+    left = -entropy.masked_fill(~masked, torch.inf)
+    values, positions = left.sort(dim=-1, descending=True, stable=True)
+    below = values.neg().cumsum(-1) < settings.entropy_bound
+    chosen = most_confident(left, canvas.count) | torch.zeros_like(masked).scatter(-1, positions, below)
+    return torch.where(chosen, 0.0, -torch.inf), EVERY
 
 
 def _edited(settings: BlockSettings, canvas: BlockCanvas, masked: Tensor, chosen: Tensor, changes: Tensor) -> Tensor:

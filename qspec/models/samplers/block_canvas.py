@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qspec.models.commit import Sure
 from qspec.models.decoder import Decoder
 from qspec.models.operations import AttentionContext, KeyValues
 from qspec.models.samplers.common import without
@@ -53,6 +54,7 @@ class BlockCanvas:
         self.done, self.ended = (zeros(shape.batch, dtype=torch.bool) for _ in range(2))
         self.finite = zeros(dtype=torch.bool)
         self.seed, self.number, self.count, self.first, self.stop = (zeros() for _ in range(5))
+        self._places = zeros(shape.length)
         self.state = next(model.embedding.parameters()).new_zeros(shape.batch, model.shape.width)
         self.edited = Edits(model, shape.batch, self.block) if model.shape.edit_tokens else None
         self.dtype = torch.float32  # of hidden states: a pass notes it
@@ -109,18 +111,20 @@ class BlockCanvas:
         """The passes from here on compute these places."""
         self.first.fill_(first)
         self.stop.fill_(stop)
+        self._places.copy_(torch.arange(first, first + self.shape.length, device=self.ids.device))
 
     def places(self, count: int) -> Tensor:
         """int64 [count]: from `first` on."""
-        return self.first + torch.arange(count, device=self.ids.device)
+        return self._places[:count]
 
     def own(self) -> Tensor:
         """The ids of the block at `first`, int64 [b, n]."""
         return self.ids.index_select(1, self.places(self.block))
 
-    def commit(self, ids: Tensor) -> None:
-        """Puts the ids [b, n] at `first`."""
-        self.ids.index_copy_(1, self.places(ids.shape[1]), ids)
+    def commit(self, model: Decoder, tokens: Tensor, confidence: Tensor, sure: Sure) -> tuple[Tensor, Tensor]:
+        """Commits of the tokens int64 [b, n] that are offered from `first` on, as `qspec.models.commit` says."""
+        places, mask = self.places(tokens.shape[1]), model.shape.mask_token
+        return model.operations.commit(self.ids, places, tokens, confidence, self.count, mask, sure)
 
     def begin_edits(self, mask: int) -> None:
         """The passes from here on edit the block at `first`."""

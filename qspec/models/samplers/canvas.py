@@ -29,7 +29,7 @@ from qspec.models.shift import sources
 class Pass:
     """What a step computes. kept: keys and values of its tokens, to be read by later passes over a window.
 
-    tokens: of the window, which begins where `Canvas.place` said; None, all.
+    tokens: of the window, which begins where `Canvas.window` said; None, all.
     """
 
     kept: bool = False
@@ -132,7 +132,7 @@ class Canvas:
         parts = whole[states:].view(shape.layers, 2, rows, shape.kv_heads, length, shape.head_width)
         self._kept = tuple(KeyValues(keys, values) for keys, values in parts)
 
-    def place(self, first: int, begin: int) -> None:
+    def window(self, first: int, begin: int) -> None:
         """The steps from here on fill tokens from `first` on, and compute windows from `begin` on.
 
         What follows from that is computed now, once for all of them.

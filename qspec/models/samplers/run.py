@@ -91,7 +91,7 @@ class Run:
         """The steps from here on fill `count` tokens from the text's `first` on."""
         start = self._given.prompt + first
         begin = max(0, start - self.model.shape.shift)
-        self.canvas.place(start, begin)
+        self.canvas.window(start, begin)
         if self._cache is None:
             return
         tokens = start + count - begin if self._cache == "dual" else self._runner.length(self.ids.shape[1] - begin)
