@@ -379,7 +379,7 @@ def _step(
     masked = own == model.shape.mask_token
     chosen = most_confident(order.masked_fill(~masked, -torch.inf), canvas.count, sure)
     chosen = _edited(settings, canvas, masked, chosen, (tokens != own) & (confidence > settings.edit_threshold))
-    canvas.ids.index_copy_(1, canvas.places(canvas.block), torch.where(chosen, tokens, own))
+    canvas.put(torch.where(chosen, tokens, own))
     return chosen, tokens, confidence, ~canvas.done.all() & canvas.finite
 
 
@@ -393,7 +393,7 @@ def _written(model: Decoder, settings: BlockSettings, canvas: BlockCanvas, x: Te
     rules = Rules(mask, delete, insert, settings.threshold, settings.edit_threshold, steps)
     found = canvas.edited.found(model, x, canvas.finite)
     after = canvas.edited.step(own, canvas.prompts() | done.unsqueeze(1), found, canvas.count, rules)
-    canvas.commit(after)
+    canvas.put(after)
     masks = after == mask
     done |= (after == own).all(1) & ~masks.any(1)
     return (after != own) & ~masks, after, found.confidence, ~done.all() & canvas.finite

@@ -126,6 +126,10 @@ class BlockCanvas:
         places, mask = self.places(tokens.shape[1]), model.shape.mask_token
         return model.operations.commit(self.ids, places, tokens, confidence, self.count, mask, sure)
 
+    def put(self, ids: Tensor) -> None:
+        """The ids of the block at `first`, int64 [b, n]."""
+        self.ids.index_copy_(1, self.places(self.block), ids)
+
     def begin_edits(self, mask: int) -> None:
         """The passes from here on edit the block at `first`."""
         assert self.edited is not None

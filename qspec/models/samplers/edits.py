@@ -26,9 +26,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qspec.models.commit import most_confident
 from qspec.models.decoder import Decoder
 from qspec.models.likeliest import rated
-from qspec.models.samplers.common import HEAD_VALUES, most_confident, without
+from qspec.models.samplers.common import HEAD_VALUES, without
 
 EDIT_STEPS = 16  # LLaDA2.1's and 2.2's
 PASSES = 1000  # over a block at most, as in the published code
