@@ -2,9 +2,9 @@
 
 A token sees its own block and all blocks before it. Sigmoid scores; a bias for the choice alone; experts from the best
 4 of 8 groups, of 2.2 from the best 48 of all for the token's block; weights divided by their sum, times 2.5. The first
-block is dense. Half of a head's channels have rotary
-positions. Queries, keys and values are one tensor in the checkpoint. The mask token stands in the published code alone,
-as may the tokens by which 2.2 deletes and inserts.
+block is dense. Half of a head's channels have rotary positions. Queries, keys and values are one tensor in the
+checkpoint. The mask token stands in the published code alone, as may the tokens by which 2.2 deletes and inserts.
+<|role_end|> ends 2.2's answers beside <|endoftext|>, which config.json leaves to generation_config.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from qspec.models.fields import MAX_EXPERTS, MAX_FFN, MAX_LAYERS, MAX_VOCAB, PAR
 from qspec.models.qwen import MIXED, PARTS, check_dense, dense_shape, experts_of, named
 
 MASK, END, BLOCK = 156895, 156892, 32
+END_OF_TURN = 156900  # of 2.2
 EDITS = {"delete_token_id": 156930, "split_token_id": 156931}  # of 2.2
 MAX_BLOCK = 4096
 MAX_SCALE = 1000.0
@@ -65,9 +66,10 @@ def _edit_tokens(config: Mapping[str, Any], experts: Experts) -> tuple[int, ...]
 
 def _shape(config: Mapping[str, Any]) -> DecoderShape:
     _check_variant(config)
-    given = {"mask_token_id": MASK, "eos_token_id": END, "pad_token_id": END}
-    given |= {k: v for k, v in config.items() if v is not None}
     rotary, experts = real(config, PARTIAL, 0, 1 + 1e-9, default=1), _experts(config)
+    ends = [END, END_OF_TURN] if experts.capacity else END
+    given = {"mask_token_id": MASK, "eos_token_id": ends, "pad_token_id": END}
+    given |= {k: v for k, v in config.items() if v is not None}
     shape = dense_shape(
         given,
         qkv_bias=False,

@@ -92,6 +92,13 @@ def test_the_checkpoint_is_the_published_layout(family: Family, config: dict[str
         assert state == {name: size for name, size in published.items() if name in state}
 
 
+def test_what_llada2s_configs_leave_out() -> None:
+    plain, later = LLADA2.shape(LLADA2_MINI), LLADA2.shape(LLADA2_MINI | LLADA2_2)
+    assert (plain.block, plain.mask_token, plain.ends, plain.edit_tokens) == (32, 156895, (156892,), ())
+    assert (later.block, later.mask_token, later.ends) == (32, 156895, (156892, 156900))
+    assert later.edit_tokens == (156930, 156931)
+
+
 @pytest.mark.parametrize(("kind", "block"), SIZES)
 def test_logits_equal_the_equations_in_float64(kind: str, block: int | None) -> None:
     """A whole number of blocks, and a part of one at the end."""
