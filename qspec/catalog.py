@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 from qspec.errors import InputError
 from qspec.formats import NUMBER_FORMATS, NumberFormat, Scheme, TensorFormat
 
-SOURCES = ("plain", "rmsnorm", "silu_mul")
+Activation = Literal["silu", "gelu_tanh"]  # what the gate of an MLP passes through
+GATES: tuple[Activation, ...] = get_args(Activation)
+SOURCES = ("plain", "rmsnorm", *(f"{gate}_mul" for gate in GATES))
 TRANSFORMS = ("none", "rotate", "rotate_permute_rotate")  # by the number of rotations
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 8)
@@ -65,7 +67,7 @@ class ActivationKernel:
     bits: 4 or 8 (codes out), or 16: transform only, floats out.
     group: input channels that share a scale; None is per token. clip: factor on the range before rounding.
     number: of the codes, "int" or one of `FLOATS`.
-    source: what is computed of the inputs first: the RMSNorm of a row, or silu(gate) times up; "plain" is nothing.
+    source: what is computed of the inputs first: the RMSNorm of a row, or f(gate) times up; "plain" is nothing.
     """
 
     rotations: tuple[int, ...]
@@ -105,6 +107,11 @@ class ActivationKernel:
         return _number_format(self.number, self.bits)
 
     @property
+    def activation(self) -> Activation | None:
+        """f where it computes f(gate) up, one of `GATES`."""
+        return next((gate for gate in GATES if self.source == f"{gate}_mul"), None)
+
+    @property
     def pairs(self) -> bool:
         """Whether two neighbouring channels share a byte (`GemmKernel.pairs`)."""
         return self.number != INTEGER and self.bits == 4
@@ -140,9 +147,9 @@ class ActivationKernel:
 class GemmKernel:
     """Y [tokens, N] = X W^T for packed W; activation_bits 16 means that X is floating (W4A16).
 
-    gated: W has the channels of gate and up, `GATE` of each in turn, and Y [tokens, N/2] is silu(gate) up
-    (`qspec.models.inputs.Gated`). experts: W has the channels of one expert behind those of another, and every row of
-    X meets those of one: a grouped GEMM.
+    gated: W has the channels of gate and up, `GATE` of each in turn, and Y [tokens, N/2] is f(gate) up
+    (`qspec.models.inputs.Gated`), f being `activation`. experts: W has the channels of one expert behind those of
+    another, and every row of X meets those of one: a grouped GEMM.
     """
 
     weight_bits: int
@@ -154,6 +161,7 @@ class GemmKernel:
     number: str = INTEGER
     gated: bool = False
     experts: bool = False
+    activation: Activation = "silu"
 
     def __post_init__(self) -> None:
         _check_number(self.number, self.weight_bits, self.weight_group, self.weight_symmetric, "weights")
@@ -163,6 +171,7 @@ class GemmKernel:
         _require(type(self.activation_symmetric) is bool, "symmetric is neither true nor false")
         _require(type(self.gated) is bool, "gated is neither true nor false")
         _require(type(self.experts) is bool, "experts is neither true nor false")
+        _require(self.activation in (GATES if self.gated else GATES[:1]), f"a gate by {self.activation} has no kernel")
         if self.experts and self.activation_bits != 16:
             _require(not self.pairs, f"a mixture of experts with activations in {self.number} has no kernel")
         if self.activation_bits == 16:
@@ -230,9 +239,10 @@ class GemmKernel:
     @property
     def name(self) -> str:
         """Such as gemm_w4g128_sym_a4, gemm_w8_asym_a8g64_asym, activations symmetric unless marked; gemm_nvfp4_a4;
-        with `_gated` and `_experts` behind.
+        with `_gated` and its f, unless that is silu, and `_experts` behind.
         """
-        gated = "_gated" * self.gated + "_experts" * self.experts
+        activation = f"_{self.activation}" * (self.activation != "silu")
+        gated = "_gated" * self.gated + activation + "_experts" * self.experts
         if self.number != INTEGER:
             return f"gemm_{self.number}_a{self.activation_bits}{gated}"
         weights = f"w{self.weight_bits}{_group(self.weight_group)}_{_symmetry(self.weight_symmetric)}"
@@ -321,9 +331,9 @@ class LayerKernels:
         """Block sizes of the rotations of the input, as the activation quantization kernel has them."""
         return self.row.rotations if self.row else ()
 
-    def gated(self) -> LayerKernels:
-        """Of gate and up as one GEMM that gives silu(gate) up."""
-        return replace(self, gemm=replace(self.gemm, gated=True))
+    def gated(self, activation: Activation = "silu") -> LayerKernels:
+        """Of gate and up as one GEMM that gives f(gate) up."""
+        return replace(self, gemm=replace(self.gemm, gated=True, activation=activation))
 
     def of_experts(self) -> LayerKernels:
         """Of a stack of experts' linears."""

@@ -100,7 +100,7 @@ def _input(module: ModulePlan, tokens: int, gpu: str) -> int:
 
 
 def _gate(gate: ModulePlan, tokens: int, gpu: str) -> int:
-    """silu(gate) up where no GEMM gives it. What reads it is not known here."""
+    """f(gate) up where no GEMM gives it. What reads it is not known here."""
     if gate.kernels is not None and gate.kernels.gemm.gated:
         return 0
     row = tokens * gate.entry.out_features * FLOAT_BITS

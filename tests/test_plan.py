@@ -9,6 +9,7 @@ import pytest
 
 from qspec import passes, resources
 from qspec.bench.generation_data import read as read_generation
+from qspec.catalog import Activation
 from qspec.errors import InputError, UsageError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
@@ -119,6 +120,7 @@ def test_linears_of_one_input_and_scheme_are_one_product() -> None:
 W4A16 = "scheme s {\nweights int4 per group 64\nactivations none\n}\nlayers blocks[*].* use s\n"
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize(
     ("text", "ffn", "gated", "down"),
     [
@@ -126,18 +128,20 @@ W4A16 = "scheme s {\nweights int4 per group 64\nactivations none\n}\nlayers bloc
         (W4A16.replace("none", "int8 per token"), 768, True, "row_none_int8_token_sym"),
         (W4A16 + "layers blocks[*].mlp.down keep\n", 104, True, None),
         (W4A16 + "layers blocks[*].mlp.down keep\n", 100, False, None),  # 8 does not divide the channels
-        (W4A16 + "layers blocks[*].mlp.up keep\n", 768, False, "row_silu_mul_none_float"),
-        (W4A16 + "layers blocks[*].mlp.{gate,up} keep\n", 768, False, "row_silu_mul_none_float"),
+        (W4A16 + "layers blocks[*].mlp.up keep\n", 768, False, "row_{}_mul_none_float"),
+        (W4A16 + "layers blocks[*].mlp.{gate,up} keep\n", 768, False, "row_{}_mul_none_float"),
     ],
 )
-def test_gate_and_up_of_one_product_are_gated_by_it(text: str, ffn: int, gated: bool, down: str | None) -> None:
+def test_gate_and_up_of_one_product_are_gated_by_it(
+    text: str, ffn: int, gated: bool, down: str | None, activation: Activation
+) -> None:
     family, shape, _ = read_config(resources.standin("llada"))
-    plan = make_plan(load(recipe(text)).spec, family, replace(shape, ffn=ffn), standin=True)
+    plan = make_plan(load(recipe(text)).spec, family, replace(shape, ffn=ffn, activation=activation), standin=True)
     names = {kernel.name for kernel in plan.kernels()}
-    assert any(name.endswith("_gated") for name in names) == gated
+    assert any(name.endswith("_gated" if activation == "silu" else "_gated_gelu_tanh") for name in names) == gated
     rows = {m.kernels.row.name for m in plan.modules if m.kernels and m.kernels.row and m.entry.role.part == "mlp.down"}
-    assert rows == ({down} if down else set())
-    line = f"\n  blocks[0..{shape.layers - 1}]: mlp.gate + mlp.up, which gives silu(gate) up\n"
+    assert rows == ({down.format(activation)} if down else set())
+    line = f"\n  blocks[0..{shape.layers - 1}]: mlp.gate + mlp.up, which gives {activation}(gate) up\n"
     assert (line in render(plan) + "\n") == gated
 
 

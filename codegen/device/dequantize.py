@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .epilogue import silu_mul
+from .gates import multiply_gated
 from .operands import Tile, weight_rows
 from .scales import load_weight_scale, load_weight_zero
 from .unpack import decode_codes, load_codes, load_interleaved_nibbles
@@ -55,10 +55,10 @@ def own_channels(K: tl.constexpr, STEP: tl.constexpr, SPAN: tl.constexpr):
 
 
 @triton.jit
-def gate_columns(y, out, count, BLOCK: tl.constexpr):
-    """silu(gate) up of `count` values of Y, of which 8 of gate and 8 of up lie in turn in y."""
+def gate_columns(y, out, count, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    """f(gate) up of `count` values of Y, of which 8 of gate and 8 of up lie in turn in y."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     first = y + tl.max_contiguous(tl.multiple_of(place // 8 * 16 + place % 8, 8), 8)
     inside = place < count
     gate, up = tl.load(first, mask=inside), tl.load(first + 8, mask=inside)
-    tl.store(out + place, silu_mul(gate, up), mask=inside)
+    tl.store(out + place, multiply_gated(gate, up, ACTIVATION), mask=inside)

@@ -3,13 +3,7 @@
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def silu_mul(gate, up):
-    """silu(gate) up of rounded gate and up, silu(x) = x / (1 + exp(-x)) rounded to their dtype before the product."""
-    g = gate.to(tl.float32)
-    silu = (g / (1.0 + tl.exp2(g * -1.4426950408889634))).to(gate.dtype)
-    return (silu.to(tl.float32) * up.to(tl.float32)).to(gate.dtype)
+from .gates import multiply_gated
 
 
 @triton.jit
@@ -18,11 +12,12 @@ def store_tile(y, out, tile):
     if out.bias is not None:
         y = y + tl.load(out.bias + tile.n, mask=tile.n_inside, other=0.0)[:, None]
     dtype: tl.constexpr = out.data.dtype.element_ty
-    if out.GATED:
+    if out.ACTIVATION != "none":
         BLOCK_N: tl.constexpr = y.shape[0]
         BLOCK_M: tl.constexpr = y.shape[1]
         y = y.to(dtype).reshape(BLOCK_N // 16, 2, 8, BLOCK_M)
-        y = silu_mul(*y.permute(0, 2, 3, 1).split()).reshape(BLOCK_N // 2, BLOCK_M)
+        gate, up = y.permute(0, 2, 3, 1).split()
+        y = multiply_gated(gate, up, out.ACTIVATION).reshape(BLOCK_N // 2, BLOCK_M)
         n = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         place = tile.m[None, :].to(tl.int64) * (tile.columns // 2) + n[:, None]
         tl.store(out.data + place, y, mask=(n < tile.columns // 2)[:, None] & tile.m_inside[None, :])

@@ -55,7 +55,7 @@ class HopperFormat(NamedTuple):
     """What is multiplied.
 
     Bits of a weight and of an activation (16: bfloat16); channels that share a weight's scale (0: the whole row);
-    whether codes are fp8_e4m3, not integers; whether Y is silu(gate) up.
+    whether codes are fp8_e4m3, not integers; whether Y is of gate and up together.
     """
 
     w_bits: int

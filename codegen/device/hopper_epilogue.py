@@ -4,31 +4,32 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
+from .gates import GELU_TANH_PTX, SILU_PTX
 from .hopper_operands import WARPGROUP_ROWS, WARPGROUP_WARPS
 from .hopper_shared import partition_barrier, tma_store
-from .silu import SILU_PTX
 
 
 @gluon.jit
-def approximate_silu(x):
-    """x / (1 + 2^(-x log2 e)) of float32: the bits of Triton's own, without its steps for tiny operands.
+def approximate_activation(x, ACTIVATION: gl.constexpr):
+    """`activate` of float32: the bits of Triton's own division and power, without their steps for tiny operands.
 
-    So x below -87 gives 0.
+    So silu gives 0 of x below -87, gelu of x below -10.
     """
-    return gl.inline_asm_elementwise(SILU_PTX, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+    PTX: gl.constexpr = SILU_PTX if ACTIVATION == "silu" else GELU_TANH_PTX
+    return gl.inline_asm_elementwise(PTX, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
-def gate_sums(y, dtype: gl.constexpr):
-    """silu(gate) up [n/2, m] of y [n, m], of whose rows 8 are of gate and 8 of up in turn, each rounded to `dtype`.
+def gate_sums(y, ACTIVATION: gl.constexpr, dtype: gl.constexpr):
+    """f(gate) up [n/2, m] of y [n, m], of whose rows 8 are of gate and 8 of up in turn, each rounded to `dtype`.
 
     A thread has both of a channel: rows r and r + 8 of a warp's 16.
     """
     COLUMNS: gl.constexpr = y.shape[1]
     y = y.to(dtype).reshape((WARPGROUP_ROWS // 16, 2, 8, COLUMNS))
     gate, up = y.permute((0, 2, 3, 1)).split()
-    silu = approximate_silu(gate.to(gl.float32)).to(dtype)
-    return (silu.to(gl.float32) * up.to(gl.float32)).to(dtype).reshape((WARPGROUP_ROWS // 2, COLUMNS))
+    gate = approximate_activation(gate.to(gl.float32), ACTIVATION).to(dtype)
+    return (gate.to(gl.float32) * up.to(gl.float32)).to(dtype).reshape((WARPGROUP_ROWS // 2, COLUMNS))
 
 
 @gluon.jit
@@ -109,8 +110,8 @@ def epilogue(total, early, staging, g, m0, n0):
             y = y * early[1 if g.x.scale is not None else 0][:, None]
         if g.out.bias is not None:
             y = y + gl.load(g.out.bias + n, mask=n < g.N, other=0.0)[:, None]
-        if g.out.GATED:
-            y = gate_sums(y, staging.dtype)
+        if g.out.ACTIVATION != "none":
+            y = gate_sums(y, g.out.ACTIVATION, staging.dtype)
         tma.store_wait(0)  # what was sent before has left the buffer
         partition_barrier()
         staging.permute((1, 0)).store(y.to(staging.dtype))
@@ -124,4 +125,4 @@ def epilogue(total, early, staging, g, m0, n0):
         column = n0
         if g.tiles is not None:  # of the expert
             column = n0 % g.columns
-        tma_store(g.out.data, [m0, column // 2 if g.out.GATED else column], staging)
+        tma_store(g.out.data, [m0, column // 2 if g.out.ACTIVATION != "none" else column], staging)

@@ -40,14 +40,14 @@ class HopperWeights(NamedTuple):
 class HopperOutput(NamedTuple):
     """Y [M, N]: data, a descriptor.
 
-    bias: pointer float32 [N] or None. residual: pointer [M, N] in the dtype of Y, or None: added to Y. GATED: whether N
-    counts gate and up, 8 of each in turn, and Y [M, N/2] is silu(gate) up.
+    bias: pointer float32 [N] or None. residual: pointer [M, N] in the dtype of Y, or None: added to Y. ACTIVATION: f
+    where N counts gate and up, 8 of each in turn, and Y [M, N/2] is f(gate) up (`activate`), else "none".
     """
 
     data: gl.tensor
     bias: gl.tensor
     residual: gl.tensor
-    GATED: gl.constexpr
+    ACTIVATION: gl.constexpr
 
 
 class SplitK(NamedTuple):

@@ -3,7 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .hopper_epilogue import approximate_silu
+from .hopper_epilogue import approximate_activation
 from .hopper_rows_layouts import read_layout
 from .hopper_rows_operands import ProgramRows
 from .hopper_rows_shared import store_operand, store_words
@@ -53,14 +53,14 @@ def load_gain_pieces(gain, PIECE: gl.constexpr, sizes):
 
 @gluon.jit
 def source_values(source, held, gains, factors, piece: gl.constexpr, PIECE: gl.constexpr, sizes):
-    """Blocks float32 [PIECE, 128] of x, RMSNorm(x) or silu(x) up, as `load_source` gave them."""
+    """Blocks float32 [PIECE, 128] of x, RMSNorm(x) or f(x) up, as `load_source` gave them."""
     y = held[0].to(gl.float32)
     if source.gain is not None:
         i = PIECE * piece + gl.arange(0, PIECE, gl.SliceLayout(1, y.type.layout))
         gain = gains[piece % len(gains)].to(gl.float32)
         y = as_bfloat16(as_bfloat16(y * value_of_row(factors, i, sizes.first.SLOTS)[:, None]) * gain)
     elif source.up is not None:
-        y = as_bfloat16(as_bfloat16(approximate_silu(y)) * held[1].to(gl.float32))
+        y = as_bfloat16(as_bfloat16(approximate_activation(y, source.ACTIVATION)) * held[1].to(gl.float32))
     return y
 
 

@@ -44,14 +44,14 @@ class Activations(NamedTuple):
 class Output(NamedTuple):
     """Y [M, N]: pointer, any float dtype.
 
-    bias: pointer float32 [N] or None. residual: pointer [M, N] in the dtype of Y, or None: added to Y. GATED: whether N
-    counts gate and up, 8 of each in turn, and Y [M, N/2] is silu(gate) up.
+    bias: pointer float32 [N] or None. residual: pointer [M, N] in the dtype of Y, or None: added to Y. ACTIVATION: f
+    where N counts gate and up, 8 of each in turn, and Y [M, N/2] is f(gate) up (`activate`), else "none".
     """
 
     data: tl.tensor
     bias: tl.tensor
     residual: tl.tensor
-    GATED: tl.constexpr
+    ACTIVATION: tl.constexpr
 
 
 class Blocks(NamedTuple):

@@ -10,7 +10,7 @@ class RowSource(NamedTuple):
     """Of what the rows Y [M, K] are made, pointers.
 
     x: [M, K], rows `stride` apart. gain: [K], and eps: for the RMSNorm of x; up: [M, K], laid out as x, for
-    silu(x) up. At most one of gain and up is there, the other None.
+    f(x) up, f being ACTIVATION (`activate`). At most one of gain and up is there, the other None.
     """
 
     x: tl.tensor
@@ -18,6 +18,7 @@ class RowSource(NamedTuple):
     gain: tl.tensor
     eps: tl.tensor
     up: tl.tensor
+    ACTIVATION: tl.constexpr
 
 
 class RowTransform(NamedTuple):

@@ -1,11 +1,11 @@
-"""The rows that are quantized, from what is in memory: x, RMSNorm(x), or silu(x) up."""
+"""The rows that are quantized, from what is in memory: x, RMSNorm(x), or f(x) up."""
 
 import triton
 import triton.language as tl
 
+from .gates import GELU_TANH_PTX, SILU_PTX, activate
 from .row_operands import real_cells
 from .row_statistics import sum_of_squares
-from .silu import SILU_PTX
 
 
 @triton.jit
@@ -15,7 +15,7 @@ def load_rows(source, gains, tile, K: tl.constexpr, PDL: tl.constexpr):
     y = tl.load(source.x + start + tile.channel[None, :], mask=mask, other=0.0).to(tl.float32)
     if source.up is not None:
         up = tl.load(source.up + start + tile.channel[None, :], mask=mask, other=0.0).to(tl.float32)
-        y = as_stored(as_stored(silu(y, PDL), source.x) * up, source.x)
+        y = as_stored(as_stored(activate_row(y, source.ACTIVATION, PDL), source.x) * up, source.x)
     if source.gain is not None:
         y = rms_norm(y, gains, source, K)
     return y
@@ -29,12 +29,13 @@ def rms_norm(y, gains, source, K: tl.constexpr):
 
 
 @triton.jit
-def silu(y, PDL: tl.constexpr):
-    """y / (1 + exp(-y)), float32; PDL stands for compute capability 9.0 and later."""
+def activate_row(y, ACTIVATION: tl.constexpr, PDL: tl.constexpr):
+    """`activate`; PDL stands for compute capability 9.0 and later."""
     if PDL:
-        return tl.inline_asm_elementwise(SILU_PTX, "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
+        PTX: tl.constexpr = SILU_PTX if ACTIVATION == "silu" else GELU_TANH_PTX
+        return tl.inline_asm_elementwise(PTX, "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
     else:
-        return y / (1.0 + tl.exp2(y * -1.4426950408889634))
+        return activate(y, ACTIVATION)
 
 
 @triton.jit

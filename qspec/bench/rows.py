@@ -39,7 +39,7 @@ def run_rows(models: Sequence[str], tokens: Sequence[int], progress: Progress) -
 def _cell(
     library: KernelLibrary, row: ActivationKernel, tokens: int, columns: int, copies: dict[int, float]
 ) -> RowCell:
-    inputs = 2 if row.source == "silu_mul" else 1
+    inputs = 2 if row.activation else 1
     moved = tokens * (columns * (2 * inputs + 1) + 4)
     placed = _transform(row.rotations, columns)
     calls = [_call(library, row, placed, _given(row.source, tokens, columns)) for _ in range(cold_copies(moved))]

@@ -4,7 +4,7 @@ and their commit by our kernels.
 Attention of few queries, as in a pass over a window, takes the generated kernel, all other torch's: torch 2.11 gives
 the 32 queries of a head one program, so that 32 heads leave three quarters of an H200 idle, where the generated kernel
 shares a head's keys among programs. Rotary positions, with the keys and values that are kept, and what a plain linear
-reads (RMSNorm, silu(gate) up) take a kernel each, where torch's own operations take three to ten passes over memory; a
+reads (RMSNorm, f(gate) up) take a kernel each, where torch's own operations take three to ten passes over memory; a
 norm's sum has another order, the rest torch's bits. So does what a sampler asks of logits at temperature 0, instead of
 a dozen passes; and what a step commits, of few places, instead of seventeen launches with torch's bits. torch.compile
 fuses these by itself, so that a graph that is compiled has torch's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qspec.catalog import INTEGER, GemmKernel, planes
+from qspec.kernels.describe_rows import ACTIVATIONS
 from qspec.kernels.gemm_sizes import GemmSizes
 
 COLUMN = 19  # where the description of an operand starts
@@ -29,9 +30,9 @@ too. This takes 2 N K bytes while a call lasts."""
 GATED = """\
 Of the N channels every 16 are 8 of gate and the same 8 of up, in turn. Where Y would be [M, N], it is
 
-    silu(gate) up [M, N/2],    silu(x) = x / (1 + exp(-x))
+    {gate}(gate) up [M, N/2],    {formula}
 
-of gate and up rounded to the dtype of out, as silu(gate) is, and its product with up."""
+of gate and up rounded to the dtype of out, as {gate}(gate) is, and its product with up."""
 EXPERTS = """\
 W has the `columns` channels of one expert behind those of another, and N counts those of all. Rows of X are sorted by
 expert (`experts_sort`): tile i of BLOCK_M of them, of tiles[0], meets the channels of expert tiles[1 + i], and Y has
@@ -150,13 +151,15 @@ def _floats(kernel: GemmKernel) -> list[str]:
 def _operands(kernel: GemmKernel, activations: list[str]) -> list[str]:
     """The operands, one under the other, and what a gated Y is."""
     lines = [*activations, *_weights(kernel), _operand("bias", "float32 [N] or None")]
+    gate, formula = ACTIVATIONS[kernel.activation]
+    gated = [GATED.format(gate=gate, formula=formula)] if kernel.gated else []
     if kernel.experts:
         lines += [_operand("tiles", "int32 [1 + M / BLOCK_M]")]
         columns = "columns/2" if kernel.gated else "columns"
         lines += [_operand("out", f"[M, {columns}], any float dtype")]
-        return ["\n".join(lines), EXPERTS, *([GATED] if kernel.gated else [])]
+        return ["\n".join(lines), EXPERTS, *gated]
     if kernel.gated:
-        return ["\n".join([*lines, _operand("out", "[M, N/2], any float dtype")]), GATED]
+        return ["\n".join([*lines, _operand("out", "[M, N/2], any float dtype")]), *gated]
     residual = "[M, N] in the dtype of out, or None: added to Y, which is rounded before and after"
     lines += [_operand("residual", residual), _operand("out", "[M, N], any float dtype")]
     return ["\n".join(lines)]

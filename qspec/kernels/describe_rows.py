@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from qspec.catalog import INTEGER, ActivationKernel
+from qspec.catalog import INTEGER, Activation, ActivationKernel
 
-MADE = {"plain": "x", "rmsnorm": "RMSNorm(x)", "silu_mul": "silu(x) up"}
+ACTIVATIONS: dict[Activation, tuple[str, str]] = {  # what a gate passes through: its name, and its formula
+    "silu": ("silu", "silu(x) = x / (1 + exp(-x))"),
+    "gelu_tanh": ("gelu", "gelu(x) = x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3)))"),
+}
+MADE = {"plain": "x", "rmsnorm": "RMSNorm(x)"} | {f"{f}_mul": f"{name}(x) up" for f, (name, _) in ACTIVATIONS.items()}
 ROTATED = ("{}", "{} R", "({} R0)[P] R1")  # by the number of rotations
 
 
@@ -17,7 +21,7 @@ def describe_rows(kernel: ActivationKernel) -> str:
 
 
 def _summary(kernel: ActivationKernel) -> str:
-    steps = {"plain": "", "rmsnorm": ", normed", "silu_mul": ", gated"}[kernel.source]
+    steps = {"plain": "", "rmsnorm": ", normed"}.get(kernel.source, ", gated")
     steps += ("", ", rotated", ", rotated, permuted and rotated again")[len(kernel.rotations)]
     steps += ", quantized" if kernel.bits != 16 else ""
     return f"The rows of X [M, K]{steps}, in one pass over memory."
@@ -64,10 +68,11 @@ def _quantization(kernel: ActivationKernel) -> list[str]:
 
 
 def _source(kernel: ActivationKernel) -> str:
+    if kernel.activation is not None:
+        return f"{ACTIVATIONS[kernel.activation][1]}, rounded to the dtype of x, as its product with up is."
     return {
         "plain": "",
         "rmsnorm": "RMSNorm(x) = gain x / sqrt(mean(x^2) + eps), rounded to the dtype of x before and after the gain.",
-        "silu_mul": "silu(x) = x / (1 + exp(-x)), rounded to the dtype of x, as its product with up is.",
     }[kernel.source]
 
 
@@ -76,7 +81,7 @@ def _shapes(kernel: ActivationKernel) -> list[str]:
     lines = ["x             [M, K], float32, float16 or bfloat16; a row may be a part of a longer one"]
     if kernel.source == "rmsnorm":
         lines.append("gain, eps     float [K], number")
-    elif kernel.source == "silu_mul":
+    elif kernel.activation is not None:
         lines.append("up            [M, K], of x's dtype, its rows as far apart")
     for index, size in enumerate(kernel.rotations):
         matrix = f"R{index}" if len(kernel.rotations) > 1 else "R"

@@ -2,11 +2,12 @@
 
 For x [n, d], the k experts that a router chose for each token, and their weights,
 
-    y[t] = sum over j of weights[t, j] * down_e(silu(gate_e(x[t])) up_e(x[t])),    e = chosen[t, j]
+    y[t] = sum over j of weights[t, j] * down_e(f(gate_e(x[t])) up_e(x[t])),    e = chosen[t, j]
 
-where each linear is quantized as it would be by itself. On a GPU gate and up of all experts are one grouped GEMM, and
-so is down: W has the channels of one expert behind those of another, and a tile of rows of X meets those of its expert.
-Nothing there waits for the device: grids have room for the worst case, and a CUDA graph can capture all of it.
+where f is silu or gelu (`models.inputs.Gated`), and each linear is quantized as it would be by itself. On a GPU gate
+and up of all experts are one grouped GEMM, and so is down: W has the channels of one expert behind those of another,
+and a tile of rows of X meets those of its expert. Nothing there waits for the device: grids have room for the worst
+case, and a CUDA graph can capture all of it.
 """
 
 from __future__ import annotations

@@ -242,6 +242,7 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
         "span": sizes.span,
         "interleaved": kernel.interleaved,
         "gated": kernel.gated,
+        "activation": kernel.activation if kernel.gated else "none",
         "experts": kernel.experts,
         "gemm": "gemm_weight_only" if floating else "gemm_int" if lifted else "gemm_fp8",
         "hopper": kernel.hopper,
@@ -254,7 +255,7 @@ def _gemm_values(kernel: GemmKernel) -> dict[str, Any]:
 
 def _row_parameters(kernel: ActivationKernel) -> tuple[str, ...]:
     """What `run` takes."""
-    sources = {"plain": (), "rmsnorm": ("gain", "eps"), "silu_mul": ("up",)}[kernel.source]
+    sources = {"plain": (), "rmsnorm": ("gain", "eps")}.get(kernel.source, ("up",))
     transforms = ((), ("rotation0",), ("rotation0", "rotation1", "permutation"))[len(kernel.rotations)]
     return ("x", *sources, *transforms, *kernel.results)
 
@@ -272,6 +273,7 @@ def _row_values(kernel: ActivationKernel) -> dict[str, Any]:
         "results": kernel.results,
         "given": {name: name if name in names else "None" for name in OPTIONAL},
         "source": kernel.source,
+        "activation": kernel.activation or "none",
         "read": 1 if rotations else group,
         "read_held": 1 if rotations else group_held,
         "blocks": rotations,

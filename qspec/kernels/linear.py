@@ -30,7 +30,7 @@ class QuantLinear(nn.Module):
 
     Buffers codes, scale, unit, zero, bias in the layout of `qspec.kernels.packing`. Linears that read one input
     prepare it once: `multiply` takes what `prepare` of any of them made, if their activation quantization kernel and
-    transform are the same. Of a gated kernel W is of gate and up, and y = silu(gate) up.
+    transform are the same. Of a gated kernel W is of gate and up, and y = f(gate) up.
     """
 
     codes: Tensor

@@ -59,7 +59,7 @@ class MergedPart(nn.Module):
 
 
 class GatedPart(nn.Module):
-    """Gate or up where one GEMM, `whole`, gives silu(gate) up: neither has an output of its own."""
+    """Gate or up where one GEMM, `whole`, gives f(gate) up: neither has an output of its own."""
 
     def __init__(self, whole: QuantLinear) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class GatedPart(nn.Module):
         return self.whole.transform
 
     def prepare(self, given: LayerInput) -> Tensor:
-        """silu(gate) up [..., channels of gate], in the dtype of the input."""
+        """f(gate) up [..., channels of gate], in the dtype of the input."""
         y: Tensor = self.whole(given)
         return y
 

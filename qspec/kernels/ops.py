@@ -56,10 +56,10 @@ def prepare(
     `InputTransform` on a CPU. kernel: of `text_of`. Results that a symmetric kernel or one without codes does not have
     are not in the list.
     """
-    given: LayerInput = x if up is None else Gated(x, up)
+    row = _row(kernel)
+    given: LayerInput = x if up is None else Gated(x, up, row.activation or "silu")
     if gain is not None:
         given = Normed(x, gain, eps)
-    row = _row(kernel)
     rotations, permutation = tuple(transform[:2]), transform[2] if len(transform) > 2 else None
     if x.device.type == "cpu":
         prepared = reference.prepare(row, InputTransform(rotations, permutation) if rotations else None, given)

@@ -11,7 +11,7 @@ steps that divide both operands' groups (one step of K where neither operand is 
     acc  = acc * sW[n]                                 if weights have one scale a channel
     y    = acc + b[n], rounded to the dtype of x
     y    = y + residual[m, n], rounded once more       if there is one
-    y    = silu(gate) up of gate and up in y           of a gated GEMM (`models.inputs.Gated`)
+    y    = f(gate) up of gate and up in y              of a gated GEMM (`models.inputs.Gated`)
 
 No operation is fused, so that the kernels' outputs are the same bits. With 16-bit activations
 (W4A16, W8A16) the weights are dequantized to float32 and multiplied, and so are both operands in float
@@ -133,7 +133,7 @@ def multiply(weight: ReferenceWeight, prepared: PreparedInput, residual: Tensor 
     y = y.to(prepared.dtype)
     if weight.kernel.gated:
         gate, up = y.reshape(y.shape[0], y.shape[1] // (2 * GATE), 2, GATE).unbind(2)
-        y = Gated(gate.flatten(1), up.flatten(1)).value()
+        y = Gated(gate.flatten(1), up.flatten(1), weight.kernel.activation).value()
     return plus(residual, y.reshape(*prepared.shape[:-1], y.shape[1]))
 
 

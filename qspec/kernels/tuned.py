@@ -59,7 +59,7 @@ def key(kernel: GemmKernel, channels: int, columns: int, tokens: int, triton: st
 
 
 def _product(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> str:
-    return f"{replace(kernel, gated=False).name} {channels}x{columns} M{bucket(tokens)}"
+    return f"{replace(kernel, gated=False, activation='silu').name} {channels}x{columns} M{bucket(tokens)}"
 
 
 def slug(gpu: str) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from qspec.catalog import Activation
+
 Path = tuple[tuple[str, int | None], ...]  # (("blocks", 3), ("mlp", None), ("down", None))
-Activation = Literal["silu", "gelu_tanh"]
 NO_MASK = -1
 SamplerKind = Literal[
     "llada", "dream", "block", "renoise"
@@ -232,7 +233,7 @@ class ModuleEntry:
     def source(self) -> str:
         """Of what a block computes this linear's input: the word for it (`qspec.catalog.SOURCES`)."""
         if self.site.endswith(".gated"):
-            return "silu_mul" if self.activation == "silu" else "plain"
+            return f"{self.activation}_mul"
         mixed = ".mlp." in self.site and self.role.part not in ("mlp.gate", "mlp.up")  # router and experts: computed
         return "rmsnorm" if self.site.endswith(".input") and not mixed else "plain"
 

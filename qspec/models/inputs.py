@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qspec.catalog import Activation
+
 
 @dataclass(frozen=True)
 class Normed:
@@ -35,15 +37,21 @@ class Normed:
 
 @dataclass(frozen=True)
 class Gated:
-    """silu(gate) up of two tensors [..., K], each rounded to their dtype."""
+    """f(gate) up of two tensors [..., K], each rounded to their dtype: f is silu, or gelu in its form with tanh
+    (arXiv 1606.08415)."""
 
     x: Tensor
     up: Tensor
-    source: ClassVar[str] = "silu_mul"
+    activation: Activation = "silu"
+
+    @property
+    def source(self) -> str:
+        return f"{self.activation}_mul"
 
     def value(self) -> Tensor:
         """[..., K] in their dtype."""
-        return functional.silu(self.x) * self.up
+        gate = functional.silu(self.x) if self.activation == "silu" else functional.gelu(self.x, approximate="tanh")
+        return gate * self.up
 
 
 LayerInput = Tensor | Normed | Gated

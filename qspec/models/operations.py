@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qspec.catalog import Activation
 from qspec.models.commit import Sure, commit
-from qspec.models.family import Activation
 from qspec.models.inputs import Gated, LayerInput, plus, value_of, wide
 from qspec.models.likeliest import Measure, likeliest
 from qspec.models.routing import Pools
@@ -152,7 +152,7 @@ class GatedGemm(Protocol):
     """Gate or up of a block, which one GEMM computes together."""
 
     def gated(self, given: LayerInput) -> Tensor:
-        """silu(gate) up."""
+        """f(gate) up."""
         ...
 
 
@@ -163,14 +163,11 @@ def gated(
     value_of: ValueOf = value_of,
     activation: Activation = "silu",
 ) -> LayerInput:
-    """f(gate) up for one shared input: where one GEMM gives it that, else for the reader to compute.
-
-    f: silu, or gelu in its form with tanh (arXiv 1606.08415), which is computed here.
-    """
+    """f(gate) up for one shared input: where one GEMM gives it that, else for the reader to compute."""
     if hasattr(gate, "gated"):
         return cast(GatedGemm, gate).gated(given)
-    sides = project([gate, up], given, value_of)
-    return Gated(*sides) if activation == "silu" else functional.gelu(sides[0], approximate="tanh") * sides[1]
+    x, beside = project([gate, up], given, value_of)
+    return Gated(x, beside, activation)
 
 
 def project_onto(residual: Tensor | None, linear: nn.Module, given: LayerInput, value_of: ValueOf = value_of) -> Tensor:

@@ -81,7 +81,7 @@ def gemms(modules: Iterable[ModulePlan]) -> tuple[tuple[ModulePlan, ...], ...]:
 
 
 def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:
-    """Linears, as `plan_module` has them, with silu(gate) up in the GEMM of gate and up where they are one.
+    """Linears, as `plan_module` has them, with f(gate) up in the GEMM of gate and up where they are one.
 
     Down reads what that gives; elsewhere its activation quantization kernel computes it of the two.
     """
@@ -90,20 +90,18 @@ def gated(modules: Iterable[ModulePlan]) -> tuple[ModulePlan, ...]:
         m.entry.mlp
         for group in gemms(modules)
         for m in group[:1]
-        if [linear.entry.role.name for linear in group] == ["gate", "up"]
-        and m.entry.out_features % GATE == 0
-        and m.entry.activation == "silu"
+        if [linear.entry.role.name for linear in group] == ["gate", "up"] and m.entry.out_features % GATE == 0
     }
     known: dict[tuple[int, str], LayerKernels] = {}  # most linears have their kernels in common
 
-    def fused(kernels: LayerKernels, name: str) -> LayerKernels:
-        key = (id(kernels), name)
+    def fused(kernels: LayerKernels, entry: ModuleEntry) -> LayerKernels:
+        key = (id(kernels), entry.role.name)
         if key not in known:
-            known[key] = kernels.plain() if name == "down" else kernels.gated()
+            known[key] = kernels.plain() if entry.role.name == "down" else kernels.gated(entry.activation)
         return known[key]
 
     return tuple(
-        ModulePlan(m.entry, m.rule, m.scheme, m.passes, fused(m.kernels, m.entry.role.name))
+        ModulePlan(m.entry, m.rule, m.scheme, m.passes, fused(m.kernels, m.entry))
         if m.kernels and m.entry.mlp in made
         else m
         for m in modules

@@ -28,8 +28,6 @@ def notes(plan: Plan) -> tuple[str, ...]:
             notes.append(f"{target} has no fp8 tensor cores: fp8_e4m3 is multiplied as float16")
         if target != RUN_ON:
             notes.append(f"{target}: kernels are compiled for it ahead of time; none was run on such a GPU yet")
-    if any(m.entry.activation != "silu" and m.entry.role.name == "down" for m in modules if m.kernels):
-        notes.append("gelu(gate) up has no kernel of its own: torch computes it before down reads it, expert by expert")
     for regime in plan.spec.emit.regimes:
         low, high = REGIMES[regime]
         gain = "weight bytes decide" if regime == "block_decode" else "arithmetic decides"

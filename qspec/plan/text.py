@@ -178,8 +178,9 @@ def _merged(plan: Plan) -> list[str]:
         for group in gemms(modules):
             if len(group) == 1:
                 continue
-            gated = group[0].kernels is not None and group[0].kernels.gemm.gated
-            parts = " + ".join(m.entry.role.part for m in group) + (", which gives silu(gate) up" if gated else "")
+            kernel = group[0].kernels and group[0].kernels.gemm
+            gated = f", which gives {kernel.activation}(gate) up" if kernel and kernel.gated else ""
+            parts = " + ".join(m.entry.role.part for m in group) + gated
             alike = groups.setdefault(parts, {})
             alike.update({index: alike.get(index, 0) + 1 for index in places})
     said = []

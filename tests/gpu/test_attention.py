@@ -91,10 +91,11 @@ def test_rotary_positions_are_the_decoders_bits(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 1024, 4096), (2, 33, 3584), (3, 1, 12288), (1, 5, 18944)])
 def test_what_plain_linears_read_is_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """RMSNorm and silu(gate) up by one kernel each: torch's values, but for a last bit where a sum's order decides."""
+    """RMSNorm and f(gate) up by one kernel each: torch's values, but for a last bit where a sum's order decides, or
+    where 1 + tanh has lost some of gelu(gate)."""
     x, up = (torch.randn(shape, device="cuda").to(dtype) for _ in range(2))
     gain = 1 + 0.1 * torch.randn(shape[-1], device="cuda").to(dtype)
-    for given in (Normed(x, gain, 1e-5), Gated(x, up)):
+    for given in (Normed(x, gain, 1e-5), Gated(x, up), Gated(x, up, "gelu_tanh")):
         with poisoned_memory():
             found = KERNELS.value_of(given)
         expected = TORCH.value_of(given)

@@ -1,4 +1,4 @@
-"""Products of gate and up that give silu(gate) up: the bits of a product of both, and a row kernel behind it.
+"""Products of gate and up that give f(gate) up: the bits of a product of both, and a row kernel behind it.
 
 python -m pytest tests/gpu/test_gated.py -m gpu
 """
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec.catalog import ActivationKernel
+from qspec.catalog import Activation, ActivationKernel
 from qspec.kernels import launch, reference, tuned
 from qspec.kernels.generate import KernelLibrary
 from qspec.kernels.linear import QuantLinear
@@ -41,19 +41,23 @@ OTHERS = (
 )
 TOKENS = (1, 3, 17, 123, 1000)
 SHAPES = ((12288, 4096), (18944, 3584), (200, 1280), (24, 768))  # channels of gate, input channels
-GATE = ActivationKernel((), 16, None, True, 1.0, source="silu_mul")
 
 
 def apart(
-    library: KernelLibrary, plain: PackedLinear, prepared: PreparedInput, options: tuned.Options | None
+    library: KernelLibrary,
+    plain: PackedLinear,
+    prepared: PreparedInput,
+    options: tuned.Options | None,
+    activation: Activation = "silu",
 ) -> Tensor:
-    """silu(gate) up by a product of both and a row kernel."""
+    """f(gate) up by a product of both and a row kernel."""
     gate, up = product(library, plain, prepared, options).chunk(2, dim=1)
-    return launch.prepare(library, GATE, None, Gated(gate, up)).values
+    row = ActivationKernel((), 16, None, True, 1.0, source=f"{activation}_mul")
+    return launch.prepare(library, row, None, Gated(gate, up, activation)).values
 
 
 def differing(found: Tensor, expected: Tensor) -> Tensor:
-    """Where bits differ, but for a gate below -87, whose silu, up to 1e-36, is 0 in kernels for Hopper GPUs alone."""
+    """Where bits differ, but for f(gate) up to 1e-36, which is 0 in kernels for Hopper GPUs alone."""
     tiny = (expected.abs() < 1e-25) & (found.abs() < 1e-25) & (found != expected)
     assert float(tiny.double().mean()) < 1e-2
     return (found != expected) & ~tiny
@@ -72,6 +76,16 @@ def test_the_bits_are_those_of_two_kernels(fmt: Format, shape: tuple[int, int], 
         x = random_input(tokens, shape[1], tokens, dtype, device="cuda")
         prepared = prepared_on_gpu(library, gated.kernels.row, None, x)
         assert alike(product(library, gated, prepared, None), apart(library, plain, prepared, None)), tokens
+
+
+@pytest.mark.parametrize("fmt", [*SECOND[1:5], *OTHERS], ids=str)
+def test_gelu_has_the_bits_of_two_kernels(fmt: Format, library: KernelLibrary) -> None:
+    gated, plain = random_gates(fmt, 704, 768, 6, device="cuda", activation="gelu_tanh")
+    for tokens in (3, 123):
+        dtype = torch.float32 if tokens == 3 else torch.bfloat16
+        prepared = prepared_on_gpu(library, gated.kernels.row, None, random_input(tokens, 768, 1, dtype, device="cuda"))
+        expected = apart(library, plain, prepared, None, "gelu_tanh")
+        assert alike(product(library, gated, prepared, None), expected), tokens
 
 
 @pytest.mark.parametrize("tokens", [17, 64, 200, 1000])

@@ -79,6 +79,8 @@ def test_rows_are_near_float64(row: ActivationKernel, columns: int, library: Ker
         ("rmsnorm", (128, 28), 3584),
         ("plain", (128, 32), 4096),
         ("plain", (128, 28), 3584),
+        ("gelu_tanh_mul", (), 2112),
+        ("gelu_tanh_mul", (128,), 2304),
         ("silu_mul", (16, 16), 11008),
         ("silu_mul", (128,), 18944),
         ("silu_mul", (128, 128), 12288),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qspec import numerics
-from qspec.catalog import ActivationKernel, GemmKernel, kernels_for
+from qspec.catalog import Activation, ActivationKernel, GemmKernel, kernels_for
 from qspec.formats import NUMBER_FORMATS, Clip, Granularity, NumberFormat, Scheme, TensorFormat
 from qspec.kernels.experts import QuantExperts
 from qspec.kernels.packing import PackedLinear
@@ -140,11 +140,17 @@ def random_linear(
 
 
 def random_gates(
-    fmt: Format, channels: int, columns: int, seed: int, bias: bool = True, device: str = "cpu"
+    fmt: Format,
+    channels: int,
+    columns: int,
+    seed: int,
+    bias: bool = True,
+    device: str = "cpu",
+    activation: Activation = "silu",
 ) -> tuple[PackedLinear, PackedLinear]:
-    """Gate and up as one product that gives silu(gate) up, and as one that gives both, gate first."""
+    """Gate and up as one product that gives f(gate) up, and as one that gives both, gate first."""
     parts = [random_linear(fmt, channels, columns, 2 * seed + i, bias, device=device) for i in range(2)]
-    gated = [replace(part, kernels=part.kernels.gated()) for part in parts]
+    gated = [replace(part, kernels=part.kernels.gated(activation)) for part in parts]
     return PackedLinear.merged(gated), PackedLinear.merged(parts)
 
 
@@ -160,9 +166,11 @@ def random_experts(
     return list(zip(gates, ups, strict=True)), downs
 
 
-def mixture_of(pairs: list[tuple[PackedLinear, PackedLinear]], downs: list[PackedLinear]) -> QuantExperts:
+def mixture_of(
+    pairs: list[tuple[PackedLinear, PackedLinear]], downs: list[PackedLinear], activation: Activation = "silu"
+) -> QuantExperts:
     """The experts of `random_experts` as one module."""
-    gated = [[replace(one, kernels=one.kernels.gated()) for one in pair] for pair in pairs]
+    gated = [[replace(one, kernels=one.kernels.gated(activation)) for one in pair] for pair in pairs]
     return QuantExperts([PackedLinear.merged(pair) for pair in gated], downs)
 
 
@@ -200,7 +208,7 @@ def random_given(
     both = torch.randn(rows, 2 * columns, generator=generator, device=device) * 3
     both[:, 5::61] *= 4
     both = both.to(dtype)
-    return Gated(both[:, :columns], both[:, columns:])
+    return Gated(both[:, :columns], both[:, columns:], "silu" if source == "silu_mul" else "gelu_tanh")
 
 
 def to_cpu(given: LayerInput) -> LayerInput:
@@ -216,7 +224,8 @@ def exact_input(given: LayerInput) -> Tensor:
         return given.gain.double() * x / (x.square().mean(-1, keepdim=True) + given.eps).sqrt()
     if isinstance(given, Gated):
         gate = given.x.double()
-        return gate / (1 + (-gate).exp()) * given.up.double()
+        inner = 2 * math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+        return gate / (1 + (-(gate if given.activation == "silu" else inner)).exp()) * given.up.double()
     return given.double()
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qspec import resources
-from qspec.catalog import MEASURES, ActivationKernel
+from qspec.catalog import MEASURES, Activation, ActivationKernel
 from qspec.errors import InputError
 from qspec.kernels import experts, launch, reference, tuned
 from qspec.kernels.experts import QuantExperts
@@ -120,18 +120,27 @@ def test_a_residual_is_added_to_the_rounded_product(fmt: Format, dtype: torch.dt
 
 @pytest.mark.filterwarnings("ignore:overflow")  # of exp(-gate), by which silu(gate) is 0
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("fmt", [*INTEGER[::5], *WEIGHT_ONLY[::5], *FLOATS[1:], FLOAT_WEIGHTS[0]], ids=str)
-def test_a_gated_product_is_that_of_a_product_and_a_row_kernel(fmt: Format, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("fmt", "activation"),
+    [
+        *((fmt, "silu") for fmt in (*INTEGER[::5], *WEIGHT_ONLY[::5], *FLOATS[1:], FLOAT_WEIGHTS[0])),
+        (INTEGER[0], "gelu_tanh"),
+    ],
+    ids=str,
+)
+def test_a_gated_product_is_that_of_a_product_and_a_row_kernel(
+    fmt: Format, activation: Activation, dtype: torch.dtype
+) -> None:
     """In float32 up to the last bits of numpy's sums and exponentials, which differ by where a number lies."""
     library = KernelLibrary()
-    row = ActivationKernel((), 16, None, True, 1.0, source="silu_mul")
+    row = ActivationKernel((), 16, None, True, 1.0, source=f"{activation}_mul")
     for seed, (columns, (tokens, channels)) in enumerate(zip(widths(fmt), ((5, 40), (17, 72), (1, 8)), strict=False)):
-        gated, plain = random_gates(fmt, channels, columns, seed, bias=tokens != 5)
+        gated, plain = random_gates(fmt, channels, columns, seed, bias=tokens != 5, activation=activation)
         prepared = reference.prepare(gated.kernels.row, None, random_input(tokens, columns, seed, dtype))
         gate, up = launch.multiply(library, plain, prepared).chunk(2, dim=1)
         found = launch.multiply(library, gated, prepared)
         assert found.shape == (tokens, channels)
-        expected = launch.prepare(library, row, None, Gated(gate, up)).values
+        expected = launch.prepare(library, row, None, Gated(gate, up, activation)).values
         assert relative_error(found, expected) <= (1e-6 if dtype == torch.float32 else 0)
         if prepared.scale is not None and fmt.number == "int":
             expected = reference.multiply(ReferenceWeight.of(gated), prepared)
@@ -139,14 +148,14 @@ def test_a_gated_product_is_that_of_a_product_and_a_row_kernel(fmt: Format, dtyp
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_gated_product_of_cublas(bias: bool) -> None:
+@pytest.mark.parametrize(("bias", "activation"), [(True, "silu"), (False, "gelu_tanh")])
+def test_a_gated_product_of_cublas(bias: bool, activation: Activation) -> None:
     library = KernelLibrary()
-    row = ActivationKernel((), 16, None, True, 1.0, source="silu_mul")
-    gated, plain = random_gates(WEIGHT_ONLY[2], 72, 384, 5, bias)
+    row = ActivationKernel((), 16, None, True, 1.0, source=f"{activation}_mul")
+    gated, plain = random_gates(WEIGHT_ONLY[2], 72, 384, 5, bias, activation=activation)
     prepared = launch.prepare(library, None, None, random_input(40, 384, 5, torch.float16))
     gate, up = launch.multiply(library, plain, prepared, tuned.CUBLAS).chunk(2, dim=1)
-    expected = launch.prepare(library, row, None, Gated(gate, up)).values
+    expected = launch.prepare(library, row, None, Gated(gate, up, activation)).values
     assert torch.equal(launch.multiply(library, gated, prepared, tuned.CUBLAS), expected)
 
 
@@ -229,11 +238,13 @@ def mixed(library: KernelLibrary, mixture: QuantExperts, x: Tensor, chosen: Tens
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # rows of no pair hold anything
-@pytest.mark.parametrize("fmt", EXPERTS, ids=str)
-def test_a_mixture_of_experts_equals_the_reference(fmt: Format) -> None:
+@pytest.mark.parametrize(
+    ("fmt", "activation"), [*((fmt, "silu") for fmt in EXPERTS), (EXPERTS[1], "gelu_tanh")], ids=str
+)
+def test_a_mixture_of_experts_equals_the_reference(fmt: Format, activation: Activation) -> None:
     """But for exponentials, and float sums."""
     library = KernelLibrary()
-    mixture = mixture_of(*random_experts(fmt, 3, 128, 64, 1, bias=fmt.a_bits == 8))
+    mixture = mixture_of(*random_experts(fmt, 3, 128, 64, 1, bias=fmt.a_bits == 8), activation)
     for tokens in (1, 20):
         x = random_input(tokens, 128, tokens)
         chosen, weights = random_choice(tokens, 3, 2, tokens)
@@ -283,9 +294,12 @@ def test_row_kernel_without_transform_equals_the_reference(row: ActivationKernel
             assert torch.equal(found.zero, expected.zero)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")  # of exp(-gate), by which f(gate) is 0
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("source", ["rmsnorm", "silu_mul"])
-@pytest.mark.parametrize("rotations", [(), (32,), (32, 12)])
+@pytest.mark.parametrize(
+    ("rotations", "source"),
+    [*product([(), (32,), (32, 12)], ["rmsnorm", "silu_mul"]), ((), "gelu_tanh_mul"), ((32, 12), "gelu_tanh_mul")],
+)
 def test_row_kernel_computes_its_input_as_the_reference(
     rotations: tuple[int, ...], source: str, dtype: torch.dtype
 ) -> None:

@@ -66,6 +66,8 @@ OTHERS: tuple[Kernel, ...] = (
     ),
     GemmKernel(3, 1, False, 8, 1, False),
     *FLOAT_GATES,
+    GemmKernel(4, 128, True, 16, None, True, gated=True, activation="gelu_tanh"),
+    ActivationKernel((), 8, None, True, 1.0, source="gelu_tanh_mul"),
     *(
         ActivationKernel(rotations, 8, group, False, 0.9)
         for rotations in ((), (32,), (128,), (64, 2), (128, 28), (128, 96), (128, 148), (128, 256))
@@ -132,6 +134,7 @@ GROUPED = (
     GemmKernel(4, None, True, 8, None, True, experts=True),
     GemmKernel(8, None, True, 8, None, True, gated=True, experts=True),
     GemmKernel(8, None, True, 8, None, True, "fp8_e4m3", experts=True),
+    GemmKernel(4, None, True, 8, None, True, gated=True, experts=True, activation="gelu_tanh"),
 )
 
 
@@ -145,6 +148,7 @@ def test_kernels_around_grouped_products_compile(does: Literal["sort", "sum"], t
     ("kernel", "target", "mean"),
     [
         *((kernel, "sm_90", mean) for kernel, mean in zip(GROUPED[:3], (4, 4, 128), strict=True)),
+        (GROUPED[4], "sm_90", 4),
         *(
             pytest.param(kernel, target, mean, marks=pytest.mark.slow)
             for kernel, target, mean in product(GROUPED, ("sm_80", "sm_90", "sm_100"), (4, 128))
@@ -342,6 +346,7 @@ def test_rows_that_a_second_kernel_cannot_hold_take_the_first() -> None:
         ("rmsnorm", (128, 128), 4, 4096, 1024),  # two rows a program
         ("rmsnorm", (128, 28), 8, 3584, 1024),
         ("silu_mul", (128,), 8, 18944, 1024),
+        ("gelu_tanh_mul", (128,), 4, 2048, 1024),
         ("silu_mul", (128, 128), 8, 12288, 1024),
         ("silu_mul", (128, 96), 4, 12288, 1024),
         ("silu_mul", (128, 148), 8, 18944, 1024),

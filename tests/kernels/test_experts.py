@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from qspec.catalog import Activation
 from qspec.kernels import experts, reference
 from qspec.kernels.experts import stacked
 from qspec.kernels.gemm_sizes import row_tile
@@ -34,13 +35,15 @@ FORMATS = (
 )
 
 
-@pytest.mark.parametrize("fmt", FORMATS, ids=str)
-def test_a_token_is_what_the_linears_of_its_experts_give(fmt: Format) -> None:
+@pytest.mark.parametrize(
+    ("fmt", "activation"), [*((fmt, "silu") for fmt in FORMATS), (FORMATS[0], "gelu_tanh")], ids=str
+)
+def test_a_token_is_what_the_linears_of_its_experts_give(fmt: Format, activation: Activation) -> None:
     """Token by token and expert by expert, gate and up apart."""
     pairs, downs = random_experts(fmt, 4, 64, 96, seed=3)
     x = random_input(9, 64, 0, torch.bfloat16)
     chosen, weights = random_choice(9, 4, 2, 0)
-    found = mixture_of(pairs, downs)(x.reshape(3, 3, 64), chosen.reshape(3, 3, 2), weights.reshape(3, 3, 2))
+    found = mixture_of(pairs, downs, activation)(x.reshape(3, 3, 64), chosen.reshape(3, 3, 2), weights.reshape(3, 3, 2))
     assert found.shape == (3, 3, 64)
     assert found.dtype == torch.bfloat16
     linears = [[QuantLinear(packed) for packed in packs] for packs in (*zip(*pairs, strict=True), downs)]
@@ -48,7 +51,7 @@ def test_a_token_is_what_the_linears_of_its_experts_give(fmt: Format) -> None:
         total = torch.zeros(64)
         for expert, share in zip(own, shares, strict=True):
             gate, up, down = (linear[expert] for linear in linears)
-            y = down(Gated(gate(row[None]), up(row[None])).value())
+            y = down(Gated(gate(row[None]), up(row[None]), activation).value())
             total += share * y[0].float()
         exact = fmt.a_bits < 16 and fmt.number == "int"  # float sums are in an order that the number of rows decides
         assert relative_error(found.reshape(9, 64)[token], total) < (2**-8 if exact else 2**-6)

@@ -49,13 +49,14 @@ SHOWN: tuple[Kernel, ...] = (
     ActivationKernel((128, 96), 4, None, True, 1.0, source="silu_mul"),
     ActivationKernel((64,), 4, 128, True, 1.0),
     ActivationKernel((128,), 16, None, True, 1.0),
+    ActivationKernel((), 16, None, True, 1.0, source="gelu_tanh_mul"),
     ActivationKernel((128, 128), 4, None, True, 0.9),
     ActivationKernel((64, 64), 8, 32, False, 1.0),
     ActivationKernel((128, 28), 4, None, True, 1.0),
     ActivationKernel((128, 148), 8, 64, False, 1.0),
     AttentionKernel(128),
     RotaryKernel(128),
-    GemmKernel(4, None, True, 8, None, True, gated=True, experts=True),
+    GemmKernel(4, None, True, 8, None, True, gated=True, experts=True, activation="gelu_tanh"),
     GemmKernel(4, 128, True, 16, None, True, experts=True),
     ExpertsKernel("sort"),
     ExpertsKernel("sum"),
@@ -80,6 +81,7 @@ def every_kernel() -> list[Kernel]:
     ]
     floats += [replace(kernel, gated=True) for kernel in (*gemms[::7], *floats)]
     floats += [replace(kernel, experts=True) for kernel in (*gemms[::7], *floats[::5])]
+    floats += [replace(kernel, activation="gelu_tanh") for kernel in floats[::9] if kernel.gated]
     rotations = [(), (16,), (128,), (128, 128), (64, 2), (64, 12), (32, 28), (128, 148), (128, 256)]
     rows = [
         ActivationKernel(sizes, bits, group, symmetric, clip)
@@ -89,7 +91,7 @@ def every_kernel() -> list[Kernel]:
     rows += [replace(row, source=source) for row, source in product(rows, ("rmsnorm", "silu_mul"))]
     transforms += [
         ActivationKernel(sizes, 16, None, True, 1.0, source=source)
-        for sizes, source in product(rotations, ("rmsnorm", "silu_mul"))
+        for sizes, source in product(rotations, ("rmsnorm", "silu_mul", "gelu_tanh_mul"))
     ]
     for number, bits, group in (("fp8_e4m3", 8, None), ("mxfp4", 4, 32), ("nvfp4", 4, 16)):
         gemms += [GemmKernel(bits, group, True, bits, group, True, number)]

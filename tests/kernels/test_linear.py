@@ -140,13 +140,16 @@ def test_torch_compile_takes_the_product_as_one_node(fmt: Format) -> None:
 
 @pytest.mark.parametrize("rotations", [(), (32, 32)])
 @pytest.mark.parametrize("a_symmetric", [True, False])
-@pytest.mark.parametrize("source", ["plain", "rmsnorm", "silu_mul"])
+@pytest.mark.parametrize("source", ["plain", "rmsnorm", "silu_mul", "gelu_tanh_mul"])
 def test_torch_compile_takes_the_input_as_one_node(source: str, a_symmetric: bool, rotations: tuple[int, ...]) -> None:
     """One graph for linears with transforms of their own, whatever their inputs are computed of."""
     fmt, rows = Format(a_bits=8, a_symmetric=a_symmetric), random_input(6, 64, 2).reshape(2, 3, 64)
-    given = {"plain": rows, "rmsnorm": Normed(rows, torch.rand(64), 1e-5), "silu_mul": Gated(rows, rows.flip(0))}[
-        source
-    ]
+    given = {
+        "plain": rows,
+        "rmsnorm": Normed(rows, torch.rand(64), 1e-5),
+        "silu_mul": Gated(rows, rows.flip(0)),
+        "gelu_tanh_mul": Gated(rows, rows.flip(0), "gelu_tanh"),
+    }[source]
     nodes: list[str] = []
 
     def record(module: torch.fx.GraphModule, _: object) -> object:

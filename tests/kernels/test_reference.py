@@ -110,7 +110,7 @@ def test_a_transform_alone_keeps_the_dtype() -> None:
     assert relative_error(prepared.values, transformed(transform, x)) < 1e-2
 
 
-@pytest.mark.parametrize("source", ["rmsnorm", "silu_mul"])
+@pytest.mark.parametrize("source", ["rmsnorm", "silu_mul", "gelu_tanh_mul"])
 def test_inputs_are_computed_of_what_is_given(source: str) -> None:
     """Against the formulas in float64; rows of their own scale, so that nothing but rounding is left."""
     given = random_given(source, 7, 96, 1)
