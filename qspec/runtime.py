@@ -114,10 +114,8 @@ def _require_memory(folder: Path, device: torch.device, dtype: torch.dtype, text
 
 def text_sizes(settings: Settings, batch: int, canvas: int) -> TextSizes:
     """Of texts by a sampler. canvas: tokens of prompt and text."""
-    if isinstance(settings, BlockSettings):
+    if isinstance(settings, BlockSettings | RenoiseSettings):
         return TextSizes(batch, bucket_of(canvas), settings.length, cache=True)
-    if isinstance(settings, RenoiseSettings):
-        return TextSizes(batch, canvas, settings.length, cache=True)
     if isinstance(settings, DreamSettings):
         return TextSizes(batch, canvas, settings.length, settings.cache is not None)
     return TextSizes(batch, canvas, settings.block, settings.cache is not None, settings.cfg > 0)

@@ -463,28 +463,12 @@ class Decoder(nn.Module):
         )
         return replace(first, others=tuple(others), pools=pools)
 
-    def text_context(self, real: Tensor, tokens: slice) -> AttentionContext:
-        """Of a model that reads finished text causally, real [b, t]: a pass over tokens.start to tokens.stop, whose
-        keys are those up to there."""
-        real = real[:, : tokens.stop]
-        counted = (real.cumsum(-1) - 1).clamp(min=0)
-        return self._kinds(counted[:, tokens], tokens, lambda window: _causal(counted, real, window)[:, :, tokens])
-
-    def canvas_context(self, real: Tensor, tokens: slice) -> AttentionContext:
-        """The same of a canvas, from tokens.start to tokens.stop, behind the text before it: every token sees the whole
-        canvas and that text, or where a window is, window - 1 tokens of it, from wherever it stands."""
-        real = real[:, : tokens.stop]
-        counted = (real.cumsum(-1) - 1).clamp(min=0)
-        return self._kinds(
-            counted[:, tokens],
-            tokens,
-            lambda window: (real & _near(counted[:, tokens.start, None], counted, window))[:, None, None, :],
-        )
-
-    def rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of the positions 0 .. length - 1, float32 [length, head width]."""
-        cos, sin = self._rotary(torch.arange(length, device=self.device).unsqueeze(0), self.shape.attention(0))
-        return cos[0, 0], sin[0, 0]
+    def rotary_tables(self, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Of each kind of attention cos and sin of the positions 0 .. length - 1, float32 [length, channels of a head
+        that are rotated]."""
+        positions = torch.arange(length, device=self.device).unsqueeze(0)
+        tables = (self._rotary(positions, how) for how in self.shape.kinds)
+        return tuple((cos[0, 0], sin[0, 0]) for cos, sin in tables)
 
     def calibration_context(self, ids: Tensor) -> AttentionContext:
         """Of rows [b, t] without padding that the model denoises; a block-causal model's hold a text twice, noised and
@@ -507,9 +491,9 @@ class Decoder(nn.Module):
         same, before = block[:, None, :, None] == block[:, None, None, :], _before(block, block, own=False)
 
         def seen(window: int | None) -> Tensor:
-            near = before & _near(starts, counted[:, None], window)[:, None]
+            clean_before = before & near(starts, counted[:, None], window)[:, None]
             clean = _causal(counted, real, window) if self.shape.causal else same | before
-            both = torch.cat((torch.cat((same, near), -1), torch.cat((torch.zeros_like(same), clean), -1)), -2)
+            both = torch.cat((torch.cat((same, clean_before), -1), torch.cat((torch.zeros_like(same), clean), -1)), -2)
             return both & torch.cat((real, real), 1)[:, None, None, :]
 
         own, length = block.masked_fill(~real, -1), real.shape[1]
@@ -591,7 +575,7 @@ def _padding(attention_mask: Tensor, batch: int, length: int) -> Tensor:
     return real
 
 
-def _near(query: Tensor, key: Tensor, window: int | None) -> Tensor:
+def near(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     """Whether keys lie less than `window` positions before a query, or behind it."""
     return torch.ones_like(key, dtype=torch.bool) if window is None else query - key < window
 
@@ -600,7 +584,7 @@ def _causal(counted: Tensor, real: Tensor, window: int | None) -> Tensor:
     """bool [b, 1, t, t]: whether a query sees a key: a real token, itself or before it, within the window. counted,
     real: [b, t]."""
     query, key = counted[:, :, None], counted[:, None, :]
-    return ((key <= query) & real[:, None, :] & _near(query, key, window))[:, None]
+    return ((key <= query) & real[:, None, :] & near(query, key, window))[:, None]
 
 
 def _before(query: Tensor, key: Tensor, own: bool) -> Tensor:

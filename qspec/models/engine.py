@@ -295,7 +295,5 @@ def execution(model: Denoiser) -> str:
     """How a sampler's steps on this model are run: "captured", or "eager" and why."""
     if not isinstance(model, Decoder) or model.device.type != "cuda":
         return f"eager (on a {model.device.type.upper()})"
-    if model.shape.sampler == "renoise":
-        return "eager (passes over a canvas of noise are not captured)"
     why = refused(model)
     return f"eager ({why})" if why else "captured"

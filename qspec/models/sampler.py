@@ -178,17 +178,16 @@ def _steps(
     model: Denoiser, prompt_ids: Tensor, attention_mask: Tensor | None, settings: Settings, captured: bool
 ) -> Steps:
     _check_prompt(model.shape, prompt_ids, settings)
-    if isinstance(settings, BlockSettings):
+    if isinstance(settings, BlockSettings | RenoiseSettings):
         prompt_ids, decoder = prompt_ids.to(model.device, torch.int64), block_causal.decoder_of(model)
         kept = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask.to(model.device)
         prompts = [ids[own != 0] for ids, own in zip(prompt_ids, kept, strict=True)]
-        texts = yield from block_causal.fill(decoder, runner(decoder, captured=captured), prompts, settings)
+        run = runner(decoder, captured=captured)
+        if isinstance(settings, BlockSettings):
+            texts = yield from block_causal.fill(decoder, run, prompts, settings)
+        else:
+            texts = yield from renoise.fill(decoder, run, prompts, settings)
         return torch.cat((prompt_ids, texts), dim=1)
-    if isinstance(settings, RenoiseSettings):
-        prompt_ids, decoder = prompt_ids.to(model.device, torch.int64), block_causal.decoder_of(model)
-        own = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask.to(model.device)
-        refiner = renoise.Text(decoder, own != 0, settings.length)
-        return torch.cat((prompt_ids, (yield from renoise.fill(refiner, prompt_ids, settings))), dim=1)
     tail = torch.full((prompt_ids.shape[0], settings.length), model.shape.mask_token, device=model.device)
     ids = torch.cat((prompt_ids.to(model.device, torch.int64), tail), dim=1)
     real = None

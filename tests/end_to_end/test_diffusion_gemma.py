@@ -21,7 +21,7 @@ from qspec.progress import Quiet
 from qspec.quantize import start
 from qspec.workspace import Workspace
 from tests.end_to_end.conftest import DUQUANT, GPTQ, RTN, W4A4, W4A16, W8A8, Mini, one_scheme
-from tests.models.gemma_layout import config_of, published, tiny
+from tests.models.gemma_layout import TWO_BLOCKS, config_of, published, tiny
 from tests.models.hub import hub_folder
 
 EXPERTS = 4
@@ -31,8 +31,7 @@ SMOOTH = f"{OWN} on blocks[*].attention.{{q,k,v}}\napply {OWN} on blocks[*].mlp.
 
 def checkpoint(folder: Path) -> Path:
     folder = hub_folder(folder / "model")
-    kinds = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
-    model = tiny(**kinds, vocab_size=1024, num_experts=EXPERTS, max_position_embeddings=48)
+    model = tiny(**TWO_BLOCKS, vocab_size=1024, num_experts=EXPERTS, max_position_embeddings=48)
     save_file({name: t.float() for name, t in published(model).items()}, folder / SINGLE)
     (folder / "config.json").write_text(json.dumps(config_of(model) | {"eos_token_id": 0}))
     return folder
@@ -142,6 +141,7 @@ def additions(folder: Path, device: str = "cpu") -> list[torch.Tensor]:
     """What each block adds to the same input, in a pass over a noised and a clean text."""
     decoder, _ = qspec.load(folder, device=device)
     context = decoder.calibration_context(torch.arange(48, device=device)[None])
-    x = torch.randn(1, 48, 64, generator=torch.Generator().manual_seed(0)).to(device, decoder.embedding.weight.dtype)
+    x = torch.randn(1, 48, decoder.shape.width, generator=torch.Generator().manual_seed(0))
+    x = x.to(device, decoder.embedding.weight.dtype)
     scalars = [block.part("scalar").weight for block in decoder.blocks]
     return [(block(x, context) / own - x).float().cpu() for block, own in zip(decoder.blocks, scalars, strict=True)]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from qspec.models.decoder import Decoder
+from qspec.models.diffusion_gemma import DIFFUSION_GEMMA
+from qspec.models.samplers.noise_canvas import NoiseCanvas, NoiseShape
 
 if TYPE_CHECKING:
     from transformers import DiffusionGemmaForBlockDiffusion
@@ -33,6 +35,7 @@ TEXT = {
     "max_position_embeddings": 256,
     "use_bidirectional_attention": "vision",
 }
+TWO_BLOCKS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
 VISION = {
     "model_type": "gemma4_vision",
     "hidden_size": 16,
@@ -124,6 +127,35 @@ def config_of(model: DiffusionGemmaForBlockDiffusion) -> dict[str, Any]:
     """Its config.json."""
     config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
     return config | {"architectures": ["DiffusionGemmaForBlockDiffusion"]}
+
+
+def decoder_of(model: DiffusionGemmaForBlockDiffusion, dtype: torch.dtype = torch.float64, **changes: Any) -> Decoder:
+    """Our decoder with its weights. changes: to its config.json."""
+    decoder = Decoder(DIFFUSION_GEMMA, DIFFUSION_GEMMA.shape(config_of(model) | changes), dtype=dtype)
+    state = own_names({n: t for n, t in published(model).items() if n.startswith("model.decoder.")})
+    decoder.load_state_dict(state)
+    return decoder.eval().requires_grad_(False)
+
+
+def random_decoder(dtype: torch.dtype, **changes: Any) -> Decoder:
+    """Of `small`, every norm, scale and scalar of it too random, without transformers."""
+    torch.manual_seed(0)
+    decoder = Decoder(DIFFUSION_GEMMA, DIFFUSION_GEMMA.shape(small(**changes)), dtype=dtype).requires_grad_(False)
+    for name, tensor in decoder.state_dict().items():
+        if tensor.dim() == 1:
+            tensor.copy_(1 + 0.3 * torch.randn(tensor.shape))
+        else:
+            tensor.copy_(torch.randn(tensor.shape) * (1 if "embed" in name else 2) / tensor.shape[-1] ** 0.5)
+    return decoder
+
+
+def canvas_behind(decoder: Decoder, prompts: Tensor, begins: Tensor, length: int) -> NoiseCanvas:
+    """With room for `length` tokens, behind prompts [b, n] that begin behind padding, which are not read yet."""
+    canvas = NoiseShape(len(prompts), length, 1).canvas(decoder)
+    canvas.keep(decoder, decoder.embedding.weight.new_empty(canvas.room(decoder)))
+    canvas.start()
+    canvas.place(prompts, begins, range(len(prompts)), seed=0)
+    return canvas
 
 
 def own_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

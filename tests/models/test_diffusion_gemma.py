@@ -13,22 +13,22 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from qspec.errors import InputError
 from qspec.models.checkpoint import Checkpoint
-from qspec.models.decoder import Decoder, Window
+from qspec.models.decoder import Decoder
 from qspec.models.diffusion_gemma import DIFFUSION_GEMMA
-from qspec.models.operations import KeyValues
-from qspec.models.sampler import finished, sample
-from qspec.models.samplers.renoise import RenoiseSettings, fill
+from qspec.models.sampler import sample
+from qspec.models.samplers.renoise import RenoiseSettings
 from tests.models.gemma_layout import (
     CANVAS,
     PUBLISHED,
     PUBLISHED_LAYER,
     VISION,
+    canvas_behind,
     config_of,
-    own_names,
+    decoder_of,
     published,
     tiny,
 )
-from tests.models.test_renoise import Gemma
+from tests.models.test_renoise import theirs as generated
 
 CLOSE = 1e-5  # transformers computes norms and softmax in float32 even here
 
@@ -40,15 +40,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def ours(theirs) -> Decoder:
-    return of(theirs, CANVAS)
-
-
-def of(theirs, canvas: int) -> Decoder:
-    config = config_of(theirs) | {"canvas_length": canvas}
-    decoder = Decoder(DIFFUSION_GEMMA, DIFFUSION_GEMMA.shape(config), dtype=torch.float64)
-    state = own_names({n: t for n, t in published(theirs).items() if n.startswith("model.decoder.")})
-    decoder.load_state_dict(state)
-    return decoder.eval().requires_grad_(False)
+    return decoder_of(theirs)
 
 
 def ids(rows: int, length: int, seed: int = 1) -> Tensor:
@@ -59,34 +51,29 @@ def same(found: Tensor, expected: Tensor) -> bool:
     return bool(((found - expected).norm() / expected.norm()) < CLOSE)
 
 
-def kept_until(window: Window, stop: int) -> tuple[KeyValues, ...]:
-    return tuple(KeyValues(*(part[:, :, :stop] for part in kept)) for kept in window.kept)
-
-
 @pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("text", [4, 19])  # within the window of 6, and beyond it
 def test_text_then_canvas(theirs, ours, text: int, padding: int) -> None:
     """A text is read causally and kept; a canvas behind it is denoised twice, the second time by the first's logits."""
-    prompt, canvas = ids(2, text), ids(2, CANVAS, seed=2)
+    prompt, tokens = ids(2, text), ids(2, CANVAS, seed=2)
     real = torch.ones(2, text + CANVAS, dtype=torch.bool)
     real[1, : min(padding, text - 2)] = False
 
     encoded = theirs.model.encoder(input_ids=prompt, attention_mask=real[:, :text].long())
     cache = encoded.past_key_values
-    window = ours.window(2, text + CANVAS)
-    read = ours.through(prompt, ours.text_context(real, slice(0, text)), kept_until(window, text))
-    hidden = ours.final_norm(read)
+    canvas = canvas_behind(ours, prompt, (~real).sum(1), 32)
+    hidden = ours.final_norm(canvas.read(ours, text, text + 1))  # of which nothing is behind the text
     assert same(hidden[real[:, :text]], encoded.last_hidden_state[real[:, :text]])
 
-    logits = told = None
+    logits = None
+    canvas.begin(text)
+    canvas.tokens.copy_(tokens)
     for _ in range(2):
-        given = {"past_key_values": cache, "decoder_input_ids": canvas, "self_conditioning_logits": logits}
+        given = {"past_key_values": cache, "decoder_input_ids": tokens, "self_conditioning_logits": logits}
         expected = theirs(**given, decoder_attention_mask=real).logits
-        context = ours.canvas_context(real, slice(text, text + CANVAS))
-        x = ours.canvas_through(canvas, context, window.kept, told)
-        assert same(ours.finish(x), expected.double())
-        logits = ours.finish(x)
-        told = ours.told(logits)
+        logits = ours.finish(canvas.states(ours, 32))
+        assert same(logits, expected.double())
+        canvas.condition.copy_(ours.told(logits))
     assert float(logits.abs().max()) > 3  # where 30 tanh(z / 30) differs from z
 
 
@@ -94,7 +81,7 @@ def test_text_then_canvas(theirs, ours, text: int, padding: int) -> None:
 def test_noised_beside_clean(theirs, first: bool, size: int) -> None:
     """One pass over a text twice, noised and clean, gives for each canvas what transformers gives behind the clean text
     before it."""
-    canvases, ours = 3, of(theirs, size)
+    canvases, ours = 3, decoder_of(theirs, canvas_length=size)
     clean, noised = ids(2, canvases * size), ids(2, canvases * size, seed=2)
     real = torch.ones_like(clean, dtype=torch.bool)
     logits = None if first else torch.randn(2, canvases * size, 128, dtype=torch.float64)
@@ -109,19 +96,16 @@ def test_noised_beside_clean(theirs, first: bool, size: int) -> None:
 
 
 @pytest.mark.parametrize("settings", [RenoiseSettings(20, 9, seed=3), RenoiseSettings(20, 9, t_min=0.05, t_max=0.2)])
-def test_generated_texts_are_those_of_transformers_model(theirs, ours, settings) -> None:
-    """Prompts of 5 and 3, padded in front, beside each prompt alone through transformers' passes."""
+def test_generated_texts_are_those_of_transformers(monkeypatch, theirs, ours, settings) -> None:
+    """Prompts of 5 and 3, padded in front, beside each prompt alone."""
     prompts = ids(2, 5)
     real = torch.ones_like(prompts)
     real[1, :2] = 0
 
-    class Alone(Gemma):
-        shape = ours.shape
-
     found = sample(ours, prompts, real, settings)[:, 5:]
     for row, prompt in enumerate((prompts[:1], prompts[1:, 2:])):
-        run = fill(Alone(theirs), prompt.expand(2, -1), settings)  # a row's random numbers are its number's
-        assert torch.equal(found[row], finished(run, None)[row])
+        alone, _ = generated(monkeypatch, theirs, prompt.expand(2, -1), settings)  # random numbers are a row's number's
+        assert torch.equal(found[row], alone[row, : settings.length])
 
 
 @pytest.fixture(scope="module")

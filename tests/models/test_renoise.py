@@ -10,61 +10,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.models.diffusion_gemma import generation_diffusion_gemma as published
 from transformers.models.diffusion_gemma.configuration_diffusion_gemma import DiffusionGemmaConfig
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaForBlockDiffusion
 
 from qspec.errors import UsageError
-from qspec.models.family import DecoderShape
-from qspec.models.sampler import until
+from qspec.models.decoder import Decoder
+from qspec.models.sampler import sample, until
 from qspec.models.samplers.common import SampleStep
 from qspec.models.samplers.dream import drawn
 from qspec.models.samplers.noise import uniform
-from qspec.models.samplers.renoise import RenoiseSettings, fill
+from qspec.models.samplers.renoise import RenoiseSettings
+from tests.models.gemma_layout import CANVAS, decoder_of
 
-CANVAS, VOCAB, END = 8, 40, 3
-SHAPE = DecoderShape(
-    layers=2, width=16, heads=2, kv_heads=1, head_width=8, ffn=24, vocab=VOCAB, max_length=512, norm_eps=1e-6,
-    rope_theta=1e4, qkv_bias=False, bias=False, tied=True, shift=False, sampler="block", mask_token=-1, eos_token=END,
-    pad_token=0, block=CANVAS,
-)  # fmt: skip
-
-
-class Gemma:
-    """transformers' model as the sampler asks for it."""
-
-    shape, device, absent = SHAPE, torch.device("cpu"), None
-
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
-        self.model = model
-        self._cache = DynamicCache(config=model.config.text_config)
-        self._length = 0
-
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def encode(self, ids: Tensor) -> None:
-        stop = self._length + ids.shape[1]
-        self.model.model.encoder(
-            input_ids=ids,
-            attention_mask=torch.ones(len(ids), stop, dtype=torch.bool),
-            past_key_values=self._cache,
-            position_ids=torch.arange(self._length, stop)[None],
-        )
-        self._length = stop
-
-    def refine(self, canvas: Tensor, condition: Tensor | None) -> Tensor:
-        return self.model.model.decoder(
-            decoder_input_ids=canvas, past_key_values=self._cache, self_conditioning_logits=condition
-        ).last_hidden_state
-
-    def condition(self, logits: Tensor) -> Tensor:
-        return logits
-
-    def finish(self, x: Tensor) -> Tensor:
-        most = self.model.final_logit_softcapping
-        return torch.tanh(self.model.lm_head(x).float() / most) * most
+VOCAB, END = 40, 3
 
 
 def tiny(scale: float) -> DiffusionGemmaForBlockDiffusion:
@@ -93,8 +52,8 @@ def tiny(scale: float) -> DiffusionGemmaForBlockDiffusion:
 class Draws:
     """Our random numbers in transformers' order: for every canvas noise, then for every pass tokens and noise."""
 
-    def __init__(self, seed: int, rows: int) -> None:
-        self.seed, self.rows, self.canvas, self.number = seed, rows, -1, 0
+    def __init__(self, seed: int, rows: int, vocab: int) -> None:
+        self.seed, self.rows, self.vocab, self.canvas, self.number = seed, rows, vocab, -1, 0
 
     def uniform(self, purpose: Any) -> Tensor:
         places = torch.arange(self.canvas * CANVAS, (self.canvas + 1) * CANVAS).expand(self.rows, -1)
@@ -108,18 +67,18 @@ class Draws:
         return prepared
 
     def noise(self, batch_size: int, device: torch.device) -> Tensor:
-        return (self.uniform("place") * VOCAB).long()
+        return (self.uniform("place") * self.vocab).long()
 
     def multinomial(self, p: Tensor, num_samples: int) -> Tensor:
         self.number += 1
-        return drawn(p.view(self.rows, CANVAS, VOCAB), self.uniform("token")).view(-1, num_samples)
+        return drawn(p.view(self.rows, CANVAS, self.vocab), self.uniform("token")).view(-1, num_samples)
 
 
 def theirs(
     monkeypatch: pytest.MonkeyPatch, model: DiffusionGemmaForBlockDiffusion, prompts: Tensor, s: RenoiseSettings
 ) -> tuple[Tensor, int]:
     """The new tokens, and how many passes were made."""
-    draws = Draws(s.seed, len(prompts))
+    draws = Draws(s.seed, len(prompts), model.config.text_config.vocab_size)
     monkeypatch.setattr(torch, "multinomial", draws.multinomial)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)  # imports torch's compiler
     monkeypatch.setattr(
@@ -152,15 +111,9 @@ def theirs(
     return found, passes
 
 
-def ours(
-    model: DiffusionGemmaForBlockDiffusion, prompts: Tensor, s: RenoiseSettings
-) -> tuple[Tensor, list[SampleStep]]:
-    run, steps = fill(Gemma(model), prompts, s), []
-    while True:
-        try:
-            steps.append(next(run).whole())
-        except StopIteration as end:
-            return end.value, steps
+def ours(decoder: Decoder, prompts: Tensor, s: RenoiseSettings) -> tuple[Tensor, list[SampleStep]]:
+    steps: list[SampleStep] = []
+    return sample(decoder, prompts, None, s, steps.append)[:, prompts.shape[1] :], steps
 
 
 PROMPTS = torch.tensor([[5, 6, 7, 8, 9], [11, 4, 12, 30, 2]])
@@ -191,14 +144,15 @@ def test_tokens_are_those_of_transformers(
 ) -> None:
     """Two rows, of which one settles in fewer passes."""
     model = tiny(scale)
-    found, steps = ours(model, PROMPTS, settings)
+    decoder = decoder_of(model, torch.float32)
+    found, steps = ours(decoder, PROMPTS, settings)
     expected, passes = theirs(monkeypatch, model, PROMPTS, settings)
     assert torch.equal(found, expected[:, : settings.length])
     assert [step.index for step in steps] == list(range(passes))
     assert torch.equal(steps[-1].tokens[:, 16:], found[:, 16:])
     if settings.stability_threshold == 2:
         return
-    alone, fewer = ours(model, PROMPTS[:1], settings)
+    alone, fewer = ours(decoder, PROMPTS[:1], settings)
     assert torch.equal(found[:1], alone)
     assert (len(fewer) < passes) == (scale > 1)
 
@@ -207,7 +161,7 @@ def test_texts_that_end_are_those_of_transformers(monkeypatch: pytest.MonkeyPatc
     """Both rows end in the second of three canvases."""
     settings = RenoiseSettings(24, 36, **STOP)
     model = tiny(3.0)
-    found, _ = ours(model, PROMPTS, settings)
+    found, _ = ours(decoder_of(model, torch.float32), PROMPTS, settings)
     expected, _ = theirs(monkeypatch, model, PROMPTS, settings)
     assert expected.shape == (2, 16)
     for own, their in zip(found.tolist(), expected.tolist(), strict=True):

@@ -243,7 +243,8 @@ class _Run:
         length = self._runner.bucket(self.rows.ids.shape[1])
         canvas = self._runner.canvas(BlockShape(len(rows), length))
         self._runner.keep(canvas)
-        canvas.place(self.rows.ids[rows], self.rows.begins[rows], self.rows.texts[rows], rows, self.settings.seed)
+        canvas.place(self.rows.ids[rows], self.rows.begins[rows], rows, self.settings.seed)
+        canvas.texts.copy_(self.rows.texts[rows])
         self._rows = rows
         return canvas
 

@@ -8,17 +8,17 @@ the device: one captured pass serves every block, and every batch of as many row
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from qspec.models.commit import Sure
 from qspec.models.decoder import Decoder
-from qspec.models.operations import AttentionContext, KeyValues
 from qspec.models.samplers.common import without
 from qspec.models.samplers.edits import Edits
 from qspec.models.samplers.noise import uniform
+from qspec.models.samplers.text_canvas import TextCanvas
 
 
 @dataclass(frozen=True)
@@ -32,60 +32,30 @@ class BlockShape:
         return BlockCanvas(model, self)
 
 
-class BlockCanvas:
-    """ids int64 [b, t], whole blocks; of each row [b] its number among all of the run (rows), and the places where its
-    tokens begin behind padding (begins) and the new ones behind the prompt (texts).
+class BlockCanvas(TextCanvas):
+    """ids are whole blocks; texts int64 [b]: the places where a row's new tokens begin behind the prompt.
 
-    first, stop: from where to where a pass computes. seed, number, count: what random numbers follow from, and tokens
-    to commit; int64 [] all. state [b, d]: of the last token that is kept. edits int64 [b], done bool [b]: passes over a
-    row's block without masks, and whether it is finished; edited, where tokens delete and insert. ended: bool [b],
-    whether a row's text is. finite: bool [], False once a logit was NaN or Inf. barred: bool [vocab], ids that are no
+    stop: to where a pass computes; count: tokens to commit; int64 [] both. state [b, d]: of the last token that is
+    kept. edits int64 [b], done bool [b]: passes over a row's block without masks, and whether it is finished; edited,
+    where tokens delete and insert. ended: bool [b], whether a row's text is. barred: bool [vocab], ids that are no
     token, the mask, or edit the text.
     """
 
     def __init__(self, model: Decoder, shape: BlockShape) -> None:
-        def zeros(*sizes: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(sizes, dtype=dtype, device=model.device)
-
+        super().__init__(model, shape.batch, shape.length)
         assert model.shape.block is not None
         self.shape, self.block = shape, model.shape.block
-        self.ids = zeros(shape.batch, shape.length)
-        self.rows, self.begins, self.texts, self.edits = (zeros(shape.batch) for _ in range(4))
-        self.done, self.ended = (zeros(shape.batch, dtype=torch.bool) for _ in range(2))
-        self.finite = zeros(dtype=torch.bool)
-        self.seed, self.number, self.count, self.first, self.stop = (zeros() for _ in range(5))
-        self._places = zeros(shape.length)
+        self.texts, self.edits = (self._zeros(shape.batch) for _ in range(2))
+        self.done, self.ended = (self._zeros(shape.batch, dtype=torch.bool) for _ in range(2))
+        self.count, self.stop = (self._zeros() for _ in range(2))
         self.state = next(model.embedding.parameters()).new_zeros(shape.batch, model.shape.width)
         self.edited = Edits(model, shape.batch, self.block) if model.shape.edit_tokens else None
         self.dtype = torch.float32  # of hidden states: a pass notes it
         self.barred = without(model, model.shape.mask_token, *model.shape.edit_tokens)
-        self._cos, self._sin = model.rotary_table(shape.length)
-        self._whole: Tensor | None = None
-        self._kept: tuple[KeyValues, ...] = ()
-
-    @property
-    def keeps(self) -> bool:
-        """Whether it has room for keys and values."""
-        return self._whole is not None
-
-    def room(self, model: Decoder) -> int:
-        """Keys and values of all tokens, as a number of values."""
-        shape = model.shape
-        return self.ids.numel() * 2 * shape.layers * shape.kv_heads * shape.head_width
-
-    def keep(self, model: Decoder, whole: Tensor) -> None:
-        """Takes `room` values [n] of the model's dtype for them."""
-        shape = model.shape
-        self._whole = whole
-        parts = whole.view(shape.layers, 2, self.shape.batch, shape.kv_heads, self.shape.length, shape.head_width)
-        self._kept = tuple(KeyValues(keys, values) for keys, values in parts)
 
     def start(self) -> None:
-        """Keys and values that no pass has written are read with a weight of 0, which NaN would survive."""
-        assert self._whole is not None  # `keep` came before
-        self._whole.zero_()
+        super().start()
         self.state.zero_()
-        self.finite.fill_(True)
 
     def take(self, other: BlockCanvas, rows: Tensor, stop: int) -> None:
         """Keys, values and states of these rows [b] of another canvas, before `stop`; its memory may be this one's.
@@ -99,23 +69,14 @@ class BlockCanvas:
         self.state.copy_(other.state.index_select(0, rows))
         self.finite.copy_(other.finite)
 
-    def place(self, ids: Tensor, begins: Tensor, texts: Tensor, rows: Sequence[int], seed: int) -> None:
-        """Puts a batch in place: ids int64 [b, n], n <= t."""
-        self.seed.fill_(seed)
+    def place(self, ids: Tensor, begins: Tensor, rows: Sequence[int], seed: int) -> None:
+        super().place(ids, begins, rows, seed)
         self.ended.zero_()
-        self.ids[:, : ids.shape[1]] = ids
-        for own, given in ((self.begins, begins), (self.texts, texts), (self.rows, torch.tensor(rows))):
-            own.copy_(given)
 
     def window(self, first: int, stop: int) -> None:
         """The passes from here on compute these places."""
-        self.first.fill_(first)
+        self.move(first)
         self.stop.fill_(stop)
-        self._places.copy_(torch.arange(first, first + self.shape.length, device=self.ids.device))
-
-    def places(self, count: int) -> Tensor:
-        """int64 [count]: from `first` on."""
-        return self._places[:count]
 
     def own(self) -> Tensor:
         """The ids of the block at `first`, int64 [b, n]."""
@@ -153,22 +114,16 @@ class BlockCanvas:
         values, and reads the first `seen`."""
         places = self.places(before + tokens) - before
         blocks = ((places - places[0]) // self.block).expand(self.shape.batch, -1)
-        pools = model.pools(blocks, len(places))
-        context = AttentionContext(*self._rotary(places), self._mask(places, seen), places, pools=pools)
-        kept = tuple(KeyValues(*(part[:, :, :seen] for part in one)) for one in self._kept)
-        states = model.through(self.ids.index_select(1, places), context, kept)
+        context = replace(self._context(places, [self._mask(places, seen)]), pools=model.pools(blocks, len(places)))
+        states = model.through(self.ids.index_select(1, places), context, self._until(seen))
         self.dtype = states.dtype
         return states
-
-    def _rotary(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        positions = (places - self.begins.unsqueeze(1)).clamp_(min=0)
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
 
     def _mask(self, places: Tensor, seen: int) -> Tensor:
         """bool [b, 1, g, seen]: of a row's tokens those of a query's own block and before it; of whole blocks a row for
         each. Padding, whose keys nothing reads, sees every place, for a softmax has to see one."""
         keys = torch.arange(seen, device=places.device)
-        real = (keys >= self.begins.unsqueeze(1)).unsqueeze(1)
+        real = self._real(seen).unsqueeze(1)
         queries = places if len(places) % self.block else places[:: self.block]
         before = keys // self.block <= (queries // self.block).unsqueeze(1)
         padding = (queries < self.begins.unsqueeze(1)).unsqueeze(2)

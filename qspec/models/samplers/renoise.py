@@ -18,79 +18,29 @@ Unlike there, random numbers are functions of seed, pass, row and place (`noise`
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from qspec.errors import UsageError
 from qspec.models.decoder import Decoder
-from qspec.models.operations import KeyValues
+from qspec.models.engine import Runner
 from qspec.models.samplers.common import (
-    Around,
-    Denoiser,
     SampleStep,
     check_finite,
     check_positive,
     check_seed,
+    not_finite,
     token_logits,
 )
 from qspec.models.samplers.dream import drawn
-from qspec.models.samplers.noise import Purpose, uniform
+from qspec.models.samplers.noise_canvas import NoiseCanvas, NoiseShape
 from qspec.models.samplers.run import Decided, Steps
 
 PASSES = 48  # over a canvas, at most, as published
-
-
-class Refiner(Denoiser, Protocol):
-    """A causal encoder, and a decoder that sees a whole canvas and the encoded text before it. Rows of a batch are as
-    long as each other."""
-
-    def encode(self, ids: Tensor) -> None:
-        """Keeps keys and values of clean tokens int64 [b, n] behind those that are kept."""
-        ...
-
-    def refine(self, canvas: Tensor, condition: Tensor | None) -> Tensor:
-        """x [b, c, d] of a canvas int64 [b, c], which `finish` turns into logits. condition: of the pass before."""
-        ...
-
-    def condition(self, logits: Tensor) -> Tensor:
-        """What the next pass is told of logits float32 [b, c, vocab] divided by the temperature; [b, c, ...]."""
-        ...
-
-
-class Text(Around[Decoder]):
-    """A decoder with the keys and values of the texts that it goes on with: a `Refiner`.
-
-    real: bool [b, n], which tokens of the prompts are no padding; it may stand in front. length: tokens to write.
-    """
-
-    def __init__(self, model: Decoder, real: Tensor, length: int) -> None:
-        super().__init__(model)
-        assert model.shape.block is not None
-        room = real.shape[1] + -(-length // model.shape.block) * model.shape.block
-        self._real = torch.nn.functional.pad(real, (0, room - real.shape[1]), value=True)
-        self._kept, self._stop = model.window(len(real), room).kept, 0
-
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.model.hidden(input_ids, attention_mask)
-
-    def encode(self, ids: Tensor) -> None:
-        tokens = slice(self._stop, self._stop + ids.shape[1])
-        self.model.through(ids, self.model.text_context(self._real, tokens), self._until(tokens.stop))
-        self._stop = tokens.stop
-
-    def refine(self, canvas: Tensor, condition: Tensor | None) -> Tensor:
-        tokens = slice(self._stop, self._stop + canvas.shape[1])
-        context = self.model.canvas_context(self._real, tokens)
-        return self.model.canvas_through(canvas, context, self._until(tokens.stop), condition)
-
-    def condition(self, logits: Tensor) -> Tensor:
-        return self.model.told(logits)
-
-    def _until(self, stop: int) -> tuple[KeyValues, ...]:
-        return tuple(KeyValues(own.keys[:, :, :stop], own.values[:, :, :stop]) for own in self._kept)
 
 
 @dataclass(frozen=True)
@@ -134,101 +84,137 @@ class RenoiseSettings:
             raise UsageError(what, hint=f"try steps {near}: every canvas takes as many at most")
         return tuple(self.t_min + (self.t_max - self.t_min) * (passes - i) / passes for i in range(passes))
 
+    @property
+    def key(self) -> Hashable:
+        """All that a pass depends on besides the canvas."""
+        return self.entropy_bound, self.confidence_threshold
 
-def fill(model: Refiner, prompts: Tensor, settings: RenoiseSettings) -> Steps:
-    """Denoises the new tokens int64 [b, length] behind prompts int64 [b, n], pass by pass.
+
+def fill(model: Decoder, runner: Runner, prompts: Sequence[Tensor], settings: RenoiseSettings) -> Steps:
+    """Denoises the new tokens int64 [b, length] behind prompts, int64 [tokens] each, pass by pass.
 
     Errors: UsageError for steps that canvases do not share, NumericsError where logits are not finite.
     """
-    size = model.shape.block
-    assert size is not None
-    temperatures, run = settings.temperatures(size), _Run(model, len(prompts), settings)
-    model.encode(prompts)
-    ends = torch.tensor(model.shape.ends, device=model.device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    texts: list[Tensor] = []
+    run = _Run(model, runner, prompts, settings)
+    size = run.canvas.size
+    temperatures = settings.temperatures(size)
+    if run.prompt:
+        run.read(0, run.prompt)
     for first in range(0, settings.length, size):
-        run.begin(first)
+        run.canvas.begin(run.prompt + first)
         for temperature in temperatures:
-            run.step(temperature)
-            yield run.decided()
-            if bool(run.settled.all()):
+            decided, going = run.step(first, temperature)
+            yield decided
+            if not going:
                 break
-        texts.append(torch.where(ended.unsqueeze(1), model.shape.eos_token, run.draft))
-        if settings.stop:
-            ended |= torch.isin(run.draft, ends).any(1)
-            if bool(ended.all()):
-                break
+        if run.leave(first):
+            break
         if first + size < settings.length:
-            model.encode(texts[-1])
-    text = torch.cat(texts, dim=1)[:, : settings.length]
-    behind = text.new_full((len(text), settings.length - text.shape[1]), model.shape.eos_token)
-    return torch.cat((text, behind), dim=1)
+            run.read(run.prompt + first, size)
+    return run.text()
 
 
 class _Run:
-    """The canvases of one batch. draft: the likeliest tokens, int64 [b, c]; settled: bool [b], rows that stay."""
+    """One batch. prompt: how long the longest one is; texts begin behind it."""
 
-    def __init__(self, model: Refiner, rows: int, settings: RenoiseSettings) -> None:
+    def __init__(self, model: Decoder, runner: Runner, prompts: Sequence[Tensor], settings: RenoiseSettings) -> None:
+        self.model, self.settings, self.prompt = model, settings, max(map(len, prompts))
+        self._runner, self._index = runner, -1
+        self.canvas = self._place(prompts)
+        self._text = self.canvas.ids[:, self.prompt : self.prompt + settings.length]
+        self._ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+
+    def _place(self, prompts: Sequence[Tensor]) -> NoiseCanvas:
+        """Rows with padding in front, so that all prompts end in one place."""
+        model, settings, rows = self.model, self.settings, len(prompts)
         assert model.shape.block is not None
-        self._model, self._settings, self._size, self._rows = model, settings, model.shape.block, rows
-        self._index = -1
+        size = self.prompt + -(-settings.length // model.shape.block) * model.shape.block
+        canvas = self._runner.canvas(NoiseShape(rows, self._runner.bucket(size), settings.stability_threshold))
+        self._runner.keep(canvas)
+        ids = torch.full((rows, size), model.shape.eos_token, device=model.device)
+        for row, prompt in enumerate(prompts):
+            ids[row, self.prompt - len(prompt) : self.prompt] = prompt
+        begins = torch.tensor([self.prompt - len(prompt) for prompt in prompts])
+        canvas.place(ids, begins, range(rows), settings.seed)
+        canvas.text.fill_(self.prompt)
+        canvas.start()
+        return canvas
 
-    def begin(self, first: int) -> None:
-        """A canvas of noise, `first` tokens behind the prompt."""
-        rows, device = self._rows, self._model.device
-        self._first, self._number = first, 0
-        self.canvas = self._noise()
-        self.draft, self.confidence = self.canvas, torch.zeros(self.canvas.shape, device=device)
-        self._history = self.canvas.new_full((self._settings.stability_threshold, rows, self._size), -1)
-        self._condition: Tensor | None = None
-        self.settled = torch.zeros(rows, dtype=torch.bool, device=device)
+    def _seen(self, stop: int) -> int:
+        """Keys that a pass reads, at least those before `stop`."""
+        return min(self._runner.bucket(stop), self.canvas.shape.length)
 
-    def step(self, temperature: float) -> None:
-        """One pass; settled rows stay as they are."""
-        model, settled = self._model, self.settled.unsqueeze(1)
-        self._index, self._number = self._index + 1, self._number + 1
-        logits = token_logits(model, model.refine(self.canvas, self._condition)) / temperature
-        p = logits.softmax(-1)
-        entropy = torch.special.entr(p).sum(-1)
-        tokens = torch.where(self._accepted(entropy), drawn(p, self._uniform("token")), self._noise())
-        draft = torch.where(settled, self.draft, logits.argmax(-1))
-        self.canvas = torch.where(settled, self.canvas, tokens)
-        self.confidence = torch.where(settled, self.confidence, p.amax(-1))
-        condition = model.condition(logits)
-        if self._condition is not None:
-            condition = torch.where(settled.unsqueeze(2), self._condition, condition)
-        self._condition, self.draft = condition, draft
-        same = (self._history == draft).all(-1).all(0)
-        self._history = torch.cat((self._history, draft.unsqueeze(0)))[1:]
-        self.settled = self.settled | same & (entropy.mean(-1) < self._settings.confidence_threshold)
+    def read(self, first: int, count: int) -> None:
+        """A pass over so much of the finished text, and what lies behind it, whose keys are written again."""
+        canvas, seen = self.canvas, self._seen(first + count)
+        tokens = seen if first == 0 else count
+        canvas.move(first)
+        self._runner.run(canvas, ("read", tokens, seen), partial(_read, self.model, canvas, tokens, seen))
 
-    def _accepted(self, entropy: Tensor) -> Tensor:
-        """bool, like entropy [b, c]."""
-        values, places = entropy.sort(dim=-1, stable=True)
-        below = values.cumsum(-1) - values <= self._settings.entropy_bound
-        return torch.zeros_like(below).scatter(-1, places, below)
+    def step(self, first: int, temperature: float) -> tuple[Decided, bool]:
+        """A pass over the canvas at the text's `first`, and whether another one is needed.
 
-    def _noise(self) -> Tensor:
-        return (self._uniform("place") * self._model.shape.vocab).long()
+        Errors: NumericsError where the logits were not finite.
+        """
+        canvas, seen = self.canvas, self._seen(self.prompt + first + self.canvas.size)
+        canvas.number.add_(1)
+        canvas.temperature.fill_(temperature)
+        self._index += 1
+        compute = partial(_step, self.model, self.settings, canvas, seen)
+        draft, confidence, state = self._runner.run(canvas, (self.settings.key, seen), compute)
+        finite, settled = state.tolist()
+        if not finite:
+            raise not_finite(self.model, canvas.dtype)
+        return self._decided(first, draft, confidence), not settled
 
-    def _uniform(self, purpose: Purpose) -> Tensor:
-        device = self._model.device
-        seed, number = (torch.tensor(value, device=device) for value in (self._settings.seed, self._number))
-        places = torch.arange(self._first, self._first + self._size, device=device).expand(self._rows, -1)
-        return uniform(seed, number, torch.arange(self._rows, device=device), places, purpose)
+    def leave(self, first: int) -> bool:
+        """Puts the canvas, which is settled or had all its passes, into the texts that are not ended. Returns whether
+        all are."""
+        draft, shape = self.canvas.draft, self.model.shape
+        own = self._text[:, first : first + self.canvas.size]
+        settled = draft[:, : own.shape[1]]
+        own.copy_(torch.where(self._ended.unsqueeze(1), shape.eos_token, settled))
+        if self.settings.stop:
+            self._ended |= torch.isin(draft, torch.tensor(shape.ends, device=draft.device)).any(1)
+        return self.settings.stop and bool(self._ended.all())
 
-    def decided(self) -> Decided:
+    def text(self) -> Tensor:
+        return self._text.clone()
+
+    def _decided(self, first: int, draft: Tensor, confidence: Tensor) -> Decided:
         """The draft of the whole canvas, which each pass may change."""
-        first, draft, confidence = self._first, self.draft, self.confidence
-        length = self._settings.length
+        index, length = self._index, self.settings.length
+        through = min(length, first + draft.shape[1])
 
         def whole() -> SampleStep:
             found = []
             for part in (torch.ones_like(draft, dtype=torch.bool), draft, confidence):
-                texts = part.new_zeros(len(part), max(length, first + self._size))
-                texts[:, first : first + self._size] = part
-                found.append(texts[:, :length])
-            return SampleStep(self._index, *found)
+                texts = part.new_zeros(len(part), length)
+                texts[:, first:through] = part[:, : through - first]
+                found.append(texts)
+            return SampleStep(index, *found)
 
-        return Decided(self._index, min(length, first + self._size), whole)
+        return Decided(index, through, whole)
+
+
+def _read(model: Decoder, canvas: NoiseCanvas, tokens: int, seen: int) -> tuple[Tensor, ...]:
+    canvas.read(model, tokens, seen)
+    return ()
+
+
+def _step(model: Decoder, settings: RenoiseSettings, canvas: NoiseCanvas, seen: int) -> tuple[Tensor, ...]:
+    """The draft [b, c], its probabilities, and whether logits were finite and all rows are settled, bool [2]."""
+    logits = token_logits(model, canvas.states(model, seen), canvas.finite) / canvas.temperature
+    p = logits.softmax(-1)
+    entropy = torch.special.entr(p).sum(-1)
+    tokens = torch.where(_accepted(settings, entropy), drawn(p, canvas.uniform("token")), canvas.noise())
+    sure = entropy.mean(-1) < settings.confidence_threshold
+    canvas.settle(logits.argmax(-1), p.amax(-1), model.told(logits), tokens, sure)
+    return canvas.draft, canvas.confidence, torch.stack((canvas.finite, canvas.settled.all()))
+
+
+def _accepted(settings: RenoiseSettings, entropy: Tensor) -> Tensor:
+    """bool, like entropy [b, c]."""
+    values, places = entropy.sort(dim=-1, stable=True)
+    below = values.cumsum(-1) - values <= settings.entropy_bound
+    return torch.zeros_like(below).scatter(-1, places, below)
