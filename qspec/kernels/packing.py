@@ -350,7 +350,7 @@ def stored_scales(quantized: Quantized) -> tuple[Tensor, Tensor | None]:
     scale, unit = quantized.scale, None
     if quantized.format.number.block:
         scale, unit = numerics.pack_scales(scale, quantized.format.number)
-    return scale.T.contiguous(), unit
+    return scale.T.clone(memory_format=torch.contiguous_format), unit  # one row, too, has a stride that TMA takes
 
 
 def unpacked_scales(stored: Tensor, unit: Tensor | None) -> Tensor:

@@ -272,6 +272,11 @@ def test_a_width_without_a_pack_block_is_refused() -> None:
         PackedLinear.from_quantized(quantized, kernels_for(fmt.scheme()))
 
 
+def test_scales_of_one_group_are_a_row_as_long_as_there_are_channels() -> None:
+    """TMA takes no stride of two bytes, whatever the number of rows."""
+    assert random_linear(Format(w_group=64, a_bits=16), 40, 64, 0).scale.stride() == (40, 1)
+
+
 def test_with_transform_shares_the_object() -> None:
     transform = random_transform((32,), 64, seed=0)
     packed = random_linear(Format(), 6, 64, seed=0, transform=transform)

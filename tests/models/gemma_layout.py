@@ -154,6 +154,7 @@ def canvas_behind(decoder: Decoder, prompts: Tensor, begins: Tensor, length: int
     canvas = NoiseShape(len(prompts), length, 1).canvas(decoder)
     canvas.keep(decoder, decoder.embedding.weight.new_empty(canvas.room(decoder)))
     canvas.start()
+    canvas.move(0)
     canvas.place(prompts, begins, range(len(prompts)), seed=0)
     return canvas
 
