@@ -298,7 +298,7 @@ def test_row_kernel_without_transform_equals_the_reference(row: ActivationKernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     ("rotations", "source"),
-    [*product([(), (32,), (32, 12)], ["rmsnorm", "silu_mul"]), ((), "gelu_tanh_mul"), ((32, 12), "gelu_tanh_mul")],
+    [*product([(), (32,), (32, 12)], ["rmsnorm", "silu_mul"]), ((), "gelu_tanh_mul")],
 )
 def test_row_kernel_computes_its_input_as_the_reference(
     rotations: tuple[int, ...], source: str, dtype: torch.dtype
