@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,17 @@ def load(
     if target.type == "cuda":
         _require_memory(folder, target, dtype, texts)
     manifest = verify(folder, shards=False) if (folder / MANIFEST).is_file() else None
-    with ThreadPoolExecutor(1) as pool:  # the weights and the tokenizer at once
-        reading = pool.submit(load_tokenizer, folder)
+    # The weights and the tokenizer at once. Reading weights is long calls of C, which let Python import meanwhile.
+    with ThreadPoolExecutor(1) as pool:
         if manifest is None:
-            model = load_decoder(folder, target, dtype)
+            loading = pool.submit(load_decoder, folder, target, dtype)
+            tokenizer, model = load_tokenizer(folder), loading.result()
         else:
-            model = _load_weights(folder, manifest, target, dtype)
-        if target.type == "cuda":
-            experts.install(attention.install(model))
-        tokenizer = reading.result()
+            reading = pool.submit(_weights, folder, manifest, target)
+            tokenizer = load_tokenizer(folder)
+            model = _assembled(folder, manifest, reading.result, target, dtype)
+    if target.type == "cuda":
+        experts.install(attention.install(model))
     return know_tokens(model, tokenizer).eval(), tokenizer
 
 
@@ -142,17 +144,27 @@ def execution(device: torch.device) -> str:
 
 def load_artifact(folder: Path, device: torch.device, dtype: torch.dtype) -> Decoder:
     """The model of an artifact, after every hash was checked."""
-    return _load_weights(folder, verify(folder, shards=False), device, dtype)
+    manifest = verify(folder, shards=False)
+    return _assembled(folder, manifest, partial(_weights, folder, manifest, device), device, dtype)
 
 
-def _load_weights(folder: Path, manifest: Manifest, device: torch.device, dtype: torch.dtype) -> Decoder:
-    """manifest: of the folder, whose other files are verified."""
+def _weights(folder: Path, manifest: Manifest, device: torch.device) -> dict[str, Tensor]:
+    """All tensors of an artifact, after their hashes were checked."""
+    return read_sealed({inside(folder, name): manifest.files[name] for name in manifest.shards}, device, TRANSFORM)
+
+
+def _assembled(
+    folder: Path,
+    manifest: Manifest,
+    weights: Callable[[], dict[str, Tensor]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Decoder:
+    """The model of an artifact whose other files are verified. weights: gives `_weights`."""
     family, shape, _ = read_config(folder)
     decoder = Decoder(family, shape, device="meta")
-    shards = {inside(folder, name): manifest.files[name] for name in manifest.shards}
     try:
-        tensors = read_sealed(shards, device, kept=TRANSFORM)
-        place(decoder, manifest, tensors, device, dtype, folder / "kernels")
+        place(decoder, manifest, weights(), device, dtype, folder / "kernels")
     except torch.OutOfMemoryError as error:
         what = f"the model ({manifest.bytes_after / 2**30:.1f} GiB) does not fit the memory of {device}"
         raise MachineError(what, where=str(folder), hint="free memory or use another device") from error
