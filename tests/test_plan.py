@@ -27,7 +27,7 @@ from qspec.planned import planned as planned_recipe
 from tests.language.fakes import load, recipe
 from tests.models.block_layout import FAST_DLLM_7B, SDAR_1_7B
 from tests.models.dream_layout import DREAM_7B
-from tests.models.expert_layout import LLADA2_MINI
+from tests.models.expert_layout import SDAR_30B
 from tests.models.gemma_layout import PUBLISHED
 from tests.models.layout import LLADA_8B
 
@@ -185,7 +185,7 @@ def test_every_shipped_recipe_fits_a_model_with_tied_embeddings(path: Path) -> N
         "dream": DREAM_7B,
         "sdar": SDAR_1_7B,
         "fast_dllm": FAST_DLLM_7B,
-        "llada2": LLADA2_MINI,
+        "sdar_moe": SDAR_30B,
     }
     shape = family.shape((configs | {"diffusion_gemma": PUBLISHED})[family.name])
     tied = replace(shape, tied=True)

@@ -84,6 +84,7 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
     "experts/w4a16": (("*", W4A16),),
     "experts/w8a8": (("*", W8A8),),
     "experts/w4a4": (("*", W4A4),),
+    "experts/rtn_w4a4": (("*", W4A4),),
     "canvas/w4a16": (("*", Format("w4a16", 4, 16, 64)),),
     "canvas/w8a8": (("*", W8A8),),
     "canvas/w4a4": (("*", W4A4),),
@@ -94,7 +95,7 @@ EXPECTED: dict[str, tuple[tuple[str, Format | None], ...]] = {
 # Rotations of the residual stream go into the embedding and the head, which are kept.
 REWRITES_KEPT = ("paper/quarot_w4a4", "paper/quarot_w8a8")
 BLOCKS = [name for name in EXPECTED if name.startswith("blocks/")]  # `family fast_dllm, sdar`
-EXPERTS = [name for name in EXPECTED if name.startswith("experts/")]  # `family llada2, sdar_moe, llada_moe`
+EXPERTS = [name for name in EXPECTED if name.startswith("experts/")]  # `family sdar_moe, llada2, llada_moe`
 CANVAS = [name for name in EXPECTED if name.startswith("canvas/")]  # `family diffusion_gemma`
 BOTH = [name for name in EXPECTED if "/" in name and name not in (*BLOCKS, *EXPERTS, *CANVAS)]  # `family llada, dream`
 

@@ -35,13 +35,15 @@ KEEPS = {
 }
 
 
-# Of recipes/blocks, on tiny-fast_dllm, whose blocks are denoised behind exact keys and values of those before.
+# Of these folders, on stand-ins whose blocks are denoised behind exact keys and values of those before.
+DENOISED_BY_BLOCK = {"blocks": "fast_dllm", "experts": "sdar_moe"}
 BLOCKS_KEEP = {"w8a8": (0.98, 1.1), "w4a16": (0.95, 1.1), "w4a4": (0.95, 1.1), "rtn_w4a4": (0.0, 0.5)}
 ALONE = CompileOptions(reference=False)  # the same schemes only rounded are another test's (`test_only_rounded.py`)
 
 
-def test_every_recipe_for_blocks_has_its_expectation() -> None:
-    assert {path.stem for path in (resources.recipes() / "blocks").glob("*.qs")} == set(BLOCKS_KEEP)
+@pytest.mark.parametrize("folder", DENOISED_BY_BLOCK)
+def test_every_recipe_for_blocks_has_its_expectation(folder: str) -> None:
+    assert {path.stem for path in (resources.recipes() / folder).glob("*.qs")} == set(BLOCKS_KEEP)
 
 
 def test_every_recipe_has_its_expectation() -> None:
@@ -106,8 +108,9 @@ def test_acceptance(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS_KEEP)
-def test_acceptance_of_block_diffusion(name: str, tmp_path: Path) -> None:
-    recipe = resources.recipes() / "blocks" / f"{name}.qs"
+@pytest.mark.parametrize("folder", DENOISED_BY_BLOCK)
+def test_acceptance_of_block_diffusion(folder: str, name: str, tmp_path: Path) -> None:
+    recipe = resources.recipes() / folder / f"{name}.qs"
     compiled = qspec.compile(recipe, out=tmp_path / name, device="cpu", options=ALONE)
-    assert compiled.manifest.family == "fast_dllm"
+    assert compiled.manifest.family == DENOISED_BY_BLOCK[folder]
     check(compiled.path, BLOCKS_KEEP[name], 0.0)

@@ -68,7 +68,7 @@ def _trained(scripts: SimpleNamespace) -> Decoder:
     return model.requires_grad_(False)
 
 
-@pytest.mark.parametrize("family", ["llada", "dream", "fast_dllm"])
+@pytest.mark.parametrize("family", ["llada", "dream", "fast_dllm", "sdar_moe"])
 def test_the_shipped_config_is_what_the_script_writes(scripts: SimpleNamespace, family: str) -> None:
     folder = standin(family)
     config = json.loads((folder / "config.json").read_text())

@@ -1,5 +1,5 @@
-"""The bundled stand-ins in Qwen2.5's layout, Dream's and Fast-dLLM v2's: the layout written out by hand, and what they
-share with tiny-llada."""
+"""The bundled stand-ins in Qwen's layouts, Dream's, Fast-dLLM v2's and SDAR-MoE's: the layout written out by hand, and
+what they share with tiny-llada."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 from safetensors import safe_open
 
 from qspec.models.locate import checkpoint_locate
+from tests.models.expert_layout import SDAR_30B
 from tests.standins.test_tiny_llada import FOLDER as LLADA
 
-FOLDERS = {family: LLADA.parent / f"tiny-{family}" for family in ("dream", "fast_dllm")}
+FOLDERS = {family: LLADA.parent / f"tiny-{family}" for family in ("dream", "fast_dllm", "sdar_moe")}
 
 
 @pytest.fixture(params=FOLDERS)
@@ -53,19 +54,52 @@ def test_fast_dllm_s_config_is_dream_s_with_blocks() -> None:
     assert settings("fast_dllm", "config.json") == settings("dream", "config.json") | own
 
 
+def test_sdar_moe_s_config_has_the_keys_of_the_30b_model() -> None:
+    config = settings("sdar_moe", "config.json")
+    assert set(SDAR_30B) <= set(config)
+    for key in (
+        "architectures",
+        "model_type",
+        "block_size",
+        "decoder_sparse_step",
+        "mlp_only_layers",
+        "norm_topk_prob",
+    ):
+        assert config[key] == SDAR_30B[key], key
+    assert config["num_attention_heads"] * config["head_dim"] == config["hidden_size"] == 256  # type: ignore[operator]
+    assert config["num_experts"] * config["moe_intermediate_size"] == 768  # type: ignore[operator]
+
+
+def _dense(block: str) -> dict[str, list[int]]:
+    """Qwen2.5's: grouped queries with biases."""
+    shapes = {f"{block}.mlp.{name}_proj.weight": [896, 256] for name in ("gate", "up")}
+    shapes[f"{block}.mlp.down_proj.weight"] = [256, 896]
+    for name, rows in (("q", 256), ("k", 64), ("v", 64)):
+        shapes |= {
+            f"{block}.self_attn.{name}_proj.{kind}": shape
+            for kind, shape in (("weight", [rows, 256]), ("bias", [rows]))
+        }
+    return shapes
+
+
+def _mixture(block: str) -> dict[str, list[int]]:
+    """Qwen3-MoE's: norms of queries and keys, a router and six experts."""
+    shapes = {f"{block}.self_attn.{name}_norm.weight": [64] for name in ("q", "k")}
+    shapes |= {f"{block}.self_attn.{name}_proj.weight": [256, 256] for name in ("q", "k", "v")}
+    shapes[f"{block}.mlp.gate.weight"] = [6, 256]
+    for expert in range(6):
+        shapes |= {f"{block}.mlp.experts.{expert}.{name}_proj.weight": [128, 256] for name in ("gate", "up")}
+        shapes[f"{block}.mlp.experts.{expert}.down_proj.weight"] = [256, 128]
+    return shapes
+
+
 def test_tensors_have_the_published_names_and_shapes(family: str) -> None:
     expected = {"model.embed_tokens.weight": [640, 256], "lm_head.weight": [640, 256], "model.norm.weight": [256]}
     for n in range(6):
         block = f"model.layers.{n}"
         expected |= {f"{block}.{name}_layernorm.weight": [256] for name in ("input", "post_attention")}
-        for name, rows in (("q", 256), ("k", 64), ("v", 64)):
-            expected |= {
-                f"{block}.self_attn.{name}_proj.weight": [rows, 256],
-                f"{block}.self_attn.{name}_proj.bias": [rows],
-            }
         expected[f"{block}.self_attn.o_proj.weight"] = [256, 256]
-        expected |= {f"{block}.mlp.{name}_proj.weight": [896, 256] for name in ("gate", "up")}
-        expected[f"{block}.mlp.down_proj.weight"] = [256, 896]
+        expected |= _mixture(block) if family == "sdar_moe" else _dense(block)
     found, index = {}, settings(family, "model.safetensors.index.json")
     for shard in sorted(FOLDERS[family].glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:

@@ -4,7 +4,7 @@ qspec 1
 param seed = 0
 
 recipe setup {
-  family llada2, sdar_moe, llada_moe
+  family sdar_moe, llada2, llada_moe
   model  "inclusionAI/LLaDA2.0-mini"
 }
 
@@ -21,6 +21,7 @@ layers head, embedding keep
 
 evaluate {
   nelbo on "wikitext2" samples 64
+  task  mmlu
   task  gsm8k { shots 4  length 256  steps 256 }
   task  humaneval { length 512  steps 512 }
 }
