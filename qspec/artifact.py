@@ -138,7 +138,8 @@ class ModuleRecord(_Record):
         """The catalogue's value."""
         if self.gemm is None:
             return None
-        row = ActivationKernel(**self.row | {"rotations": tuple(self.row["rotations"])}) if self.row else None
+        own = self.row
+        row = None if own is None else ActivationKernel(**own | {"rotations": tuple(own["rotations"])})
         return LayerKernels(row, GemmKernel(**self.gemm))
 
     @property
