@@ -115,7 +115,8 @@ def operations_of(model: Denoiser) -> Operations:
 def without(model: Denoiser, *tokens: int) -> Tensor:
     """bool [vocab]: ids that are no token, and these."""
     barred = torch.zeros(model.shape.vocab, dtype=torch.bool, device=model.device)
-    barred[list(tokens)] = True
+    for token in tokens:
+        barred[token].fill_(True)  # a list of them would be copied from the host, which a graph cannot hold
     return barred if model.absent is None else barred | model.absent
 
 
