@@ -112,5 +112,5 @@ def test_acceptance(name: str, tmp_path: Path) -> None:
 def test_acceptance_of_block_diffusion(folder: str, name: str, tmp_path: Path) -> None:
     recipe = resources.recipes() / folder / f"{name}.qs"
     compiled = qspec.compile(recipe, out=tmp_path / name, device="cpu", options=ALONE)
-    assert compiled.manifest.family == DENOISED_BY_BLOCK[folder]
+    assert compiled.manifest.model.family == DENOISED_BY_BLOCK[folder]
     check(compiled.path, BLOCKS_KEEP[name], 0.0)
