@@ -90,7 +90,7 @@ class Edits:
             confidence = logits.softmax(-1).gather(-1, best[..., None]).squeeze(-1)
             second = logits.scatter(-1, best[..., None], lowest).argmax(-1)
             for token in model.shape.edit_tokens:
-                logits[..., token] = lowest
+                logits[..., token].fill_(lowest)  # nothing is copied from the host, in a captured pass
             parts.append(Found(best, second, logits.argmax(-1), confidence))
         return Found(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
 
