@@ -4,6 +4,7 @@ Rules were measured on an H100 and an H200 and come in the order in which they a
 them: they are as many as shared memory holds, but for a few cases in which fewer were faster.
 """
 
+from functools import cache
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -17,6 +18,8 @@ NEARLY_A_WAVE = 100  # tiles that leave no more than a quarter of the multiproce
 SPLIT_WAVE = 128  # units that split-K aims at: a wave, in a number that tiles divide
 THREE_WAVES = 400  # of narrow tiles, about; from there on wide ones load less
 SHORT_K = 6144  # up to which slices of one CTA share K; of more, partial sums through memory are the smaller cost
+SUMMING = 3.5  # microseconds that units take which add up a tile of many tokens
+PARTIAL_SUMS = 1e-4  # and of each sum that one of them writes down
 MOST_SPLIT = 8  # units of a tile: the last to come adds as many partial sums alone
 MOST_STAGES = 12  # in flight: more hid no more latency
 SHARED_BYTES = 228 * 1024  # of a multiprocessor of compute capability 9.0
@@ -77,6 +80,24 @@ class HopperChoice(NamedTuple):
     stages: int = MOST_STAGES
 
 
+class Wave(NamedTuple):
+    """A tile on each multiprocessor: output channels, tokens, blocks of a stage; the time of 4096 input channels."""
+
+    block_n: int
+    block_m: int
+    blocks: int
+    microseconds: float
+
+
+WAVES = (  # W4A4 on an H200
+    Wave(128, 256, 1, 21.5),
+    Wave(192, 128, 1, 16.4),
+    Wave(128, 128, 1, 11.5),
+    Wave(192, 64, 1, 10.2),
+    Wave(128, 64, 2, 7.4),
+)
+
+
 def token_tile(tokens):
     """Tokens of a tile of few: the least that tensor cores take, 16, doubled up to 64."""
     return 16 if tokens <= 16 else 32 if tokens <= 32 else 64
@@ -119,19 +140,25 @@ def hopper_tiles(kind, M, N, K) -> HopperTiles:
     }
 
 
+@cache
 def quantized_choice(kind, M, N, K):
-    """Of quantized operands: int32 sums leave room for tiles of up to three warpgroups, or of 256 tokens."""
-    narrow, wide, widest = (triton.cdiv(N, channels) for channels in (64, 128, 192))
-    rows = triton.cdiv(M, 128)
+    """Of quantized operands: int32 sums leave room for tiles of up to three warpgroups, or of 256 tokens.
+
+    Of many tokens the tiles that take the least time by the waves that they come in: a canvas of 384 tokens fills
+    other tiles than one of 512.
+    """
     if M <= 64:
         return nibble_choice(M, N, K) if kind.w_bits == 4 else byte_choice(M, N)
-    if M > 256:  # bound by arithmetic: tiles that load least, of 4 stages even where codes of 4 bits leave more room
-        return HopperChoice(128, 256, 1, stages=4)
-    if widest * rows > NEARLY_A_WAVE:  # the most channels that each token loaded meets
-        return HopperChoice(192, 128, 1)
-    if MULTIPROCESSORS // 2 < narrow * rows <= MULTIPROCESSORS and K <= SHORT_K:  # a wave, no partial sums in memory
-        return HopperChoice(64, 128, 1, slices=2)
-    return HopperChoice(128, 128, 1, split=MULTIPROCESSORS // (wide * rows), stages=6)
+    choices = []
+    for wave in WAVES:
+        tiles = triton.cdiv(N, wave.block_n) * triton.cdiv(M, wave.block_m)
+        most = min(MOST_SPLIT, K // (BLOCK_CHANNELS * wave.blocks))
+        for split in (1, max(1, min(MULTIPROCESSORS // tiles, most))):
+            waves = triton.cdiv(tiles * split, MULTIPROCESSORS)
+            adding = SUMMING + PARTIAL_SUMS * split * wave.block_n * wave.block_m if split > 1 else 0.0
+            choices.append((waves * wave.microseconds * K / (4096 * split) + adding, wave, split))
+    _, best, split = min(choices)
+    return HopperChoice(best.block_n, best.block_m, best.blocks, split, stages=4)
 
 
 def nibble_choice(M, N, K):

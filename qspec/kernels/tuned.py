@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 SMALLEST, LARGEST = 8, 8192  # buckets of M: powers of two between these
+FEW = 64  # tokens of the least tile of many; up to here a tile holds all of them
 SHARED = 228 * 1024  # bytes of shared memory of a multiprocessor of compute capability 9.0; a program takes 1 KB more
 REGISTERS = 65536  # of a multiprocessor
 LEAST_STAGES, MOST_STAGES = 2, 12
@@ -75,10 +76,12 @@ def own_file(gpu: str) -> Path:
 def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, device: torch.device) -> Options | None:
     """The fastest measured options for this GEMM on this device, or None.
 
-    Of a gated GEMM those of the same one without a gate; of `CUBLAS`, which would take it a kernel more, its file
-    decides.
+    Of many quantized tokens only those of a bucket that they nearly fill: fewer leave tiles empty, and make other waves
+    of them. Of a gated GEMM those of the same one without a gate; of `CUBLAS`, which would take it a kernel more, its
+    file decides.
     """
-    if device.type != "cuda":
+    fills = tokens <= FEW or kernel.activation_bits == 16 or bucket(tokens) - tokens < FEW
+    if device.type != "cuda" or not fills:
         return None
     import torch
 
@@ -240,7 +243,7 @@ def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int
         if tokens <= 256:
             yield from ((64, 128, least, 1, slices) for slices in ((2, 3) if least == 1 else (1,)))
         if not floating:  # which has 4096 sums of a group beside those of a tile
-            yield from ((128, 256, 1, 1, 1), (192, 128, 1, 1, 1))
+            yield from ((128, 256, 1, 1, 1), (192, 128, 1, 1, 1), (192, 64, 1, 1, 1), (128, 64, 2, 1, 1))
         return
     block_m = next(size for size in (8, 16, 32, 64) if tokens <= size)
     for blocks in (2, 4) if tokens <= 16 else (1, 2) if least == 1 else (2,):

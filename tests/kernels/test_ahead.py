@@ -243,7 +243,7 @@ def test_every_recipes_kernels_compile(target: str) -> None:
     assert [problem for kernel in kernels for problem in compile_ahead(kernel, target).problems] == []
 
 
-@pytest.mark.parametrize("tokens", [1, 32, 64, 256, 1024])
+@pytest.mark.parametrize("tokens", [1, 32, 64, 448, 1024])
 @pytest.mark.parametrize(
     "kernel",
     [kernel for kernel in (*KERNELS, *FLOAT_GATES) if isinstance(kernel, GemmKernel) and kernel.hopper],
@@ -253,7 +253,7 @@ def test_second_kernels_compile_for_each_size(kernel: Kernel, tokens: int) -> No
     """Gluon does not run under the interpreter: this, and the tests on a GPU, are what tests them."""
     report = compile_ahead(kernel, "sm_90", tokens=tokens)
     assert report.problems == ()
-    assert report.stack <= (SPILLED.get((kernel.name, "sm_90"), 0) if tokens == 1024 else 0)
+    assert report.stack <= (SPILLED.get((kernel.name, "sm_90"), 0) if tokens > 64 else 0)
     assert len(report.instructions) == 1
     assert f"n{min(max(tokens, 8), 128)}k" in report.instructions[0]
 

@@ -40,12 +40,21 @@ def options(n: int, m: int, blocks: int, stages: int, **others: int) -> dict[str
         (INT4, 64, 4096, 12288, options(64, 64, 2, 8, SPLIT=2)),
         (INT8, 16, 4096, 4096, options(128, 16, 2, 5, SPLIT=4)),
         (INT8, 64, 4096, 4096, options(128, 64, 1, 8, SPLIT=4)),
-        # 64 x 2 tiles of 64 x 128 are a wave, of 192 x 128 only 44
-        (INT4, 256, 4096, 4096, options(64, 128, 1, 8, K_SLICES=2)),
-        (INT8, 256, 4096, 4096, options(64, 128, 1, 6, K_SLICES=2)),
-        (INT4, 256, 12288, 4096, options(192, 128, 1, 7)),
-        (INT8, 128, 4096, 12288, options(128, 128, 1, 6, SPLIT=4)),
-        (INT4, 257, 4096, 4096, options(128, 256, 1, 4)),
+        # of many tokens the least of waves x microseconds: 32 x 4 tiles of 128 x 64 are one of 7.4, 22 x 4 of 192 x 64
+        # one of 10.2; 64 x 2 of 192 x 128 one of 16.4, 96 x 4 of 128 x 64 three
+        (INT4, 256, 4096, 4096, options(128, 64, 2, 4)),
+        (INT8, 256, 4096, 4096, options(128, 64, 2, 4)),
+        (INT4, 256, 12288, 4096, options(192, 128, 1, 4)),
+        # 32 x 2 tiles in two parts are a wave: 7.4 x 3 / 2 + 3.5 + 1.6, against 22.2 whole
+        (INT8, 128, 4096, 12288, options(128, 64, 2, 4, SPLIT=2)),
+        # 22 x 5 tiles of 192 x 64 are a wave, 32 x 5 of 128 x 64 two; for 448 tokens 22 x 7 are two,
+        # and 32 x 4 of 128 x 128 one of 11.5
+        (INT4, 320, 4096, 4096, options(192, 64, 1, 4)),
+        (INT4, 448, 4096, 4096, options(128, 128, 1, 4)),
+        # 128 x 3 tiles of 192 x 128 are three waves, 49.2; 192 x 2 of 128 x 256 three of 21.5
+        (INT4, 384, 24576, 4096, options(192, 128, 1, 4)),
+        # 192 x 4 tiles of 128 x 256 are six waves, 129; 128 x 8 of 192 x 128 eight, 131.2
+        (INT4, 1024, 24576, 4096, options(128, 256, 1, 4)),
         # 64 tiles, two CTAs on each of 132 multiprocessors: 264 / 64 units; 264 and more tiles: three CTAs
         (NIBBLES, 16, 4096, 4096, options(64, 16, 2, 6, SPLIT=4, CTAS_PER_SM=2)),
         (NIBBLES, 16, 264 * 64, 4096, options(64, 16, 2, 6, CTAS_PER_SM=2)),

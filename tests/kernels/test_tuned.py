@@ -119,6 +119,22 @@ def test_entries_of_another_form_of_the_kernel_are_passed_over(tmp_path: Path, m
         assert tuned.microseconds("Test GPU", W4A4, 256, 512, 5) is None
 
 
+def test_many_quantized_tokens_take_an_entry_that_they_nearly_fill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles of 1024 tokens leave some of 960 empty, and are other waves of theirs."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+    options = OPTIONS | {"BLOCK_M": 128}
+    entry = {"options": options, "microseconds": 2.5}
+    keys = [tuned.key(kernel, 256, 512, 1024, triton.__version__) for kernel in (W4A4, W4A16)]
+    tuned.write(tuned.own_file("Test GPU"), "Test GPU", dict.fromkeys(keys, entry))
+    found = [tuned.options_for(W4A4, 256, 512, tokens, torch.device("cuda")) for tokens in (960, 961, 1024)]
+    assert found == [None, options, options]
+    assert tuned.options_for(W4A16, 256, 512, 600, torch.device("cuda")) == options
+
+
 def test_cublas_is_an_entry_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
