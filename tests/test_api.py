@@ -115,3 +115,13 @@ def test_a_plan_shows_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert qspec.plan(other).notice == notice
     assert str(qspec.plan(other)).startswith(f"{notice}\n\nllada_w4a4: llada, 6 blocks")
     assert qspec.plan(other)._repr_html_().startswith(f"<p>{notice}</p>")
+
+
+def test_a_model_loads_and_writes_without_the_compiler_of_torch() -> None:
+    """torch._dynamo and sympy take more than a second of a process."""
+    code = (
+        "import sys; from qspec import generate, load; generate(*load('tiny-llada', device='cpu'), 'a', 2, block=2); "
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate
 
 import torch
@@ -110,6 +111,12 @@ def sum_rows(kernels: KernelLibrary, y: Tensor, where: SortedRows, weights: Tens
     return out
 
 
+@cache
+def _break_graphs() -> None:
+    """Breaks compiled graphs at a mixture. A decorator would import torch._dynamo for every model, 1.4 s."""
+    QuantExperts.forward = torch.compiler.disable(QuantExperts.forward)  # type: ignore[method-assign, no-untyped-call]
+
+
 class QuantExperts(nn.Module):
     """y [..., d] of x [..., d] through the experts that a router chose, as this module's docstring has it.
 
@@ -122,8 +129,8 @@ class QuantExperts(nn.Module):
         self.experts = len(downs)
         self.gate_up, self.down = QuantLinear(stacked(gate_ups)), QuantLinear(stacked(downs))
         self._library = library(None)
+        _break_graphs()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled graph is broken here
     def forward(self, given: LayerInput, chosen: Tensor, weights: Tensor) -> Tensor:
         """given: x [..., d], or what it is computed of; chosen: integers [..., k]; weights: float32 [..., k]."""
         x = given if isinstance(given, Tensor) else given.x
