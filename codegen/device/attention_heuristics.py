@@ -4,10 +4,12 @@ import triton
 
 MAX_SPLIT = 8  # programs for the keys of a head: the last of them merges that many partial sums alone
 KEYS_AT_ONCE = 64  # keys and values of a loop step
+ALL_KEYS = 256  # that eight warps hold, so that all loads are under way at once: 128 KB of shared memory
+ALL_QUERIES = 32  # beside their sums
 MANY_QUERIES = 64  # whose float32 sums take the registers of twice as many warps
 
 
-def attention_tiles(queries, heads, keys, multiprocessors):
+def attention_tiles(queries, heads, keys, multiprocessors, capability):
     """Tiles and launch options for `heads` heads of all sequences: the speed, and the order of sums.
 
     The tensor cores take 16 queries or more. Keys are split where heads leave multiprocessors idle: into no more
@@ -15,5 +17,10 @@ def attention_tiles(queries, heads, keys, multiprocessors):
     """
     rows = max(16, triton.next_power_of_2(queries))
     split = max(1, min(MAX_SPLIT, multiprocessors // heads, triton.cdiv(keys, KEYS_AT_ONCE)))
+    block = triton.next_power_of_2(triton.cdiv(keys, split))
+    programs = triton.cdiv(keys, block)
+    together = capability // 10 in (9, 10) and heads * programs <= multiprocessors
+    if together and block == ALL_KEYS and rows <= ALL_QUERIES:
+        return {"ROWS": rows, "BLOCK": block, "SPLIT": programs, "num_warps": 8, "num_stages": 1}
     warps = 4 if rows < MANY_QUERIES else 8
     return {"ROWS": rows, "BLOCK": KEYS_AT_ONCE, "SPLIT": split, "num_warps": warps, "num_stages": 3}

@@ -89,12 +89,19 @@ class Wave(NamedTuple):
     microseconds: float
 
 
-WAVES = (  # W4A4 on an H200
+NIBBLE_WAVES = (  # of 4-bit weights on an H200
     Wave(128, 256, 1, 21.5),
     Wave(192, 128, 1, 16.4),
-    Wave(128, 128, 1, 11.5),
+    Wave(128, 128, 1, 12.5),
     Wave(192, 64, 1, 10.2),
     Wave(128, 64, 2, 7.4),
+)
+BYTE_WAVES = (  # and of 8-bit ones
+    Wave(128, 256, 1, 23.0),
+    Wave(192, 128, 1, 18.0),
+    Wave(128, 128, 1, 12.0),
+    Wave(192, 64, 1, 13.3),
+    Wave(128, 64, 2, 8.5),
 )
 
 
@@ -150,7 +157,7 @@ def quantized_choice(kind, M, N, K):
     if M <= 64:
         return nibble_choice(M, N, K) if kind.w_bits == 4 else byte_choice(M, N)
     choices = []
-    for wave in WAVES:
+    for wave in NIBBLE_WAVES if kind.w_bits == 4 else BYTE_WAVES:
         tiles = triton.cdiv(N, wave.block_n) * triton.cdiv(M, wave.block_m)
         most = min(MOST_SPLIT, K // (BLOCK_CHANNELS * wave.blocks))
         for split in (1, max(1, min(MULTIPROCESSORS // tiles, most))):
@@ -230,7 +237,8 @@ def hopper_expert_tiles(kind, rows, columns, K) -> HopperTiles:
     if kind.a_bits == 16:  # many sums in float32 leave no registers for a fourth warpgroup
         widths, ctas = ((64,), 3) if few else ((128, 64), 1)
     else:
-        widths, ctas = ((128, 64), 2) if few else ((256, 128, 64), 1)
+        narrow = ((128, 64), 2) if kind.w_bits == 4 else ((64,), 3)  # bytes are bound by loading them
+        widths, ctas = narrow if few else ((256, 128, 64), 1)
     block_n = next(width for width in widths if columns % width == 0)
     whole = kind.w_bits == 4 and K % 512 == 0 and rows * ctas <= 64
     blocks = (4 if whole else 2) if few or kind.w_bits < 4 else 1

@@ -53,7 +53,7 @@ def descriptor(matrix, swizzle, box):
     if len(box) == 3:
         shape, strides = [columns // width, rows, width], [width, columns, 1]
     else:
-        shape, strides = [rows, columns], [matrix.stride(0) if rows > 1 else columns, 1]  # one row's may be anything
+        shape, strides = [rows, columns], [matrix.stride(0), 1]
     layout = gl.NVMMASharedLayout(swizzle, bits, rank=len(box))
     return TensorDescriptor(matrix, shape, strides, list(box), layout)
 

@@ -3,6 +3,7 @@
 import torch
 import triton
 
+from .gemm_heuristics import MULTIPROCESSORS
 from .hopper_rows_layouts import spans_of
 from .launch import capability_of, multiprocessors_of
 
@@ -68,11 +69,11 @@ def hopper_row_tiles(tokens, columns, blocks, fine, normed):
 
     PROGRAMS: on a multiprocessor. READ: pieces read ahead, NEXT: of the next row too.
     """
-    read, last = columns // 128, columns // blocks[-1]
+    read, last, few = columns // 128, columns // blocks[-1], tokens <= MULTIPROCESSORS
     permuted = len(blocks) == 2
     spans = spans_of(blocks[-1])
     # Two short rows fill a tile of 64 blocks, where there are rows for all multiprocessors.
-    rows = 2 if tokens > 132 and read <= 32 and not (permuted and len(spans) > 1) else 1
+    rows = 2 if not few and read <= 32 and not (permuted and len(spans) > 1) else 1
     slots = 32 if rows == 2 else 64 if read <= 64 else 128 if read <= 128 else 192
     options = {"ROWS": rows, "B": slots, "HEAD": min(rows * slots, 128), "TAIL": max(rows * slots - 128, 0)}
     if permuted:
@@ -83,11 +84,11 @@ def hopper_row_tiles(tokens, columns, blocks, fine, normed):
         options |= {"B2": slots2, "HEAD2": 128 if split else rows * slots2, "TAIL2": 64 if split else 0}
     else:
         options |= {"B2": slots, "HEAD2": options["HEAD"], "TAIL2": options["TAIL"]}
-    if read <= 32:
-        return {**options, "PROGRAMS": 2, "READ": 2, "NEXT": True, "num_warps": 8}
+    if read <= 32:  # a row that has a multiprocessor to itself is bound by latency
+        return {**options, "PROGRAMS": 2, "READ": 2, "NEXT": True, "num_warps": 16 if few else 8}
     if read <= 128 and (normed or (permuted and fine)):
         return {**options, "PROGRAMS": 1, "READ": 2, "NEXT": True, "num_warps": 8}  # shared memory, or registers
-    if read <= 128:
+    if read <= 128 and not few:
         return {**options, "PROGRAMS": 2, "READ": 2, "NEXT": False, "num_warps": 8, "maxnreg": 128}
     return {**options, "PROGRAMS": 1, "READ": 2, "NEXT": False, "num_warps": 16}
 

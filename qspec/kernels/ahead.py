@@ -318,7 +318,8 @@ def _second_tiles(module: ModuleType, kernel: GemmKernel, tokens: int, columns: 
 def _tiles(module: ModuleType, kernel: Kernel, target: Target, tokens: int, columns: int) -> dict[str, Any]:
     """Tiles and launch options of the first kernel of a file."""
     if isinstance(kernel, AttentionKernel):
-        tiles = module.attention_tiles(min(tokens, FEW), ATTENTION_HEADS, columns, MULTIPROCESSORS)
+        sizes = (min(tokens, FEW), ATTENTION_HEADS, columns, MULTIPROCESSORS)
+        tiles = module.attention_tiles(*sizes, target.capability)
     elif isinstance(kernel, RotaryKernel):
         tiles = module.rotary_tiles(ATTENTION_HEADS, kernel.width)
     elif isinstance(kernel, ExpertsKernel):

@@ -45,10 +45,10 @@ def options(n: int, m: int, blocks: int, stages: int, **others: int) -> dict[str
         (INT4, 256, 4096, 4096, options(128, 64, 2, 4)),
         (INT8, 256, 4096, 4096, options(128, 64, 2, 4)),
         (INT4, 256, 12288, 4096, options(192, 128, 1, 4)),
-        # 32 x 2 tiles in two parts are a wave: 7.4 x 3 / 2 + 3.5 + 1.6, against 22.2 whole
+        # 32 x 2 tiles in two parts are a wave: 8.5 x 3 / 2 + 3.5 + 1.6, against 25.5 whole
         (INT8, 128, 4096, 12288, options(128, 64, 2, 4, SPLIT=2)),
         # 22 x 5 tiles of 192 x 64 are a wave, 32 x 5 of 128 x 64 two; for 448 tokens 22 x 7 are two,
-        # and 32 x 4 of 128 x 128 one of 11.5
+        # and 32 x 4 of 128 x 128 one of 12.5
         (INT4, 320, 4096, 4096, options(192, 64, 1, 4)),
         (INT4, 448, 4096, 4096, options(128, 128, 1, 4)),
         # 128 x 3 tiles of 192 x 128 are three waves, 49.2; 192 x 2 of 128 x 256 three of 21.5
