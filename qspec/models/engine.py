@@ -12,6 +12,7 @@ Where a graph cannot be captured, steps go on eagerly, and `execution` says why.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from math import ceil
@@ -56,7 +57,8 @@ class CudaGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with warnings.catch_warnings(), torch.cuda.graph(graph, pool=self._pool):
+                warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # where Ctrl-C ends it at once
                 result = step()
         finally:
             torch.cuda.set_stream(stream)  # torch leaves that of the capture where the capture cannot be ended
