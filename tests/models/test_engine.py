@@ -215,6 +215,7 @@ def test_eager_texts_of_random_lengths_keep_nothing() -> None:
 
 
 def canvases() -> list[Canvas]:
+    gc.collect()  # those of tests before
     return [one for one in gc.get_objects() if type(one) is Canvas]
 
 
