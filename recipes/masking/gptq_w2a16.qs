@@ -4,7 +4,7 @@ qspec 1
 extends "../paper/base/setup.qs"
 
 recipe gptq_w2a16 {
-  family llada, dream, fast_dllm
+  family llada, dream, fast_dllm, sdar_moe
 }
 
 scheme w2a16 {

@@ -4,7 +4,7 @@ qspec 1
 extends "../paper/base/setup.qs"
 
 recipe gptq_w4a4 {
-  family llada, dream, fast_dllm
+  family llada, dream, fast_dllm, sdar_moe
 }
 
 scheme w4a4 {
