@@ -25,7 +25,7 @@ FIRST = (
 def test_every_interpreted_case_passes(parts: tuple[tuple[str, str], ...]) -> None:
     runs = [
         subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(FOLDER / name), "-k", chosen],
+            [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(FOLDER / name), "-k", chosen],
             cwd=FOLDER.parents[1],
             env={**os.environ, "TRITON_INTERPRET": "1"},
             stdout=subprocess.PIPE,
