@@ -32,7 +32,7 @@ from qspec.models.shards import tensor_table
 from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
 from qspec.models.tokens import check_mask_token, know_tokens, library_errors
 from qspec.plan.generating import TextSizes, generating_memory
-from qspec.tensors import read_sealed
+from qspec.tensors import on_this_stream, read_sealed
 
 # Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
 UNLIMITED = 1 << 60
@@ -58,10 +58,10 @@ def load(
     # The weights and the tokenizer at once. Reading weights is long calls of C, which let Python import meanwhile.
     with ThreadPoolExecutor(1) as pool:
         if manifest is None:
-            loading = pool.submit(load_decoder, folder, target, dtype)
+            loading = pool.submit(on_this_stream(load_decoder, target), folder, target, dtype)
             tokenizer, model = load_tokenizer(folder), loading.result()
         else:
-            reading = pool.submit(_weights, folder, manifest, target)
+            reading = pool.submit(on_this_stream(_weights, target), folder, manifest, target)
             tokenizer = load_tokenizer(folder)
             model = _assembled(folder, manifest, reading.result, target, dtype)
     if target.type == "cuda":

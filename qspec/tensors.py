@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import cycle
 from pathlib import Path
 from threading import local
+from typing import ParamSpec, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -25,6 +27,9 @@ from qspec.files import cores, open_input, read_errors
 COPIERS = 4  # threads that fill pinned memory
 PIECE = 16 << 20  # bytes of pinned memory; each of them has two
 SMALL = 1 << 20  # bytes of a tensor that is copied without
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> dict[str, Tensor]:
@@ -49,6 +54,17 @@ def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> d
             for pool in (hashing, copying):
                 pool.shutdown(cancel_futures=True)
     return tensors
+
+
+def on_this_stream(call: Callable[P, T], device: torch.device) -> Callable[P, T]:
+    """The call as another thread makes it: on this thread's GPU and stream, which a new thread does not know."""
+    here = torch.cuda.stream(torch.cuda.current_stream()) if device.type == "cuda" else nullcontext()
+
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        with here:
+            return call(*args, **kwargs)
+
+    return made
 
 
 def sha256_mapped(path: Path) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, local
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from qspec.errors import InputError
 from qspec.files import sha256, sha256_each
-from qspec.tensors import read_sealed
+from qspec.tensors import on_this_stream, read_sealed
 
 CPU = torch.device("cpu")
 
@@ -29,6 +33,26 @@ def test_tensors_are_those_that_safetensors_reads(tmp_path: Path) -> None:
     expected = {name: tensor for path in files for name, tensor in load_file(path).items()}
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_another_thread_works_on_the_stream_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a new thread does not have by itself: it would be on the first GPU, beside what this one does."""
+    entered = local()
+
+    @contextmanager
+    def stream(one: str) -> Iterator[None]:
+        entered.stream = one
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: f"of {current_thread().name}")
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+
+    def there(number: int) -> tuple[int, str]:
+        return number, getattr(entered, "stream", "none")
+
+    with ThreadPoolExecutor(1) as pool:
+        for device, expected in (("cpu", "none"), ("cuda", f"of {current_thread().name}")):
+            assert pool.submit(on_this_stream(there, torch.device(device)), 7).result() == (7, expected)
 
 
 def test_any_changed_byte_is_named_by_its_file(tmp_path: Path) -> None:

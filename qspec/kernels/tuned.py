@@ -90,7 +90,7 @@ def options_for(kernel: GemmKernel, channels: int, columns: int, tokens: int, de
 
 
 def microseconds(gpu: str, kernel: GemmKernel, channels: int, columns: int, tokens: int) -> float | None:
-    """The measured time of this GEMM on a GPU by the options that it gets there; None without an entry."""
+    """The measured time of this GEMM on a GPU, of as many tokens as its bucket stands for; None without an entry."""
     entry = _entry(gpu, kernel, channels, columns, bucket(tokens))
     return None if entry is None else float(entry["microseconds"])
 

@@ -481,6 +481,7 @@ class TestMemory:
             raise RuntimeError("loaded")
 
         monkeypatch.setattr("qspec.runtime.load_decoder", load_decoder)
+        monkeypatch.setattr("qspec.runtime.on_this_stream", lambda call, _: call)
         monkeypatch.setattr("qspec.runtime.find_device", lambda _: torch.device("cuda"))
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free[0] - 1000, 1 << 40))
         monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 1300)

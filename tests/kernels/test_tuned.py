@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +23,15 @@ W3A16 = GemmKernel(3, 128, False, 16, None, True)
 OPTIONS = {"BLOCK_N": 64, "BLOCK_M": 16, "K_BLOCKS": 2, "STAGES": 3, "SPLIT": 2, "CTAS_PER_SM": 1, "K_SLICES": 1}
 
 
+@pytest.fixture
+def triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """On a GPU for which nothing was measured."""
+    found: ModuleType = pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+    return found
+
+
 @pytest.mark.parametrize(("tokens", "expected"), [(1, 8), (8, 8), (9, 16), (17, 32), (1000, 1024), (9**9, 8192)])
 def test_buckets_are_powers_of_two(tokens: int, expected: int) -> None:
     assert tuned.bucket(tokens) == expected
@@ -33,10 +42,7 @@ def test_a_key_names_kernel_shape_bucket_and_compiler() -> None:
     assert tuned.slug("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3"
 
 
-def test_a_written_table_is_read_and_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    triton = pytest.importorskip("triton")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+def test_a_written_table_is_read_and_added_to(triton: ModuleType) -> None:
     device = torch.device("cuda")
     assert tuned.options_for(W4A4, 256, 512, 5, device) is None
     options = OPTIONS
@@ -119,13 +125,8 @@ def test_entries_of_another_form_of_the_kernel_are_passed_over(tmp_path: Path, m
         assert tuned.microseconds("Test GPU", W4A4, 256, 512, 5) is None
 
 
-def test_many_quantized_tokens_take_an_entry_that_they_nearly_fill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_quantized_tokens_take_an_entry_that_they_nearly_fill(triton: ModuleType) -> None:
     """Tiles of 1024 tokens leave some of 960 empty, and are other waves of theirs."""
-    triton = pytest.importorskip("triton")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
     options = OPTIONS | {"BLOCK_M": 128}
     entry = {"options": options, "microseconds": 2.5}
     keys = [tuned.key(kernel, 256, 512, 1024, triton.__version__) for kernel in (W4A4, W4A16)]
@@ -135,10 +136,7 @@ def test_many_quantized_tokens_take_an_entry_that_they_nearly_fill(
     assert tuned.options_for(W4A16, 256, 512, 600, torch.device("cuda")) == options
 
 
-def test_cublas_is_an_entry_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    triton = pytest.importorskip("triton")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
+def test_cublas_is_an_entry_too(triton: ModuleType) -> None:
     entry = {"options": {"CUBLAS": 1}, "microseconds": 2.5}
     key = tuned.key(W4A16, 256, 512, 4096, triton.__version__)
     tuned.write(tuned.own_file("Test GPU"), "Test GPU", {key: entry})
@@ -206,12 +204,9 @@ def test_the_nearest_version_of_triton_serves(running: str | None, there: list[s
 
 
 def test_an_entry_of_another_version_of_triton_is_taken_until_this_one_has_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    triton: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shipped tables are of Triton 3.6.0; what an installation brings is another one."""
-    triton = pytest.importorskip("triton")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Test GPU")
     monkeypatch.setattr(triton, "__version__", "3.7.1")
     device, first = torch.device("cuda"), OPTIONS | {"STAGES": 4}
     for version, options in (("3.4.0", OPTIONS), ("3.6.0", first)):
