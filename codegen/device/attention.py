@@ -22,8 +22,9 @@ class HeadRows(NamedTuple):
 class Partials(NamedTuple):
     """What the programs that split a head's keys write down, pointers.
 
-    sums: float32 [pairs, SPLIT, ROWS, WIDTH]. maxima, denominators: float32 [pairs, SPLIT, ROWS]. arrived: int32
-    [pairs], how many programs have written theirs; 0 before and after a launch. pairs: batch x heads.
+    sums: float32 [pairs, SPLIT, ROWS x WIDTH], in an order of the kernel's. maxima, denominators: float32 [pairs,
+    SPLIT, ROWS]. arrived: int32 [pairs], how many programs have written theirs; 0 before and after a launch. pairs:
+    batch x heads.
     """
 
     sums: tl.tensor
@@ -53,7 +54,8 @@ class AttentionSizes(NamedTuple):
 class Softmax(NamedTuple):
     """An online softmax over some tokens t, of scores s [ROWS, t] that are exponents of 2.
 
-    sums [ROWS, WIDTH]: sum over t of 2^(s - m) v[t]. denominator [ROWS]: sum over t of 2^(s - m). maximum m [ROWS].
+    sums [ROWS, WIDTH], on 9.0 transposed: sum over t of 2^(s - m) v[t]. denominator [ROWS]: sum over t of 2^(s - m).
+    maximum m [ROWS].
     """
 
     sums: tl.tensor

@@ -4,7 +4,7 @@ import triton
 
 MAX_SPLIT = 8  # programs for the keys of a head: the last of them merges that many partial sums alone
 KEYS_AT_ONCE = 64  # keys and values of a loop step
-ALL_KEYS = 256  # that eight warps hold, so that all loads are under way at once: 128 KB of shared memory
+ALL_KEYS = 256  # of a program, so that all loads are under way at once: 128 KB of shared memory
 ALL_QUERIES = 32  # beside their sums
 MANY_QUERIES = 64  # whose float32 sums take the registers of twice as many warps
 
@@ -19,8 +19,20 @@ def attention_tiles(queries, heads, keys, multiprocessors, capability):
     split = max(1, min(MAX_SPLIT, multiprocessors // heads, triton.cdiv(keys, KEYS_AT_ONCE)))
     block = triton.next_power_of_2(triton.cdiv(keys, split))
     programs = triton.cdiv(keys, block)
-    together = capability // 10 in (9, 10) and heads * programs <= multiprocessors
+    together = capability // 10 == 10 and heads * programs <= multiprocessors
     if together and block == ALL_KEYS and rows <= ALL_QUERIES:
         return {"ROWS": rows, "BLOCK": block, "SPLIT": programs, "num_warps": 8, "num_stages": 1}
     warps = 4 if rows < MANY_QUERIES else 8
     return {"ROWS": rows, "BLOCK": KEYS_AT_ONCE, "SPLIT": split, "num_warps": warps, "num_stages": 3}
+
+
+def hopper_attention_tiles(queries, heads, keys, width, multiprocessors):
+    """Those of the kernel for 9.0; width: channels of a head."""
+    rows = max(16, triton.next_power_of_2(queries))
+    split = max(1, min(MAX_SPLIT, multiprocessors // heads, triton.cdiv(keys, KEYS_AT_ONCE)))
+    block = max(KEYS_AT_ONCE, triton.next_power_of_2(triton.cdiv(keys, split)))
+    if block <= ALL_KEYS and rows <= ALL_QUERIES:
+        warps = 8 if block == ALL_KEYS and width == 128 else 4  # of 64 keys or channels, as many as both have
+        return {"ROWS": rows, "BLOCK": block, "STAGES": 1, "SPLIT": triton.cdiv(keys, block), "num_warps": warps}
+    stages = 4 if heads * split <= multiprocessors else 3  # of which two programs fit a multiprocessor
+    return {"ROWS": rows, "BLOCK": KEYS_AT_ONCE, "STAGES": stages, "SPLIT": split, "num_warps": 4}

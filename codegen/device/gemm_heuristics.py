@@ -237,7 +237,7 @@ def hopper_expert_tiles(kind, rows, columns, K) -> HopperTiles:
     if kind.a_bits == 16:  # many sums in float32 leave no registers for a fourth warpgroup
         widths, ctas = ((64,), 3) if few else ((128, 64), 1)
     else:
-        narrow = ((128, 64), 2) if kind.w_bits == 4 else ((64,), 3)  # bytes are bound by loading them
+        narrow = ((128, 64), 2) if kind.w_bits == 4 else ((64,), 4)  # bytes are bound by loading them
         widths, ctas = narrow if few else ((256, 128, 64), 1)
     block_n = next(width for width in widths if columns % width == 0)
     whole = kind.w_bits == 4 and K % 512 == 0 and rows * ctas <= 64

@@ -293,6 +293,12 @@ def _compile(
         types |= _second_types(module, kernel, options)
         fixed = {**options, **_second_absent(kernel, types)}
         options["maxnreg"] = module.hopper_registers(options)
+    elif second and isinstance(kernel, AttentionKernel):
+        sizes = (min(tokens, FEW), ATTENTION_HEADS, columns, kernel.width, MULTIPROCESSORS)
+        options = dict(module.hopper_attention_tiles(*sizes))
+        boxes = module.attention_boxes(options, kernel.width)
+        types |= {name: _descriptor_type(("bf16", 16), module.SWIZZLE, box) for name, box in boxes.items()}
+        fixed = {"HEADS": ATTENTION_HEADS, "SHARED": 1, **options}
     elif second:
         options = module.hopper_tiles(tokens, columns)
         del options["PROGRAMS"]
@@ -349,9 +355,11 @@ def _gemm_tiles(kernel: GemmKernel) -> str:
 
 def _second(module: ModuleType, kernel: Kernel, target: Target, columns: int) -> bool:
     """Whether the file's second kernel is launched for K `columns`: rows that it cannot hold take the first one."""
-    if not isinstance(kernel, GemmKernel | ActivationKernel) or target.capability != HOPPER or not kernel.hopper:
+    if target.capability != HOPPER or not isinstance(kernel, GemmKernel | ActivationKernel | AttentionKernel):
         return False
-    return isinstance(kernel, GemmKernel) or bool(module.hopper_fits(columns))
+    if isinstance(kernel, ActivationKernel):
+        return kernel.hopper and bool(module.hopper_fits(columns))
+    return isinstance(kernel, AttentionKernel) or kernel.hopper
 
 
 def _absent(kernel: Kernel, residual: bool) -> dict[str, None]:
@@ -423,8 +431,6 @@ def _assemble(
 
 def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any]) -> dict[str, str]:
     """The parameters of a file's second kernel that the first does not have."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-
     floating = kernel.activation_bits == 16
     byte = "i8" if kernel.number == INTEGER else "fp8e4nv"
     values = {
@@ -437,15 +443,22 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
     floats = floating or kernel.number != INTEGER
     types = {"partials": "*fp32" if floats else "*i32", "counters": "*i32", "K": "i32", "units": "i32"}
     for name, (swizzle, box) in module.hopper_boxes(module.FORMAT, options, 2).items():
-        value, bits = values[name]
-        layout = NVMMASharedLayout(swizzle, bits, rank=len(box))
-        types[name] = f"tensordesc<{value}[{', '.join(map(str, box))}],{layout!r}>"
+        types[name] = _descriptor_type(values[name], swizzle, box)
     return types
+
+
+def _descriptor_type(values: tuple[str, int], swizzle: int, box: Sequence[int]) -> str:
+    """Of values, their name and bits, in boxes that TMA swizzles within so many bytes of a row."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    value, bits = values
+    layout = NVMMASharedLayout(swizzle, bits, rank=len(box))
+    return f"tensordesc<{value}[{', '.join(map(str, box))}],{layout!r}>"
 
 
 def _type(kernel: Kernel, name: str, types: dict[str, str]) -> str:
     if isinstance(kernel, AttentionKernel):
-        return ATTENTION_TYPES.get(name, "i32")
+        return types[name] if name.endswith("_desc") else ATTENTION_TYPES.get(name, "i32")
     if isinstance(kernel, RotaryKernel):
         return ROTARY_TYPES.get(name, "i32")
     if isinstance(kernel, ExpertsKernel):

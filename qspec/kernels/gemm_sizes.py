@@ -16,7 +16,8 @@ HOPPER_NIBBLES, HOPPER_OTHERS = 4096, 2048
 NEVER = 1 << 31  # of gated GEMMs, which cuBLAS gives a kernel more
 
 
-ROW_TILES = ((16, 12), (32, 24), (64, 192))  # rows of X of a tile of a grouped GEMM, and up to which mean of an expert
+# rows of X of a tile of a grouped GEMM, and up to which mean of an expert
+ROW_TILES = ((8, 4), (16, 12), (32, 24), (64, 192))
 MOST_ROWS = 128
 FLOAT_MEAN = 48  # and up to which 64 rows where weights are decoded: each tile decodes its weights anew
 

@@ -107,3 +107,22 @@ def test_float_formats_take_the_tensor_cores_of_their_own_where_there_are_some()
     ]
     assert [heuristics.fp4_tiles(16, capability)["NATIVE"] for capability in (0, 90, 100)] == [False, False, True]
     assert [heuristics.fp4_tiles(16, capability)["BLOCK_N"] for capability in (90, 100)] == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((32, 32, 1024, 128), (32, 256, 1, 4, 8)),  # a quarter of a head's keys for each of 128 programs
+        ((32, 28, 1000, 128), (32, 256, 1, 4, 8)),
+        ((16, 32, 1024, 64), (16, 256, 1, 4, 4)),  # 64 channels are one warpgroup's
+        ((32, 32, 384, 128), (32, 128, 1, 3, 4)),  # of 384 keys three programs have 128 each
+        ((1, 32, 40, 128), (16, 64, 1, 1, 4)),
+        ((32, 32, 2048, 128), (32, 64, 4, 4, 4)),  # 512 keys of a program come in blocks
+        ((64, 32, 1024, 128), (64, 64, 4, 4, 4)),  # as do those of more than 32 queries
+        ((32, 256, 1024, 128), (32, 64, 3, 1, 4)),  # two programs on each multiprocessor
+    ],
+)
+def test_attention_on_hopper_fills_the_gpu(sizes: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """queries, heads, keys, width: ROWS, BLOCK, STAGES, SPLIT and warps on 132 multiprocessors."""
+    tiles = device_module("attention_heuristics").hopper_attention_tiles(*sizes, 132)
+    assert tuple(tiles[name] for name in ("ROWS", "BLOCK", "STAGES", "SPLIT", "num_warps")) == expected
