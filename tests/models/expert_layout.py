@@ -1,10 +1,19 @@
 """Published configs and layouts of mixtures of experts, and their forward pass in float64, token by token.
 
 From inclusionAI/LLaDA-MoE-7B-A1B-Base (config.json, modeling_lladamoe.py), JetLM/SDAR-30B-A3B-Chat (config.json,
-modeling_sdar_moe.py, on Qwen3-30B-A3B's sizes), inclusionAI/LLaDA2.1-mini (config.json) and LLaDA2.0-mini and -flash
+modeling_sdar_moe.py, on Qwen3-30B-A3B's sizes), inclusionAI/LLaDA2.1-mini (config.json), LLaDA2.0-flash (config.json as
+poc_llada2_flash_ep/data/model_config_744c3f8.json of jyssys/MLLM-EP keeps it) and LLaDA2.0-mini
 (configs/model_configs of inclusionAI/dFactory, whose contexts are half as long; modeling_llada2_moe.py). LLaDA2.2's
 block routing is that of SGLang's srt/models/llada2.py; its configs as coder543/minnow's src/config.rs (mini) and the
 card of Akicou/inclusionAI_LLaDA2.2-flash-GGUF tell them, and the bytes of all tensors, 30.28 GiB and 205.9 GB.
+
+How many tensors, parameters and bytes the checkpoints have, others read from their index files and headers:
+LLaDA-MoE-7B-A1B-Base, 7,356,880,896 parameters (sarahshi99/dllm_infilling,
+docs/paper_agent/experiments/20260610_1941_lladamoe_download_api_probe.md); SDAR-30B-A3B-Chat-b32, 61,064,245,248 bytes
+(jyssys/MLLM-EP, poc_team_positive_ep2/EXPERIMENT_LOG.md); LLaDA2.1-mini, 14,813 tensors of 32,511,296,512 bytes
+(sdevil7th/MoDiff, data/llada2-remote-code-security-review.json); LLaDA2.0-flash, 102,889,705,216 parameters, of which
+99,857,989,632 the routed experts', in 24,161 tensors (jyssys/MLLM-EP,
+poc_llada2_flash_ep/reports/00_environment_model_runtime.md).
 """
 
 from __future__ import annotations
@@ -125,6 +134,8 @@ LLADA2_FLASH = LLADA2_MINI | {
     "moe_intermediate_size": 1024,
     "num_attention_heads": 32,
     "num_hidden_layers": 32,
+    "use_rmsnorm": True,
+    "using_split_qkv_in_self_attention": False,
 }
 LLADA2_2 = {
     "block_size": 32,

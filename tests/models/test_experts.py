@@ -65,17 +65,19 @@ def tiny(kind: str, block: int | None) -> tuple[dict[str, Any], dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("family", "config", "parameters"),
+    ("family", "config", "parameters", "tensors"),
     [
-        (LLADA_MOE, LLADA_MOE_7B, 7_356_880_896),
-        (SDAR_MOE, SDAR_30B, 30_532_122_624),  # Qwen3-30B-A3B's
-        (LLADA2, LLADA2_MINI, 16_255_643_392),
-        (LLADA2, LLADA2_FLASH, 102_889_705_216),
-        (LLADA2, LLADA2_MINI | LLADA2_2, 16_255_643_392),  # 30.28 GiB
+        (LLADA_MOE, LLADA_MOE_7B, 7_356_880_896, None),
+        (SDAR_MOE, SDAR_30B, 61_064_245_248 // 2, None),
+        (LLADA2, LLADA2_MINI, (32_511_296_512 - 2 * 19 * 256) // 2, 14_813),  # biases of 19 routers in float32
+        (LLADA2, LLADA2_FLASH, 102_889_705_216, 24_161),
+        (LLADA2, LLADA2_MINI | LLADA2_2, 16_255_643_392, None),  # 30.28 GiB
     ],
     ids=["LLaDA-MoE-7B-A1B", "SDAR-30B-A3B", "LLaDA2-mini", "LLaDA2-flash", "LLaDA2.2-mini"],
 )  # fmt: skip
-def test_the_checkpoint_is_the_published_layout(family: Family, config: dict[str, Any], parameters: int) -> None:
+def test_the_checkpoint_is_the_published_layout(
+    family: Family, config: dict[str, Any], parameters: int, tensors: int | None
+) -> None:
     shape = family.shape(config)
     published = shapes(config)
     assert family.tensors(shape) == published
@@ -86,10 +88,22 @@ def test_the_checkpoint_is_the_published_layout(family: Family, config: dict[str
     assert state == family.state(one)
     sizes = [int(np.prod(shape)) for shape in published.values()]
     assert sum(sizes) == parameters
+    assert tensors in (None, len(published))
     vectors = (n for name, n in zip(published, sizes, strict=True) if "norm" in name or "expert_bias" in name)
     assert family.vectors(shape) == sum(vectors)
     if family is not LLADA2:
         assert state == {name: size for name, size in published.items() if name in state}
+
+
+def test_parts_of_llada2_flash_have_the_bytes_of_its_published_headers() -> None:
+    """In bfloat16, as the headers of its 42 shards tell."""
+    parts = dict.fromkeys(("experts", "shared_experts", "gate", "mlp", "attention", "word_embeddings", "lm_head"), 0)
+    for name, shape in LLADA2.tensors(LLADA2.shape(LLADA2_FLASH)).items():
+        part = next((part for part in parts if f".{part}." in f".{name}"), None)
+        if part is not None and len(shape) == 2:
+            parts[part] += 2 * int(np.prod(shape))
+    assert parts.pop("experts") == 2 * 99_857_989_632
+    assert [round(size / 1e9, 3) for size in parts.values()] == [0.780, 0.065, 0.226, 2.416, 1.288, 1.288]
 
 
 def test_what_llada2s_configs_leave_out() -> None:

@@ -181,6 +181,7 @@ def test_another_model_is_not_taken_for_llada(config: dict[str, Any]) -> None:
     ("config", "family"),
     [
         ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "num_experts": 64}, "llada_moe"),
+        ({"model_type": "llada", "architectures": ["LLaDAMoEModel"], "num_experts": 64}, "llada_moe"),  # the base model
         ({"model_type": "llada", "num_experts": 64}, "llada_moe"),
         ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "llada2"),
     ],
