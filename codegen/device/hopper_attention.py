@@ -155,6 +155,8 @@ def attend_tokens(boxes, mask, own, sizes, num_warps: gl.constexpr):
         sums = warpgroup_mma(channels, weights, sums * shrink[None, :], is_async=True)
         denominator = denominator * shrink + gl.sum(p, axis=0)
         sums = warpgroup_mma_wait(0, deps=[sums])
+    # Triton takes the barriers of the sum for the end of the products' reads, and has the next scratch in their place.
+    partition_barrier()
     return Softmax(sums, denominator, maximum)
 
 

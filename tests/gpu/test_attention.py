@@ -45,6 +45,17 @@ def test_attention_of_few_queries(shape: tuple[int, ...], dtype: torch.dtype, ma
     assert relative_error(attend(many, k, v, mask)[:, :, :queries], expected) < limit
 
 
+@pytest.mark.parametrize("queries", [8, 64])
+def test_products_end_before_their_memory_is_used_again(queries: int) -> None:
+    """Many launches of one block of keys, whose programs go from products to their results at once."""
+    q, k, v = (torch.randn(16, 4, n, 64, device="cuda", dtype=torch.bfloat16) for n in (queries, 48, 48))
+    mask = torch.rand(16, 1, 1, 48, device="cuda") > 0.4
+    expected = attend(q, k, v, mask)
+    found = [attend(q, k, v, mask) for _ in range(2000)]
+    assert bool(expected.isfinite().all())
+    assert all(torch.equal(one, expected) for one in found)
+
+
 def test_a_graph_goes_on_after_a_launch_of_many_heads() -> None:
     """Programs of a head go on counting where the graph was captured, which no later launch frees."""
     q, k, v = (torch.randn(1, 32, n, 128, device="cuda", dtype=torch.bfloat16) for n in (32, 1024, 1024))
