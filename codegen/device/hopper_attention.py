@@ -10,7 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from .attention import LOWEST_SCORE, Softmax
 from .hopper_shared import allocate_barriers, allocate_boxes, partition_barrier, reinterpret, tma_load
@@ -94,7 +94,6 @@ def attend_few_queries_hopper(heads, mask, out, partials, sizes, STAGES: gl.cons
     blocks = (sizes.T + sizes.BLOCK - 1) // sizes.BLOCK
     own = Span(batch, head // sizes.SHARED, part * blocks // sizes.SPLIT, (part + 1) * blocks // sizes.SPLIT)
     gdc_launch_dependents()
-    gdc_wait()
     ask_for_tokens(queries, batch, head, 0, 0, True)
     for early in gl.static_range(STAGES):
         block = own.first + early
