@@ -23,7 +23,8 @@ class Pairs(NamedTuple):
     """Of tokens and experts, pointers.
 
     chosen: integers [n, CHOSEN]. rank, counts: of `rank_pairs`. place, int32 [n, CHOSEN]: the row of each pair. tiles,
-    int32 [1 + tiles]: how many tiles there are, and the expert of each; live: int32, how many rows these have.
+    int32 [1 + 2 tiles]: how many tiles there are, and of each its expert and how many of its rows are of a pair; live:
+    int32, how many rows these have.
     """
 
     chosen: tl.tensor
@@ -71,7 +72,11 @@ def place_pairs(token, pairs, sizes, BLOCK_M: tl.constexpr):
     first, count = first_tiles(pairs.counts, expert, sizes.EXPERTS, sizes.HELD_EXPERTS, BLOCK_M)
     row = first * BLOCK_M + of_expert
     tl.store(pairs.place + pair, row, mask=real)
-    tl.store(pairs.tiles + 1 + first + of_expert // BLOCK_M, expert, mask=real & (of_expert % BLOCK_M == 0))
+    tile = pairs.tiles + 1 + 2 * (first + of_expert // BLOCK_M)
+    starts = real & (of_expert % BLOCK_M == 0)
+    left = tl.load(pairs.counts + expert) - of_expert
+    tl.store(tile, expert, mask=starts)
+    tl.store(tile + 1, tl.minimum(left, BLOCK_M), mask=starts)
     if token == 0:
         tl.store(pairs.tiles, count)
         tl.store(pairs.live, count * BLOCK_M)

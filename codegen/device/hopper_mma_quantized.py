@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from .hopper_operands import WARPGROUP_ROWS, WARPGROUP_WARPS, sum_dtype
-from .hopper_shared import operand_tiles
+from .hopper_shared import operand_of, operand_tiles
 
 
 @gluon.jit
@@ -28,37 +28,36 @@ def high_nibble_bytes(w):
 
 
 @gluon.jit
-def sum_quantized_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr):
-    """t[n, m] = sum over k of qA[m, k] qW[n, k] of a unit [64, BLOCK_M]: int32 and exact, or float32 of fp8_e4m3.
+def sum_quantized_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr, COLUMNS: gl.constexpr):
+    """t[n, m] = sum over k of qA[m, k] qW[n, k] of a unit [64, COLUMNS]: int32 and exact, or float32 of fp8_e4m3.
 
     Packed nibbles are two operands from registers: low ones the first 64 channels of a block, high ones the rest.
     """
-    BLOCK_M: gl.constexpr = g.BLOCK_M
     STAGES: gl.constexpr = g.STAGES
     K_SLICES: gl.constexpr = g.K_SLICES
     WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS
     X_BOXES: gl.constexpr = g.x.data.block_shape[0]  # of a stage
     layout: gl.constexpr = gl.NVMMADistributedLayout(
-        [3, 0], [WARPGROUP_WARPS, 1], [16, BLOCK_M if BLOCK_M < 128 else 128, 32]
+        [3, 0], [WARPGROUP_WARPS, 1], [16, COLUMNS if COLUMNS < 128 else 128, 32]
     )
     start = first + (WARPGROUP // WARPGROUPS + K_SLICES - k % K_SLICES) % K_SLICES
-    total = gl.zeros((WARPGROUP_ROWS, BLOCK_M), sum_dtype(g.x.data.dtype), layout)
+    total = gl.zeros((WARPGROUP_ROWS, COLUMNS), sum_dtype(g.x.data.dtype), layout)
     for stage in range(start, last, K_SLICES):
         slot = (k + stage - first) % STAGES
         mbarrier.wait(shared.full.index(slot), (k + stage - first) // STAGES & 1)
         w_box = shared.w.index(slot * WARPGROUPS + WARPGROUP % WARPGROUPS)
         w_tile = operand_tiles(w_box, g.BLOCKS, WARPGROUP_ROWS, g.w.codes.block_shape[2])
-        x_tile = operand_tiles(shared.x.index(slot), X_BOXES, BLOCK_M, g.x.data.block_shape[2])
+        x_tile = operand_tiles(shared.x.index(slot), X_BOXES, g.BLOCK_M, g.x.data.block_shape[2])
         for block in gl.static_range(g.BLOCKS):
             accumulate = stage > start or block > 0
             if g.w.BITS == 4:
                 w = w_tile.index(block).load(gl.DotOperandLayout(0, layout, 4))
-                x_low = x_tile.index(2 * block).permute((1, 0))
-                x_high = x_tile.index(2 * block + 1).permute((1, 0))
+                x_low = operand_of(x_tile, 2 * block, COLUMNS)
+                x_high = operand_of(x_tile, 2 * block + 1, COLUMNS)
                 total = warpgroup_mma(low_nibble_bytes(w), x_low, total, use_acc=accumulate, is_async=True)
                 total = warpgroup_mma(high_nibble_bytes(w), x_high, total, is_async=True)
             else:
-                x = x_tile.index(block).permute((1, 0))
+                x = operand_of(x_tile, block, COLUMNS)
                 total = warpgroup_mma(w_tile.index(block), x, total, use_acc=accumulate, is_async=True)
         if g.w.BITS == 4:
             # the other warpgroup multiplies while this one unpacks

@@ -6,7 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 
 from .hopper_operands import WARPGROUP_ROWS, WARPGROUP_WARPS
 from .hopper_schedule import K_BLOCK
-from .hopper_shared import operand_tiles, reinterpret
+from .hopper_shared import operand_of, operand_tiles, reinterpret
 
 
 @gluon.constexpr_function
@@ -168,10 +168,10 @@ def block_ahead(stage, block: gl.constexpr, g):
 
 
 @gluon.jit
-def multiply_block(w, w_low, x_tile, offset, block: gl.constexpr, g, layout: gl.constexpr):
-    """Gets the products [64, BLOCK_M] of a block of 128 channels under way: of its first half, then of its second."""
+def multiply_block(w, w_low, x_tile, offset, block: gl.constexpr, g, layout: gl.constexpr, COLUMNS: gl.constexpr):
+    """Gets the products [64, COLUMNS] of a block of 128 channels under way: of its first half, then of its second."""
     operand: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
-    none = gl.zeros((WARPGROUP_ROWS, g.BLOCK_M), gl.float32, layout)
+    none = gl.zeros((WARPGROUP_ROWS, COLUMNS), gl.float32, layout)
     words: gl.constexpr = offset.type.layout
     if g.w.BITS == 4:
         nibbles = w.index(block).load(words)
@@ -186,8 +186,8 @@ def multiply_block(w, w_low, x_tile, offset, block: gl.constexpr, g, layout: gl.
             planes = even, odd, even
         low = plane_operand(planes, offset, g.w.BITS, 0, operand)
         high = plane_operand(planes, offset, g.w.BITS, 1, operand)
-    x_low = x_tile.index(2 * block).permute((1, 0))
-    x_high = x_tile.index(2 * block + 1).permute((1, 0))
+    x_low = operand_of(x_tile, 2 * block, COLUMNS)
+    x_high = operand_of(x_tile, 2 * block + 1, COLUMNS)
     t = warpgroup_mma(low, x_low, none, use_acc=False, is_async=True)
     return warpgroup_mma(high, x_high, t, is_async=True)
 
@@ -204,21 +204,20 @@ def scale_block(t, g, shared, box, WARPGROUP: gl.constexpr, layout: gl.constexpr
 
 
 @gluon.jit
-def sum_weight_only_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr):
-    """t[n, m] = sum over blocks of s[n] sum over its k of x[m, k] (q[n, k] - z[n]) of a unit: float32 [64, BLOCK_M].
+def sum_weight_only_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr, COLUMNS: gl.constexpr):
+    """t[n, m] = sum over blocks of s[n] sum over its k of x[m, k] (q[n, k] - z[n]) of a unit: float32 [64, COLUMNS].
 
     s is 1 where a row has one scale, which the epilogue multiplies by. q - z is exact in bfloat16.
     """
-    BLOCK_M: gl.constexpr = g.BLOCK_M
     K_SLICES: gl.constexpr = g.K_SLICES
     WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS
     OWN: gl.constexpr = WARPGROUP % WARPGROUPS  # of the slice's warpgroups
     X_BOXES: gl.constexpr = g.x.data.block_shape[0]  # of a stage
-    TOGETHER: gl.constexpr = 2 if g.BLOCKS > 1 and BLOCK_M <= 64 else 1  # blocks under way, as many as registers hold
-    COLUMNS: gl.constexpr = 64 if g.w.BITS == 4 else 16  # of a thread's words
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPGROUP_WARPS, 1], [16, BLOCK_M, 16])
+    TOGETHER: gl.constexpr = 2 if g.BLOCKS > 1 and COLUMNS <= 64 else 1  # blocks under way, as many as registers hold
+    WORDS: gl.constexpr = 64 if g.w.BITS == 4 else 16  # columns of a thread's words
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPGROUP_WARPS, 1], [16, COLUMNS, 16])
     stored: gl.constexpr = gl.DotOperandLayout(
-        0, gl.NVMMADistributedLayout([3, 0], [WARPGROUP_WARPS, 1], [16, BLOCK_M, 32]), 4
+        0, gl.NVMMADistributedLayout([3, 0], [WARPGROUP_WARPS, 1], [16, COLUMNS, 32]), 4
     )
     planes: gl.constexpr = gl.DistributedLinearLayout(  # of 16 bytes
         [[0, 1], [0, 2], [8, 0]], [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]], [], [WARPGROUP_ROWS, 16]
@@ -229,10 +228,10 @@ def sum_weight_only_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr)
         row = n0 + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, words))
         nibbles = load_zero_nibbles(g, start * g.BLOCKS, row)
         if g.w.GROUP == 0:
-            offset = zero_offset(nibbles, row, g.w.BITS, COLUMNS, words)
+            offset = zero_offset(nibbles, row, g.w.BITS, WORDS, words)
     else:
-        offset = gl.full((WARPGROUP_ROWS, COLUMNS), biased_zero(g.w.BITS), gl.bfloat16, words)
-    y = gl.zeros((WARPGROUP_ROWS, BLOCK_M), gl.float32, layout)
+        offset = gl.full((WARPGROUP_ROWS, WORDS), biased_zero(g.w.BITS), gl.bfloat16, words)
+    y = gl.zeros((WARPGROUP_ROWS, COLUMNS), gl.float32, layout)
     for stage in range(start, last, K_SLICES):
         slot = (k + stage - first) % g.STAGES
         mbarrier.wait(shared.full.index(slot), (k + stage - first) // g.STAGES & 1)
@@ -244,17 +243,17 @@ def sum_weight_only_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr)
             w_low = w
             if g.w.BITS == 3:
                 w_low = shared.low_codes.index(slot * WARPGROUPS + OWN).load(stored)
-        x_tile = operand_tiles(shared.x.index(slot), X_BOXES, BLOCK_M, g.x.data.block_shape[2])
+        x_tile = operand_tiles(shared.x.index(slot), X_BOXES, g.BLOCK_M, g.x.data.block_shape[2])
         for block in gl.static_range(0, g.BLOCKS, TOGETHER):
             if g.w.zero is not None and g.w.GROUP > 0:
-                offset = zero_offset(nibbles, row, g.w.BITS, COLUMNS, words)
+                offset = zero_offset(nibbles, row, g.w.BITS, WORDS, words)
                 nibbles = load_zero_nibbles(g, block_ahead(stage, block + 1, g), row)
-            t = multiply_block(w, w_low, x_tile, offset, block, g, layout)
+            t = multiply_block(w, w_low, x_tile, offset, block, g, layout, COLUMNS)
             if TOGETHER == 2:
                 if g.w.zero is not None and g.w.GROUP > 0:
-                    offset = zero_offset(nibbles, row, g.w.BITS, COLUMNS, words)
+                    offset = zero_offset(nibbles, row, g.w.BITS, WORDS, words)
                     nibbles = load_zero_nibbles(g, block_ahead(stage, block + 2, g), row)
-                u = multiply_block(w, w_low, x_tile, offset, block + 1, g, layout)
+                u = multiply_block(w, w_low, x_tile, offset, block + 1, g, layout, COLUMNS)
                 t, u = warpgroup_mma_wait(0, deps=[t, u])
                 y = y + scale_block(t, g, shared, slot * g.BLOCKS + block, OWN, layout)
                 y = y + scale_block(u, g, shared, slot * g.BLOCKS + block + 1, OWN, layout)

@@ -64,8 +64,8 @@ class SplitK(NamedTuple):
 class HopperGemm(NamedTuple):
     """A GEMM: operands, M, N and K, the units of work that programs take in turn, and the sizes of its tiles.
 
-    tiles: None, or of a grouped GEMM pointer int32 [1 + tiles]: how many tiles of BLOCK_M rows of X there are, and the
-    expert of each. columns: channels of Y, or of W that one expert has.
+    tiles: None, or of a grouped GEMM pointer int32 [1 + 2 tiles]: how many tiles of BLOCK_M rows of X there are, and of
+    each its expert and how many of its rows are of a pair. columns: channels of Y, or of W that one expert has.
 
     A tile has BLOCK_N output channels and BLOCK_M tokens. A stage has BLOCKS blocks of 128 input channels, and STAGES
     of them are in flight. SPLIT units share the K range of a tile, K_SLICES sets of warpgroups the stages of a unit.

@@ -33,6 +33,12 @@ def expert_tile_of(unit, g):
     """
     STAGE: gl.constexpr = K_BLOCK * g.BLOCKS
     wide = (g.columns + g.BLOCK_N - 1) // g.BLOCK_N
-    n0 = gl.load(g.tiles + 1 + unit // wide) * g.columns + unit % wide * g.BLOCK_N
+    n0 = gl.load(g.tiles + 1 + unit // wide * 2) * g.columns + unit % wide * g.BLOCK_N
     stages = (g.K + STAGE - 1) // STAGE
     return unit, unit // wide * g.BLOCK_M, n0, 0, stages if unit < g.units else 0
+
+
+@gluon.jit
+def filled_rows(m0, g):
+    """How many rows of X from m0 on, the first of an expert's tile, are of a pair."""
+    return gl.load(g.tiles + 2 + m0 // g.BLOCK_M * 2)

@@ -27,6 +27,16 @@ def operand_tiles(buffer, COUNT: gl.constexpr, HEIGHT: gl.constexpr, WIDTH: gl.c
 
 
 @gluon.jit
+def operand_of(tiles, number: gl.constexpr, COLUMNS: gl.constexpr):
+    """The first COLUMNS rows of a tile of `operand_tiles`, as [WIDTH, COLUMNS]."""
+    WIDTH: gl.constexpr = tiles.shape[2]
+    tile = tiles.index(number)
+    if COLUMNS < tiles.shape[1]:
+        tile = operand_tiles(tile, 1, COLUMNS, WIDTH).index(0)
+    return tile.permute((1, 0))
+
+
+@gluon.jit
 def allocate_boxes(desc, COUNT: gl.constexpr):
     """[COUNT, *box]: buffers of what a tensor descriptor's boxes hold."""
     return gl.allocate_shared_memory(desc.dtype, [COUNT] + desc.block_shape, desc.layout)

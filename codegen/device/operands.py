@@ -73,7 +73,8 @@ class Blocks(NamedTuple):
 class Experts(NamedTuple):
     """W of a grouped GEMM: the channels of one expert behind those of another, `channels` each.
 
-    tiles: pointer int32 [1 + tiles of BLOCK_M rows of X]: how many of them there are, and the expert of each.
+    tiles: pointer int32 [1 + 2 tiles of BLOCK_M rows of X]: how many of them there are, and of each its expert and how
+    many of its rows are of a pair.
     """
 
     tiles: tl.tensor
@@ -139,7 +140,7 @@ def channels_of_tile(g, column, N):
     if g.experts is None:
         return column, N
     else:
-        expert = tl.load(g.experts.tiles + 1 + tl.program_id(1))
+        expert = tl.load(g.experts.tiles + 1 + 2 * tl.program_id(1))
         return expert * g.experts.channels + column, g.experts.channels
 
 

@@ -39,8 +39,9 @@ ALIGNED = 4  # int32 of 16 bytes, from which kernels load at once
 class SortedRows:
     """Where the pairs of token and expert lie.
 
-    place: int32 [n, k], the row of each. tiles: int32 [1 + tiles of `rows` rows], how many of them have rows, and the
-    expert of each; live: int32 [1], the rows of these. total: rows of all tiles that there may be.
+    place: int32 [n, k], the row of each. tiles: int32 [1 + 2 tiles of `rows` rows], how many of them have rows, and of
+    each its expert and how many of its rows are of a pair; live: int32 [1], the rows of all these. total: rows of all
+    tiles that there may be.
     """
 
     place: Tensor
@@ -58,7 +59,7 @@ def sort_rows(
     rows = row_tile(chosen.numel() / experts, gemm)
     tiles = chosen.numel() // rows + min(experts, chosen.numel())
     total = tiles * rows
-    rank, counts, place, of_tiles, live = zeros((chosen.numel(), experts, chosen.numel(), 1 + tiles, 1), device)
+    rank, counts, place, of_tiles, live = zeros((chosen.numel(), experts, chosen.numel(), 1 + 2 * tiles, 1), device)
     place = place.view(chosen.shape)
     ordered = torch.empty(total, values.shape[1], dtype=values.dtype, device=device)
     scale, zero = (

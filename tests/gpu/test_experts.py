@@ -45,7 +45,7 @@ FORMATS = (
     Format(w_group=64, w_symmetric=False, a_bits=8, a_group=64, a_symmetric=False),  # the portable kernel
     FLOATS[0],
 )
-SIZES = ((1, 8), (37, 16), (300, 8), (1500, 8))  # tokens, experts: 16 to 64 rows a tile
+SIZES = ((1, 8), (10, 8), (37, 16), (300, 8), (1500, 8))  # tokens, experts: 8 to 128 rows a tile
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,36 @@ def product(
     with poisoned_memory():
         ordered, where = experts.sort_rows(library, stack.kernels.gemm, prepared, chosen, count)
         return experts.multiply(library, stack, count, ordered, where), ordered, where
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_half_empty_tiles_give_the_bits_of_full_ones(
+    fmt: Format, gated: bool, library: KernelLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 128 rows, as many of them real as make a tile full, half full, or one more or less; against tiles of 64."""
+    filled = (1, 63, 64, 65, 127, 128, 129, 193)
+    pairs, downs = random_experts(fmt, len(filled), 512, 256, 7, bias=True, device="cuda")
+    parts = [PackedLinear.merged([replace(one, kernels=one.kernels.gated()) for one in pair]) for pair in pairs]
+    parts = parts if gated else downs
+    stack, columns = experts.stacked(parts), 512 if gated else 256
+    chosen = torch.arange(len(filled), device="cuda").repeat_interleave(torch.tensor(filled, device="cuda"))
+    chosen = chosen[torch.randperm(len(chosen), device="cuda")][:, None]
+    x = random_input(len(chosen), columns, 7, torch.bfloat16, device="cuda")
+    prepared = prepared_on_gpu(library, stack.kernels.row, None, x)
+    found = []
+    for rows in (128, 64):
+        monkeypatch.setattr(experts, "row_tile", lambda *_, rows=rows: rows)
+        y, _, where = product(library, stack, len(filled), prepared, chosen)
+        assert where.rows == rows
+        found.append(y[where.place[:, 0].long()])
+    assert torch.equal(*found)
+    if fmt.a_bits < 16 and fmt.number == "int" and not gated:
+        for expert, part in enumerate(parts):
+            token = (chosen[:, 0] == expert).nonzero()[:, 0].cpu()
+            one = reference.rows_of(on_cpu(prepared), token)
+            expected = reference.multiply(ReferenceWeight.of(moved(part, "cpu")), one)
+            assert torch.equal(found[0].cpu()[token], expected)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ decode_low_nibbles = device_module("hopper_mma_weight_only").decode_low_nibbles
 decode_high_nibbles = device_module("hopper_mma_weight_only").decode_high_nibbles
 tile_of = device_module("hopper_schedule").tile_of
 expert_tile_of = device_module("hopper_schedule").expert_tile_of
+filled_rows = device_module("hopper_schedule").filled_rows
 HopperGemm = device_module("hopper_operands").HopperGemm
 
 WORDS = gl.constexpr(
@@ -60,13 +61,13 @@ def tiles_kernel(out, M, N, K, SPLIT: gl.constexpr):
 @gluon.jit
 def expert_tiles_kernel(out, tiles, units, columns, K):
     unit = gl.program_id(0)
-    _, m0, n0, first, last = expert_tile_of(
-        unit, HopperGemm(None, None, None, None, 0, 0, K, units, tiles, columns, 64, 16, 2, 4, 1, 1)
-    )
-    gl.store(out + 4 * unit, m0)
-    gl.store(out + 4 * unit + 1, n0)
-    gl.store(out + 4 * unit + 2, first)
-    gl.store(out + 4 * unit + 3, last)
+    g = HopperGemm(None, None, None, None, 0, 0, K, units, tiles, columns, 64, 16, 2, 4, 1, 1)
+    _, m0, n0, first, last = expert_tile_of(unit, g)
+    gl.store(out + 5 * unit, m0)
+    gl.store(out + 5 * unit + 1, n0)
+    gl.store(out + 5 * unit + 2, first)
+    gl.store(out + 5 * unit + 3, last)
+    gl.store(out + 5 * unit + 4, filled_rows(m0, g))
 
 
 def compiled(kernel: Any, types: dict[str, str], fixed: dict[str, int]) -> Any:

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -216,13 +216,13 @@ def test_rows_are_sorted_by_expert(monkeypatch: pytest.MonkeyPatch) -> None:
             token, slot = (choice == expert).nonzero(as_tuple=True)
             places = where.place[token, slot].long()
             assert places.tolist() == list(range(first, first + len(token)))
-            of_tiles += [expert] * -(-len(token) // rows)
+            of_tiles += [(expert, min(rows, len(token) - row)) for row in range(0, len(token), rows)]
             first = rows * len(of_tiles)
             expected = reference.rows_of(prepared, token)
             for name in ("values", "scale", "zero"):
                 ours, theirs = getattr(found, name), getattr(expected, name)
                 assert torch.equal(ours[places] if name == "values" else ours[:, places], theirs)
-        assert where.tiles[: 1 + len(of_tiles)].tolist() == [len(of_tiles), *of_tiles]
+        assert where.tiles[: 1 + 2 * len(of_tiles)].tolist() == [len(of_tiles), *chain(*of_tiles)]
         assert where.total >= first
         assert where.total == found.values.shape[0]
 
@@ -253,16 +253,21 @@ def test_a_mixture_of_experts_equals_the_reference(fmt: Format, activation: Acti
 
 
 def test_a_grouped_integer_product_equals_the_reference() -> None:
-    """Bit for bit, with zero points, biases, groups, and channels that no tile divides."""
+    """Bit for bit, with zero points, biases, groups, and channels that no tile divides.
+
+    Tiles have 32 rows, or 8; nothing is stored behind the last one.
+    """
     library = KernelLibrary()
-    for seed, fmt in enumerate(INTEGER[3:15:3]):
+    for (seed, fmt), tokens in product(enumerate(INTEGER[3:15:3]), (20, 5)):
         channels, columns = 36, widths(fmt)[1]
         parts = [random_linear(fmt, channels, columns, 10 * seed + expert) for expert in range(3)]
         stack = experts.stacked(parts)
-        prepared = reference.prepare(parts[0].kernels.row, None, random_input(20, columns, seed))
-        chosen, _ = random_choice(20, 3, 2, seed)
+        prepared = reference.prepare(parts[0].kernels.row, None, random_input(tokens, columns, seed))
+        chosen, _ = random_choice(tokens, 3, 2, seed)
         ordered, where = experts.sort_rows(library, stack.kernels.gemm, prepared, chosen, 3)
         y = experts.multiply(library, stack, 3, ordered, where)
+        assert where.rows == (32 if tokens == 20 else 8)
+        assert y[where.live :].isnan().all()
         for expert, part in enumerate(parts):
             token, slot = (chosen == expert).nonzero(as_tuple=True)
             if not len(token):

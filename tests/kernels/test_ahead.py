@@ -169,11 +169,11 @@ def test_kernels_around_grouped_products_compile(does: Literal["sort", "sum"], t
 @pytest.mark.parametrize(
     ("kernel", "target", "mean"),
     [
-        *((kernel, "sm_90", mean) for kernel, mean in zip(GROUPED[:3], (4, 4, 128), strict=True)),
+        *((kernel, "sm_90", mean) for kernel, mean in zip(GROUPED[:3], (128, 4, 4), strict=True)),
         (GROUPED[4], "sm_90", 4),
         *(
             pytest.param(kernel, target, mean, marks=pytest.mark.slow)
-            for kernel, target, mean in product(GROUPED, ("sm_80", "sm_90", "sm_100"), (4, 128))
+            for kernel, target, mean in product(GROUPED, ("sm_80", "sm_90", "sm_100"), (4, 8, 128))
         ),
     ],
     ids=str,
@@ -182,7 +182,7 @@ def test_grouped_products_compile(kernel: GemmKernel, target: str, mean: int) ->
     """mean: rows of an expert."""
     report = compile_ahead(kernel, target, mean, 2048)
     assert report.problems == ()
-    operands = OPERANDS[kernel.number][target] if kernel.activation_bits < 16 else ("bf16",)
+    operands = OPERANDS[kernel.number][target] if kernel.activation_bits < 16 else ("bf16", "kind::f16")
     assert all(any(operand in name for operand in operands) for name in report.instructions)
     if target == "sm_90":
         assert all(name.startswith("wgmma.mma_async") for name in report.instructions)

@@ -90,8 +90,8 @@ def test_a_stack_is_cut_into_what_it_was_made_of(fmt: Format) -> None:
     ("fmt", "tiles"),
     [
         (Format(a_bits=8), {0.1: 8, 4: 8, 5: 16, 12: 16, 13: 32, 24: 32, 25: 64, 5000: 64}),
-        (Format(w_bits=8, a_bits=8), {12: 16, 24: 32, 192: 64, 193: 128}),
-        (Format(w_group=128, a_bits=16), {12: 16, 24: 32, 48: 64, 49: 128}),
+        (Format(w_bits=8, a_bits=8), {4: 8, 12: 16, 24: 32, 192: 64, 193: 128}),
+        (Format(w_group=128, a_bits=16), {4: 8, 12: 16, 24: 32, 48: 64, 49: 128}),
     ],
     ids=str,
 )
@@ -109,7 +109,7 @@ def test_what_no_kernel_sorted_has_no_tiles(monkeypatch: pytest.MonkeyPatch) -> 
         ordered, where = experts.sort_rows(kernels, gemm, prepared, chosen, 7)
     assert (where.rows, where.total) == (8, 8 * (15 // 8 + 7))
     assert where.place.tolist() == [[0, 0, 0]] * 5
-    assert where.tiles.tolist() == [0] * 9
+    assert where.tiles.tolist() == [0] * (1 + 2 * 8)
     assert where.live.tolist() == [0]
     assert ordered.values.shape == (where.total, 64)
     assert {tensor.data_ptr() % 16 for tensor in (where.place, where.tiles, where.live)} == {0}

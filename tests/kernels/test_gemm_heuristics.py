@@ -74,6 +74,22 @@ def test_each_rule(kind: Any, tokens: int, channels: int, columns: int, expected
     assert heuristics.hopper_tiles(kind, tokens, channels, columns) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "rows", "expected"),
+    [
+        # a quarter of 228 KB without 1 KB of the CTA and 2 KB of Y: 54 KB, three stages of 2 x (64 + 8) x 128 bytes
+        (INT8, 8, options(64, 8, 2, 3, CTAS_PER_SM=4)),
+        (INT8, 32, options(64, 32, 2, 2, CTAS_PER_SM=4)),
+        (INT4, 8, options(128, 8, 4, 3, CTAS_PER_SM=2)),
+        (NIBBLES, 16, options(64, 16, 4, 2, CTAS_PER_SM=3)),
+        (INT8, 128, options(256, 128, 1, 4)),
+        (NIBBLES, 128, options(128, 128, 1, 5)),
+    ],
+)
+def test_rules_of_grouped_gemms(kind: Any, rows: int, expected: dict[str, Any]) -> None:
+    assert heuristics.hopper_expert_tiles(kind, rows, 1024, 2048) == expected
+
+
 def test_what_is_chosen_fits_a_multiprocessor() -> None:
     kinds = [INT4, INT8, *(HopperFormat(bits, group, 16, False, False) for bits in (2, 3, 4) for group in (0, 128))]
     sizes = product(

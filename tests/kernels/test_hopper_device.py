@@ -97,12 +97,13 @@ def test_units_are_all_tiles_and_all_stages_once(tokens: int, channels: int, col
 def test_units_of_a_grouped_gemm_are_the_tiles_of_experts() -> None:
     """Three tiles of 16 rows, two of expert 4 and one of expert 1, of 192 channels each; two units more than there are.
 
-    Of the latter nothing is loaded.
+    16, 5 and 9 of their rows are of a pair. Of units that there are not nothing is loaded.
     """
-    tiles, columns = np.array([3, 4, 4, 1, 7], np.int32), 192
-    found = np.zeros((3 * 3 + 2, 4), np.int32)
+    tiles, columns = np.array([3, 4, 16, 4, 5, 1, 9, 7, 0], np.int32), 192
+    found = np.zeros((3 * 3 + 2, 5), np.int32)
     types = {"out": "*i32", "tiles": "*i32", "units": "i32", "columns": "i32", "K": "i32"}
     run(devices.expert_tiles_kernel, types, [found, tiles, 3 * 3, columns, 1152], blocks=len(found))
     expected = [[16 * tile, 192 * expert + 64 * n, 0, 5] for tile, expert in enumerate((4, 4, 1)) for n in range(3)]
-    assert found[:9].tolist() == expected
+    assert found[:9, :4].tolist() == expected
     assert (found[9:, 2] == found[9:, 3]).all()
+    assert found[:9, 4].tolist() == [16] * 3 + [5] * 3 + [9] * 3
