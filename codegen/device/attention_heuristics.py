@@ -9,15 +9,19 @@ ALL_QUERIES = 32  # beside their sums
 MANY_QUERIES = 64  # whose float32 sums take the registers of twice as many warps
 
 
-def attention_tiles(queries, heads, keys, multiprocessors, capability):
-    """Tiles and launch options for `heads` heads of all sequences: the speed, and the order of sums.
+def attention_shares(queries, heads, keys, multiprocessors):
+    """Rows of queries, programs for the keys of a head, and the power of two that holds the keys of each.
 
     The tensor cores take 16 queries or more. Keys are split where heads leave multiprocessors idle: into no more
     programs than run at once, and no part without a step of its own.
     """
-    rows = max(16, triton.next_power_of_2(queries))
     split = max(1, min(MAX_SPLIT, multiprocessors // heads, triton.cdiv(keys, KEYS_AT_ONCE)))
-    block = triton.next_power_of_2(triton.cdiv(keys, split))
+    return max(16, triton.next_power_of_2(queries)), split, triton.next_power_of_2(triton.cdiv(keys, split))
+
+
+def attention_tiles(queries, heads, keys, multiprocessors, capability):
+    """Tiles and launch options for `heads` heads of all sequences: the speed, and the order of sums."""
+    rows, split, block = attention_shares(queries, heads, keys, multiprocessors)
     programs = triton.cdiv(keys, block)
     together = capability // 10 == 10 and heads * programs <= multiprocessors
     if together and block == ALL_KEYS and rows <= ALL_QUERIES:
@@ -28,9 +32,8 @@ def attention_tiles(queries, heads, keys, multiprocessors, capability):
 
 def hopper_attention_tiles(queries, heads, keys, width, multiprocessors):
     """Those of the kernel for 9.0; width: channels of a head."""
-    rows = max(16, triton.next_power_of_2(queries))
-    split = max(1, min(MAX_SPLIT, multiprocessors // heads, triton.cdiv(keys, KEYS_AT_ONCE)))
-    block = max(KEYS_AT_ONCE, triton.next_power_of_2(triton.cdiv(keys, split)))
+    rows, split, block = attention_shares(queries, heads, keys, multiprocessors)
+    block = max(KEYS_AT_ONCE, block)
     if block <= ALL_KEYS and rows <= ALL_QUERIES:
         warps = 8 if block == ALL_KEYS and width == 128 else 4  # of 64 keys or channels, as many as both have
         return {"ROWS": rows, "BLOCK": block, "STAGES": 1, "SPLIT": triton.cdiv(keys, block), "num_warps": warps}

@@ -28,7 +28,7 @@ class HopperHeads(NamedTuple):
 
 
 class TokenBoxes(NamedTuple):
-    """Keys or values of a head on their way: a descriptor, buffers [STAGES, 1, 1, BLOCK, WIDTH], barriers [STAGES]."""
+    """Tokens of a head on their way: a descriptor, buffers [STAGES, 1, 1, tokens, WIDTH], barriers [STAGES]."""
 
     data: gl.tensor
     buffers: gl.tensor

@@ -357,9 +357,9 @@ def _second(module: ModuleType, kernel: Kernel, target: Target, columns: int) ->
     """Whether the file's second kernel is launched for K `columns`: rows that it cannot hold take the first one."""
     if target.capability != HOPPER or not isinstance(kernel, GemmKernel | ActivationKernel | AttentionKernel):
         return False
-    if isinstance(kernel, ActivationKernel):
-        return kernel.hopper and bool(module.hopper_fits(columns))
-    return isinstance(kernel, AttentionKernel) or kernel.hopper
+    if isinstance(kernel, AttentionKernel):
+        return True
+    return kernel.hopper and (isinstance(kernel, GemmKernel) or bool(module.hopper_fits(columns)))
 
 
 def _absent(kernel: Kernel, residual: bool) -> dict[str, None]:
