@@ -10,10 +10,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .attention import LOWEST_SCORE, Softmax
-from .hopper_shared import allocate_barriers, allocate_boxes, partition_barrier, reinterpret, tma_load
+from .hopper_shared import (
+    allocate_barriers,
+    allocate_boxes,
+    invalidate_barriers,
+    partition_barrier,
+    reinterpret,
+    tma_load,
+)
 
 
 class HopperHeads(NamedTuple):
@@ -94,6 +101,7 @@ def attend_few_queries_hopper(heads, mask, out, partials, sizes, STAGES: gl.cons
     blocks = (sizes.T + sizes.BLOCK - 1) // sizes.BLOCK
     own = Span(batch, head // sizes.SHARED, part * blocks // sizes.SPLIT, (part + 1) * blocks // sizes.SPLIT)
     gdc_launch_dependents()
+    gdc_wait()
     ask_for_tokens(queries, batch, head, 0, 0, True)
     for early in gl.static_range(STAGES):
         block = own.first + early
@@ -101,6 +109,9 @@ def attend_few_queries_hopper(heads, mask, out, partials, sizes, STAGES: gl.cons
         ask_for_tokens(values, batch, own.head, block, early, block < own.last)
     mbarrier.wait(queries.full.index(0), 0)
     softmax = attend_tokens(HopperHeads(queries, keys, values), mask, own, sizes, num_warps)
+    invalidate_barriers(queries.full, 1)
+    invalidate_barriers(keys.full, STAGES)
+    invalidate_barriers(values.full, STAGES)
     if sizes.SPLIT > 1:
         softmax, is_last = merge_partials(softmax, partials, pair, part, sizes)
         if is_last:

@@ -26,11 +26,7 @@ def attention_boxes(options, width):
 
 
 def launch_hopper_attention(kernel, q, k, v, mask, factor, out):
-    """Fills out [batch, n, heads, width]. factor: of scores, for exponents of 2.
-
-    It is launched when the kernel ahead has ended: launched before, with `gdc_wait` ahead of its TMA, it has met NaN
-    behind the rotary kernel of small models.
-    """
+    """Fills out [batch, n, heads, width]. factor: of scores, for exponents of 2."""
     (B, H, n, width), (G, T) = q.shape, k.shape[1:3]
     options = hopper_attention_tiles(n, B * H, T, width, multiprocessors_of(q))
     cells = (B * H, options["SPLIT"], options["ROWS"])
@@ -51,5 +47,6 @@ def launch_hopper_attention(kernel, q, k, v, mask, factor, out):
         T,
         HEADS=H,
         SHARED=H // G,
+        launch_pdl=True,
         **options,
     )

@@ -49,6 +49,16 @@ def allocate_barriers(COUNT: gl.constexpr):
 
 
 @gluon.jit
+def invalidate_barriers(barriers, COUNT: gl.constexpr):
+    """Behind their last use, where a program goes on: until then nothing else may lie in their memory (PTX, mbarrier).
+
+    Triton takes memory for free once it is read for the last time, which for a barrier is the wait.
+    """
+    for index in gl.static_range(COUNT):
+        mbarrier.invalidate(barriers.index(index))
+
+
+@gluon.jit
 def init_barrier_pairs(full, empty, COUNT: gl.constexpr, READERS: gl.constexpr):
     """Barriers that hand COUNT buffers over and back: a phase of `full` takes one arrival, of `empty` READERS."""
     for index in gl.static_range(COUNT):

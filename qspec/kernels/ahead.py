@@ -42,6 +42,7 @@ from qspec.errors import MachineError, UsageError
 from qspec.formats import zero_bits
 from qspec.kernels.gemm_sizes import MOST_ROWS, row_tile
 from qspec.kernels.generate import Kernel, library
+from qspec.kernels.miscompiled import misplaced, misreduced, unkept
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,6 @@ COLUMNS = 4096  # LLaDA-8B's width
 HOPPER = 90  # the compute capability for which some kernels have a second form; from it on launches may overlap
 MAX_STACK = 64  # bytes a thread: ptxas may spill a few registers to fit one more block on a multiprocessor
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
-LAYOUTS = re.compile(r"^(#\w+) = #ttg\.linear<\{.*\bwarp = \[((?:\[[\d, ]*\](?:, )?)*)\]", re.MULTILINE)
-ALLOCATED = re.compile(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x512xf16")
-REDUCED = re.compile(r"<\{axis = (\d+) : i32\}>.*?: \(tensor<[^>]*?, (#\w+)>", re.DOTALL)
 
 TYPES = {  # of the parameters whose type does not depend on the kernel
     "M": "i32",
@@ -179,7 +177,8 @@ def compile_ahead(
     registers, stack = _resources(compiled.asm["cubin"])
     found = tuple(sorted(set(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"]))))
     shared = int(compiled.metadata.shared)
-    problems = (*_problems(kernel, TARGETS[target], found, stack, shared), *misreduced(compiled.asm["ttgir"]))
+    problems = _problems(kernel, TARGETS[target], found, stack, shared)
+    problems += misreduced(compiled.asm["ttgir"]) + unkept(compiled.asm["ttgir"])
     for other in _compile_others(module, kernel, TARGETS[target], tokens, columns):
         problems += _excesses(TARGETS[target], _resources(other.asm["cubin"])[1], int(other.metadata.shared))
     if isinstance(kernel, ActivationKernel) and _second(module, kernel, TARGETS[target], columns):
@@ -227,30 +226,6 @@ def _excesses(target: Target, stack: int, shared: int) -> tuple[str, ...]:
     if shared > target.shared:
         problems.append(f"{shared} bytes of shared memory, {target.shared} are allowed")
     return tuple(problems)
-
-
-def misreduced(ttgir: str) -> tuple[str, ...]:
-    """Reductions that Triton 3.6 gets wrong, in sentences.
-
-    It numbers the warps that share a reduction as if they followed one another. In a layout that is a GEMM's,
-    reshaped, they need not: `warp = [[0, 2048], [1, 0], [0, 64]]` has the warps of axis 1 on both sides of axis 0's.
-    """
-    warps = {name: re.findall(r"\[([\d, ]+)\]", bases) for name, bases in LAYOUTS.findall(ttgir)}
-    problems = []
-    for axis, layout in REDUCED.findall(ttgir):
-        moves = [[int(step) for step in base.split(", ")] for base in warps.get(layout, ())]
-        along = [bool(base[int(axis)]) for base in moves if any(base)]
-        if "101" in re.sub(r"(\d)\1+", r"\1", "".join("01"[one] for one in along)):
-            problems.append(f"reduces axis {axis} over warps that do not follow one another: {layout}")
-    return tuple(problems)
-
-
-def misplaced(ttgir: str, shared: int) -> tuple[str, ...]:
-    """Shared memory of a second kernel of rows beyond its one allocation, where it takes its addresses to start."""
-    sizes = [1024 * int(kilobytes) for kilobytes in ALLOCATED.findall(ttgir)]
-    if sizes == [shared]:
-        return ()
-    return (f"{shared} bytes of shared memory, of which its own allocations are {sizes}",)
 
 
 def _instructions(kernel: Kernel, target: Target) -> tuple[str, ...]:

@@ -21,7 +21,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
-ATTENTION = [(1, 32, 32, 32, 1024, 128), (2, 28, 4, 33, 771, 128), (3, 8, 2, 1, 70, 64), (1, 4, 4, 64, 130, 64)]
+ATTENTION = [
+    *((1, 32, 32, 32, 1024, 128), (2, 28, 4, 33, 771, 128), (3, 8, 2, 1, 70, 64), (1, 4, 4, 64, 130, 64)),
+    *((300, 4, 4, 8, 64, 64), (64, 32, 8, 16, 64, 128), (40, 32, 32, 32, 128, 64)),  # programs share multiprocessors
+]
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -23,8 +23,9 @@ from qspec.catalog import (
 )
 from qspec.errors import UsageError
 from qspec.hadamard_orders import factors
-from qspec.kernels.ahead import TARGETS, _problems, compile_ahead, misplaced, misreduced
+from qspec.kernels.ahead import TARGETS, _problems, compile_ahead
 from qspec.kernels.generate import Kernel
+from qspec.kernels.miscompiled import misplaced, misreduced, unkept
 from qspec.planned import planned
 
 KERNELS: tuple[Kernel, ...] = (
@@ -392,6 +393,14 @@ def test_shared_memory_that_a_second_row_kernel_does_not_know_of_is_found() -> N
     assert misplaced(line, 85 * 1024) == ()
     assert misplaced(line, 85 * 1024 + 512) != ()
     assert misplaced(line + "%1 = ttg.local_alloc : () -> !ttg.memdesc<2x512xf16, #shared, #smem>", 87 * 1024) != ()
+
+
+def test_barriers_whose_place_is_given_away_are_found() -> None:
+    made = "    ttng.init_barrier %queries, 1 : !ttg.memdesc<1xi64, #shared1, #smem, mutable>\n"
+    kept = "    ttng.inval_barrier %queries : !ttg.memdesc<1xi64, #shared1, #smem, mutable>\n"
+    assert unkept(made + kept) == unkept("") == ()
+    assert unkept(made + made + kept) == ("2 barriers in shared memory, of which 1 are invalidated",)
+    assert unkept(made + "    ttg.warp_specialize(%queries) attributes {requestedRegisters = array<i32: 24>}\n") == ()
 
 
 @pytest.mark.parametrize(
