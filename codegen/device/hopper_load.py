@@ -38,10 +38,13 @@ def load_weights(g, shared, slot, n0, stage, inside):
 def load_partition(TILE_OF: gl.constexpr, g, shared):
     """Keeps STAGES stages of the program's units in flight; TILE_OF: see `mma_partition`.
 
-    The weights of the first ones do not wait for the kernel before, nor do the next kernel's, where there is room.
+    The weights of the first ones do not wait for the kernel before, nor do the next kernel's, where there is room. A
+    grouped GEMM has to wait for its tiles, and lets the next kernel begin behind its last load: programs that only wait
+    beside its own cost more than an early begin gives (docs/experts.md).
     """
     X_BOXES: gl.constexpr = g.x.data.block_shape[0]  # of a stage
-    gdc_launch_dependents()
+    if g.tiles is None:
+        gdc_launch_dependents()
     unit = gl.program_id(0)
     _, m0, n0, first, last = TILE_OF(unit, g)
     for early in gl.static_range(g.STAGES):
@@ -63,3 +66,5 @@ def load_partition(TILE_OF: gl.constexpr, g, shared):
                 load_weights(g, shared, slot, n0, stage, True)
                 tma_load(g.x.data, [stage * X_BOXES, m0, 0], shared.full.index(slot), shared.x.index(slot))
             k += 1
+    if g.tiles is not None:
+        gdc_launch_dependents()
