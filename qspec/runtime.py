@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from qspec.models.shards import tensor_table
 from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
 from qspec.models.tokens import check_mask_token, know_tokens, library_errors
 from qspec.plan.generating import TextSizes, generating_memory
-from qspec.tensors import on_this_stream, read_sealed
+from qspec.tensors import Named, on_this_stream, read_sealed
 
 # Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
 UNLIMITED = 1 << 60
@@ -55,7 +55,7 @@ def load(
     if target.type == "cuda":
         _require_memory(folder, target, dtype, texts)
     manifest = verify(folder, shards=False) if (folder / MANIFEST).is_file() else None
-    # The weights and the tokenizer at once. Reading weights is long calls of C, which let Python import meanwhile.
+    # The weights and the tokenizer at once. Reading weights is few long calls, which let Python import meanwhile.
     with ThreadPoolExecutor(1) as pool:
         if manifest is None:
             loading = pool.submit(on_this_stream(load_decoder, target), folder, target, dtype)
@@ -63,7 +63,7 @@ def load(
         else:
             reading = pool.submit(on_this_stream(_weights, target), folder, manifest, target)
             tokenizer = load_tokenizer(folder)
-            model = _assembled(folder, manifest, reading.result, target, dtype)
+            model = _assembled(folder, manifest, lambda: reading.result()(), target, dtype)
     if target.type == "cuda":
         experts.install(attention.install(model))
     return know_tokens(model, tokenizer).eval(), tokenizer
@@ -145,22 +145,22 @@ def execution(device: torch.device) -> str:
 def load_artifact(folder: Path, device: torch.device, dtype: torch.dtype) -> Decoder:
     """The model of an artifact, after every hash was checked."""
     manifest = verify(folder, shards=False)
-    return _assembled(folder, manifest, partial(_weights, folder, manifest, device), device, dtype)
+    return _assembled(folder, manifest, lambda: _weights(folder, manifest, device)(), device, dtype)
 
 
-def _weights(folder: Path, manifest: Manifest, device: torch.device) -> dict[str, Tensor]:
-    """All tensors of an artifact, after their hashes were checked."""
+def _weights(folder: Path, manifest: Manifest, device: torch.device) -> Named:
+    """All tensors of an artifact, read and their hashes checked."""
     return read_sealed({inside(folder, name): manifest.files[name] for name in manifest.shards}, device, TRANSFORM)
 
 
 def _assembled(
     folder: Path,
     manifest: Manifest,
-    weights: Callable[[], dict[str, Tensor]],
+    weights: Named,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Decoder:
-    """The model of an artifact whose other files are verified. weights: gives `_weights`."""
+    """The model of an artifact whose other files are verified."""
     family, shape, _ = read_config(folder)
     decoder = Decoder(family, shape, device="meta")
     try:

@@ -1,47 +1,57 @@
 """Tensors of sealed safetensors files: hashed by all cores, and put where they are wanted meanwhile.
 
-Files are mapped: on a CPU a weight lies where the page cache has it; to a GPU it goes through pinned memory. A hash is
-one call for a whole file, and a copy one for some megabytes: threads that need Python's lock in between would wait for
-whatever else runs, such as the import of the tokenizer's library.
+Files are mapped: on a CPU a weight lies where the page cache has it; to a GPU it goes through pinned memory. Reading is
+few calls, each for many megabytes: behind every call of torch or of the system a thread waits for Python's lock, for
+milliseconds while anything else runs, such as the import of the tokenizer's library. To tell tensors apart takes many
+calls, and is left for when that is over.
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from threading import local
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from qspec.artifact import changed, require_there
 from qspec.files import cores, open_input, read_errors
+from qspec.models.checkpoint import TYPES
+from qspec.models.shards import StoredTensor, read_header
 
 COPIERS = 4  # threads that fill pinned memory
-PIECE = 16 << 20  # bytes of pinned memory; each of them has two
-SMALL = 1 << 20  # bytes of a tensor that is copied without
+PIECE = 64 << 20  # bytes of pinned memory, of which each of them has two; of tensors that are read in one go
 
+Named = Callable[[], dict[str, Tensor]]
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> dict[str, Tensor]:
-    """name -> tensor of safetensors files, on `device`; on the CPU where `kept` is a part of the name.
+def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> Named:
+    """Reads safetensors files; what it returns gives name -> tensor, on `device`, on the CPU where `kept` is a part of
+    the name.
 
     files: with their sha256. Errors: InputError of the first file that is missing, was changed or cannot be read.
     """
     require_there(files)
     largest_first = sorted(files, key=lambda path: path.stat().st_size, reverse=True)  # a hash is one thread's work
-    read = _Reader(device, kept) if device.type == "cuda" else load_file
-    tensors: dict[str, Tensor] = {}
-    with ThreadPoolExecutor(cores()) as hashing, ThreadPoolExecutor(COPIERS) as copying:
+    read: Callable[[Path], Named] = partial(partial, load_file)
+    if device.type == "cuda":
+        read = _Reader(device, kept)
+    named: list[tuple[Path, Named]] = []
+    hashers = max(2, cores() * 2 // 3)  # what reads and imports meanwhile has cores too
+    with ThreadPoolExecutor(hashers) as hashing, ThreadPoolExecutor(COPIERS) as copying:
         try:
             hashes = {path: hashing.submit(sha256_mapped, path) for path in largest_first}
             reads = {path: copying.submit(read, path) for path in largest_first}
@@ -49,10 +59,18 @@ def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> d
                 with read_errors(path):
                     if hashes[path].result() != digest:
                         raise changed(path)
-                    tensors.update(reads[path].result())
+                    named.append((path, reads[path].result()))
         finally:
             for pool in (hashing, copying):
                 pool.shutdown(cancel_futures=True)
+    return partial(_together, named)
+
+
+def _together(files: Sequence[tuple[Path, Named]]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path, named in files:
+        with read_errors(path):
+            tensors.update(named())
     return tensors
 
 
@@ -76,6 +94,14 @@ def sha256_mapped(path: Path) -> str:
             return hashlib.sha256(content).hexdigest()
 
 
+class _Room(NamedTuple):
+    """PIECE bytes of pinned memory. copied: when what they held last has left them."""
+
+    pinned: Tensor
+    content: memoryview
+    copied: torch.cuda.Event
+
+
 class _Reader:
     """Reads files onto a GPU, for the current stream."""
 
@@ -83,27 +109,59 @@ class _Reader:
         self._device, self._kept, self._stream = device, kept, torch.cuda.current_stream(device)
         self._own = local()
 
-    def __call__(self, path: Path) -> dict[str, Tensor]:
-        with torch.cuda.stream(self._stream):
-            return {n: t if self._kept in n else self._placed(t) for n, t in load_file(path).items()}
+    def __call__(self, path: Path) -> Named:
+        table = tuple(read_header(path).values())
+        place = path.stat().st_size - sum(stored.bytes for stored in table)
+        data: list[Tensor] = []
+        with torch.cuda.stream(self._stream), open_input(path) as stream:
+            for sizes in spans([stored.bytes for stored in table]):
+                whole = torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)
+                self._fill(whole, path, stream.fileno(), place)
+                data += [whole] if len(sizes) == 1 else torch.ops.aten.split_with_sizes_copy(whole, sizes)
+                place += len(whole)
+        return partial(self._named, path, table, data)
 
-    def _placed(self, tensor: Tensor) -> Tensor:
-        if tensor.nbytes < SMALL:
-            return tensor.to(self._device)
-        placed = torch.empty_like(tensor, device=self._device)
-        source, target = (whole.view(-1).view(torch.uint8) for whole in (tensor, placed))
-        for start in range(0, tensor.nbytes, PIECE):
-            piece = source[start : start + PIECE]
-            room, copied = next(self._rooms())
-            copied.synchronize()  # what it held before
-            target[start : start + PIECE].copy_(room[: len(piece)].copy_(piece), non_blocking=True)
+    def _fill(self, whole: Tensor, path: Path, handle: int, place: int) -> None:
+        """Bytes uint8 [n] of a file from `place` on."""
+        for start in range(0, len(whole), PIECE):
+            target = whole[start : start + PIECE]
+            pinned, content, copied = next(self._rooms())
+            copied.synchronize()
+            left, begin = content[: len(target)], place + start
+            while left:
+                count = os.preadv(handle, [left], begin)
+                if not count:
+                    raise changed(path)
+                left, begin = left[count:], begin + count
+            target.copy_(pinned[: len(target)], non_blocking=True)
             copied.record()
-        return placed
 
-    def _rooms(self) -> Iterator[tuple[Tensor, torch.cuda.Event]]:
+    def _rooms(self) -> Iterator[_Room]:
         """This thread's two, in turn."""
         if not hasattr(self._own, "rooms"):
-            rooms = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-            self._own.rooms = cycle([(room, torch.cuda.Event()) for room in rooms])  # type: ignore[no-untyped-call]
-        found: Iterator[tuple[Tensor, torch.cuda.Event]] = self._own.rooms
+            pinned = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            rooms = [_Room(one, one.numpy().data, torch.cuda.Event()) for one in pinned]  # type: ignore[no-untyped-call]
+            self._own.rooms = cycle(rooms)
+        found: Iterator[_Room] = self._own.rooms
         return found
+
+    def _named(self, path: Path, table: Sequence[StoredTensor], data: Sequence[Tensor]) -> dict[str, Tensor]:
+        with safe_open(path, framework="pt") as file:
+            return {
+                stored.name: file.get_tensor(stored.name)
+                if self._kept in stored.name
+                else part.view(TYPES[stored.dtype]).view(stored.shape)
+                for stored, part in zip(table, data, strict=True)
+            }
+
+
+def spans(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Neighbours that together have no more than PIECE bytes; a larger one alone."""
+    span: list[int] = []
+    for size in sizes:
+        if span and sum(span) + size > PIECE:
+            yield span
+            span = []
+        span.append(size)
+    if span:
+        yield span

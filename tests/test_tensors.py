@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from qspec.errors import InputError
 from qspec.files import sha256, sha256_each
-from qspec.tensors import on_this_stream, read_sealed
+from qspec.tensors import PIECE, on_this_stream, read_sealed, spans
 
 CPU = torch.device("cpu")
 
@@ -29,10 +29,22 @@ def shards(folder: Path) -> dict[Path, str]:
 
 def test_tensors_are_those_that_safetensors_reads(tmp_path: Path) -> None:
     files = shards(tmp_path)
-    found = read_sealed(files, CPU, kept=".transform.")
+    found = read_sealed(files, CPU, kept=".transform.")()
     expected = {name: tensor for path in files for name, tensor in load_file(path).items()}
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_small_neighbours_are_read_together_and_large_tensors_alone() -> None:
+    half = PIECE // 2
+    assert list(spans([half, 0, half, 1, PIECE, 3 * PIECE, 7, 8])) == [
+        [half, 0, half],
+        [1],
+        [PIECE],
+        [3 * PIECE],
+        [7, 8],
+    ]
+    assert list(spans([])) == []
 
 
 def test_another_thread_works_on_the_stream_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +77,7 @@ def test_any_changed_byte_is_named_by_its_file(tmp_path: Path) -> None:
                 read_sealed(files, CPU, kept=".transform.")
             assert caught.value.where == str(path)
         path.write_bytes(whole)
-    assert len(read_sealed(files, CPU, kept=".transform.")) == 6
+    assert len(read_sealed(files, CPU, kept=".transform.")()) == 6
 
 
 def test_the_first_file_that_is_wrong_is_named(tmp_path: Path) -> None:

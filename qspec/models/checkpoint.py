@@ -24,7 +24,24 @@ from qspec.models.forms import BLOCK, BUFFERS, DIFFERENT, UNQUANTIZED, blame, ch
 from qspec.models.shards import StoredTensor, tensor_table
 
 COMPARED_ROWS = 4096  # of two tensors that must be equal, at once
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+TYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+}  # of `shards.BYTES`, as torch has them
+DTYPES = {name: TYPES[name] for name in ("F16", "BF16", "F32", "F64")}  # of a checkpoint
 
 
 @dataclass(frozen=True)

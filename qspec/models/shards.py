@@ -117,7 +117,10 @@ def _shards(folder: Path) -> tuple[Path, ...]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file. Errors: InputError for anything but a whole, well-formed file."""
+    """The tensors of one safetensors file, in the order of their data.
+
+    Errors: InputError for anything but a whole, well-formed file.
+    """
     if not path.is_file():
         raise InputError(f"{path.name} is missing", where=str(path), hint="copy or download the file again")
     try:
@@ -133,10 +136,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     data = size - 8 - length
     header.pop("__metadata__", None)
     spans = {name: _span(path, name, entry, data) for name, entry in header.items()}
-    _check_packed(path, spans, data)
+    ordered = dict(sorted(spans.items(), key=lambda item: item[1]))
+    _check_packed(path, ordered, data)
     return {
         name: StoredTensor(name, path, header[name]["dtype"], tuple(header[name]["shape"]), end - start)
-        for name, (start, end) in spans.items()
+        for name, (start, end) in ordered.items()
     }
 
 
@@ -210,9 +214,9 @@ def _span(path: Path, name: str, entry: Any, data: int) -> tuple[int, int]:
 
 
 def _check_packed(path: Path, spans: Mapping[str, tuple[int, int]], data: int) -> None:
-    """The format's rule: tensors neither overlap nor leave holes."""
+    """The format's rule: tensors, here in the order of their data, neither overlap nor leave holes."""
     position, before = 0, ""
-    for name, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
+    for name, (start, end) in spans.items():
         if start != position:
             problem = f"overlaps {_short(before)}" if start < position else "leaves a hole before it"
             what = f"{path.name}: the data of tensor {_short(name)} {problem}"
