@@ -5,7 +5,7 @@ Experts are many, so that their weights come from memory in every call. Peers ge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -44,8 +44,11 @@ class Routed:
 
 def run_experts(
     formats: Sequence[str], models: Sequence[str], tokens: Sequence[int], peers: bool, progress: Progress
-) -> ExpertsRun:
-    """Times every format, model and number of tokens, and the peers of each. Raises MachineError without a GPU."""
+) -> Iterator[ExpertsRun]:
+    """Times every format, model and number of tokens, and the peers of each.
+
+    Gives what is measured so far behind each model and format. Raises MachineError without a GPU.
+    """
     need_gpu()
     cells, failed = [], dict[str, str]()
     for model in models:
@@ -62,7 +65,7 @@ def run_experts(
                 torch_time, layer = floats[count]
                 cells.append(ours.cell(fmt, model, one, {BASE: torch_time, **others[count]}, layer))
             del ours
-    return ExpertsRun(environment(), tuple(cells), failed)
+            yield ExpertsRun(environment(), tuple(cells), dict(failed))
 
 
 class Floats:

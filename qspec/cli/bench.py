@@ -281,18 +281,24 @@ def _experts(args: argparse.Namespace) -> int:
         from qspec.bench.experts import run_experts
 
         progress = Quiet() if args.quiet else Terminal()
-        run = run_experts(args.format or FORMATS, models, tokens, not args.no_peers, progress)
+        for run in run_experts(args.format or FORMATS, models, tokens, not args.no_peers, progress):
+            _store("experts", Path(args.out), run.as_json(), markdown(run))  # what there is, if it is interrupted
     return _keep("experts", Path(args.out), run.as_json(), markdown(run), args.document)
 
 
 def _keep(name: str, folder: Path, data: dict[str, object], text: str, document: str | None) -> int:
     """Shows a run's table, and writes it and its figures."""
+    _show(text)
+    _store(name, folder, data, text)
+    return _place(name, folder, text, document)
+
+
+def _store(name: str, folder: Path, data: dict[str, object], text: str) -> None:
+    """Writes a run's figures and its table."""
     from qspec.files import write_whole
 
-    _show(text)
     write_whole(folder / f"{name}.json", json.dumps(data, indent=1) + "\n")
     write_whole(folder / f"{name}.md", text)
-    return _place(name, folder, text, document)
 
 
 def _show(text: str) -> None:

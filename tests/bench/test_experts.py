@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from qspec.bench.experts_data import BASE, ExpertsCell, ExpertsRun, markdown, read
 from qspec.cli import main
+from qspec.errors import MachineError
 
 PEERS = {BASE: 300.0, "humming W4A8": 150.0, "humming W8A8": 140.0}
 ONE = ExpertsCell("w8a8", "llada2-mini", 4096, 80.0, 20.0, 125.0, 200.0, 400_000_000, PEERS, 500.0)
@@ -42,6 +44,17 @@ def test_a_run_is_shown_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixt
     assert row in document.read_text()
     assert "stale" not in document.read_text()
     assert json.loads((out / "experts.json").read_text())["cells"][0]["layer"] == 200.0
+
+
+def test_what_was_measured_stays_where_a_run_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Iterator[ExpertsRun]:
+        yield RUN
+        raise MachineError("the GPU is lost")
+
+    monkeypatch.setattr("qspec.bench.experts.run_experts", broken)
+    assert main(["bench", "--experts", "--quiet", "--out", str(tmp_path)]) == 3
+    assert read([tmp_path / "experts.json"]) == RUN
+    assert (tmp_path / "experts.md").read_text() == markdown(RUN)
 
 
 @pytest.mark.parametrize("arguments", [["--shape", "llada"], ["--compile"], ["--rows"]])
