@@ -256,14 +256,15 @@ def install_block(
         name = f"{prefix}{path}"
         record = by_module.get(name)
         own = {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")}
-        if record is None or record.kernels is None:
+        quantized = None if record is None else record.kernels
+        if record is None or quantized is None:
             kept = block.part(part) if record is None else _linear(record, block)
             block.replace(part, _kept(kept, own, device, torch.float32 if part == ROUTER else dtype, name))
             continue
         if record.transform not in (None, name):
             own.update(_transform_tensors(tensors, record.transform))
         packed = PackedLinear.from_tensors(
-            record.kernels, record.out_features, record.in_features, own, where=name, bias=record.bias
+            quantized, record.out_features, record.in_features, own, where=name, bias=record.bias
         )
         if record.transform is not None:
             packed = packed.with_transform(transforms.setdefault(record.transform, packed.transform))

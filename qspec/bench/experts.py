@@ -182,13 +182,8 @@ def _peers_of(fmt: str) -> dict[str, Callable[[Mixture], Linears]]:
     if not find_spec("humming") or fmt == "w8a8_fp8":
         return {}
     weights, activations = FORMATS[fmt].weights, None if FORMATS[fmt].activations is None else 8
-    kinds = {weights.number.bits, 4} if activations else {weights.number.bits}
-    return {
-        f"humming W{bits}A{activations or 16}": lambda size, bits=bits: Humming(  # type: ignore[misc]
-            size, bits, weights.granularity.size, activations
-        )
-        for bits in sorted(kinds)
-    }
+    bits, group = weights.number.bits, weights.granularity.size
+    return {f"humming W{bits}A{activations or 16}": lambda size: Humming(size, bits, group, activations)}
 
 
 def _sum_of(peer: Linears, one: Routed) -> float:

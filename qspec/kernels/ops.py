@@ -24,6 +24,7 @@ from qspec.models.inputs import Gated, LayerInput, Normed
 from qspec.transforms import InputTransform
 
 
+@lru_cache(maxsize=256)
 def text_of(kernel: GemmKernel | ActivationKernel) -> str:
     """A kernel as the operator takes it."""
     return json.dumps(asdict(kernel))

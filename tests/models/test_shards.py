@@ -271,3 +271,20 @@ def test_no_damaged_file_gives_a_traceback(
         assert (error.where or "").startswith(str(path))
     else:
         assert sum(t.bytes for t in table.values()) == 48
+
+
+def test_tensors_come_in_the_order_of_their_data(tmp_path: Path) -> None:
+    """Whatever the header's: readers of a file take neighbours together."""
+    header = {
+        "second": {"dtype": "U8", "shape": [2], "data_offsets": [3, 5]},
+        "empty": {"dtype": "F32", "shape": [0], "data_offsets": [3, 3]},
+        "first": {"dtype": "I8", "shape": [3], "data_offsets": [0, 3]},
+    }
+    text = json.dumps(header).encode()
+    path = tmp_path / SINGLE
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"abcde")
+    assert [(name, tensor.bytes) for name, tensor in read_header(path).items()] == [
+        ("first", 3),
+        ("empty", 0),
+        ("second", 2),
+    ]
