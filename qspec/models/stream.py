@@ -29,7 +29,8 @@ MASK = "·"  # a token that is not yet decided
 class Commit:
     """What one step committed of one row.
 
-    row: of the prompts. step: its number, from 0 on. positions: in the generated text, rising; tokens: there.
+    row: of the prompts. step: its number, from 0 on. positions: in the generated text, rising; tokens: there, the
+    model's mask token where an edit took back what stood there (LLaDA2.2).
     text: all that is decided of the row by now, up to a token that ends it; other places are `MASK`.
     """
 
@@ -70,7 +71,7 @@ def stream_ids(
     """`stream` behind prompts of tokens, in one batch, with ready settings."""
     if not prompts:
         return
-    drafts = [Draft(tokenizer, settings.length, model.shape.ends) for _ in prompts]
+    drafts = [Draft(tokenizer, settings.length, model.shape.ends, model.shape.mask_token) for _ in prompts]
     for decided in denoise(model, *left_padded(prompts, model.shape.pad_token), settings):
         if tally is not None:
             tally.add(decided)
@@ -85,15 +86,16 @@ def stream_ids(
 
 
 class Draft:
-    """What is decided of a text of `length` tokens. ends: tokens behind which nothing is shown."""
+    """What is decided of a text of `length` tokens. ends: tokens behind which nothing is shown. mask: the token of a
+    place that is open again."""
 
-    def __init__(self, tokenizer: Tokenizer, length: int, ends: Sequence[int]) -> None:
-        self._tokenizer, self._ends = tokenizer, ends
+    def __init__(self, tokenizer: Tokenizer, length: int, ends: Sequence[int], mask: int) -> None:
+        self._tokenizer, self._ends, self._mask = tokenizer, ends, mask
         self._tokens: list[int | None] = [None] * length
 
     def commit(self, positions: Sequence[int], tokens: Sequence[int]) -> None:
         for place, token in zip(positions, tokens, strict=True):
-            self._tokens[place] = token
+            self._tokens[place] = None if token == self._mask else token
 
     def text(self) -> str:
         """The decided tokens as text, up to the first end; others as `MASK`."""

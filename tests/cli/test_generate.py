@@ -396,7 +396,7 @@ def test_a_draft_shows_what_is_decided() -> None:
             assert skip_special_tokens
             return "".join(chr(token) for token in token_ids)
 
-    draft = Draft(Pieces(), 6, (ord("$"),))
+    draft = Draft(Pieces(), 6, (ord("$"),), ord("_"))
     assert draft.text() == "······"
     draft.commit([1, 2], list(b"ab"))
     assert draft.text() == "·ab···"
@@ -404,6 +404,8 @@ def test_a_draft_shows_what_is_decided() -> None:
     assert draft.text() == "·ab·"
     draft.commit([0], list(b"o"))
     assert draft.text() == "oab·"
+    draft.commit([1, 3], list(b"_c"))  # an edit took b's neighbour back
+    assert draft.text() == "o·bc"
 
 
 CHAT = "u:{{ messages[0].content }},{% if add_generation_prompt %}a:{% endif %}"

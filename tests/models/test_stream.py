@@ -23,12 +23,14 @@ from qspec.models.sampler import (
     one_token_a_step,
     sample,
     settings_for,
+    until,
 )
 from qspec.models.samplers.run import Tally
 from qspec.models.stream import Commit, stream, stream_ids
 from tests.models.test_block_causal import tiny
 from tests.models.test_cached import dream, llada
 from tests.models.test_engine import replayed  # noqa: F401 - a fixture
+from tests.models.test_experts import tiny as tiny_mixture
 from tests.models.test_sampler import Letters
 
 LENGTH = 8
@@ -73,6 +75,26 @@ def test_every_token_comes_once_and_is_that_of_generate(build: Any, options: dic
         assert found[row] == {place: tokens[place] for place in found[row]}
         assert all(token == model.shape.eos_token for place, token in enumerate(tokens) if place not in found[row])
     assert last == continue_ids(model, Letters(), PROMPTS, settings)
+
+
+def test_what_an_edit_takes_back_is_open_again() -> None:
+    """LLaDA2.2 inserts masks into a block, which moves its tokens: what a stream has told adds up at every step."""
+    _, _, model = tiny_mixture("llada2.2", 4)
+    settings = BlockSettings(12, 12, threshold=0.3, edit_threshold=0.1)
+    ids, mask = left_padded(PROMPTS, model.shape.pad_token)
+    rows = sample(model, ids, mask, settings)[:, ids.shape[1] :].tolist()
+    states = [[model.shape.mask_token] * 12 for _ in PROMPTS]
+    again = 0
+    for commit in stream_ids(model, Letters(), PROMPTS, settings):
+        state = states[commit.row]
+        for place, token in zip(commit.positions, commit.tokens, strict=True):
+            assert state[place] != token
+            again += token == model.shape.mask_token
+            state[place] = token
+        shown = until(state, *model.shape.ends)
+        assert commit.text == "".join("·" if t == model.shape.mask_token else chr(t + 33) for t in shown)
+    assert states == rows
+    assert again > 0
 
 
 def test_one_prompt_and_many_by_the_public_name() -> None:

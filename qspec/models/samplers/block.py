@@ -385,7 +385,7 @@ def _step(
 
 
 def _written(model: Decoder, settings: BlockSettings, canvas: BlockCanvas, x: Tensor) -> tuple[Tensor, ...]:
-    """The same where tokens delete and insert, of x [b, n, d]: chosen is what is another token now."""
+    """The same where tokens delete and insert, of x [b, n, d]: chosen is what is another token now, or a mask again."""
     assert canvas.edited is not None
     assert settings.edit_threshold is not None
     mask, own, done = model.shape.mask_token, canvas.own(), canvas.done
@@ -397,7 +397,7 @@ def _written(model: Decoder, settings: BlockSettings, canvas: BlockCanvas, x: Te
     canvas.put(after)
     masks = after == mask
     done |= (after == own).all(1) & ~masks.any(1)
-    return (after != own) & ~masks, after, found.confidence, ~done.all() & canvas.finite
+    return after != own, after, found.confidence, ~done.all() & canvas.finite
 
 
 def _predicted(

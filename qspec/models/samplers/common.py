@@ -65,7 +65,8 @@ class Around(Generic[M]):
 class SampleStep:
     """What one step decided: `tokens` with `confidence` where `committed`; [b, length] each, over the generated text.
 
-    index: 0 .. steps - 1. tokens and confidence mean nothing where nothing was committed.
+    index: 0 .. steps - 1. tokens and confidence mean nothing where nothing was committed. A token may be the mask: an
+    edit has taken back what stood there.
     """
 
     index: int
