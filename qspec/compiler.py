@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from qspec import passes
-from qspec.artifact import CalibrationRecord, Manifest, ModelRecord, verify
+from qspec.artifact import verify
 from qspec.calibrate.rows import calibration_rows
 from qspec.calibrate.tokens import CalibrationTokens, repetition
 from qspec.card import model_card
@@ -28,6 +28,7 @@ from qspec.language import load_recipe
 from qspec.language.spec import Evaluation, Rollouts, Spec
 from qspec.lock import Lock, differences, lock_path
 from qspec.machine import machine_facts
+from qspec.manifest import CalibrationRecord, Manifest, ModelRecord
 from qspec.models.checkpoint import Checkpoint
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES

@@ -19,10 +19,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qspec.artifact import MANIFEST, Manifest, ModuleRecord, verify
+from qspec.artifact import verify
 from qspec.catalog import LayerKernels
 from qspec.errors import InputError, MachineError
 from qspec.kernels.packing import layout
+from qspec.manifest import MANIFEST, Manifest, ModuleRecord
 from qspec.models import hf as _families  # noqa: F401 (registers the model classes)
 from qspec.models.decoder import Decoder
 from qspec.models.shards import tensor_table

@@ -13,14 +13,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from qspec.artifact import ModuleRecord, kernel_fields
 from qspec.calibrate.stream import Stream
 from qspec.calibrate.tokens import CalibrationTokens
 from qspec.errors import NumericsError, QspecError
 from qspec.formats import TensorFormat
 from qspec.kernels.packing import PackedLinear
+from qspec.manifest import ModuleRecord, kernel_fields
 from qspec.models.checkpoint import Checkpoint
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.family import ROUTER, ROUTER_BIAS, ROUTER_SCALE, DecoderShape, Family, Role
 from qspec.models.operations import weight_and_bias
 from qspec.models.samplers.common import HEAD_VALUES

@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qspec.artifact import MANIFEST, Manifest, ModuleRecord, inside, refuse_file, verify
+from qspec.artifact import inside, verify
 from qspec.errors import InputError, MachineError
 from qspec.kernels import attention, experts
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.merged import parts_of
 from qspec.kernels.packing import PackedLinear
+from qspec.manifest import MANIFEST, Manifest, ModuleRecord, refuse_file
 from qspec.models.chat import ChatSetting, chat_text, user_message, uses_chat
 from qspec.models.checkpoint import load_decoder
 from qspec.models.config import read_config
-from qspec.models.decoder import Decoder, DecoderBlock, Router
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock, Router
 from qspec.models.engine import bucket_of
 from qspec.models.family import ROUTER
 from qspec.models.locate import checkpoint_locate, is_name

@@ -25,8 +25,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qspec.artifact import changed, require_there
+from qspec.artifact import require_there
 from qspec.files import cores, open_input, read_errors
+from qspec.manifest import changed
 from qspec.models.checkpoint import TYPES
 from qspec.models.shards import StoredTensor, read_header
 

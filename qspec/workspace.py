@@ -21,18 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qspec.artifact import (
-    FORMAT,
-    INDEX,
-    MANIFEST,
     REPORT_PARTIAL,
     WORK,
-    CalibrationRecord,
-    KernelRecord,
-    Manifest,
-    ModelRecord,
-    ModuleRecord,
     Snapshot,
-    content_digest,
     entries,
     own_files,
     report_lock,
@@ -52,6 +43,17 @@ from qspec.files import (
     write_whole_with,
 )
 from qspec.kernels import generate
+from qspec.manifest import (
+    FORMAT,
+    MANIFEST,
+    CalibrationRecord,
+    KernelRecord,
+    Manifest,
+    ModelRecord,
+    ModuleRecord,
+    content_digest,
+)
+from qspec.models.shards import INDEX
 from qspec.plan import Plan
 from qspec.version import __version__
 

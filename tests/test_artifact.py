@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from qspec import artifact
-from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, verify
+from qspec.artifact import verify
 from qspec.catalog import PACKING
 from qspec.errors import InputError
 from qspec.files import sha256
+from qspec.manifest import FORMAT, CalibrationRecord, Manifest, ModelRecord
 from qspec.version import __version__
 from qspec.workspace import Workspace
 from tests.end_to_end.hostile import seal

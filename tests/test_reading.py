@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from qspec import artifact
-from qspec.artifact import Manifest
+from qspec import manifest
 from qspec.cli import main
 from qspec.data import files as data_files
 from qspec.data.files import read_documents, read_rows
 from qspec.errors import InputError
 from qspec.files import open_input, read_input
 from qspec.kernels import tuned
+from qspec.manifest import Manifest
 from qspec.models.config import read_config, read_json
 from qspec.report.data import ReportData
 from qspec.search.store import Store
@@ -68,7 +68,7 @@ def test_sizes_are_bounded(tmp_path: Path) -> None:
 
 
 def test_a_large_manifest_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "MAX_MANIFEST_BYTES", 10)
+    monkeypatch.setattr(manifest, "MAX_MANIFEST_BYTES", 10)
     (tmp_path / "qspec.json").write_text("{" + " " * 20 + "}")
     with pytest.raises(InputError, match="cannot be read: it has more than 10 bytes"):
         Manifest.read(tmp_path)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from vocabulary import EMBEDDING_ROWS, EOS, MASK, MAX_LENGTH, PAD, VOCABULARY
 
-from qspec.models.decoder import Decoder, DecoderBlock, Linears, Router
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock, Linears, Router
 from qspec.models.family import Role
 from qspec.models.registry import family_of
 from qspec.models.routing import Routing

@@ -27,7 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.family import ROUTER
 from qspec.models.operations import weight_and_bias
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from qspec import passes, resources
-from qspec.artifact import CalibrationRecord, ModelRecord, ModuleRecord
 from qspec.bench.loading_data import Loaded, Loading
 from qspec.bench.step import DTYPE, WEIGHT, random_linear
 from qspec.bench.step_data import MODELS, PUBLISHED
 from qspec.errors import MachineError
 from qspec.files import cores
 from qspec.language import load_recipe
+from qspec.manifest import CalibrationRecord, ModelRecord, ModuleRecord
 from qspec.models.family import Family
 from qspec.models.known import known_models
 from qspec.models.registry import FAMILIES

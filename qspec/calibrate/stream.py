@@ -13,7 +13,8 @@ from qspec.precision import exact_products, fast_products
 
 if TYPE_CHECKING:
     from qspec.calibrate.tokens import CalibrationTokens
-    from qspec.models.decoder import Decoder, DecoderBlock
+    from qspec.models.decoder import Decoder
+    from qspec.models.decoder_block import DecoderBlock
     from qspec.models.operations import AttentionContext
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qspec.artifact import Manifest
 from qspec.cli.options import add_settings, settings_of
 from qspec.cli.output import say
 from qspec.diagnostics import closest
 from qspec.errors import InputError, MachineError, UsageError
 from qspec.kernels.ahead import TARGETS, AheadReport, compile_all
 from qspec.kernels.generate import Kernel, file_name, render
+from qspec.manifest import Manifest
 from qspec.planned import planned
 
 DEFAULT_TARGETS = ("sm_80", "sm_90", "sm_100")

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qspec.artifact import Manifest, verify_report_data
+    from qspec.artifact import verify_report_data
+    from qspec.manifest import Manifest
     from qspec.report import ReportData, replace_report
     from qspec.report.compare import compare
 

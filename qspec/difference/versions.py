@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qspec import passes
-from qspec.artifact import MANIFEST, Manifest
 from qspec.diagnostics import Diagnostic, RecipeError, Source
 from qspec.difference.git import read_blob, split
 from qspec.errors import InputError
@@ -21,6 +20,7 @@ from qspec.language.merge import Read
 from qspec.language.parser import MAX_BYTES, decode
 from qspec.language.spec import Spec
 from qspec.language.versions import upgraded
+from qspec.manifest import MANIFEST, Manifest
 from qspec.models.locate import is_name
 from qspec.models.registry import FAMILIES
 from qspec.planned import Config, find_config

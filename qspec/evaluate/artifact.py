@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from qspec import passes, resources, runtime
-from qspec.artifact import MEASURED, Manifest, ModelRecord
+from qspec.artifact import MEASURED
 from qspec.data import DataSources
 from qspec.diagnostics import Source
 from qspec.effort import measured_at_once
@@ -23,6 +23,7 @@ from qspec.evaluate.requests import check_requests, tell_effort
 from qspec.evaluate.results import Measurements
 from qspec.language import load_source
 from qspec.lock import checkpoint_hashes, package_versions
+from qspec.manifest import Manifest, ModelRecord
 from qspec.models import engine
 from qspec.models.locate import checkpoint_locate
 from qspec.models.samplers.common import Denoiser

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qspec.artifact import MANIFEST, Manifest
 from qspec.calibrate.outliers import (
     MASSIVE_TIMES,
     OUTLIER_RATIO,
@@ -37,8 +36,10 @@ from qspec.evaluate.artifact import find_baseline
 from qspec.evaluate.forward import Tokenizer
 from qspec.inspect.data import Drawn, Input, Inspection, Positions, Row, Subject, TokenPeak, finite
 from qspec.language.spec import TEXTS, FileText, NamedText
+from qspec.manifest import MANIFEST, Manifest
 from qspec.models.checkpoint import Checkpoint
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.family import NO_MASK
 from qspec.models.locate import checkpoint_locate
 from qspec.models.samplers.common import check_seed

@@ -28,7 +28,8 @@ from qspec.kernels.linear import QuantLinear
 from qspec.kernels.merged import GatedPart
 from qspec.kernels.packing import PackedLinear
 from qspec.kernels.reference import PreparedInput, ReferenceWeight
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.inputs import LayerInput
 
 SORT, SUM = ExpertsKernel("sort"), ExpertsKernel("sum")

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from qspec.errors import InputError, MachineError
 from qspec.models.config import read_config
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.family import ROUTER_BIAS, DecoderShape, Family
 from qspec.models.forms import BLOCK, BUFFERS, DIFFERENT, UNQUANTIZED, blame, check_form
 from qspec.models.shards import StoredTensor, tensor_table

@@ -13,7 +13,7 @@ from qspec import numerics
 from qspec.calibrate.stream import Stream
 from qspec.errors import QspecError
 from qspec.formats import Scheme
-from qspec.models.decoder import DecoderBlock
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.family import DecoderShape, ModuleEntry
 from qspec.models.operations import weight_and_bias
 from qspec.passes.linear import Linear

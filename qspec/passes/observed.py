@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qspec.calibrate.stream import CalibrationBatch, Stream
-from qspec.models.decoder import DecoderBlock
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.inputs import value_of
 from qspec.models.operations import AttentionContext
 from qspec.models.routing import Routing

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from qspec.artifact import REPORT_PARTIAL, Manifest, report_lock, seal_report
+from qspec.artifact import REPORT_PARTIAL, report_lock, seal_report
 from qspec.errors import InputError
 from qspec.files import machine_errors, sync_folder, write_whole
+from qspec.manifest import Manifest
 from qspec.report.data import ReportData, report_data
 from qspec.report.environment import environment, memory
 from qspec.report.figures import figures

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from qspec.artifact import CalibrationRecord, Manifest, ModuleRecord
 from qspec.calibrate.tokens import repetition
 from qspec.data import DataPin
 from qspec.errors import InputError
 from qspec.evaluate.outliers import OutlierReport
 from qspec.evaluate.results import Flips, GateResult, KlBucket, Measurements, Metric, Reference, Sample, Speed
 from qspec.files import read_input
+from qspec.manifest import CalibrationRecord, Manifest, ModuleRecord
 from qspec.passes.parameters import FEW_TOKENS, few_tokens
 
 FORMAT: Literal[3] = 3

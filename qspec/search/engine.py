@@ -16,7 +16,8 @@ from torch import Tensor
 
 from qspec.calibrate.stream import Stream
 from qspec.compiler import Inputs
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.tokens import know_tokens
 from qspec.passes.block import Block
 from qspec.passes.linear import LinearView

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from qspec.evaluate.forward import Batch, MaskedRow, batches, inputs, log_probabilities, predictors_of, slices
 from qspec.evaluate.forward import context as context_of
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.operations import AttentionContext
 from qspec.precision import fast_products
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from qspec import passes, runtime
-from qspec.artifact import MEASURED, Manifest
+from qspec.artifact import MEASURED
 from qspec.data import DataSources, NotMeasured, TaskData
 from qspec.diagnostics import Source
 from qspec.errors import InputError, UsageError
@@ -23,6 +23,7 @@ from qspec.evaluate.statistics import bootstrap
 from qspec.evaluate.tasks import denoise, prepared
 from qspec.evaluate.trajectories import Trajectory, compare
 from qspec.language import load_source
+from qspec.manifest import Manifest
 from qspec.models.family import DecoderShape
 from qspec.models.sampler import Denoiser, Settings, settings_for, through_end
 from qspec.plan import bits_text

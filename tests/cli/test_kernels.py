@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from qspec import resources
-from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, ModuleRecord
 from qspec.catalog import PACKING, GemmKernel
 from qspec.cli import kernels as command
 from qspec.cli import main
 from qspec.kernels.ahead import AheadReport
 from qspec.kernels.generate import Kernel, file_name, render
+from qspec.manifest import FORMAT, CalibrationRecord, Manifest, ModelRecord, ModuleRecord
 
 KERNEL = GemmKernel(8, None, True, 16, None, True)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qspec.artifact import content_digest
+from qspec.manifest import content_digest
 
 MODULES = 3  # records of the module table that are mutated
 OTHERS: tuple[Any, ...] = (

@@ -22,10 +22,11 @@ from torch import Tensor
 
 import qspec
 from qspec import resources
-from qspec.artifact import INDEX, Manifest, ModuleRecord
 from qspec.kernels.packing import unpack, unpack_zeros
+from qspec.manifest import Manifest, ModuleRecord
 from qspec.models.decoder import Decoder
 from qspec.models.registry import FAMILIES
+from qspec.models.shards import INDEX
 from tests.end_to_end.conftest import NO_REPORT
 from tests.models import block_layout, dream_layout, expert_layout, gemma_layout
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import qspec
 from qspec import cli
-from qspec.artifact import Manifest
 from qspec.compiler import CompileOptions, find_inputs, read_recipe
 from qspec.diagnostics import RecipeError
 from qspec.errors import InputError
+from qspec.manifest import Manifest
 from qspec.models.decoder import Decoder
 from qspec.models.dream import DREAM
 from qspec.models.shards import INDEX, SINGLE, tensor_table

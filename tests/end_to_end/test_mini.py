@@ -20,8 +20,8 @@ import pytest
 import torch
 
 import qspec
-from qspec import artifact, cli, compiler, numerics, passes, resources, workspace
-from qspec.artifact import Manifest, verify
+from qspec import cli, compiler, numerics, passes, resources, workspace
+from qspec.artifact import verify
 from qspec.calibrate.tokens import windows
 from qspec.compiler import Artifact, find_inputs, read_recipe
 from qspec.errors import InputError, MachineError, NumericsError, QspecError
@@ -33,7 +33,9 @@ from qspec.kernels.linear import QuantLinear
 from qspec.language import load_recipe
 from qspec.language.spec import Pass
 from qspec.lock import Lock
+from qspec.manifest import Manifest
 from qspec.models.inputs import value_of
+from qspec.models.shards import INDEX
 from qspec.origin import find_checkpoint
 from qspec.passes.parameters import Gptq, RotateDuquant, Smooth
 from qspec.progress import Quiet
@@ -67,12 +69,12 @@ def test_everything_named_was_quantized_as_planned(compiled: Artifact) -> None:
 
 
 def test_stored_bytes_are_the_plans(compiled: Artifact) -> None:
-    index = json.loads((compiled.path / artifact.INDEX).read_text())
+    index = json.loads((compiled.path / INDEX).read_text())
     assert index["metadata"]["total_size"] == compiled.plan.bytes_after == compiled.manifest.bytes_after
 
 
 def test_the_published_layout_is_kept(compiled: Artifact) -> None:
-    index = json.loads((compiled.path / artifact.INDEX).read_text())["weight_map"]
+    index = json.loads((compiled.path / INDEX).read_text())["weight_map"]
     modules = {re.sub(r"\.(weight|codes|scale|transform\.\w+)$", "", name) for name in index}
     assert modules == {m.entry.module for m in compiled.plan.modules} | {
         *(f"model.transformer.blocks.{i}.{norm}" for i in (0, 1) for norm in ("attn_norm", "ff_norm")),

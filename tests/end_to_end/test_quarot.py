@@ -12,8 +12,9 @@ from transformers import AutoModel
 
 import qspec
 import qspec.hf
-from qspec import artifact, cli
+from qspec import cli
 from qspec.compiler import Artifact
+from qspec.models.shards import INDEX
 from qspec.plan.data import plan_data
 from tests.end_to_end.conftest import NO_REPORT, RECIPE, Mini
 
@@ -41,7 +42,7 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_true_bits_count_both_matrices_and_the_permutation(compiled: Artifact) -> None:
-    index = json.loads((compiled.path / artifact.INDEX).read_text())
+    index = json.loads((compiled.path / INDEX).read_text())
     assert index["metadata"]["total_size"] == compiled.plan.bytes_after
     transforms = [t for name, t in stored(compiled.path).items() if ".transform." in name]
     bits = sum(t.numel() * t.element_size() * 8 for t in transforms)
@@ -107,7 +108,7 @@ def test_across_heads_runs_as_planned(mini: Mini, tmp_path: Path) -> None:
     rows = {m["role"]: m for m in plan_data(made.plan)["modules"]}
     assert rows["blocks[1].attention.o"]["rotations"] == [64]
     assert rows["blocks[1].attention.o"]["kernel"].startswith("row_rotate64_int8_token_sym")
-    index = json.loads((made.path / artifact.INDEX).read_text())
+    index = json.loads((made.path / INDEX).read_text())
     assert index["metadata"]["total_size"] == made.plan.bytes_after
     assert stored(made.path)["model.transformer.blocks.0.attn_out.transform.rotation0"].shape == (64, 64)
     model, _ = qspec.load(made.path, device="cpu")

@@ -102,6 +102,16 @@ def test_graphs_give_the_tokens_of_eager_passes(family: str, recipe: str) -> Non
                     assert torch.equal(one.confidence, other.confidence)
 
 
+def test_rows_whose_heads_share_multiprocessors_are_denoised_alike() -> None:
+    """160 programs of attention, more than there are multiprocessors, crowded by kernels that are launched early."""
+    model = model_of("llada", "rtn_w8a8")
+    settings, given = settings_of(model, {"cache": "dual"}), prompts(40, 4, True)
+    expected = sample(model, *given, settings, captured=False)
+    for _ in range(5):
+        assert torch.equal(sample(model, *given, settings), expected)
+    assert engines.execution(model) == "captured"
+
+
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_graphs_commit_what_torch_commits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option of the sampler, of rows with padding: captured steps, against eager ones without the kernel."""

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from qspec.errors import UsageError
-from qspec.models.decoder import Decoder, DecoderBlock
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import DecoderBlock
 from qspec.models.dream import DREAM
 from qspec.models.llada import LLADA
 from qspec.models.sampler import DreamSettings, SamplerSettings, Settings, generate, sample, settings_for

@@ -15,7 +15,8 @@ from qspec.formats import NUMBER_FORMATS, Granularity, Scheme, TensorFormat
 from qspec.kernels.attention import own_heads
 from qspec.kernels.linear import QuantLinear
 from qspec.kernels.packing import PackedLinear
-from qspec.models.decoder import Decoder, RMSNorm
+from qspec.models.decoder import Decoder
+from qspec.models.decoder_block import RMSNorm
 from qspec.models.family import Role
 from qspec.models.llada import LLADA
 from qspec.models.operations import attention, project

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 import qspec.report
-from qspec.artifact import FORMAT, CalibrationRecord, Manifest, ModelRecord, seal_report, verify
+from qspec.artifact import seal_report, verify
 from qspec.catalog import PACKING
 from qspec.cli import main
 from qspec.errors import InputError, MachineError
@@ -23,6 +23,7 @@ from qspec.evaluate import Evaluated
 from qspec.evaluate.artifact import find_baseline
 from qspec.evaluate.results import GateResult, Measurements
 from qspec.files import sha256, write_whole
+from qspec.manifest import FORMAT, CalibrationRecord, Manifest, ModelRecord
 from qspec.report import ReportData, make, replace_report
 from tests.report.sample import VERDICT, outlier_report, sample_report
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from qspec.artifact import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
 from qspec.catalog import PACKING, ActivationKernel, GemmKernel
 from qspec.data import DataPin
 from qspec.data.hub import REVISIONS
 from qspec.errors import InputError
 from qspec.evaluate.results import Measurements, Reference, Speed, accuracy, nelbo
+from qspec.manifest import FORMAT, CalibrationRecord, KernelRecord, Manifest, ModelRecord, ModuleRecord, kernel_fields
 from qspec.report import ReportData, report_data, report_json, write_report
 from qspec.report.drawing import peak_of
 from qspec.report.environment import environment, memory
