@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from qspec.models.shards import tensor_table
 from qspec.models.tokenizer import FILE, MAX_BYTES, readable, tokenizer_files
 from qspec.models.tokens import check_mask_token, know_tokens, library_errors
 from qspec.plan.generating import TextSizes, generating_memory
-from qspec.tensors import Named, on_this_stream, read_sealed
+from qspec.tensors import on_this_stream, read_sealed
 
 # Long texts are cut into windows after they are encoded; the tokenizer's warning about their length would mislead.
 UNLIMITED = 1 << 60
@@ -57,15 +57,11 @@ def load(
     if target.type == "cuda":
         _require_memory(folder, target, dtype, texts)
     manifest = verify(folder, shards=False) if (folder / MANIFEST).is_file() else None
-    # The weights and the tokenizer at once. Reading weights is few long calls, which let Python import meanwhile.
+    # The model and the tokenizer at once: reading is few long calls, and imports wait for their files much of the time.
+    build = load_decoder if manifest is None else partial(_assembled, manifest)
     with ThreadPoolExecutor(1) as pool:
-        if manifest is None:
-            loading = pool.submit(on_this_stream(load_decoder, target), folder, target, dtype)
-            tokenizer, model = load_tokenizer(folder), loading.result()
-        else:
-            reading = pool.submit(on_this_stream(_weights, target), folder, manifest, target)
-            tokenizer = load_tokenizer(folder)
-            model = _assembled(folder, manifest, lambda: reading.result()(), target, dtype)
+        building = pool.submit(on_this_stream(build, target), folder, target, dtype)
+        tokenizer, model = load_tokenizer(folder), building.result()
     if target.type == "cuda":
         experts.install(attention.install(model))
     return know_tokens(model, tokenizer).eval(), tokenizer
@@ -147,26 +143,16 @@ def execution(device: torch.device) -> str:
 def load_artifact(folder: Path, device: torch.device, dtype: torch.dtype) -> Decoder:
     """The model of an artifact, after every hash was checked."""
     manifest = verify(folder, shards=False)
-    return _assembled(folder, manifest, lambda: _weights(folder, manifest, device)(), device, dtype)
+    return _assembled(manifest, folder, device, dtype)
 
 
-def _weights(folder: Path, manifest: Manifest, device: torch.device) -> Named:
-    """All tensors of an artifact, read and their hashes checked."""
-    return read_sealed({inside(folder, name): manifest.files[name] for name in manifest.shards}, device, TRANSFORM)
-
-
-def _assembled(
-    folder: Path,
-    manifest: Manifest,
-    weights: Named,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Decoder:
+def _assembled(manifest: Manifest, folder: Path, device: torch.device, dtype: torch.dtype) -> Decoder:
     """The model of an artifact whose other files are verified."""
     family, shape, _ = read_config(folder)
     decoder = Decoder(family, shape, device="meta")
+    shards = {inside(folder, name): manifest.files[name] for name in manifest.shards}
     try:
-        place(decoder, manifest, weights(), device, dtype, folder / "kernels")
+        place(decoder, manifest, read_sealed(shards, device, TRANSFORM), device, dtype, folder / "kernels")
     except torch.OutOfMemoryError as error:
         what = f"the model ({manifest.bytes_after / 2**30:.1f} GiB) does not fit the memory of {device}"
         raise MachineError(what, where=str(folder), hint="free memory or use another device") from error

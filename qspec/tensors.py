@@ -2,8 +2,7 @@
 
 Files are mapped: on a CPU a weight lies where the page cache has it; to a GPU it goes through pinned memory. Reading is
 few calls, each for many megabytes: behind every call of torch or of the system a thread waits for Python's lock, for
-milliseconds while anything else runs, such as the import of the tokenizer's library. To tell tensors apart takes many
-calls, and is left for when that is over.
+milliseconds while anything else runs, such as the import of the tokenizer's library.
 """
 
 from __future__ import annotations
@@ -34,14 +33,13 @@ from qspec.models.shards import StoredTensor, read_header
 COPIERS = 4  # threads that fill pinned memory
 PIECE = 64 << 20  # bytes of pinned memory, of which each of them has two; of tensors that are read in one go
 
-Named = Callable[[], dict[str, Tensor]]
+Named = Callable[[], dict[str, Tensor]]  # the tensors of a file that was read
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> Named:
-    """Reads safetensors files; what it returns gives name -> tensor, on `device`, on the CPU where `kept` is a part of
-    the name.
+def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> dict[str, Tensor]:
+    """name -> tensor of safetensors files, on `device`; on the CPU where `kept` is a part of the name.
 
     files: with their sha256. Errors: InputError of the first file that is missing, was changed or cannot be read.
     """
@@ -50,7 +48,7 @@ def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> N
     read: Callable[[Path], Named] = partial(partial, load_file)
     if device.type == "cuda":
         read = _Reader(device, kept)
-    named: list[tuple[Path, Named]] = []
+    tensors: dict[str, Tensor] = {}
     hashers = max(2, cores() * 2 // 3)  # what reads and imports meanwhile has cores too
     with ThreadPoolExecutor(hashers) as hashing, ThreadPoolExecutor(COPIERS) as copying:
         try:
@@ -60,18 +58,10 @@ def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> N
                 with read_errors(path):
                     if hashes[path].result() != digest:
                         raise changed(path)
-                    named.append((path, reads[path].result()))
+                    tensors.update(reads[path].result()())
         finally:
             for pool in (hashing, copying):
                 pool.shutdown(cancel_futures=True)
-    return partial(_together, named)
-
-
-def _together(files: Sequence[tuple[Path, Named]]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path, named in files:
-        with read_errors(path):
-            tensors.update(named())
     return tensors
 
 

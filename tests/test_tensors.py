@@ -29,7 +29,7 @@ def shards(folder: Path) -> dict[Path, str]:
 
 def test_tensors_are_those_that_safetensors_reads(tmp_path: Path) -> None:
     files = shards(tmp_path)
-    found = read_sealed(files, CPU, kept=".transform.")()
+    found = read_sealed(files, CPU, kept=".transform.")
     expected = {name: tensor for path in files for name, tensor in load_file(path).items()}
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -77,7 +77,7 @@ def test_any_changed_byte_is_named_by_its_file(tmp_path: Path) -> None:
                 read_sealed(files, CPU, kept=".transform.")
             assert caught.value.where == str(path)
         path.write_bytes(whole)
-    assert len(read_sealed(files, CPU, kept=".transform.")()) == 6
+    assert len(read_sealed(files, CPU, kept=".transform.")) == 6
 
 
 def test_the_first_file_that_is_wrong_is_named(tmp_path: Path) -> None:

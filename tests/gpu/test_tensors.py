@@ -39,7 +39,7 @@ def test_tensors_on_a_gpu_are_those_of_the_files(tmp_path: Path, monkeypatch: py
         }
         save_file({f"{number}.{name}": tensor for name, tensor in named.items()}, path)
         files[path] = sha256(path)
-    found = read_sealed(files, torch.device("cuda"), kept=".transform.")()
+    found = read_sealed(files, torch.device("cuda"), kept=".transform.")
     expected = {name: tensor for path in files for name, tensor in load_file(path).items()}
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
