@@ -118,12 +118,8 @@ class _Reader:
             target = whole[start : start + PIECE]
             pinned, content, copied = next(self._rooms())
             copied.synchronize()
-            left, begin = content[: len(target)], place + start
-            while left:
-                count = os.preadv(handle, [left], begin)
-                if not count:
-                    raise changed(path)
-                left, begin = left[count:], begin + count
+            if not read_at(handle, content[: len(target)], place + start):
+                raise changed(path)
             target.copy_(pinned[: len(target)], non_blocking=True)
             copied.record()
 
@@ -144,6 +140,16 @@ class _Reader:
                 else part.view(TYPES[stored.dtype]).view(stored.shape)
                 for stored, part in zip(table, data, strict=True)
             }
+
+
+def read_at(handle: int, content: memoryview, place: int) -> bool:
+    """Fills `content` with the bytes of a file from `place` on; whether there are as many."""
+    while content:
+        count = os.preadv(handle, [content], place)
+        if not count:
+            return False
+        content, place = content[count:], place + count
+    return True
 
 
 def spans(sizes: Sequence[int]) -> Iterator[list[int]]:

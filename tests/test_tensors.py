@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from qspec.errors import InputError
 from qspec.files import sha256, sha256_each
-from qspec.tensors import PIECE, on_this_stream, read_sealed, spans
+from qspec.tensors import PIECE, on_this_stream, read_at, read_sealed, spans
 
 CPU = torch.device("cpu")
 
@@ -45,6 +46,19 @@ def test_small_neighbours_are_read_together_and_large_tensors_alone() -> None:
         [7, 8],
     ]
     assert list(spans([])) == []
+
+
+def test_bytes_are_read_whole_in_whatever_parts_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda handle, parts, place: whole(handle, [parts[0][:3]], place))
+    with path.open("rb") as file:
+        found = bytearray(7)
+        assert read_at(file.fileno(), memoryview(found), 2)
+        assert found == b"2345678"
+        assert not read_at(file.fileno(), memoryview(found), 4)  # six are left
+        assert read_at(file.fileno(), memoryview(bytearray()), 10)
 
 
 def test_another_thread_works_on_the_stream_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
