@@ -1,4 +1,4 @@
-"""Tensors of sealed safetensors files: hashed by all cores, and put where they are wanted meanwhile.
+"""Tensors of sealed safetensors files: hashed by several cores, and put where they are wanted meanwhile.
 
 Files are mapped: on a CPU a weight lies where the page cache has it; to a GPU it goes through pinned memory. Reading is
 few calls, each for many megabytes: behind every call of torch or of the system a thread waits for Python's lock, for
@@ -31,9 +31,9 @@ from qspec.models.checkpoint import TYPES
 from qspec.models.shards import StoredTensor, read_header
 
 COPIERS = 4  # threads that fill pinned memory
-PIECE = 64 << 20  # bytes of pinned memory, of which each of them has two; of tensors that are read in one go
+PIECE = 64 << 20  # bytes at most of pinned memory, of which each has two; of tensors that are read in one go
 
-Named = Callable[[], dict[str, Tensor]]  # the tensors of a file that was read
+Named = Callable[[], dict[str, Tensor]]  # tells the tensors of a file apart: many calls, on another thread than reads
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> d
     largest_first = sorted(files, key=lambda path: path.stat().st_size, reverse=True)  # a hash is one thread's work
     read: Callable[[Path], Named] = partial(partial, load_file)
     if device.type == "cuda":
-        read = _Reader(device, kept)
+        read = _Reader(device, kept, min(PIECE, largest_first[0].stat().st_size))
     tensors: dict[str, Tensor] = {}
     hashers = max(2, cores() * 2 // 3)  # what reads and imports meanwhile has cores too
     with ThreadPoolExecutor(hashers) as hashing, ThreadPoolExecutor(COPIERS) as copying:
@@ -86,7 +86,7 @@ def sha256_mapped(path: Path) -> str:
 
 
 class _Room(NamedTuple):
-    """PIECE bytes of pinned memory. copied: when what they held last has left them."""
+    """Pinned memory. copied: when what it held last has left it."""
 
     pinned: Tensor
     content: memoryview
@@ -94,11 +94,11 @@ class _Room(NamedTuple):
 
 
 class _Reader:
-    """Reads files onto a GPU, for the current stream."""
+    """Reads files onto a GPU, for the current stream. room: bytes of pinned memory, PIECE or as many as a file has."""
 
-    def __init__(self, device: torch.device, kept: str) -> None:
+    def __init__(self, device: torch.device, kept: str, room: int) -> None:
         self._device, self._kept, self._stream = device, kept, torch.cuda.current_stream(device)
-        self._own = local()
+        self._room, self._own = room, local()
 
     def __call__(self, path: Path) -> Named:
         table = tuple(read_header(path).values())
@@ -126,7 +126,7 @@ class _Reader:
     def _rooms(self) -> Iterator[_Room]:
         """This thread's two, in turn."""
         if not hasattr(self._own, "rooms"):
-            pinned = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            pinned = [torch.empty(self._room, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             rooms = [_Room(one, one.numpy().data, torch.cuda.Event()) for one in pinned]  # type: ignore[no-untyped-call]
             self._own.rooms = cycle(rooms)
         found: Iterator[_Room] = self._own.rooms

@@ -39,8 +39,8 @@ def misplaced(ttgir: str, shared: int) -> tuple[str, ...]:
 def unkept(ttgir: str) -> tuple[str, ...]:
     """Barriers in shared memory whose place Triton gives to something else behind the last wait for them.
 
-    What lies there has been overwritten on an H200 with what barriers hold. One that is invalidated is kept till then;
-    where warps are specialized, all of them have what they share until their end.
+    What lay there was overwritten on an H200 (docs/lab/2026-11-29-generating-text.md). A barrier that is invalidated is
+    kept till then; where warps are specialized, all of them have what they share until their end.
     """
     made, kept = (ttgir.count(f"ttng.{name}_barrier ") for name in ("init", "inval"))
     if made == kept or "ttg.warp_specialize" in ttgir:
