@@ -72,14 +72,13 @@ class QspecQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_unused: Any) -> None:
         """Makes the holders QuantLinears."""
-        tensors = model.state_dict()
-        devices = {tensor.device for tensor in tensors.values()}
+        devices = {tensor.device for tensor in model.state_dict().values()}
         device = devices.pop()
         if devices or device.type == "meta":
             raise MachineError(
                 "an artifact's tensors must all be on one device", hint='load with device_map="cpu" or "cuda:0"'
             )
-        tensors = _transforms_on_cpu(tensors)
+        tensors = iter([_transforms_on_cpu(model.state_dict())])
         place(_decoder(model), self._manifest, tensors, device, model.config.dtype, self._folder / "kernels")
 
 

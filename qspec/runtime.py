@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def _assembled(manifest: Manifest, folder: Path, device: torch.device, dtype: to
     decoder = Decoder(family, shape, device="meta")
     shards = {inside(folder, name): manifest.files[name] for name in manifest.shards}
     try:
-        place(decoder, manifest, read_sealed(shards, device, TRANSFORM), device, dtype, folder / "kernels")
+        with closing(read_sealed(shards, device, TRANSFORM)) as tensors:
+            place(decoder, manifest, tensors, device, dtype, folder / "kernels")
     except torch.OutOfMemoryError as error:
         what = f"the model ({manifest.bytes_after / 2**30:.1f} GiB) does not fit the memory of {device}"
         raise MachineError(what, where=str(folder), hint="free memory or use another device") from error
@@ -164,22 +166,25 @@ def _assembled(manifest: Manifest, folder: Path, device: torch.device, dtype: to
 def place(
     decoder: Decoder,
     manifest: Manifest,
-    tensors: dict[str, Tensor],
+    shards: Iterator[dict[str, Tensor]],
     device: torch.device,
     dtype: torch.dtype,
     kernels: Path,
 ) -> None:
     """Moves an artifact's tensors (full names) into a decoder, its quantized linears as QuantLinears.
 
-    The dict is empty afterwards, so that the parts of a merged GEMM are gone before the next block's are merged.
+    shards: in the order of `quantize.shard_names`, or fewer. A block is built while those behind it are read, and the
+    parts of its merged GEMMs are gone before the next block's are merged.
     """
-    start = decoder.family.blocks
-    blocks = _blocks(manifest, decoder)
-    for index, block in enumerate(decoder.blocks):
-        names = [name for name in tensors if name.startswith(f"{start}.{index}.")]
-        install_block(block, blocks[index], {name: tensors.pop(name) for name in names}, device, dtype, kernels)
-    names = [name for name in tensors if not name.startswith(f"{start}.")]
-    place_outer_layers(decoder, {name: tensors.pop(name) for name in names}, device, dtype)
+    start, held = decoder.family.blocks, dict[str, Tensor]()
+    for index, (block, records) in enumerate(zip(decoder.blocks, _blocks(manifest, decoder), strict=True)):
+        held.update(next(shards, {}))
+        names = [name for name in held if name.startswith(f"{start}.{index}.")]
+        install_block(block, records, {name: held.pop(name) for name in names}, device, dtype, kernels)
+    for shard in shards:
+        held.update(shard)
+    outer = {name: tensor for name, tensor in held.items() if not name.startswith(f"{start}.")}
+    place_outer_layers(decoder, outer, device, dtype)
 
 
 def _blocks(manifest: Manifest, decoder: Decoder) -> list[list[ModuleRecord]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -38,17 +38,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> dict[str, Tensor]:
-    """name -> tensor of safetensors files, on `device`; on the CPU where `kept` is a part of the name.
+def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> Generator[dict[str, Tensor], None, None]:
+    """name -> tensor of safetensors files, one after another, on `device`; on the CPU where `kept` is a part of a name.
 
-    files: with their sha256. Errors: InputError of the first file that is missing, was changed or cannot be read.
+    files: with their sha256. All are read at once, and each is given out when it and those before it are proven whole.
+    Errors: InputError of the first file that is missing, was changed or cannot be read.
     """
     require_there(files)
     largest_first = sorted(files, key=lambda path: path.stat().st_size, reverse=True)  # a hash is one thread's work
     read: Callable[[Path], Named] = partial(partial, load_file)
     if device.type == "cuda":
         read = _Reader(device, kept, min(PIECE, largest_first[0].stat().st_size))
-    tensors: dict[str, Tensor] = {}
     hashers = max(2, cores() * 2 // 3)  # what reads and imports meanwhile has cores too
     with ThreadPoolExecutor(hashers) as hashing, ThreadPoolExecutor(COPIERS) as copying:
         try:
@@ -58,11 +58,11 @@ def read_sealed(files: Mapping[Path, str], device: torch.device, kept: str) -> d
                 with read_errors(path):
                     if hashes[path].result() != digest:
                         raise changed(path)
-                    tensors.update(reads[path].result()())
+                    tensors = reads.pop(path).result()()
+                yield tensors
         finally:
             for pool in (hashing, copying):
                 pool.shutdown(cancel_futures=True)
-    return tensors
 
 
 def on_this_stream(call: Callable[P, T], device: torch.device) -> Callable[P, T]:

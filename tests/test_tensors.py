@@ -28,9 +28,14 @@ def shards(folder: Path) -> dict[Path, str]:
     return {path: sha256(path) for path in paths}
 
 
+def read(files: dict[Path, str], device: torch.device) -> dict[str, torch.Tensor]:
+    """All tensors of files."""
+    return {name: tensor for own in read_sealed(files, device, kept=".transform.") for name, tensor in own.items()}
+
+
 def test_tensors_are_those_that_safetensors_reads(tmp_path: Path) -> None:
     files = shards(tmp_path)
-    found = read_sealed(files, CPU, kept=".transform.")
+    found = read(files, CPU)
     expected = {name: tensor for path in files for name, tensor in load_file(path).items()}
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -88,10 +93,10 @@ def test_any_changed_byte_is_named_by_its_file(tmp_path: Path) -> None:
         for content in (*flipped, whole[:-1], whole + b"\0", b""):
             path.write_bytes(content)
             with pytest.raises(InputError, match="was changed after it was written") as caught:
-                read_sealed(files, CPU, kept=".transform.")
+                read(files, CPU)
             assert caught.value.where == str(path)
         path.write_bytes(whole)
-    assert len(read_sealed(files, CPU, kept=".transform.")) == 6
+    assert len(read(files, CPU)) == 6
 
 
 def test_the_first_file_that_is_wrong_is_named(tmp_path: Path) -> None:
@@ -100,11 +105,22 @@ def test_the_first_file_that_is_wrong_is_named(tmp_path: Path) -> None:
     first.write_bytes(b"x")
     second.write_bytes(b"y")
     with pytest.raises(InputError, match="changed") as caught:
-        read_sealed(files, CPU, kept=".transform.")
+        read(files, CPU)
     assert caught.value.where == str(first)
     third.unlink()
     with pytest.raises(InputError, match="missing") as caught:
-        read_sealed(files, CPU, kept=".transform.")
+        read(files, CPU)
+    assert caught.value.where == str(third)
+
+
+def test_a_file_is_given_out_before_those_behind_it_are_proven(tmp_path: Path) -> None:
+    first, second, third = (files := shards(tmp_path))
+    third.write_bytes(third.read_bytes()[:-1] + b"x")
+    given = read_sealed(files, CPU, kept=".transform.")
+    for path in (first, second):
+        assert sorted(next(given)) == sorted(load_file(path))
+    with pytest.raises(InputError, match="changed") as caught:
+        next(given)
     assert caught.value.where == str(third)
 
 

@@ -1,7 +1,8 @@
 """Times of loading a model: `qspec.load` beside a plain read of the same files, and the first token behind it.
 
-What a user waits for is timed in processes of their own, one with Triton's cache empty and one with it filled. Where no
-artifact is given, one is made of a published model's dimensions, with random codes.
+What a user waits for is timed in processes of their own, one with Triton's cache empty and one with it filled, and in
+one that has imported the tokenizer's library. Where no artifact is given, one is made of a published model's
+dimensions, with random codes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,7 +45,8 @@ RECIPE = "duquant_w4a4"  # of recipes/paper: the one with the most kernels
 PROMPT, LENGTH, BLOCK = 128, 64, 32  # tokens of the text whose first step is timed
 BUFFER = 16 << 20  # bytes of a plain read
 IDS = ("mask_token_id", "eos_token_id", "pad_token_id")
-LOADED = "from qspec.bench.loading import print_loaded; import sys; print_loaded(sys.argv[1])"
+LOADED = "from qspec.bench.loading import print_loaded; import sys; print_loaded(*sys.argv[1:])"
+TOKENIZERS = "transformers.PreTrainedTokenizerFast"  # what `qspec.load` imports
 
 
 def run_loading(artifact: str | None, model: str, out: Path, progress: Progress) -> Loading:
@@ -114,10 +117,12 @@ def _measure(name: str, folder: Path, progress: Progress) -> Loaded:
     size, plain = plain_read(files)
     with TemporaryDirectory() as cache:
         progress.step(f"{name}  load, no kernel compiled")
-        cold = _process(folder, cache)
+        cold = _process(cache, str(folder))
         progress.step(f"{name}  load, kernels in Triton's cache")
-        warm = _process(folder, cache)
-    return Loaded(name, size, plain, warm["load"], warm["again"], cold["first"], warm["first"])
+        warm = _process(cache, str(folder))
+        progress.step(f"{name}  load, libraries imported")
+        imported = _process(cache, str(folder), TOKENIZERS)
+    return Loaded(name, size, plain, imported["imports"], imported["load"], warm["load"], cold["first"], warm["first"])
 
 
 def plain_read(files: Sequence[Path]) -> tuple[int, float]:
@@ -130,31 +135,34 @@ def plain_read(files: Sequence[Path]) -> tuple[int, float]:
     return size, time.perf_counter() - start
 
 
-def _process(folder: Path, cache: str) -> dict[str, float]:
+def _process(cache: str, folder: str, *imported: str) -> dict[str, float]:
     """What `print_loaded` prints in a new process; what that says on standard error is seen."""
     variables = {**os.environ, "TRITON_CACHE_DIR": cache}
-    command = [sys.executable, "-c", LOADED, str(folder)]
+    command = [sys.executable, "-c", LOADED, folder, *imported]
     done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise MachineError(f"the process that loads the model ended with {done.returncode}", where=str(folder))
+        raise MachineError(f"the process that loads the model ended with {done.returncode}", where=folder)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def print_loaded(folder: str) -> None:
-    """Loads a model, makes the first step of a text, loads it again; prints the seconds as JSON."""
+def print_loaded(folder: str, imported: str = "") -> None:
+    """Loads a model and makes the first step of a text; prints the seconds as JSON.
+
+    imported: what is imported first, package.name.
+    """
     device = find_device("auto")
     torch.empty(1, device=device)  # begins a GPU's context
     start = time.perf_counter()
+    package, _, name = imported.rpartition(".")
+    if imported:
+        getattr(import_module(package), name)
+    ready = time.perf_counter()
     model, _ = load(folder)
     loaded = _now()
     prompt = torch.full((1, PROMPT), model.shape.eos_token)
     next(denoise(model, prompt, None, settings_for(model.shape, LENGTH, block=BLOCK)))
-    first = _now()
-    del model
-    again = time.perf_counter()
-    load(folder)
-    print(json.dumps({"load": loaded - start, "first": first - loaded, "again": _now() - again}))
+    print(json.dumps({"imports": ready - start, "load": loaded - ready, "first": _now() - loaded}))
 
 
 def _now() -> float:

@@ -16,16 +16,18 @@ SHARE, FIXED = 1.2, 1.0  # a load is to take so many times the plain read, and s
 class Loaded:
     """One model, in seconds.
 
-    bytes: of its safetensors files. plain: reading these one after another into one buffer, from the page cache. load:
-    `qspec.load` in a new process whose GPU was touched, with what it imports; again: the same once more. cold, warm:
-    from there to the first step of a text, with Triton's cache empty and filled.
+    bytes: of its safetensors files. plain: reading these one after another into one buffer, from the page cache.
+    imports: importing the tokenizer's library, in a new process whose GPU was touched. load: `qspec.load` behind that;
+    fresh: `qspec.load` in a new process, which imports the library meanwhile. cold, warm: from there to the first step
+    of a text, with Triton's cache empty and filled.
     """
 
     model: str
     bytes: int
     plain: float
+    imports: float
     load: float
-    again: float
+    fresh: float
     cold: float
     warm: float
 
@@ -60,18 +62,20 @@ def _loading(data: dict[str, Any]) -> Loading:
 def markdown(run: Loading) -> str:
     """One table, a model a row."""
     head = [
-        "model", "GB", "plain read", f"{SHARE:g} of it + {FIXED:g} s", "load", "again", "first token, cold", "warm",
+        "model", "GB", "plain read", f"{SHARE:g} of it + {FIXED:g} s", "load", "import", "load with it",
+        "first token, cold", "warm",
     ]  # fmt: skip
     where = ", ".join(f"{name} {run.environment[name]}" for name in ("torch", "triton"))
     lines = [
         f"{run.environment['gpu']}, {run.cores} CPU cores, {where}",
-        "Seconds. Files in the page cache; load: in a new process, with its imports; again: in the same process.",
+        "Seconds. Files in the page cache. Load: in a process that has imported transformers; import: of that, alone; "
+        "load with it: in a new process, which imports it meanwhile.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
     ]
     for cell in run.cells:
-        seconds = (cell.plain, cell.wanted, cell.load, cell.again, cell.cold, cell.warm)
+        seconds = (cell.plain, cell.wanted, cell.load, cell.imports, cell.fresh, cell.cold, cell.warm)
         row = [cell.model, f"{cell.bytes / 1e9:.2f}", *(f"{value:.2f}" for value in seconds)]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"

@@ -22,6 +22,11 @@ pytestmark = [
 ]
 
 
+def read(files: dict[Path, str], device: torch.device) -> dict[str, torch.Tensor]:
+    """All tensors of files."""
+    return {name: tensor for own in read_sealed(files, device, kept=".transform.") for name, tensor in own.items()}
+
+
 def test_tensors_on_a_gpu_are_those_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several in a piece, one as large, one of many with a rest; more files than threads; a scalar, an empty one."""
     monkeypatch.setattr(tensors, "PIECE", 1 << 16)
@@ -39,7 +44,7 @@ def test_tensors_on_a_gpu_are_those_of_the_files(tmp_path: Path, monkeypatch: py
         }
         save_file({f"{number}.{name}": tensor for name, tensor in named.items()}, path)
         files[path] = sha256(path)
-    found = read_sealed(files, torch.device("cuda"), kept=".transform.")
+    found = read(files, torch.device("cuda"))
     expected = {name: tensor for path in files for name, tensor in load_file(path).items()}
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -48,4 +53,4 @@ def test_tensors_on_a_gpu_are_those_of_the_files(tmp_path: Path, monkeypatch: py
         assert torch.equal(found[name].cpu(), tensor)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="was changed"):
-        read_sealed(files, torch.device("cuda"), kept=".transform.")
+        read(files, torch.device("cuda"))
