@@ -110,6 +110,10 @@ class DecoderBlock(nn.Module):
     def part(self, name: str) -> nn.Module:
         return self.get_submodule(self.paths[name])
 
+    def _chosen(self, linears: Linears | None) -> Linears:
+        """Never by its truth: torch.compile of torch 2.11 knows none of a method."""
+        return self.part if linears is None else linears
+
     def replace(self, name: str, module: nn.Module) -> None:
         """Puts another module in a part's place, under the same checkpoint name. A router's vectors stay where they
         are."""
@@ -141,7 +145,7 @@ class DecoderBlock(nn.Module):
         linears: Linears | None = None,
     ) -> Tensor:
         """h [b, t, d], normed or to be normed -> [b, t, d], added to the residual if there is one."""
-        linear, own, context = linears or self.part, self.operations, context.of(self.kind)
+        linear, own, context = self._chosen(linears), self.operations, context.of(self.kind)
         names = "qkv" if self.how.values else "qk"
         q, *kv = project([linear(f"attention.{name}") for name in names], h, own.value_of)
         q, k, v = self._heads(q, self.heads), *(self._heads(x, self.kv_heads) for x in (kv[0], kv[-1]))
@@ -167,7 +171,7 @@ class DecoderBlock(nn.Module):
 
         chosen: int64 [tokens, top_k], the experts where they are decided already.
         """
-        linear = linears or self.part
+        linear = self._chosen(linears)
         if self.mixture is None:
             return self._mlp("mlp", h, linear, residual)
         rows, read = self.routed(h)
@@ -195,7 +199,7 @@ class DecoderBlock(nn.Module):
 
     def dense(self, h: LayerInput, linears: Linears | None = None) -> Tensor:
         """What the MLP computes beside which experts stand, behind its norm: h [..., d] -> [..., d]."""
-        return cast(Tensor, self.part("mlp.dense_post_norm")(self._mlp("mlp", h, linears or self.part)))
+        return cast(Tensor, self.part("mlp.dense_post_norm")(self._mlp("mlp", h, self._chosen(linears))))
 
     def behind_experts(self, y: Tensor) -> Tensor:
         """What experts that stand beside an MLP have computed, behind their norm."""
@@ -203,7 +207,7 @@ class DecoderBlock(nn.Module):
 
     def logits(self, x: Tensor, linears: Linears | None = None) -> Tensor:
         """The router's, float32 or float64 [n, count], for x [n, d], normed."""
-        return cast(Tensor, (linears or self.part)(ROUTER)(wide(x)))
+        return cast(Tensor, self._chosen(linears)(ROUTER)(wide(x)))
 
     def routing(self, logits: Tensor, chosen: Tensor | None = None, pools: Pools | None = None) -> Routing:
         """What the router makes of its logits. chosen: as `feed_forward`."""
@@ -219,7 +223,7 @@ class DecoderBlock(nn.Module):
         assert self.mixture is not None
         if self.grouped is not None and linears is None:
             return cast(Tensor, self.grouped(x, routing.experts, routing.weights))
-        linear, top_k = linears or self.part, self.mixture.top_k
+        linear, top_k = self._chosen(linears), self.mixture.top_k
         places, offsets = by_expert(routing.experts, self.mixture.count)
         outputs = x.new_empty(places.numel(), x.shape[-1])
         for expert, (first, last) in enumerate(pairwise(offsets.tolist())):
@@ -231,7 +235,7 @@ class DecoderBlock(nn.Module):
 
     def hidden(self, name: str, x: LayerInput, linears: Linears | None = None) -> LayerInput:
         """f(gate) up of an MLP ("mlp", "mlp.experts[3]"), or what it is computed of; f is its activation."""
-        linear = linears or self.part
+        linear = self._chosen(linears)
         gate, up = linear(f"{name}.gate"), linear(f"{name}.up")
         return gated(gate, up, x, self.operations.value_of, self.shape.activation)
 
