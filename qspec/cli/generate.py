@@ -180,15 +180,12 @@ def _fill(args: argparse.Namespace, settings: Settings) -> int:
 def settings_of(args: argparse.Namespace) -> Settings:
     """What `add_sampling` was given, for the model that `args.artifact` names. Errors: UsageError, InputError."""
     from qspec.models.config import read_config
-    from qspec.models.sampler import check_block, settings_for
+    from qspec.models.sampler import Sampling, generation_settings
     from qspec.runtime import checkpoint_folder
 
     _, shape, _ = read_config(checkpoint_folder(args.artifact))
-    check_block(shape, args.length, args.block)
-    options = {name: getattr(args, name) for name in OPTIONS}
-    if shape.sampler != "dream":
-        options["stop"] = True
-    return settings_for(shape, args.length, args.steps, args.block, **options)
+    options: Sampling = {name: getattr(args, name) for name in OPTIONS}  # type: ignore[assignment]
+    return generation_settings(shape, args.length, args.steps, args.block, options)
 
 
 def _prompt(tokenizer: Tokenizer, text: str, chat: ChatSetting, where: str) -> Prompt:

@@ -17,7 +17,7 @@ from qspec import runtime
 from qspec.data import Choice
 from qspec.evaluate.likelihood import encode_choice, likelihoods, log_likelihoods, rate_tokens
 from qspec.evaluate.tasks import denoise, encode_prompts, written
-from qspec.models.sampler import Settings, settings_for
+from qspec.models.sampler import Settings, settings_for, stops
 from qspec.models.tokens import encode
 
 
@@ -104,6 +104,7 @@ class DiffusionLM(LM):  # type: ignore[misc]  # lm-eval has no types
             int(options.get("block", min(self.block, length))),
             temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else None,
             seed=self.seed,
+            stop=stops(self.model.shape),
         )
 
     def _is_greedy(self, choice: Choice) -> bool:

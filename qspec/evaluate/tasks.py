@@ -3,7 +3,8 @@
 Both models get the same prompts in the same batches, the same sampler settings and the same seed: length,
 steps and block of the task, at temperature 0, with the sampler of their family. Dream's has no blocks and fills
 the whole length at once, the surest positions by entropy first. A text
-ends at the first end-of-text token or where a stop string begins; how it is scored, the task says.
+ends at the first end-of-text token, behind whose block nothing is computed, or where a stop string begins; how it is
+scored, the task says.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from qspec.errors import InputError, UsageError
 from qspec.evaluate.forward import Progress, Tokenizer, silent
 from qspec.evaluate.kept import computed
 from qspec.evaluate.results import Flips, Metric, Sample, Speed, scored
-from qspec.evaluate.trajectories import Trajectory, compare
+from qspec.evaluate.trajectories import NEVER, Trajectory, compare
 from qspec.models.family import DecoderShape
-from qspec.models.sampler import Denoiser, SampleStep, Settings, left_padded, sample, settings_for, until
+from qspec.models.sampler import Denoiser, SampleStep, Settings, left_padded, sample, settings_for, stops, until
 from qspec.models.tokens import encode
 
 SAMPLES_KEPT = 5  # texts of one task in the report
@@ -54,7 +55,7 @@ class Clock:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens that are written, prompts not counted."""
+        """Tokens that are committed, of prompts and behind ends of text none."""
         return sum(batch[1] for batch in self.batches) / sum(batch[2] * batch[3] for batch in self.batches)
 
 
@@ -145,7 +146,7 @@ def _speed(task: str, before: Clock, after: Clock) -> Speed | None:
 
 def _denoised(model: Denoiser, ids: Tensor, mask: Tensor, settings: Settings, clock: Clock) -> tuple[Tensor, Tensor]:
     """What the model writes behind prompts [b, t], and the step that committed each token; int64 [b, length] both."""
-    steps = torch.zeros(len(ids), settings.length, dtype=torch.int64)
+    steps = torch.full((len(ids), settings.length), NEVER)
     times = [time.perf_counter()]
 
     def record(step: SampleStep) -> None:
@@ -154,7 +155,7 @@ def _denoised(model: Denoiser, ids: Tensor, mask: Tensor, settings: Settings, cl
 
     text = sample(model, ids, mask, settings, record)[:, ids.shape[1] :]
     median = statistics.median(end - start for start, end in pairwise(times))
-    clock.batches.append((len(ids), text.numel(), len(times) - 1, median))
+    clock.batches.append((len(ids), int((steps != NEVER).sum()), len(times) - 1, median))
     return text, steps
 
 
@@ -169,7 +170,7 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
 
 def _settings(shape: DecoderShape, task: TaskData, seed: int) -> Settings:
     try:
-        return settings_for(shape, task.length, task.steps, task.block, seed=seed)
+        return settings_for(shape, task.length, task.steps, task.block, seed=seed, stop=stops(shape))
     except UsageError as error:  # here the numbers come from a recipe or a stand-in, not from a command line
         raise InputError(error.what, where=f"task {task.name}", hint=error.hint) from error
 

@@ -11,11 +11,13 @@ from qspec.evaluate.results import Flips
 from qspec.models.sampler import through_end
 
 FLIP_PARTS = 32  # points of the curve of commit flips, at most
+NEVER = -1  # instead of a step
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What one model wrote: its tokens, and the step that committed each; int64 [items, length] both."""
+    """What one model wrote: its tokens, and the step that committed each, NEVER behind the block in which a text ended;
+    int64 [items, length] both."""
 
     tokens: Tensor
     commit_step: Tensor
@@ -34,7 +36,8 @@ def compare(task: str, baseline: Trajectory, quantized: Trajectory, steps: int, 
     for index in range(min(FLIP_PARTS, steps)):
         chosen = moved[counted][part == index].double()
         curve.append(float(chosen.mean()) if chosen.numel() else None)
-    first = torch.minimum(baseline.commit_step, quantized.commit_step)
+    ended = quantized.commit_step == NEVER
+    first = torch.where(ended, baseline.commit_step, torch.minimum(baseline.commit_step, quantized.commit_step))
     first = first.masked_fill(~(counted & (moved | other)), steps).amin(1).double() / steps
     return Flips(
         task=task,

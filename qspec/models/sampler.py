@@ -238,9 +238,13 @@ def generation_settings(
 ) -> Settings:
     """The settings of what `generate` is asked for; errors as there."""
     check_block(shape, length, block)
-    if shape.sampler != "dream":
-        sampling.setdefault("stop", True)
+    sampling.setdefault("stop", stops(shape))
     return settings_for(shape, length, steps, block, **sampling)
+
+
+def stops(shape: DecoderShape) -> bool | None:
+    """`stop` where nobody says otherwise: True, and None of a sampler that fills the whole length at once."""
+    return None if shape.sampler == "dream" else True
 
 
 def unwrapped(model: Denoiser | Wrapped, tokenizer: Tokenizer) -> Denoiser:

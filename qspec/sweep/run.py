@@ -25,7 +25,7 @@ from qspec.evaluate.trajectories import Trajectory, compare
 from qspec.language import load_source
 from qspec.manifest import Manifest
 from qspec.models.family import DecoderShape
-from qspec.models.sampler import Denoiser, Settings, settings_for, through_end
+from qspec.models.sampler import Denoiser, Settings, settings_for, stops, through_end
 from qspec.plan import bits_text
 from qspec.precision import exact_products
 from qspec.progress import Progress
@@ -97,7 +97,7 @@ def run_sweep(artifact: Path, grid: Grid, model: str | None, device: str, files:
         items=len(prompts),
         length=task.length,
         seed=seed,
-        reference={key: value for key, value in asdict(own).items() if value},
+        reference={key: value for key, value in asdict(own).items() if value and key != "stop"},  # it changes no text
         cells=cells,
         skipped=skipped,
         execution=execution,
@@ -123,7 +123,7 @@ def _points(
     """The points that the sampler takes, and a sentence on each of the others."""
     points, skipped = [], []
     for named in grid.cells(task):
-        given = {"block": task.block, **named}
+        given = {"block": task.block, "stop": stops(shape), **named}
         try:
             points.append((named, settings_for(shape, task.length, seed=seed, **given)))
         except UsageError as error:

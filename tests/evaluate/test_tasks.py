@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from qspec.errors import InputError
 from qspec.evaluate import tasks
 from qspec.evaluate.results import Speed
 from qspec.evaluate.tasks import Clock, cut, denoise, measure_task
+from qspec.evaluate.trajectories import NEVER
 from qspec.models.sampler import SamplerSettings
 from tests.evaluate.models import VOCAB, Characters, oracle
 
@@ -101,6 +104,24 @@ def test_a_stop_string_ends_the_text_that_is_scored() -> None:
     data = TaskData("t", "t", (EXACT,), (TaskItem("1+1=", "2"),), 6, 6, 6, stop=(",",))
     assert measure_task(model, model, Characters(), data, EXACT, seed=0).metric.quantized == 1.0
     assert VOCAB.index(",") in model.seen[-1]
+
+
+def test_nothing_is_computed_behind_the_block_in_which_a_text_ends() -> None:
+    """Of two texts in blocks of two the first ends in the first block, the other in the second of three."""
+    answers = {"1+1=": "2", "10+20=": "30"}
+    short = replace(task(answers), block=2)
+    settings, prompts = tasks.prepared(oracle(answers).shape, short, Characters(), seed=0)
+    assert isinstance(settings, SamplerSettings)
+    model, clock = oracle(answers), Clock()
+    found = denoise(model, prompts, settings, clock=clock)
+    assert [len(rows) for rows in model.seen] == [2, 2, 1, 1]
+    assert [batch[:3] for batch in clock.batches] == [(2, 2 + 4, 4)]
+    assert found.commit_step.tolist() == [[0, 1, NEVER, NEVER, NEVER, NEVER], [0, 1, 2, 3, NEVER, NEVER]]
+    whole = denoise(oracle(answers), prompts, replace(settings, stop=False))
+    assert torch.equal(found.tokens[0, :2], whole.tokens[0, :2])
+    assert torch.equal(found.tokens[1, :4], whole.tokens[1, :4])
+    compared = measure_task(oracle(answers), oracle(answers), Characters(), short, EXACT, seed=0)
+    assert (compared.metric.quantized, compared.flips.positions, compared.flips.mean) == (1.0, 2 + 3, 0.0)
 
 
 def test_the_speed_is_that_of_the_steps_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:

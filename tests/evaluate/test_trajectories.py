@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qspec.evaluate import trajectories
-from qspec.evaluate.trajectories import Trajectory, compare
+from qspec.evaluate.trajectories import NEVER, Trajectory, compare
 from tests.evaluate.models import EOS
 
 
@@ -37,6 +37,17 @@ def test_first_divergence_and_same_texts_by_hand() -> None:
     )
     found = compare("t", before, after, 4, end)
     assert (found.texts, found.same_texts, found.first_divergence) == (3, 2, 0.25)
+
+
+def test_a_text_that_ended_earlier_parts_where_it_ended() -> None:
+    """In blocks of two of the same steps: place 1 is another token at step 1, and what is behind is never committed."""
+    before = Trajectory(torch.tensor([[5, 6, 7, EOS]]), torch.tensor([[0, 1, 3, 2]]))
+    after = Trajectory(torch.tensor([[5, EOS, EOS, EOS]]), torch.tensor([[0, 1, NEVER, NEVER]]))
+    found = compare("t", before, after, 4, EOS)
+    assert (found.positions, found.mean, found.token_flips, found.first_divergence) == (4, 0.5, 0.5, 0.25)
+    assert found.commit_flips == (0.0, 0.0, 1.0, 1.0)
+    late = Trajectory(torch.tensor([[5, 6, EOS, EOS]]), torch.tensor([[0, 1, NEVER, NEVER]]))
+    assert compare("t", before, late, 4, EOS).first_divergence == 0.5
 
 
 def test_a_token_that_differs_at_the_same_step_parts_the_texts_there() -> None:

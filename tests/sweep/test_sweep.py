@@ -58,8 +58,8 @@ def test_the_grid_is_every_combination_that_the_sampler_takes() -> None:
         {"steps": 8, "block": 4, "threshold": 0.9},
         {"steps": 4, "block": 4, "threshold": 0.9},
     ]
-    assert points[0][1] == SamplerSettings(8, 8, 4, seed=5)
-    assert points[3][1] == SamplerSettings(8, 4, 4, seed=5, threshold=0.9)
+    assert points[0][1] == SamplerSettings(8, 8, 4, seed=5, stop=True)
+    assert points[3][1] == SamplerSettings(8, 4, 4, seed=5, threshold=0.9, stop=True)
     assert len(skipped) == 3 * 4 - 4
     assert "steps 1, block 4: steps 1 is not a multiple of the 2 blocks" in skipped
     with pytest.raises(InputError, match="no point of the grid fits the sampler"):
