@@ -58,7 +58,7 @@ def load(
     if target.type == "cuda":
         _require_memory(folder, target, dtype, texts)
     manifest = verify(folder, shards=False) if (folder / MANIFEST).is_file() else None
-    # The model and the tokenizer at once: reading is few long calls, and imports wait for their files much of the time.
+    # The model and the tokenizer at once: reading is few long calls, which leave Python to the import of transformers.
     build = load_decoder if manifest is None else partial(_assembled, manifest)
     with ThreadPoolExecutor(1) as pool:
         building = pool.submit(on_this_stream(build, target), folder, target, dtype)

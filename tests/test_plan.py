@@ -13,6 +13,8 @@ from qspec.catalog import Activation
 from qspec.errors import InputError, UsageError
 from qspec.language import load_recipe
 from qspec.models.config import read_config
+from qspec.models.dream import DREAM
+from qspec.models.family import DecoderShape, Family
 from qspec.models.llada import LLADA
 from qspec.models.registry import FAMILIES
 from qspec.models.samplers.common import HEAD_VALUES
@@ -287,18 +289,31 @@ def test_measured_peaks_of_captured_steps_are_the_plans(canvas: int, batch: int,
     assert found.total / 1e9 == pytest.approx(peak, rel=0.05)
 
 
-def test_measured_peaks_of_texts_are_near_the_plan() -> None:
+@pytest.mark.parametrize(
+    ("family", "shape", "bf16"),
+    [
+        (LLADA, LLADA_8B_SHAPE, 2 * 126464 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 12288) + 65 * 4096),
+        (
+            DREAM, DREAM.shape(DREAM_7B),
+            2 * 152064 * 3584 + 57 * 3584 + 28 * (2 * 3584 * (3584 + 512) + 3 * 3584 * 18944 + 3584 + 2 * 512),
+        ),
+    ],
+    ids=["llada", "dream"],
+)  # fmt: skip
+def test_measured_peaks_of_texts_are_near_the_plan(family: Family, shape: DecoderShape, bf16: int) -> None:
     """docs/performance/generate.json, of bf16 and of recipes that had the GPU for themselves."""
     run = read_generation([ROOT / "docs" / "performance" / "generate.json"])
-    weights = {"bf16": 2 * (2 * 126464 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 12288) + 65 * 4096)}
-    for name in {cell.recipe for cell in run.cells} - {"bf16"}:
+    own = [cell for cell in run.cells if cell.model == family.name and cell.planned is not None]
+    cells = [cell for cell in own if cell.recipe == "bf16" or cell.prompt == 960]
+    weights = {"bf16": 2 * bf16}
+    for name in {cell.recipe for cell in cells} - {"bf16"}:
         spec = load_recipe(resources.recipes() / "paper" / f"{name}.qs", passes.available(), {}, FAMILIES).spec
-        weights[name] = make_plan(spec, LLADA, LLADA_8B_SHAPE).bytes_after
-    cells = [cell for cell in run.cells if cell.planned is not None and (cell.recipe == "bf16" or cell.prompt == 960)]
+        weights[name] = make_plan(spec, family, shape).bytes_after
     assert len(cells) > 10
     for cell in cells:
-        texts = TextSizes(cell.batch, cell.prompt + cell.length, 32, cell.cache != "none")
-        planned_bytes = generating_memory(LLADA_8B_SHAPE, weights[cell.recipe], texts).total
+        rows = 32 if family is LLADA else cell.length  # of logits: a block's, or the text's
+        texts = TextSizes(cell.batch, cell.prompt + cell.length, rows, cell.cache != "none")
+        planned_bytes = generating_memory(shape, weights[cell.recipe], texts).total
         assert cell.planned == planned_bytes == pytest.approx(cell.peak, rel=0.05)
 
 

@@ -35,8 +35,8 @@ def test_every_interpreted_case_passes(parts: tuple[tuple[str, str], ...]) -> No
         for name, chosen in parts
     ]
     passed = dict.fromkeys((name for name, _ in parts), 0)
-    for (name, _), run in zip(parts, runs, strict=True):
-        out, err = run.communicate()
+    said = [run.communicate() for run in runs]  # of all, before one fails: its pipes would be the next test's warnings
+    for (name, _), run, (out, err) in zip(parts, runs, said, strict=True):
         assert run.returncode == 0, out[-20000:] + err[-2000:]
         found = re.search(r"(\d+) passed", out)
         assert found is not None
