@@ -55,7 +55,7 @@ class Clock:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens that are committed, of prompts and behind ends of text none."""
+        """Tokens that are committed: none of prompts, none behind the block in which a text ended."""
         return sum(batch[1] for batch in self.batches) / sum(batch[2] * batch[3] for batch in self.batches)
 
 
