@@ -32,7 +32,7 @@ def operand_of(tiles, number: gl.constexpr, COLUMNS: gl.constexpr):
     WIDTH: gl.constexpr = tiles.shape[2]
     tile = tiles.index(number)
     if COLUMNS < tiles.shape[1]:
-        tile = operand_tiles(tile, 1, COLUMNS, WIDTH).index(0)
+        tile = operand_tiles(tile, tile.shape[0] // COLUMNS, COLUMNS, WIDTH).index(0)
     return tile.permute((1, 0))
 
 

@@ -53,8 +53,11 @@ def rotated_row_tiles(columns, blocks, held, group=None, group_held=None):
 
 
 def hopper_rows_fit(columns, block):
-    """Whether the kernel for 9.0 holds a row: blocks of 128 channels, at most 256 of `block`, in shared memory."""
-    return columns % 128 == 0 and columns <= min(24576, 256 * block)
+    """Whether the kernel for 9.0 holds a row: blocks of 128 channels, at most 256 of `block`, in shared memory.
+
+    Triton 3.8 has no views of a part of shared memory, which it needs.
+    """
+    return not triton.__version__.startswith("3.8.") and columns % 128 == 0 and columns <= min(24576, 256 * block)
 
 
 def hopper_takes_rows(x, block):

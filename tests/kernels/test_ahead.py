@@ -27,6 +27,7 @@ from qspec.kernels.ahead import TARGETS, _problems, compile_ahead
 from qspec.kernels.generate import Kernel
 from qspec.kernels.miscompiled import misplaced, misreduced, unkept
 from qspec.planned import planned
+from tests.kernels.cases import SECOND_ROWS
 
 KERNELS: tuple[Kernel, ...] = (
     GemmKernel(4, None, True, 4, None, True),
@@ -327,7 +328,9 @@ SPILLS = pytest.mark.xfail(reason="the portable kernel spills: a rotation of 148
 @pytest.mark.parametrize(
     ("rotations", "columns", "target"),
     [
-        pytest.param(*width, target, marks=[SPILLS] if (width[0][-1:], target) == ((148,), "sm_80") else [])
+        pytest.param(
+            *width, target, marks=([SPILLS] if target == "sm_80" else [SECOND_ROWS]) if 148 in width[0] else []
+        )
         for width in WIDTHS
         for target in ("sm_80", "sm_90")
     ],
@@ -347,6 +350,7 @@ def test_blocks_of_online_rotations_fit(columns: int, source: str) -> None:
     assert report.stack == 0
 
 
+@SECOND_ROWS
 @pytest.mark.parametrize(("second", "columns"), [(12, 1536), (36, 4608), (144, 18432)])
 def test_second_kernels_hold_pieces_of_16_columns(second: int, columns: int) -> None:
     """Such a piece of a second rotation is 16 x 16 in float16: half a kilobyte, in which shared memory is counted."""
@@ -355,6 +359,7 @@ def test_second_kernels_hold_pieces_of_16_columns(second: int, columns: int) -> 
     assert report.stack == 0
 
 
+@SECOND_ROWS
 def test_rows_that_a_second_kernel_cannot_hold_take_the_first() -> None:
     """As launched: a last rotation of 8 fits up to 256 blocks, 2048 channels."""
     row = ActivationKernel((128, 8), 4, None, True, 1.0)
@@ -363,6 +368,7 @@ def test_rows_that_a_second_kernel_cannot_hold_take_the_first() -> None:
     assert {name.split(".")[0] for name in held.instructions} == {"wgmma"}
 
 
+@SECOND_ROWS
 @pytest.mark.parametrize(
     ("source", "rotations", "bits", "columns", "tokens"),
     [

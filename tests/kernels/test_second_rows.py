@@ -21,7 +21,7 @@ from qspec.kernels.launch import PlacedTransform
 from qspec.kernels.reference import PreparedInput
 from qspec.models.inputs import Gated, LayerInput, Normed
 from qspec.transforms import InputTransform
-from tests.kernels.cases import codes_that_differ, random_given, random_transform, scale_tolerance
+from tests.kernels.cases import SECOND_ROWS, codes_that_differ, random_given, random_transform, scale_tolerance
 from tests.kernels.ptx import Block, Program
 
 MANY = 1024  # rows for which a program takes two of 4096 channels
@@ -86,6 +86,7 @@ CASES = (
 )
 
 
+@SECOND_ROWS
 @pytest.mark.filterwarnings("ignore:overflow")  # of exp(-gate), by which f(gate) is 0
 @pytest.mark.parametrize(("row", "columns", "rows", "tokens"), CASES, ids=lambda part: getattr(part, "name", part))
 def test_second_row_kernels_give_the_references_codes(
@@ -101,6 +102,7 @@ def test_second_row_kernels_give_the_references_codes(
     assert races == set()
 
 
+@SECOND_ROWS
 def test_a_barrier_that_is_missing_shows() -> None:
     """Before places are read, before each product, before values are sent to where a product read, before ranges."""
     row, columns = ActivationKernel((128, 128), 4, None, True, 1.0), 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ from tests.models.gemma_layout import (
 from tests.models.test_renoise import theirs as generated
 
 CLOSE = 1e-5  # transformers computes norms and softmax in float32 even here
+CALL = DiffusionGemmaForBlockDiffusion.forward
+KEPT = "cache" if "cache" in signature(CALL).parameters else "past_key_values"  # the latter before transformers 5.24
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_text_then_canvas(theirs, ours, text: int, padding: int) -> None:
     canvas.begin(text)
     canvas.tokens.copy_(tokens)
     for _ in range(2):
-        given = {"past_key_values": cache, "decoder_input_ids": tokens, "self_conditioning_logits": logits}
+        given = {KEPT: cache, "decoder_input_ids": tokens, "self_conditioning_logits": logits}
         expected = theirs(**given, decoder_attention_mask=real).logits
         logits = ours.finish(canvas.states(ours, 32))
         assert same(logits, expected.double())
@@ -91,7 +94,7 @@ def test_noised_beside_clean(theirs, first: bool, size: int) -> None:
         own = slice(canvas * size, (canvas + 1) * size)
         before = theirs.model.encoder(input_ids=clean[:, : own.start]).past_key_values
         told = None if first else logits[:, own]
-        given = {"past_key_values": before, "decoder_input_ids": noised[:, own], "self_conditioning_logits": told}
+        given = {KEPT: before, "decoder_input_ids": noised[:, own], "self_conditioning_logits": told}
         assert same(found[:, own], theirs(**given).logits.double())
 
 
