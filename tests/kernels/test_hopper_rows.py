@@ -8,6 +8,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
+from tests.kernels.cases import SECOND_ROWS
 from tests.kernels.devices import device_module
 
 
@@ -60,6 +61,7 @@ def test_no_more_programs_are_launched_than_run_at_once() -> None:
     assert launched == [((5,), ("x", "scale", 10, 4096), options), ((16,), ("x", "scale", 100, 4096), options)]
 
 
+@SECOND_ROWS
 def test_rows_of_the_second_kernel_fit() -> None:
     fit = device_module("row_heuristics").hopper_rows_fit
     assert fit(4096, 128)
