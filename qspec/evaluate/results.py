@@ -156,7 +156,7 @@ class Flips:
 @dataclass(frozen=True)
 class Speed:
     """What denoising one task took, of both models on the same texts: milliseconds of a step, medians of each batch,
-    and tokens written a second. rows: texts at once, on average."""
+    and tokens written a second, in steps with the most texts of each batch. rows: these texts, on average."""
 
     task: str
     rows: float

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,10 +42,11 @@ class TaskResult:
 
 
 class Clock:
-    """Times denoising steps. A batch is known by the median of its steps: the first compile kernels."""
+    """Times the denoising steps in which most texts of a batch take part, for other steps are shorter, and which texts
+    end early differs between models. A batch is known by the median of these steps: the first compile kernels."""
 
     def __init__(self) -> None:
-        self.batches: list[tuple[int, int, int, float]] = []  # texts, their tokens, steps, seconds of a step
+        self.batches: list[tuple[int, int, int, float]] = []  # texts, tokens of the steps, steps, seconds of one
 
     @property
     def step(self) -> float:
@@ -55,7 +55,7 @@ class Clock:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens that are committed: none of prompts, none behind the block in which a text ended."""
+        """Tokens that these steps commit for the first time."""
         return sum(batch[1] for batch in self.batches) / sum(batch[2] * batch[3] for batch in self.batches)
 
 
@@ -147,15 +147,22 @@ def _speed(task: str, before: Clock, after: Clock) -> Speed | None:
 def _denoised(model: Denoiser, ids: Tensor, mask: Tensor, settings: Settings, clock: Clock) -> tuple[Tensor, Tensor]:
     """What the model writes behind prompts [b, t], and the step that committed each token; int64 [b, length] both."""
     steps = torch.full((len(ids), settings.length), NEVER)
-    times = [time.perf_counter()]
+    made = list[tuple[int, int, float]]()  # texts in a step, tokens that it commits for the first time, seconds
+    start = time.perf_counter()
 
     def record(step: SampleStep) -> None:
-        steps[step.committed.cpu()] = step.index  # waits for the device, so that the time is the step's
-        times.append(time.perf_counter())
+        nonlocal start
+        committed = step.committed.cpu()  # waits for the device, so that the time is the step's
+        before, start = start, time.perf_counter()
+        new = committed & (steps == NEVER)
+        made.append((int(committed.any(1).sum()), int(new.sum()), start - before))
+        steps[committed] = step.index
 
     text = sample(model, ids, mask, settings, record)[:, ids.shape[1] :]
-    median = statistics.median(end - start for start, end in pairwise(times))
-    clock.batches.append((len(ids), int((steps != NEVER).sum()), len(times) - 1, median))
+    most = max(rows for rows, _, _ in made)
+    full = [(tokens, seconds) for rows, tokens, seconds in made if rows == most]
+    median = statistics.median(seconds for _, seconds in full)
+    clock.batches.append((most, sum(tokens for tokens, _ in full), len(full), median))
     return text, steps
 
 

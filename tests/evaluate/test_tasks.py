@@ -115,7 +115,7 @@ def test_nothing_is_computed_behind_the_block_in_which_a_text_ends() -> None:
     model, clock = oracle(answers), Clock()
     found = denoise(model, prompts, settings, clock=clock)
     assert [len(rows) for rows in model.seen] == [2, 2, 1, 1]
-    assert [batch[:3] for batch in clock.batches] == [(2, 2 + 4, 4)]
+    assert [batch[:3] for batch in clock.batches] == [(2, 2 * 2, 2)]  # steps of both texts
     assert found.commit_step.tolist() == [[0, 1, NEVER, NEVER, NEVER, NEVER], [0, 1, 2, 3, NEVER, NEVER]]
     whole = denoise(oracle(answers), prompts, replace(settings, stop=False))
     assert torch.equal(found.tokens[0, :2], whole.tokens[0, :2])
