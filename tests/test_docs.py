@@ -91,6 +91,23 @@ def test_the_table_of_generated_texts_is_what_was_measured() -> None:
         assert shown.replace("|", " ").split() == found
 
 
+def test_steps_of_generated_texts_are_what_was_measured() -> None:
+    """Of 64 steps with a dual cache two are passes over the whole canvas, at the beginnings of blocks of 32."""
+    run = read_generation([ROOT / "docs" / "performance" / "generate.json"])
+    times = {(c.prompt, c.recipe, c.execution, c.cache): c.step_milliseconds for c in run.cells if c.model == "llada"}
+
+    def alone(recipe: str) -> float:
+        mean, whole = (times[960, recipe, "captured", cache] for cache in ("dual", "none"))
+        return (64 * mean - 2 * whole) / 62
+
+    found = [alone("bf16") / alone(name) for name in ("rtn_w4a4", "duquant_w4a4", "gptq_w4a16", "rtn_w8a8")]
+    shown = "W4A4 {:.2f}, with two rotations {:.2f}, W4A16 {:.2f}, W8A8 {:.2f} times as fast as bf16"
+    assert shown.format(*found) in README
+    short = [times[320, *key, "none"] for key in (("rtn_w4a4", "captured"), ("bf16", "captured"), ("bf16", "eager"))]
+    shown = "takes {:.2f} ms, where captured bf16 takes {:.2f}, eager bf16 {:.2f}, and the loop of LLaDA's publication "
+    assert f"{shown.format(*short)}{times[320, 'bf16', 'published', 'none']:.2f} (" in README
+
+
 @pytest.mark.parametrize(("gpu", "file"), [(0, "step.json"), (1, "step_h200.json")])
 def test_the_ratios_of_steps_are_what_was_measured(gpu: int, file: str) -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
