@@ -91,6 +91,7 @@ class Wave(NamedTuple):
 
 NIBBLE_WAVES = (  # of 4-bit weights on an H200
     Wave(128, 256, 1, 21.5),
+    Wave(192, 192, 1, 24.5),
     Wave(192, 128, 1, 16.4),
     Wave(128, 128, 1, 12.5),
     Wave(192, 64, 1, 10.2),
@@ -98,6 +99,7 @@ NIBBLE_WAVES = (  # of 4-bit weights on an H200
 )
 BYTE_WAVES = (  # and of 8-bit ones
     Wave(128, 256, 1, 23.0),
+    Wave(192, 192, 1, 29.5),
     Wave(192, 128, 1, 18.0),
     Wave(128, 128, 1, 12.0),
     Wave(192, 64, 1, 13.3),
@@ -108,6 +110,11 @@ BYTE_WAVES = (  # and of 8-bit ones
 def token_tile(tokens):
     """Tokens of a tile of few: the least that tensor cores take, 16, doubled up to 64."""
     return 16 if tokens <= 16 else 32 if tokens <= 32 else 64
+
+
+def token_boxes(tokens):
+    """The tokens of a tile as boxes of powers of two: all of them and 0, or of 192 128 and 64."""
+    return (128, 64) if tokens == 192 else (tokens, 0)
 
 
 def portable_tiles(tokens) -> PortableTiles:
@@ -159,7 +166,7 @@ def quantized_choice(kind, M, N, K):
     choices = []
     for wave in NIBBLE_WAVES if kind.w_bits == 4 else BYTE_WAVES:
         tiles = triton.cdiv(N, wave.block_n) * triton.cdiv(M, wave.block_m)
-        most = min(MOST_SPLIT, K // (BLOCK_CHANNELS * wave.blocks))
+        most = 1 if token_boxes(wave.block_m)[1] else min(MOST_SPLIT, K // (BLOCK_CHANNELS * wave.blocks))
         for split in (1, max(1, min(MULTIPROCESSORS // tiles, most))):
             waves = triton.cdiv(tiles * split, MULTIPROCESSORS)
             adding = SUMMING + PARTIAL_SUMS * split * wave.block_n * wave.block_m if split > 1 else 0.0
@@ -209,6 +216,12 @@ def weight_only_choice(kind, M, N):
     return HopperChoice(128, 128, blocks, stages=4)
 
 
+def staged_bytes(choice, floating):
+    """Of a channel of Y on its way: a box of up to 128 bytes, or two (`staging_buffers`)."""
+    double = choice.block_m > 64 and choice.block_n < 256 and not floating
+    return 256 if double else min(128, 4 * choice.block_m)
+
+
 def stages_in_shared(kind, choice):
     """Stages that shared memory holds beside Y on its way and the sums of slices; weights of 2 bits count as 3."""
     floating = kind.a_bits == 16
@@ -216,7 +229,7 @@ def stages_in_shared(kind, choice):
         2 if floating and kind.w_group else 0
     )  # bytes of a channel's block
     stage = choice.blocks * (choice.block_n * row + choice.block_m * BLOCK_CHANNELS * (2 if floating else 1))
-    sent = choice.block_n * (min(128, 4 * choice.block_m) + 4 * choice.block_m * (choice.slices - 1))
+    sent = choice.block_n * (staged_bytes(choice, floating) + 4 * choice.block_m * (choice.slices - 1))
     return (SHARED_BYTES // choice.ctas - CTA_BYTES - sent) // stage
 
 

@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
 from .gates import GELU_TANH_PTX, SILU_PTX
-from .hopper_operands import WARPGROUP_ROWS, WARPGROUP_WARPS
+from .hopper_operands import WARPGROUP_ROWS, WARPGROUP_WARPS, staging_buffers
 from .hopper_shared import partition_barrier, tma_store
 
 
@@ -86,21 +86,24 @@ def load_factors(g, m0, n0, COLUMNS: gl.constexpr):
 
 
 @gluon.jit
-def epilogue(total, early, staging, g, m0, n0):
+def epilogue(total, early, staging, g, m0, n0, WARPGROUP: gl.constexpr, COLUMN: gl.constexpr = 0):
     """Scales sums [64, m], adds bias, rounds, gates or adds the residual, and has TMA store them by way of `staging`.
 
-    y[m, n] = t[m, n] sA[m] sW[n] + b[n], of as many columns at once as the staging buffer has. early: what
-    `load_factors` gave, or an empty tuple where that is left to do.
+    y[m, n] = t[m, n] sA[m] sW[n] + b[n], of as many columns at once as a staging buffer has. COLUMN: of the tile, the
+    first of these. early: what `load_factors` gave of its buffer, or an empty tuple where that is left to do. Gives the
+    same of the columns behind, where the tile has some: it is on its way while the last of these are scaled.
     """
     COLUMNS: gl.constexpr = total.shape[1]
-    if COLUMNS > staging.shape[0]:
+    if COLUMNS > staging.shape[1]:
         left, right = total.reshape((WARPGROUP_ROWS, 2, COLUMNS // 2)).permute((0, 2, 1)).split()
-        middle = m0 + COLUMNS // 2
-        epilogue(left, early, staging, g, m0, n0)
-        epilogue(right, early, staging, g, middle, n0)
+        behind = epilogue(left, early, staging, g, m0, n0, WARPGROUP, COLUMN)
+        return epilogue(right, behind, staging, g, m0, n0, WARPGROUP, COLUMN + COLUMNS // 2)
     else:
+        behind = ()
         if len(early) == 0:
-            early = load_factors(g, m0, n0, COLUMNS)  # the residual is on its way while y is scaled
+            early = load_factors(g, m0 + COLUMN, n0, COLUMNS)
+        elif COLUMN + COLUMNS < g.BLOCK_M:
+            behind = load_factors(g, m0 + COLUMN + COLUMNS, n0, COLUMNS)
         layout: gl.constexpr = sum_layout(COLUMNS, g.x.data.dtype.primitive_bitwidth)
         y = gl.convert_layout(total, layout, assert_trivial=True).to(gl.float32)
         n = n0 + gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, layout))
@@ -112,17 +115,20 @@ def epilogue(total, early, staging, g, m0, n0):
             y = y + gl.load(g.out.bias + n, mask=n < g.N, other=0.0)[:, None]
         if g.out.ACTIVATION != "none":
             y = gate_sums(y, g.out.ACTIVATION, staging.dtype)
-        tma.store_wait(0)  # what was sent before has left the buffer
+        BUFFERS: gl.constexpr = staging_buffers(g.BLOCK_N, g.BLOCK_M, g.x.data.dtype.primitive_bitwidth)
+        buffer = staging.index(WARPGROUP * BUFFERS + COLUMN // COLUMNS % BUFFERS)
+        tma.store_wait(BUFFERS - 1 if COLUMN > 0 else 0)  # what was sent before has left the buffer
         partition_barrier()
-        staging.permute((1, 0)).store(y.to(staging.dtype))
+        buffer.permute((1, 0)).store(y.to(staging.dtype))
         if g.out.residual is not None:
             partition_barrier()
             r = early[len(early) - 1]
-            y = staging.load(r.type.layout).to(gl.float32) + r.to(gl.float32)
-            staging.store(y.to(staging.dtype))
+            y = buffer.load(r.type.layout).to(gl.float32) + r.to(gl.float32)
+            buffer.store(y.to(staging.dtype))
         fence_async_shared()
         partition_barrier()
         column = n0
         if g.tiles is not None:  # of the expert
             column = n0 % g.columns
-        tma_store(g.out.data, [m0, column // 2 if g.out.ACTIVATION != "none" else column], staging)
+        tma_store(g.out.data, [m0 + COLUMN, column // 2 if g.out.ACTIVATION != "none" else column], buffer)
+        return behind

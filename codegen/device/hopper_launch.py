@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .counters import counters_of
-from .gemm_heuristics import hopper_registers
+from .gemm_heuristics import hopper_registers, token_boxes
 
 
 class HopperTensors(NamedTuple):
@@ -34,7 +34,11 @@ def hopper_boxes(kind, options, out_bytes):
     floating, packed = kind.a_bits == 16, kind.w_bits < 8
     channels = 64 if packed else 128  # of a box of tokens: halves of a block are operands of their own
     boxes: dict[str, tuple[int, tuple[int, ...]]] = {}
-    boxes["x_desc"] = (channels * (2 if floating else 1), (128 // channels * blocks, block_m, channels))
+    swizzle = channels * (2 if floating else 1)
+    first, rest = token_boxes(block_m)
+    boxes["x_desc"] = (swizzle, (128 // channels * blocks, first, channels))
+    if rest:
+        boxes["rest_desc"] = (swizzle, (128 // channels * blocks, rest, channels))
     if kind.w_bits < 4:  # planes, the higher one of two bits
         boxes["w_desc"] = (min(32 * blocks, 128), (64, 32 * blocks))
         if kind.w_bits == 3:
@@ -91,8 +95,10 @@ def launch_hopper(kernel, kind, tensors, options):
         group_scale, row_scale = tensors.weight_scale, None
     if kind.fp8:
         x, planes = x.view(torch.float8_e4m3fn), planes.view(torch.float8_e4m3fn)
+    rows = with_rows_behind(x, options["BLOCK_M"])
     matrices = {
-        "x_desc": with_rows_behind(x, options["BLOCK_M"]),
+        "x_desc": rows,
+        "rest_desc": rows,
         "w_desc": planes,
         "low_desc": low,
         "scale_desc": group_scale,

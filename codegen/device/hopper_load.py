@@ -35,6 +35,16 @@ def load_weights(g, shared, slot, n0, stage, inside):
 
 
 @gluon.jit
+def load_tokens(g, shared, slot, m0, stage, inside):
+    """Asks for the X of a stage into `slot`."""
+    k0 = stage * g.x.data.block_shape[0]
+    tma_load(g.x.data, [k0, m0, 0], shared.full.index(slot), shared.x.index(slot), pred=inside)
+    if g.x.rest is not None:
+        behind = m0 + g.x.data.block_shape[1]
+        tma_load(g.x.rest, [k0, behind, 0], shared.full.index(slot), shared.x_rest.index(slot), pred=inside)
+
+
+@gluon.jit
 def load_partition(TILE_OF: gl.constexpr, g, shared):
     """Keeps STAGES stages of the program's units in flight; TILE_OF: see `mma_partition`.
 
@@ -42,7 +52,6 @@ def load_partition(TILE_OF: gl.constexpr, g, shared):
     grouped GEMM has to wait for its tiles, and lets the next kernel begin behind its last load: programs that only wait
     beside its own cost more than an early begin gives (docs/experts.md).
     """
-    X_BOXES: gl.constexpr = g.x.data.block_shape[0]  # of a stage
     if g.tiles is None:
         gdc_launch_dependents()
     unit = gl.program_id(0)
@@ -53,8 +62,7 @@ def load_partition(TILE_OF: gl.constexpr, g, shared):
     gdc_wait()
     for early in gl.static_range(g.STAGES):
         stage = first + early
-        coordinates = [stage * X_BOXES, m0, 0]
-        tma_load(g.x.data, coordinates, shared.full.index(early), shared.x.index(early), pred=stage < last)
+        load_tokens(g, shared, early, m0, stage, stage < last)
     prefetched = last - first if last - first < g.STAGES else g.STAGES
     k = 0  # stages of this program so far
     for unit in range(gl.program_id(0), g.units, gl.num_programs(0)):
@@ -64,7 +72,7 @@ def load_partition(TILE_OF: gl.constexpr, g, shared):
                 slot = k % g.STAGES
                 mbarrier.wait(shared.empty.index(slot), (k // g.STAGES & 1) ^ 1)
                 load_weights(g, shared, slot, n0, stage, True)
-                tma_load(g.x.data, [stage * X_BOXES, m0, 0], shared.full.index(slot), shared.x.index(slot))
+                load_tokens(g, shared, slot, m0, stage, True)
             k += 1
     if g.tiles is not None:
         gdc_launch_dependents()

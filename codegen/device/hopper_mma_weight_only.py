@@ -261,4 +261,4 @@ def sum_weight_only_unit(g, shared, n0, first, last, k, WARPGROUP: gl.constexpr,
                 t = warpgroup_mma_wait(0, deps=[t])
                 y = y + scale_block(t, g, shared, slot * g.BLOCKS + block, OWN, layout)
         mbarrier.arrive(shared.empty.index(slot), count=1)
-    return y
+    return (y,)

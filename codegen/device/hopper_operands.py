@@ -12,9 +12,13 @@ WARPGROUP_ROWS = gl.constexpr(64)  # output channels of a warpgroup: rows of its
 
 
 class HopperActivations(NamedTuple):
-    """X [M, K]: data, a descriptor; scale: pointer float32 [M] of a token's codes, None of floats."""
+    """X [M, K]: data, a descriptor; scale: pointer float32 [M] of a token's codes, None of floats.
+
+    rest: of tiles of 192 tokens, which come in boxes of 128 and 64, a descriptor of the latter, else None.
+    """
 
     data: gl.tensor
+    rest: gl.tensor
     scale: gl.tensor
 
 
@@ -94,13 +98,14 @@ class HopperGemm(NamedTuple):
 class SharedBuffers(NamedTuple):
     """Shared memory of a program.
 
-    x [STAGES], w and low_codes [STAGES, warpgroups], group_scale [STAGES, BLOCKS]: boxes of the stages in flight, which
-    the barriers `full` [STAGES] hand to the MMA partitions and `empty` [STAGES] back. staging [warpgroups]: boxes of Y
-    on their way. slice_sums, slice_full, slice_empty [K_SLICES - 1, warpgroups]: sums of all K slices but the first,
-    and the barriers that hand them over and back.
+    x and x_rest [STAGES], w and low_codes [STAGES, warpgroups], group_scale [STAGES, BLOCKS]: boxes of the stages in
+    flight, which the barriers `full` [STAGES] hand to the MMA partitions and `empty` [STAGES] back. staging
+    [warpgroups, buffers]: boxes of Y on their way. slice_sums, slice_full, slice_empty [K_SLICES - 1, warpgroups]: sums
+    of all K slices but the first, and the barriers that hand them over and back.
     """
 
     x: gl.tensor
+    x_rest: gl.tensor
     w: gl.tensor
     low_codes: gl.tensor
     group_scale: gl.tensor
@@ -118,6 +123,15 @@ def sum_dtype(dtype):
     return gl.int32 if dtype == gl.int8 else gl.float32
 
 
+@gluon.constexpr_function
+def staging_buffers(channels, tokens, operand_bits):
+    """Boxes of Y of a warpgroup on their way at once. Sums of many tokens leave by several, and two overlap.
+
+    Where decoding takes most of the time, or four warpgroups take most of the memory, stages are worth more.
+    """
+    return 2 if tokens > 64 and channels < 256 and operand_bits == 8 else 1
+
+
 @gluon.jit
 def allocate_shared(g):
     """`SharedBuffers` of a program, its barriers ready.
@@ -130,10 +144,14 @@ def allocate_shared(g):
     if g.w.low_codes is not None:
         low_codes = allocate_boxes(g.w.low_codes, g.STAGES * WARPGROUPS)
     x = allocate_boxes(g.x.data, g.STAGES)
+    x_rest = x
+    if g.x.rest is not None:
+        x_rest = allocate_boxes(g.x.rest, g.STAGES)
     group_scale = w
     if g.w.group_scale is not None:
         group_scale = allocate_boxes(g.w.group_scale, g.STAGES * g.BLOCKS)
-    staging = allocate_boxes(g.out.data, WARPGROUPS)
+    BUFFERS: gl.constexpr = staging_buffers(g.BLOCK_N, g.BLOCK_M, g.x.data.dtype.primitive_bitwidth)
+    staging = allocate_boxes(g.out.data, WARPGROUPS * BUFFERS)
     full, empty = allocate_barriers(g.STAGES), allocate_barriers(g.STAGES)
     init_barrier_pairs(full, empty, g.STAGES, WARPGROUPS)
     slice_sums, slice_full, slice_empty = staging, full, full
@@ -144,4 +162,5 @@ def allocate_shared(g):
         slice_sums = gl.allocate_shared_memory(dtype, [HANDED, WARPGROUP_ROWS, g.BLOCK_M], layout)
         slice_full, slice_empty = allocate_barriers(HANDED), allocate_barriers(HANDED)
         init_barrier_pairs(slice_full, slice_empty, HANDED, 1)
-    return SharedBuffers(x, w, low_codes, group_scale, full, empty, slice_sums, slice_full, slice_empty, staging)
+    stages = x, x_rest, w, low_codes, group_scale, full, empty
+    return SharedBuffers(*stages, slice_sums, slice_full, slice_empty, staging)

@@ -34,27 +34,33 @@ def add_teams(total, shared, number, g, WARPGROUP: gl.constexpr):
 
 @gluon.jit
 def add_partials(total, g, unit, tile, WARPGROUP: gl.constexpr):
-    """The sums [64, BLOCK_M] of the units of a tile, added in their order by the last to come; whether this one is it.
+    """The sums [64, BLOCK_M] of the units of a tile, added by the last to come; whether this one is it.
 
-    tile: its number. Each unit writes its sums down and counts itself.
+    tile: its number. Each unit writes its sums down and counts itself. Three and more sums of floats are added in the
+    order of their units, which no other order replaces.
     """
     is_last = True
     if g.SPLIT > 1:
         layout: gl.constexpr = total.type.layout
         COLUMNS: gl.constexpr = total.shape[1]
         WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS
+        share = unit % g.SPLIT
         counter = tile * WARPGROUPS + WARPGROUP
         counters = g.units // g.SPLIT * WARPGROUPS
         row = gl.arange(0, WARPGROUP_ROWS, gl.SliceLayout(1, layout))
         cell = row[:, None] * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))[None, :]
         place = g.split.partials + counter.to(gl.int64) * (WARPGROUP_ROWS * COLUMNS) + cell
         step = counters.to(gl.int64) * (WARPGROUP_ROWS * COLUMNS)
-        gl.store(place + unit % g.SPLIT * step, total)
+        gl.store(place + share * step, total)
         partition_barrier()
         is_last = gl.atomic_add(g.split.counters + counter, 1, sem="acq_rel") == g.SPLIT - 1
         if is_last:
             gl.store(g.split.counters + counter, 0)
-            total = gl.load(place)
-            for share in gl.static_range(1, g.SPLIT):
-                total += gl.load(place + share * step)
+            if g.SPLIT == 2 or total.dtype == gl.int32:
+                for other in gl.static_range(1, g.SPLIT):
+                    total += gl.load(place + (share + other) % g.SPLIT * step)
+            else:
+                total = gl.load(place)
+                for other in gl.static_range(1, g.SPLIT):
+                    total += gl.load(place + other * step)
     return total, is_last

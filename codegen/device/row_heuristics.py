@@ -12,6 +12,7 @@ LEAST_CHANNELS = 1024  # of a program of short rows
 MANY_ROWS = 4096  # from which programs of short rows have four warps: a multiprocessor runs no more than 32 programs
 PRODUCT_ROWS = 16  # of one product on the tensor cores
 MOST_WARPS = 32  # of a program, by the hardware
+RESIDENT_WARPS = 64  # of a multiprocessor
 
 
 def row_tiles(columns, tokens, unit, held):
@@ -26,7 +27,8 @@ def row_tiles(columns, tokens, unit, held):
     elif length <= 8192:
         warps = max(1, length // 1024)  # 32 channels a thread, so that many rows are under way
     else:
-        warps = min(MOST_WARPS, length // 2048)
+        resident = RESIDENT_WARPS * MULTIPROCESSORS // tokens  # of each program, if all are to run at once
+        warps = min(MOST_WARPS, max(length // 2048, triton.next_power_of_2(resident + 1) // 2))
     rows = max(1, LEAST_CHANNELS // length)
     if length <= LEAST_CHANNELS and tokens >= MANY_ROWS:
         rows, warps = 4 * rows, 4 * warps

@@ -354,7 +354,7 @@ def _absent(kernel: Kernel, residual: bool) -> dict[str, None]:
 
 def _second_absent(kernel: GemmKernel, types: dict[str, str]) -> dict[str, None]:
     """Parameters of the second kernel that get None, beside those of the first; types: with those of its boxes."""
-    absent = [name for name in ("low_desc", "scale_desc") if name not in types]
+    absent = [name for name in ("rest_desc", "low_desc", "scale_desc") if name not in types]
     if kernel.activation_bits == 16:
         absent += ["weight_scale"] * (kernel.weight_group is not None)
     return dict.fromkeys(absent)
@@ -410,6 +410,7 @@ def _second_types(module: ModuleType, kernel: GemmKernel, options: dict[str, Any
     byte = "i8" if kernel.number == INTEGER else "fp8e4nv"
     values = {
         "x_desc": ("bf16", 16) if floating else (byte, 8),
+        "rest_desc": (byte, 8),
         "w_desc": ("u8" if kernel.weight_bits < 8 else byte, 8),
         "low_desc": ("u8", 8),
         "scale_desc": ("fp16", 16),

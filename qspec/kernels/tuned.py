@@ -192,7 +192,7 @@ def candidates(kernel: GemmKernel, channels: int, columns: int, tokens: int) -> 
         yield dict(CUBLAS)
     for block_n, block_m, blocks, share, slices in _tiles(kernel, tokens):
         options = {"BLOCK_N": block_n, "BLOCK_M": block_m, "K_BLOCKS": blocks, "CTAS_PER_SM": share, "K_SLICES": slices}
-        stages = min(MOST_STAGES, (SHARED // share - 1024 - _sent(options)) // _stage(kernel, options))
+        stages = min(MOST_STAGES, (SHARED // share - 1024 - _sent(kernel, options)) // _stage(kernel, options))
         stages -= stages % slices  # a stage is always the same slice's
         parts = MULTIPROCESSORS * share // (-(-channels // block_n) * -(-tokens // block_m))
         for split in SPLITS:
@@ -217,7 +217,7 @@ def accepts(kernel: GemmKernel, columns: int, options: Options) -> bool:
     groups = block_n // ROWS * slices  # warpgroups that multiply
     made: bool = (
         block_n in (64, 128) + (() if floating else (192,))  # scales come in boxes of a power of two
-        and block_m in (8, 16, 32, 64, 128, 256)
+        and (block_m in (8, 16, 32, 64, 128, 256) or (block_m == 192 and split == 1 and not floating))
         and blocks in (1, 2, 4)
         and not (floating and kernel.weight_bits < 4 and blocks == 1)  # a plane's box is 32 bytes wide or more
         and (slices == 1 or block_n == ROWS)
@@ -229,7 +229,7 @@ def accepts(kernel: GemmKernel, columns: int, options: Options) -> bool:
     if not made:
         return False
     sums = block_m // 2 * (2 if floating else 1)  # of a thread; of floats a group's beside those of the tile
-    taken = stages * _stage(kernel, options) + _sent(options) + 1024
+    taken = stages * _stage(kernel, options) + _sent(kernel, options) + 1024
     fits: bool = share * taken <= SHARED and sums < REGISTERS // (share * 128 * (groups + 1))
     return fits
 
@@ -244,6 +244,8 @@ def _tiles(kernel: GemmKernel, tokens: int) -> Iterator[tuple[int, int, int, int
             yield from ((64, 128, least, 1, slices) for slices in ((2, 3) if least == 1 else (1,)))
         if not floating:  # which has 4096 sums of a group beside those of a tile
             yield from ((128, 256, 1, 1, 1), (192, 128, 1, 1, 1), (192, 64, 1, 1, 1), (128, 64, 2, 1, 1))
+            if tokens > 128:
+                yield (192, 192, 1, 1, 1)
         return
     block_m = next(size for size in (8, 16, 32, 64) if tokens <= size)
     for blocks in (2, 4) if tokens <= 16 else (1, 2) if least == 1 else (2,):
@@ -262,7 +264,10 @@ def _stage(kernel: GemmKernel, options: Options) -> int:
     return int(options["K_BLOCKS"] * (weights + options["BLOCK_M"] * (256 if floating else 128)))
 
 
-def _sent(options: Options) -> int:
-    """Bytes of shared memory that outputs take on their way, of each channel no more than 128, and sums of slices."""
-    sent, sums = min(128, 4 * options["BLOCK_M"]), 4 * options["BLOCK_M"] * (options["K_SLICES"] - 1)
+def _sent(kernel: GemmKernel, options: Options) -> int:
+    """Bytes of shared memory that outputs take on their way, of each channel no more than 128, or twice as many, and
+    sums of slices."""
+    double = options["BLOCK_M"] > FEW and kernel.activation_bits < 16
+    sent = 256 if double else min(128, 4 * options["BLOCK_M"])
+    sums = 4 * options["BLOCK_M"] * (options["K_SLICES"] - 1)
     return int(options["BLOCK_N"] * (sent + sums))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -81,6 +82,7 @@ OTHERS: tuple[Kernel, ...] = (
 
 
 SPILLED = {("gemm_w3g128_asym_a16", "sm_90"): 24}  # bytes, of 128 x 128 sums, by Triton 3.9; none by 3.6
+SPILLED_OF_192 = 16  # of nibbles and 192 x 192 sums, likewise
 OPERANDS = {  # of quantized products, as the instructions name them
     "int": dict.fromkeys(("sm_80", "sm_90", "sm_100"), ("s8", "i8")),
     "fp8_e4m3": {"sm_80": ("f16",), "sm_90": ("e4m3.e4m3",), "sm_100": ("f8f6f4",), "sm_120": ("e4m3.e4m3",)},
@@ -267,7 +269,7 @@ def test_every_recipes_kernels_compile(target: str) -> None:
     assert [problem for kernel in kernels for problem in compile_ahead(kernel, target).problems] == []
 
 
-@pytest.mark.parametrize("tokens", [1, 32, 64, 192, 448, 1024])
+@pytest.mark.parametrize("tokens", [1, 32, 64, 192, 448, 1024, 1152])
 @pytest.mark.parametrize(
     "kernel",
     [kernel for kernel in (*KERNELS, *FLOAT_GATES) if isinstance(kernel, GemmKernel) and kernel.hopper],
@@ -277,16 +279,18 @@ def test_second_kernels_compile_for_each_size(kernel: GemmKernel, tokens: int) -
     """Gluon does not run under the interpreter: this, and the tests on a GPU, are what tests them."""
     report = compile_ahead(kernel, "sm_90", tokens=tokens)
     assert report.problems == ()
-    assert report.stack <= (SPILLED.get((kernel.name, "sm_90"), 0) if tokens > 64 else 0)
-    assert len(report.instructions) == 1
-    narrow = tokens == 192 and kernel.activation_bits < 16  # 32 x 2 tiles of 128 are half a wave
-    assert f"n{64 if narrow else min(max(tokens, 8), 128)}k" in report.instructions[0]
+    allowed = SPILLED_OF_192 if tokens == 1152 else 0
+    assert report.stack <= (max(SPILLED.get((kernel.name, "sm_90"), 0), allowed) if tokens > 64 else 0)
+    quantized = kernel.activation_bits < 16
+    narrow = tokens == 192 and quantized  # 32 x 2 tiles of 128 are half a wave
+    widths = [64 if narrow else min(max(tokens, 8), 128), *([64] if tokens == 1152 and quantized else [])]
+    assert sorted(int(re.findall(r"n(\d+)k", name)[0]) for name in report.instructions) == sorted(widths)
 
 
 @pytest.mark.parametrize(
     ("kernel", "target", "tokens"),
     [
-        *((KERNELS[0], "sm_90", tokens) for tokens in (1, 32, 64, 256, 1024)),
+        *((KERNELS[0], "sm_90", tokens) for tokens in (1, 32, 64, 256, 1024, 1152)),
         (KERNELS[3], "sm_90", 1024),
         *((KERNELS[4], "sm_90", tokens) for tokens in (32, 1024)),
         *((kernel, target, 1024) for kernel in (KERNELS[0], KERNELS[4]) for target in ("sm_80", "sm_100")),
@@ -297,7 +301,7 @@ def test_products_that_add_a_residual_compile(kernel: Kernel, target: str, token
     """With no more shared memory than without one: options that fit do so either way."""
     alone, adding = (compile_ahead(kernel, target, tokens, residual=residual) for residual in (False, True))
     assert adding.problems == ()
-    assert adding.stack == 0
+    assert adding.stack <= (SPILLED_OF_192 if tokens == 1152 else 0)
     assert adding.instructions == alone.instructions
     assert adding.shared - alone.shared < 64
 

@@ -51,8 +51,15 @@ def options(n: int, m: int, blocks: int, stages: int, **others: int) -> dict[str
         # and 32 x 4 of 128 x 128 one of 12.5
         (INT4, 320, 4096, 4096, options(192, 64, 1, 4)),
         (INT4, 448, 4096, 4096, options(128, 128, 1, 4)),
-        # 128 x 3 tiles of 192 x 128 are three waves, 49.2; 192 x 2 of 128 x 256 three of 21.5
-        (INT4, 384, 24576, 4096, options(192, 128, 1, 4)),
+        # 128 x 2 tiles of 192 x 192 are two waves, 49.0; 128 x 3 of 192 x 128 three, 49.2; 64 x 2 of 192 x 192 are one,
+        # 24.5, where 64 x 3 of 192 x 128 are two
+        (INT4, 384, 24576, 4096, options(192, 192, 1, 4)),
+        (INT4, 384, 12288, 4096, options(192, 192, 1, 4)),
+        (INT8, 384, 12288, 4096, options(192, 192, 1, 3)),
+        # in bytes two waves of 29.5 are longer than three of 18.0
+        (INT8, 384, 24576, 4096, options(192, 128, 1, 4)),
+        # what two units would share is no tile of 192 tokens: 22 x 2 tiles, a third of a wave
+        (INT4, 384, 4096, 12288, options(192, 64, 1, 4)),
         # 192 x 4 tiles of 128 x 256 are six waves, 129; 128 x 8 of 192 x 128 eight, 131.2
         (INT4, 1024, 24576, 4096, options(128, 256, 1, 4)),
         # 64 tiles, two CTAs on each of 132 multiprocessors: 264 / 64 units; 264 and more tiles: three CTAs

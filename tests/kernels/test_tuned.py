@@ -180,7 +180,7 @@ def test_a_files_own_tiles_load_ahead_and_fit(
             options = module.hopper_tiles(module.FORMAT, tokens, channels, columns)
             assert options["STAGES"] >= tuned.LEAST_STAGES
             assert options["STAGES"] % options["K_SLICES"] == 0
-            taken = options["STAGES"] * tuned._stage(kernel, options) + tuned._sent(options) + 1024
+            taken = options["STAGES"] * tuned._stage(kernel, options) + tuned._sent(kernel, options) + 1024
             assert options["CTAS_PER_SM"] * taken <= tuned.SHARED
 
 
