@@ -32,8 +32,8 @@ class ExpertsCell:
 
     gate_up, down: microseconds of the grouped GEMMs. whole: of both with the quantization of their inputs. layer: of
     everything, with sorting and the weighted sum. weight_bytes: of the experts that were chosen. others: of both GEMMs
-    by name, with the quantization of their inputs where there is one; `BASE` is among them. base_layer: of everything
-    by torch's operations in bfloat16.
+    by name, with the quantization of their inputs where there is one. layers: of everything by name. `BASE` is among
+    both, the latter by torch's operations in bfloat16.
     """
 
     format: str
@@ -45,23 +45,36 @@ class ExpertsCell:
     layer: float
     weight_bytes: int
     others: Mapping[str, float]
-    base_layer: float
+    layers: Mapping[str, float]
 
     def over(self, name: str) -> float:
         """How many times faster than another are both GEMMs; above 1 we are ahead."""
         return self.others[name] / self.whole
 
+    def over_layer(self, name: str) -> float:
+        """How many times faster than another is everything; above 1 we are ahead."""
+        return self.layers[name] / self.layer
+
     @property
     def best_peer(self) -> str | None:
         """Of the others but the base the one that we are least ahead of."""
-        names = [name for name in self.others if name != BASE]
-        return min(names, key=self.over) if names else None
+        return _best(self.others)
+
+    @property
+    def best_layer_peer(self) -> str | None:
+        """The same of whole layers."""
+        return _best(self.layers)
 
     @property
     def operations(self) -> int:
         """Multiplications and additions of the GEMMs."""
         size = MIXTURES[self.model]
         return 2 * self.tokens * size.chosen * 3 * size.width * size.inner
+
+
+def _best(times: Mapping[str, float]) -> str | None:
+    names = [name for name in times if name != BASE]
+    return min(names, key=times.__getitem__) if names else None
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,8 @@ def markdown(run: ExpertsRun) -> str:
         f"{BASE}: torch._grouped_mm on sorted rows. "
         "`layer`: everything, with sorting and the weighted sum, beside the same by torch's operations in bfloat16.",
     ]
+    if any(cell.best_layer_peer for cell in run.cells):
+        lines[-1] += " vLLM's times are of everything too: its fused_experts, and Marlin its fused_marlin_moe."
     for model in dict.fromkeys(cell.model for cell in run.cells):
         lines += ["", *_table(model, [cell for cell in run.cells if cell.model == model])]
     lines += [f"\n{name} did not run: {why}" for name, why in run.failed.items()]
@@ -107,8 +122,9 @@ def markdown(run: ExpertsRun) -> str:
 def _table(model: str, cells: Sequence[ExpertsCell]) -> list[str]:
     size = MIXTURES[model]
     peers = list(dict.fromkeys(name for cell in cells for name in cell.others))
+    layers = list(dict.fromkeys(name for cell in cells for name in cell.layers if name != BASE))
     head = ["format", "tokens", "gate, up", "down", "both", "GB/s", "TFLOP/s", "over bf16", "over best peer"]
-    head += ["layer", "layer bf16", "over it", *peers]
+    head += ["layer", "layer bf16", "over it", "over best layer peer", *peers, *layers]
     lines = [
         f"**{model}**: {size.experts} experts of 3 x {size.inner} x {size.width}, {size.chosen} a token",
         "",
@@ -116,11 +132,16 @@ def _table(model: str, cells: Sequence[ExpertsCell]) -> list[str]:
         f"|{'---|' * len(head)}",
     ]
     for cell in cells:
-        best, gemms = cell.best_peer, cell.gate_up + cell.down
+        best, best_layer, gemms = cell.best_peer, cell.best_layer_peer, cell.gate_up + cell.down
         row = [cell.format, str(cell.tokens), *(f"{one:.1f}" for one in (cell.gate_up, cell.down, cell.whole))]
         row += [f"{cell.weight_bytes / gemms / 1e3:.0f}", f"{cell.operations / gemms / 1e6:.0f}"]
         row += [f"{cell.over(name):.2f}" if name in cell.others else "" for name in (BASE, best or "")]
-        row += [f"{cell.layer:.1f}", f"{cell.base_layer:.1f}", f"{cell.base_layer / cell.layer:.2f}"]
-        row += [f"{cell.others[name]:.1f}" if name in cell.others else "" for name in peers]
+        row += [f"{cell.layer:.1f}", *_times(cell.layers, [BASE])]
+        row += [f"{cell.over_layer(name):.2f}" if name in cell.layers else "" for name in (BASE, best_layer or "")]
+        row += [*_times(cell.others, peers), *_times(cell.layers, layers)]
         lines.append(f"| {' | '.join(row)} |")
     return lines
+
+
+def _times(times: Mapping[str, float], names: Sequence[str]) -> list[str]:
+    return [f"{times[name]:.1f}" if name in times else "" for name in names]
