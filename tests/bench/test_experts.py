@@ -100,7 +100,7 @@ def test_experts_are_timed(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.filterwarnings("ignore")  # of packages that are imported
-@pytest.mark.parametrize(("fmt", "most"), [("w8a8", 0.06), ("w4a8", 0.06), ("w8a8_fp8", 0.06), ("w4a16_g128", 0.02)])
+@pytest.mark.parametrize(("fmt", "most"), [("w8a8", 0.04), ("w4a8", 0.04), ("w8a8_fp8", 0.08), ("w4a16_g128", 0.02)])
 def test_layers_compute_the_same(fmt: str, most: float) -> None:
     """Ours and those of packages that are installed, from the same codes: what is left is of activations' codes."""
     size = Mixture(8, 512, 256, 2)
