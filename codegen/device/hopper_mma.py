@@ -24,7 +24,7 @@ def mma_partition(SUM_UNIT: gl.constexpr, TILE_OF: gl.constexpr, WARPGROUP: gl.c
     WARPGROUPS: gl.constexpr = g.BLOCK_N // WARPGROUP_ROWS  # of a slice
     AT_ONCE: gl.constexpr = g.BLOCK_M if g.BLOCK_M <= shared.staging.shape[1] else shared.staging.shape[1]
     FULL: gl.constexpr = WARPGROUPS * g.K_SLICES == 4 or (g.x.rest is not None and g.out.residual is not None)
-    EARLY: gl.constexpr = g.BLOCK_M == AT_ONCE or not FULL
+    EARLY: gl.constexpr = g.BLOCK_M == AT_ONCE or (g.x.scale is not None and not FULL)
     HALVES: gl.constexpr = g.tiles is not None and g.BLOCK_M > AT_ONCE
     if HALVES or g.x.rest is not None:
         gl.static_assert(g.SPLIT == 1 and g.K_SLICES == 1, "what is added up has the sizes of a tile")

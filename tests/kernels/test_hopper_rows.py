@@ -69,3 +69,20 @@ def test_rows_of_the_second_kernel_fit() -> None:
     assert fit(24576, 128)
     assert not fit(24704, 128)
     assert not fit(28 * 257 // 128 * 128 + 128, 28)  # more than 256 blocks of 28
+
+
+@pytest.mark.parametrize(
+    ("tokens", "columns", "warps"),
+    [
+        (128, 12288, 32),  # up to one row a multiprocessor: 8 channels a thread
+        (129, 12288, 32),  # 64 warps of 132 multiprocessors are 65 for each of 129 rows, and 32 are the most
+        (384, 12288, 16),  # 22 for each
+        (512, 12288, 16),
+        (513, 18944, 16),  # 16 for each, and 32768 places in no fewer
+        (1024, 12288, 8),
+        (4096, 12288, 8),  # 2 for each, but a thread has no more than 64 channels
+        (384, 4096, 4),
+    ],
+)
+def test_rows_have_as_many_warps_as_run_at_once(tokens: int, columns: int, warps: int) -> None:
+    assert device_module("row_heuristics").row_tiles(columns, tokens, 1, 1)["num_warps"] == warps
