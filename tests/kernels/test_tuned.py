@@ -275,6 +275,10 @@ def test_options_are_of_the_kernels_form() -> None:
     """Scales of W4A16 come in boxes of a power of two; a plane of W3A16 is 32 bytes wide from two blocks on."""
     wide = OPTIONS | {"BLOCK_N": 192, "SPLIT": 1}
     assert [tuned.accepts(kernel, 4096, wide) for kernel in (W4A4, W4A16)] == [True, False]
+    long = wide | {"BLOCK_M": 192, "K_BLOCKS": 1}  # two tensors of sums, which units do not share
+    assert tuned.accepts(W4A4, 4096, long)
+    assert not tuned.accepts(W4A4, 4096, long | {"SPLIT": 2})
+    assert not tuned.accepts(W4A16, 4096, long | {"BLOCK_N": 64})
     narrow = OPTIONS | {"K_BLOCKS": 1}
     assert [tuned.accepts(kernel, 4096, narrow) for kernel in (W4A16, W3A16)] == [True, False]
     assert not tuned.accepts(W4A4, 4096 + 64, OPTIONS)
