@@ -11,7 +11,7 @@ from qspec.diagnostics import Span, quote
 from qspec.language.grammar import Mismatch, parse
 from qspec.language.patterns import compiled, problem
 from qspec.language.syntax import Leaf, Tree
-from qspec.models.family import ROUTER, ModuleEntry, Path
+from qspec.models.family import ROUTER, ModuleEntry, Path, Role
 
 
 @dataclass(frozen=True)
@@ -185,11 +185,16 @@ class ModuleTable:
     def __init__(self, modules: Sequence[ModuleEntry], layers: int) -> None:
         self.modules = tuple(modules)
         self.layers = layers
-        self._alike: dict[Path, dict[int | None, list[int]]] = {}  # role without its block -> block -> places
+        alike: dict[tuple[str, int | None, bool], dict[int | None, list[int]]] = {}
         for place, entry in enumerate(self.modules):
             for name in entry.names:
-                (first, block), *rest = name.role.path
-                self._alike.setdefault(((first, None), *rest), {}).setdefault(block, []).append(place)
+                role = name.role
+                own = alike.setdefault((role.part, role.expert, role.block is None), {})
+                own.setdefault(role.block, []).append(place)
+        self._alike: dict[Path, dict[int | None, list[int]]] = {}  # role without its block -> block -> places
+        for (part, expert, outside), own in alike.items():
+            (first, _), *rest = Role(part, None if outside else 0, expert).path
+            self._alike[((first, None), *rest)] = own
         self._found: dict[str, tuple[int, ...]] = {}
 
     def select(self, selector: Selector) -> tuple[int, ...]:
