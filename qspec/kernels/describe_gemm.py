@@ -42,7 +42,7 @@ On compute capability 9.0 a warp-specialized kernel runs{where}. Its load partit
 TMA bring stages of K_BLOCKS blocks of 128 channels, STAGES of them in flight. One to three MMA partitions, a warpgroup
 each, multiply them: 64 output channels each, or, as K_SLICES, every n-th stage of the same 64; the
 first slice adds the sums of the others. CTAS_PER_SM CTAs fit on a multiprocessor, and each takes tiles in turn. SPLIT
-units share the channels of a tile; each writes its partial sums, and the last to come adds them in their order.
+units share the channels of a tile; each writes its partial sums, and the last to come adds them, floats in their order.
 Weights are loaded before the kernel ahead has ended: they must not be what that kernel writes. A weight's GEMMs
 must not run on two streams at once: they count their units in one place."""
 
